@@ -1,0 +1,103 @@
+# Short verbs over one environment in .venv. `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+# What the linters read: every folder of ours that exists.
+CODE := $(wildcard matl matl_common matl_coordinator matl_participant scripts benchmarks tests)
+
+# `make check TESTS=done` skips the suite, for a caller that has just run it or is about to.
+TESTS ?= test
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check dev proto fix clean constraints \
+	format lint types imports wire-drift migrations-drift
+
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  make demo EPSILON=4 ATTACK=sign-flip PATIENTS=2100 ROUNDS=8    change the demo"
+	@echo "  make test ARGS='-m hostile'                                   run one subject"
+
+demo: $(VENV)/demo.stamp ## Five hospitals train one model on this machine; results in out/demo/
+	@$(RUN) -m matl.demo \
+		$(if $(EPSILON),--epsilon '$(EPSILON)') $(if $(ATTACK),--attack '$(ATTACK)') \
+		$(if $(PATIENTS),--patients '$(PATIENTS)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
+
+test: $(VENV)/dev.stamp ## Run the tests, on real processes, sockets and PostgreSQL
+	@$(RUN) -m pytest $(ARGS)
+
+check: format lint types imports wire-drift migrations-drift $(filter-out done,$(TESTS)) ## Everything that must hold before a change lands
+
+dev: $(VENV)/dev.stamp ## Set up .venv for working on the code
+	@echo "Ready: source $(VENV)/bin/activate"
+
+proto: $(VENV)/dev.stamp ## Generate matl_common/wire from proto/
+	@$(RUN) scripts/dev/generate_wire.py
+
+fix: $(VENV)/dev.stamp ## Format the code and repair what the linter can repair
+	@$(RUN) -m ruff check --quiet --fix $(CODE) || true
+	@$(RUN) -m ruff format $(CODE)
+
+constraints: $(VENV)/dev.stamp ## Choose new versions of every dependency and pin them
+	@$(RUN) scripts/dev/pin_constraints.py
+
+clean: ## Remove the environment, the caches and everything in out/
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
+
+# The gates of `make check`, one by one.
+
+format: $(VENV)/dev.stamp
+	@$(RUN) -m ruff format --check $(CODE)
+
+lint: $(VENV)/dev.stamp
+	@$(RUN) -m ruff check $(CODE)
+
+types: $(VENV)/dev.stamp
+	@$(RUN) -m mypy $(CODE)
+
+imports: $(VENV)/dev.stamp
+	@$(VENV)/bin/lint-imports
+
+wire-drift: $(VENV)/dev.stamp
+	@$(RUN) scripts/dev/generate_wire.py --check
+
+migrations-drift: $(VENV)/dev.stamp
+	@$(RUN) scripts/dev/check_migrations.py
+
+# One benchmark a file: benchmarks/aggregation.py is `make bench-aggregation`.
+
+BENCHMARKS := $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))
+ifneq ($(BENCHMARKS),)
+.PHONY: bench
+bench: $(BENCHMARKS:benchmarks/%.py=bench-%) ## Run every benchmark; figures in out/bench/
+
+bench-%: benchmarks/%.py $(VENV)/dev.stamp
+	@$(RUN) $<
+endif
+
+# The environment. A stamp is newer than what it was installed from, or the install runs again;
+# the development extra contains the demo's, so nothing is installed twice.
+
+INSTALL := $(RUN) -m pip --disable-pip-version-check install -qq -c constraints.txt
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(RUN)
+	@echo "Installing MATL into $(VENV); the first time this takes a few minutes."
+	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(RUN)
+	@echo "Installing MATL for development into $(VENV); the first time this takes a few minutes."
+	@$(INSTALL) -e '.[demo,dev]'
+	@touch $(VENV)/demo.stamp $@
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "MATL needs Python 3.11 or newer: apt-get install python3 python3-venv," \
+			"or make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)

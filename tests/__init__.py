@@ -1,0 +1,1 @@
+"""Tests mirror the packages; each folder here is one of ours."""

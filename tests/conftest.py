@@ -1,0 +1,48 @@
+"""Fixtures every test may use, and the order of the run. No test data here."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from tests.postgres import PostgresUnavailableError, fresh_database, running_postgres
+
+# Before numpy or torch load: small tensors gain nothing from threads, and tests share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A deadline measures the machine's load, not the code. CI repeats the same examples every time.
+settings.register_profile("matl", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("matl")
+
+# Cheap failures first.
+SLOWER_KINDS = ("postgres", "browser", "prometheus", "peers", "hostile", "crash", "system")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run pure tests first and whole systems last, otherwise in the order they are written."""
+    items.sort(key=_slowness)
+
+
+def _slowness(item: pytest.Item) -> int:
+    kinds = {marker.name for marker in item.iter_markers()}
+    ranks = (rank for rank, kind in enumerate(SLOWER_KINDS, start=1) if kind in kinds)
+    return max(ranks, default=0)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Yield the URL of a PostgreSQL server that this run alone uses."""
+    try:
+        with running_postgres() as url:
+            yield url
+    except PostgresUnavailableError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """Yield the URL of an empty database that this test alone uses."""
+    with fresh_database(postgres_url) as url:
+        yield url
