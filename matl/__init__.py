@@ -1,0 +1,1 @@
+"""MATL: the library a researcher imports."""

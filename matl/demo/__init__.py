@@ -1,0 +1,1 @@
+"""The demonstration federation: semi-synthetic photographs, hospitals and their runner."""
