@@ -1,0 +1,1 @@
+"""Who a peer is: keys, certificates, the allow-list and mutual TLS."""

@@ -1,0 +1,181 @@
+"""Mutual TLS 1.3 for gRPC; the only module that touches gRPC credentials.
+
+A server demands a certificate from the participants' authority. A client trusts the
+coordinator's authority alone, which certifies no one else, and demands the server
+name derived from the coordinator's SPIFFE id, so that no other certificate passes,
+whatever address was dialled. Whether a peer is enrolled is the allow-list's question.
+
+TLS 1.2 is shut out twice: by the cipher suites set in ``matl_common`` before gRPC is
+imported, and by ``peer_certificate`` on every RPC.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+from cryptography import x509
+
+from matl_common import TLS_SUITES, TLS_SUITES_VARIABLE
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
+from matl_common.identity.certificates import PeerCertificate, SpiffeId, parse_peer_certificate
+from matl_common.identity.keys import load_private_key, private_key_pem, spki_pin
+
+MAX_MESSAGE_BYTES = 2 << 20
+MAX_METADATA_BYTES = 8 << 10
+MAX_STREAMS_PER_CONNECTION = 64
+HANDSHAKE_TIMEOUT_MS = 10_000
+KEEPALIVE_TIME_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+MIN_PING_INTERVAL_MS = 30_000
+MAX_PING_STRIKES = 2
+MAX_CONNECTION_IDLE_MS = 15 * 60_000
+# Bounds how long a connection outlives a change of trusted authorities.
+MAX_CONNECTION_AGE_MS = 60 * 60_000
+MAX_CONNECTION_AGE_GRACE_MS = 60_000
+RECONNECT_BACKOFF_MS = 500
+MAX_RECONNECT_BACKOFF_MS = 10_000
+
+_TLS_1_3 = b"TLSv1.3"
+
+ChannelOptions = tuple[tuple[str, int | str], ...]
+
+
+class PeerRefusedError(MatlError):
+    """The connection does not identify a node: no TLS 1.3, or a certificate of no node."""
+
+
+class AuthenticatedContext(Protocol):
+    """The part of a gRPC servicer context that identity comes from."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What the transport knows of the peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where a node keeps its TLS key, its certificate chain and the authority it trusts."""
+
+    private_key: Path
+    certificate_chain: Path
+    trusted_authority: Path
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials of a server that demands a client certificate.
+
+    Raises:
+        ConfigurationError: a file is missing or does not fit the others, or gRPC was
+            imported before ``matl_common``.
+    """
+    key, chain, authority = _load(files)
+    return grpc.ssl_server_credentials(
+        [(key, chain)], root_certificates=authority, require_client_auth=True
+    )
+
+
+def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+    """Credentials of a client. Use them with ``channel_options``, which pins the server.
+
+    Raises:
+        ConfigurationError: as ``server_credentials``.
+    """
+    key, chain, authority = _load(files)
+    return grpc.ssl_channel_credentials(
+        root_certificates=authority, private_key=key, certificate_chain=chain
+    )
+
+
+def peer_certificate(context: AuthenticatedContext) -> PeerCertificate:
+    """Who is calling, from the connection alone; never from metadata or the message.
+
+    Raises:
+        PeerRefusedError: the connection is not TLS 1.3 or has no node's certificate.
+    """
+    properties = context.auth_context()
+    version = tuple(properties.get("ssl_tls_version", ()))
+    if version != (_TLS_1_3,):
+        raise PeerRefusedError("the connection does not use TLS 1.3; upgrade the client")
+    match tuple(properties.get("x509_pem_cert", ())):
+        case (pem,):
+            try:
+                return parse_peer_certificate(pem)
+            except InvalidInputError as error:
+                raise PeerRefusedError(str(error)) from error
+    raise PeerRefusedError("the connection presents no client certificate")
+
+
+def server_options() -> ChannelOptions:
+    """Limits of a server against slow, large, many and immortal connections."""
+    return (
+        *_message_limits(),
+        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
+        ("grpc.max_connection_idle_ms", MAX_CONNECTION_IDLE_MS),
+        ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
+        ("grpc.max_connection_age_grace_ms", MAX_CONNECTION_AGE_GRACE_MS),
+        # Otherwise a second coordinator could share the port and take half the calls.
+        ("grpc.so_reuseport", 0),
+    )
+
+
+def channel_options(coordinator: SpiffeId) -> ChannelOptions:
+    """Limits of a client, and the name the coordinator's certificate must carry."""
+    return (
+        *_message_limits(),
+        ("grpc.ssl_target_name_override", coordinator.server_name),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+        ("grpc.min_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+        ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
+        # Only the caller knows which calls may be repeated.
+        ("grpc.enable_retries", 0),
+    )
+
+
+def _message_limits() -> ChannelOptions:
+    # Never -1: without a limit, a compressed message of zeros fills the memory.
+    return (
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
+    )
+
+
+def _load(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
+    if os.environ.get(TLS_SUITES_VARIABLE) != TLS_SUITES:
+        raise ConfigurationError(
+            "gRPC could negotiate TLS 1.2 in this process; import matl_common before grpc, "
+            f"or start it with {TLS_SUITES_VARIABLE}={TLS_SUITES}"
+        )
+    # gRPC reports a bad key only by failing every handshake, so it is checked here.
+    # That the key is P-256 is also what makes the suites above unusable.
+    key = load_private_key(files.private_key)
+    chain, certificates = _read_certificates(files.certificate_chain)
+    authority, _ = _read_certificates(files.trusted_authority)
+    if spki_pin(certificates[0]) != spki_pin(key):
+        raise ConfigurationError(
+            f"{files.certificate_chain} does not begin with the certificate of the key "
+            f"{files.private_key}; put the files that belong together in place"
+        )
+    return private_key_pem(key), chain, authority
+
+
+def _read_certificates(path: Path) -> tuple[bytes, list[x509.Certificate]]:
+    try:
+        pem = path.read_bytes()
+        return pem, x509.load_pem_x509_certificates(pem)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"cannot read certificates from {path}; give the path of a PEM file"
+        ) from error

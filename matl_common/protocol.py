@@ -1,0 +1,150 @@
+"""What coordinator and participant say to each other, as values.
+
+These are the signed documents of a study (plan, round start, update manifest,
+receipt) and the facts around them. ``matl_common.wire`` turns protobuf into
+these values and back; nothing here parses, signs, reads a clock or does I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from matl_common.ids import Digest, NodeId, RoundId
+from matl_common.tensors import ModelSchema
+
+
+class PayloadType(StrEnum):
+    """DSSE payload types; one per document, so that none passes for another."""
+
+    STUDY_PLAN = "application/vnd.matl.study-plan.v1"
+    ROUND_START = "application/vnd.matl.round-start.v1"
+    UPDATE = "application/vnd.matl.update.v1"
+    RECEIPT = "application/vnd.matl.receipt.v1"
+
+
+class Recipe(StrEnum):
+    """How a hospital trains under differential privacy."""
+
+    HEAD = "head"
+    """Frozen public backbone; full-batch noisy gradient descent on a linear head."""
+    FULL = "full"
+    """GroupNorm ResNet-50 end to end; DP-SGD with Poisson sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What every hospital computes in a round."""
+
+    recipe: Recipe
+    backbone: str
+    backbone_digest: Digest | None
+    """SHA-256 of the public weights file; ``None`` when nothing is pretrained."""
+    image_size: int
+    """Pixels a side."""
+    views: int
+    """Deterministic views averaged per image (``head``)."""
+    steps_per_round: int
+    learning_rate: float
+    batch_size: int
+    """Expected Poisson batch (``full``); unused by ``head``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyTerms:
+    """The privacy promise of a study, the same for every hospital."""
+
+    unit: str
+    adjacency: str
+    target_epsilon: float
+    target_delta: float
+    noise_multiplier: float
+    """Standard deviation of the noise on a summed gradient, in units of
+    ``max_grad_norm``; 0 means that the study promises no privacy."""
+    max_grad_norm: float
+    sample_rate: float
+    max_steps: int
+    """Over the whole study."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """What a study asks of its hospitals; frozen and signed before round 1."""
+
+    federation_id: str
+    study_id: str
+    schema: ModelSchema
+    training: TrainingPlan
+    privacy: PrivacyTerms
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStart:
+    """The coordinator opens a round."""
+
+    federation_id: str
+    study_id: str
+    round_id: RoundId
+    nonce: bytes
+    """32 random bytes; an update that does not repeat them is a replay."""
+    plan_digest: Digest
+    base_model: Digest
+    base_model_bytes: int
+    opened_at: datetime
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySpend:
+    """The mechanism behind one update, as charged in the hospital's ledger."""
+
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateManifest:
+    """What a hospital signs about one update."""
+
+    federation_id: str
+    study_id: str
+    round_id: RoundId
+    nonce: bytes
+    plan_digest: Digest
+    base_model: Digest
+    schema_digest: Digest
+    byte_count: int
+    chunk_bytes: int
+    chunk_root: bytes
+    """RFC 6962 tree hash over the chunks."""
+    privacy: PrivacySpend
+    sealed_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The coordinator admitted an update and logged that it did."""
+
+    federation_id: str
+    study_id: str
+    round_id: RoundId
+    node_id: NodeId
+    update_digest: Digest
+    log_index: int
+    log_leaf_hash: Digest
+    admitted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the coordinator sees one hospital."""
+
+    trust: float
+    state: str
+    as_of_round: int
+    """0 before the first score."""
+    reason: str

@@ -1,0 +1,1 @@
+"""The transparency log's arithmetic and formats: pure functions, no storage."""

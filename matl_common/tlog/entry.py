@@ -1,0 +1,88 @@
+"""One audit entry as canonical bytes: the same value always gives the same leaf.
+
+Canonical form: JSON in UTF-8, keys sorted by code point, no spaces, no escapes but
+those JSON requires, no NaN or infinity. Nothing here decides which events exist.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+from matl_common.errors import InvalidInputError
+
+MAX_ENTRY_BYTES = 64 << 10
+MAX_DEPTH = 8
+# Beyond this, readers that hold numbers as IEEE doubles would see another value.
+MAX_INTEGER = (1 << 53) - 1
+
+
+def encode_entry(entry: Mapping[str, object]) -> bytes:
+    """Encode an entry canonically.
+
+    Args:
+        entry: a mapping of strings, integers, finite floats, booleans, None, and
+            lists, tuples and mappings of these.
+
+    Raises:
+        InvalidInputError: any other value or key, an integer beyond 2**53 - 1, a float
+            that is not finite, nesting deeper than 8, or more than 64 KiB.
+    """
+    try:
+        encoded = json.dumps(
+            _checked(entry, depth=1),
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        ).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("a text in an audit entry is not valid Unicode") from error
+    if len(encoded) > MAX_ENTRY_BYTES:
+        raise InvalidInputError(
+            f"the audit entry has {len(encoded)} bytes; at most {MAX_ENTRY_BYTES}"
+        )
+    return encoded
+
+
+def parse_entry(data: bytes) -> Mapping[str, object]:
+    """Parse an entry, which must be in canonical form to the last byte.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if len(data) > MAX_ENTRY_BYTES:
+        raise InvalidInputError(f"the audit entry has {len(data)} bytes; at most {MAX_ENTRY_BYTES}")
+    try:
+        entry = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError("the audit entry is not JSON") from error
+    # Encoding again exposes repeated keys, spaces, escapes and non-finite numbers.
+    if not isinstance(entry, dict) or encode_entry(entry) != data:
+        raise InvalidInputError("the audit entry is not in canonical form")
+    return entry
+
+
+def _checked(value: object, *, depth: int) -> object:
+    if depth > MAX_DEPTH:
+        raise InvalidInputError(f"the audit entry is nested deeper than {MAX_DEPTH} levels")
+    # Exact types: a NumPy number or an enumeration would not survive a round trip.
+    match value:
+        case None | True | False:
+            return value
+        case _ if type(value) is str:
+            return value
+        case int() if type(value) is int and abs(value) <= MAX_INTEGER:
+            return value
+        case float() if type(value) is float and math.isfinite(value):
+            return value
+        case list() | tuple():
+            return [_checked(item, depth=depth + 1) for item in value]
+        case Mapping():
+            return {_checked_key(key): _checked(v, depth=depth + 1) for key, v in value.items()}
+    raise InvalidInputError(f"an audit entry cannot hold this {type(value).__name__}")
+
+
+def _checked_key(key: object) -> str:
+    if type(key) is not str:
+        raise InvalidInputError(f"a key of an audit entry is a {type(key).__name__}, not text")
+    return key
