@@ -20,11 +20,11 @@ class LogFormat(StrEnum):
 
 def configure_logging(log_format: LogFormat) -> None:
     """Send log lines to standard error, with a UTC time stamp and a level."""
-    is_text = log_format is LogFormat.TEXT or (
-        log_format is LogFormat.AUTO and sys.stderr.isatty()
-    )
+    is_text = log_format is LogFormat.TEXT or (log_format is LogFormat.AUTO and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(pad_event_to=22, exception_formatter=structlog.dev.plain_traceback)
+        structlog.dev.ConsoleRenderer(
+            pad_event_to=22, exception_formatter=structlog.dev.plain_traceback
+        )
         if is_text
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )

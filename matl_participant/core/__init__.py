@@ -1,0 +1,1 @@
+"""What the participant decides, as values; no I/O, clock, randomness or protobuf."""

@@ -1,0 +1,83 @@
+"""Whether a study's plan is acceptable to this hospital, before any data is read.
+
+The plan's own words are not believed: its ε is computed again from its noise, its
+sampling rate and its steps. Pure.
+"""
+
+import math
+from dataclasses import dataclass
+
+from matl_common.ids import Digest
+from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
+from matl_common.protocol import StudyPlan
+from matl_participant.core.account import Planned, epsilon_of
+
+# The PLD accountant discretises; its own ε of the noise it calibrated may differ in the last
+# digits.
+_RELATIVE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyLimits:
+    """What the hospital allows one study, whatever the coordinator asks."""
+
+    max_epsilon: float
+    """``inf`` allows studies without any noise."""
+    max_delta: float
+
+
+def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -> str | None:
+    """Say why this hospital does not take part in such a study, or nothing."""
+    terms = plan.privacy
+    if plan.federation_id != federation_id:
+        return (
+            f"the plan belongs to federation {plan.federation_id!r}; this participant is "
+            f"configured for {federation_id!r}"
+        )
+    if terms.adjacency != Adjacency.ADD_OR_REMOVE_ONE or terms.unit != PrivacyUnit.PATIENT:
+        return (
+            f"the plan protects {terms.unit!r} under {terms.adjacency!r}; only 'patient' under "
+            "'add-or-remove-one' is supported"
+        )
+    if plan.training.steps_per_round > terms.max_steps:
+        return "one round of the plan takes more steps than the whole study may"
+    if terms.noise_multiplier == 0.0:
+        if math.isinf(limits.max_epsilon):
+            return None
+        return (
+            "the plan adds no noise and so protects nobody; to take part all the same, set "
+            "privacy.max_epsilon = inf"
+        )
+    return _why_over_limits(plan, limits)
+
+
+def _why_over_limits(plan: StudyPlan, limits: PrivacyLimits) -> str | None:
+    terms = plan.privacy
+    if not 0.0 < terms.target_delta <= limits.max_delta:
+        return (
+            f"the plan's δ is {terms.target_delta:g}; this hospital allows at most "
+            f"{limits.max_delta:g} (privacy.max_delta)"
+        )
+    if not 0.0 < terms.target_epsilon <= limits.max_epsilon:
+        return (
+            f"the plan's ε is {terms.target_epsilon:g}; this hospital allows at most "
+            f"{limits.max_epsilon:g} (privacy.max_epsilon)"
+        )
+    epsilon = epsilon_of(terms, steps=terms.max_steps)
+    if epsilon > terms.target_epsilon * (1.0 + _RELATIVE_TOLERANCE):
+        return (
+            f"the plan promises ε = {terms.target_epsilon:g}, but its noise and steps amount to "
+            f"ε = {epsilon:.4g} at δ = {terms.target_delta:g}; the study is planned wrongly"
+        )
+    return None
+
+
+def why_changed(planned: Planned, plan: StudyPlan, digest: Digest) -> str | None:
+    """Say how the coordinator's plan differs from the one in the ledger, or nothing."""
+    if digest == planned.plan_digest:
+        return None
+    return (
+        f"the coordinator's plan of study {plan.study_id!r} is {digest[:12]}…, the ledger's is "
+        f"{planned.plan_digest[:12]}…: a study's plan never changes. Ask the coordinator's "
+        "operator to restore it, or to give the new one a new study id"
+    )

@@ -1,0 +1,1 @@
+"""Local training under differential privacy; runs in a worker process only."""

@@ -1,0 +1,99 @@
+"""The ``head`` recipe: full-batch noisy gradient descent on cached features.
+
+Every step uses every patient, so the mechanism is a plain Gaussian one and its budget an
+exact sum (``matl_common.privacy.budget``). The true number of patients is never used:
+the noised sum is divided by the declared, public one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matl_common.errors import InvalidInputError
+from matl_common.vision.linear_head import (
+    Float32Array,
+    Labels,
+    LinearHead,
+    clipped_gradient_sum,
+    project,
+)
+from matl_participant.training.noising import noised_sum
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTraining:
+    """What one round of the ``head`` recipe does; all of it public.
+
+    Attributes:
+        steps: gradient steps this round.
+        learning_rate: on the mean gradient.
+        noise_multiplier: the noise on a summed gradient, in units of ``max_grad_norm``.
+        max_grad_norm: C. At 1 and above nothing is clipped (``linear_head``).
+        declared_patients: the public divisor N̄.
+    """
+
+    steps: int
+    learning_rate: float
+    noise_multiplier: float
+    max_grad_norm: float
+    declared_patients: int
+
+
+def train_head(
+    head: LinearHead,
+    features: NDArray[np.floating],
+    labels: Labels,
+    *,
+    training: HeadTraining,
+    on_step: Callable[[int], None] | None = None,
+) -> Float32Array:
+    """Train on all patients and return the update of ``head.weight`` and ``head.bias``.
+
+    Args:
+        head: the round's base model.
+        features: one row per patient, ``(patients, feature_dim)``.
+        labels: ``(patients,)``.
+        training: the round's parameters.
+        on_step: told the number of each finished step.
+
+    Returns:
+        The flat float32 difference, in schema order.
+
+    Raises:
+        InvalidInputError: features, labels and head do not fit together.
+    """
+    classes, dimensions = head.weight.shape
+    _check_data(features, labels, head)
+    inputs = project(features, head.projection)
+    base = np.concatenate([head.weight.ravel(), head.bias]).astype(np.float64)
+    parameters = base.copy()
+    for step in range(training.steps):
+        weight, bias = np.split(parameters, [classes * dimensions])
+        gradients = clipped_gradient_sum(
+            inputs,
+            labels,
+            weight.reshape(classes, dimensions),
+            bias,
+            max_grad_norm=training.max_grad_norm,
+        )
+        released = noised_sum(
+            np.concatenate([gradients[0].ravel(), gradients[1]]),
+            noise_multiplier=training.noise_multiplier,
+            max_grad_norm=training.max_grad_norm,
+        )
+        parameters -= training.learning_rate / training.declared_patients * released
+        if on_step is not None:
+            on_step(step + 1)
+    return (parameters - base).astype(np.float32)
+
+
+def _check_data(features: NDArray[np.floating], labels: Labels, head: LinearHead) -> None:
+    if features.ndim != 2 or features.shape != (len(labels), len(head.projection.mean)):
+        raise InvalidInputError(
+            "features, labels and the model's projection do not fit together; the model is for "
+            "another backbone"
+        )
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(head.bias)):
+        raise InvalidInputError("a label is outside the model's classes")

