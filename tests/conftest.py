@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+import matl_common  # noqa: F401 - before gRPC, which reads its TLS settings once
 from tests.postgres import PostgresUnavailableError, fresh_database, running_postgres
 
 # Before numpy or torch load: small tensors gain nothing from threads, and tests share the cores.

@@ -1,0 +1,296 @@
+"""The coordinator's configuration: one TOML file, read once, every key checked.
+
+The only module of the coordinator that reads the environment. Relative paths are
+relative to the file they stand in.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.identity.tls import TlsFiles
+from matl_common.ids import NodeId, parse_federation_id, parse_node_id
+from matl_common.protocol import Recipe
+from matl_coordinator.core.robust.registry import DEFAULT_RULE, make_rule
+from matl_coordinator.core.rounds import RoundRules
+from matl_coordinator.schedule import ByCalendar, ByHand, EveryInterval, Schedule
+
+_FOLDER = "folder"
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    folder = Path(info.context[_FOLDER]) if info.context else Path.cwd()
+    return folder / path.expanduser()
+
+
+def _node_id(text: str) -> str:
+    try:
+        return parse_node_id(text)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
+
+
+def _federation_id(text: str) -> str:
+    try:
+        return parse_federation_id(text)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
+
+
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_resolved)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class Federation(_Section):
+    """Who takes part in what."""
+
+    id: Annotated[str, AfterValidator(_federation_id)]
+    study: Annotated[str, AfterValidator(_node_id)]
+    node_id: Annotated[str, AfterValidator(_node_id)]
+    """This coordinator's name, as in its certificate."""
+    allowlist: FilePath
+
+
+class Listen(_Section):
+    """Where the coordinator can be reached."""
+
+    address: str = "0.0.0.0:8470"
+    metrics: str = "127.0.0.1:9470"
+    """Where Prometheus scrapes; empty for nowhere."""
+
+
+class Identity(_Section):
+    """The coordinator's own keys, and whom it lets in."""
+
+    tls_key: FilePath
+    tls_certificate: FilePath
+    participant_authority: FilePath
+    signing_key: FilePath
+
+    @property
+    def tls(self) -> TlsFiles:
+        return TlsFiles(
+            private_key=self.tls_key,
+            certificate_chain=self.tls_certificate,
+            trusted_authority=self.participant_authority,
+        )
+
+
+class Study(_Section):
+    """What is trained. Fixed once the study has begun."""
+
+    recipe: Annotated[Recipe, Field(strict=False)] = Recipe.HEAD
+    backbone: str = "resnet50"
+    """``head``: a public backbone. ``full``: a network."""
+    weights_file: FilePath | None = None
+    """The backbone's weights, where they are not where the backbone's package keeps them."""
+    public_images: FilePath | None = None
+    """``head``: folder of public images that the projection is fitted to."""
+    public_labels: FilePath | None = None
+    dimensions: int = Field(default=64, ge=1, le=4096)
+    whitening: float = Field(default=0.5, ge=0.0, le=1.0)
+    image_size: int = Field(default=224, ge=16, le=1024)
+    views: int = Field(default=2, ge=1, le=8)
+    rounds: int = Field(default=50, ge=1, le=10_000)
+    spare_rounds: int = Field(default=2, ge=0, le=100)
+    """Rounds beyond ``rounds`` that the budget has room for, in case some are aborted."""
+    steps_per_round: int = Field(default=3, ge=1, le=10_000)
+    learning_rate: float = Field(default=1.0, gt=0.0, le=1e6)
+    epsilon: float = Field(default=1.0, gt=0.0)
+    """Over the whole study; ``inf`` promises no privacy and adds no noise."""
+    delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0, le=1e6)
+    sample_rate: float = Field(default=1.0, gt=0.0, le=1.0)
+    batch_size: int = Field(default=32, ge=1, le=1 << 20)
+
+    @model_validator(mode="after")
+    def _check(self) -> Study:
+        if self.recipe is Recipe.HEAD:
+            if self.public_images is None:
+                raise ValueError("recipe 'head' needs public_images, a folder of public images")
+            if self.sample_rate != 1.0:
+                raise ValueError("recipe 'head' uses every patient at every step; sample_rate = 1")
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        return math.isfinite(self.epsilon)
+
+    @property
+    def max_steps(self) -> int:
+        return self.steps_per_round * (self.rounds + self.spare_rounds)
+
+
+class Rounds(_Section):
+    """When rounds open, whom they wait for, and how updates become a model."""
+
+    schedule: Literal["interval", "calendar", "manual"] = "interval"
+    interval_seconds: Annotated[float, Field(ge=0, le=366 * 86400)] = 3600.0
+    calendar: str = ""
+    """A cron expression in UTC, for schedule = "calendar"."""
+    quorum: int = Field(default=3, ge=1)
+    minimum_participants: int = Field(default=3, ge=1)
+    maximum_participants: int = Field(default=1000, ge=1)
+    collect_seconds: Seconds = 3600.0
+    present_seconds: Seconds = 120.0
+    """A hospital counts as present this long after it was last heard from."""
+    rule: str = DEFAULT_RULE
+    rule_parameters: dict[str, int | float] = Field(default_factory=dict)
+    byzantine: int = Field(default=1, ge=0)
+    """f: hospitals that together must not hold more than half of the weight."""
+    keep_spooled: int = Field(default=2, ge=0)
+    """Rounds whose updates stay on disk after they end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Rounds:
+        if self.quorum > self.maximum_participants:
+            raise ValueError("quorum is above maximum_participants")
+        if self.minimum_participants > self.maximum_participants:
+            raise ValueError("minimum_participants is above maximum_participants")
+        try:
+            make_rule(self.rule, self.rule_parameters)
+            _ = self.opening
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def opening(self) -> Schedule:
+        match self.schedule:
+            case "interval":
+                return EveryInterval(timedelta(seconds=self.interval_seconds))
+            case "calendar":
+                return ByCalendar(self.calendar)
+            case "manual":
+                return ByHand()
+
+    @property
+    def rules(self) -> RoundRules:
+        return RoundRules(
+            quorum=self.quorum,
+            minimum_participants=self.minimum_participants,
+            maximum_participants=self.maximum_participants,
+            collect_for=timedelta(seconds=self.collect_seconds),
+        )
+
+
+class Holdout(_Section):
+    """De-identified images with correct labels that the coordinator may look at."""
+
+    images: FilePath
+    labels: FilePath | None = None
+    """CSV with image_id and dr_level; ``labels_deidentified.csv`` beside the images if unset."""
+
+
+class Worker(_Section):
+    """The process that scores and evaluates."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    memory_bytes: int = Field(default=8 << 30, ge=256 << 20)
+    timeout_seconds: Seconds = 3600.0
+    keep_warm_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
+    attempts: int = Field(default=5, ge=1, le=100)
+    """Failed attempts at one job after which its round is aborted."""
+    aggregation_threads: int = Field(default=2, ge=1, le=256)
+
+
+class Limits(_Section):
+    """Bounds on what others can make the coordinator hold."""
+
+    spool_bytes: int = Field(default=64 << 30, ge=1 << 20)
+    idle_seconds: Seconds = 60.0
+    """An upload from which nothing comes for this long is cut; it can be resumed."""
+    drain_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
+
+
+class Config(_Section):
+    """The whole configuration of a coordinator."""
+
+    state_dir: FilePath
+    database: Annotated[str, BeforeValidator(str)] = ""
+    """SQLAlchemy URL; an SQLite file in ``state_dir`` if unset."""
+    federation: Federation
+    listen: Listen = Listen()
+    identity: Identity
+    study: Study
+    rounds: Rounds = Rounds()
+    holdout: Holdout
+    worker: Worker = Worker()
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.database:
+            try:
+                make_url(self.database)
+            except ArgumentError as error:
+                raise ValueError("database is not a URL such as postgresql://host/name") from error
+        return self
+
+    @property
+    def node_id(self) -> NodeId:
+        return NodeId(self.federation.node_id)
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.state_dir / 'coordinator.db'}"
+
+    def printable(self) -> dict[str, Any]:
+        """The effective configuration with the database's password masked."""
+        shown = self.model_dump(mode="json")
+        shown["database"] = make_url(self.database_url).render_as_string(hide_password=True)
+        return shown
+
+
+def load_config(path: Path, *, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the file, then ``MATL_NODE_ID`` and ``MATL_PRIVATE_KEY`` over it.
+
+    Raises:
+        ConfigurationError: unreadable, not TOML, an unknown key, or a value out of range;
+            the message names the key and never the value.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    _override(table, "federation", "node_id", environment.get("MATL_NODE_ID"))
+    _override(table, "identity", "tls_key", environment.get("MATL_PRIVATE_KEY"))
+    try:
+        return Config.model_validate(table, context={_FOLDER: path.resolve().parent})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}"
+            for each in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"{path}: {problems}") from None
+
+
+def _override(table: dict[str, Any], section: str, key: str, value: str | None) -> None:
+    if value and isinstance(table.setdefault(section, {}), dict):
+        table[section][key] = value

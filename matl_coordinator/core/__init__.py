@@ -1,0 +1,1 @@
+"""What the coordinator decides, as pure functions of values; no I/O, clock or chance."""

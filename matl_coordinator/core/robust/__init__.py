@@ -1,0 +1,1 @@
+"""Aggregation that hostile updates cannot steer: rules over a round's geometry."""

@@ -1,0 +1,130 @@
+"""The geometry of one round's updates: their Gram matrix and what follows from it.
+
+Every Gram-space rule, pre-aggregation and trust statistic reads a ``Gram`` and
+nothing else, so its cost does not depend on the size of a model. Nothing here
+performs I/O or sees an update's coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matl_common.errors import MatlError
+from matl_common.ids import NodeId
+
+Float64Array = NDArray[np.float64]
+
+
+class AggregationError(MatlError):
+    """A rule cannot be applied to these updates."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What the first pass counted in one row beside its inner products."""
+
+    non_finite: int = 0
+    """Coordinates that are NaN or infinite; they entered the Gram matrix as 0."""
+
+
+# eq=False: the generated comparison would compare arrays elementwise.
+@dataclass(frozen=True, slots=True, eq=False)
+class Gram:
+    """Inner products of ``n`` updates and ``q`` extra rows (root gradients, last aggregate).
+
+    The updates come first, in the order of ``nodes``, then the extra rows in the
+    order of ``extras``.
+    """
+
+    matrix: Float64Array
+    """Shape ``(n + q, n + q)``, symmetric."""
+    nodes: tuple[NodeId, ...]
+    extras: tuple[str, ...]
+    weights: Float64Array
+    """Shape ``(n,)``: capped enrolled weights times trust, at least 0; any scale."""
+    facts: tuple[RowFacts, ...]
+    """One for each row of ``matrix``."""
+    elements: int
+    """Coordinates of a row, ``d``."""
+
+    def __post_init__(self) -> None:
+        rows = len(self.nodes) + len(self.extras)
+        if self.matrix.shape != (rows, rows) or len(self.facts) != rows:
+            raise AggregationError(
+                f"a Gram matrix of shape {self.matrix.shape} does not describe {rows} rows"
+            )
+        if len(set(self.row_names)) != rows:
+            raise AggregationError("two rows of the Gram matrix have the same name")
+        if self.weights.shape != (len(self.nodes),):
+            raise AggregationError(f"{len(self.nodes)} updates, {self.weights.shape} weights")
+        if not (np.isfinite(self.weights).all() and (self.weights >= 0).all()):
+            raise AggregationError("a weight is negative or not finite")
+
+    @property
+    def n(self) -> int:
+        """Number of updates."""
+        return len(self.nodes)
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """Names of all rows, updates first."""
+        return (*self.nodes, *self.extras)
+
+    @property
+    def norms(self) -> Float64Array:
+        """Euclidean norms of the updates, shape ``(n,)``."""
+        diagonal: Float64Array = np.diagonal(self.matrix)[: self.n]
+        return np.sqrt(np.maximum(diagonal, 0.0))
+
+    def non_finite_nodes(self) -> tuple[NodeId, ...]:
+        """Nodes whose update holds a value that is not finite."""
+        return tuple(
+            node
+            for node, facts in zip(self.nodes, self.facts[: self.n], strict=True)
+            if facts.non_finite
+        )
+
+    def select(self, nodes: Sequence[NodeId]) -> Gram:
+        """The Gram matrix of these nodes' updates only; every extra row stays.
+
+        Raises:
+            AggregationError: a node is not among the updates.
+        """
+        try:
+            kept = [self.nodes.index(node) for node in nodes]
+        except ValueError as error:
+            raise AggregationError("a selected node has no update in this round") from error
+        rows = kept + list(range(self.n, self.matrix.shape[0]))
+        return replace(
+            self,
+            matrix=self.matrix[np.ix_(rows, rows)],
+            nodes=tuple(nodes),
+            weights=self.weights[kept],
+            facts=tuple(self.facts[row] for row in rows),
+        )
+
+    def with_weights(self, weights: Mapping[NodeId, float]) -> Gram:
+        """The same geometry with other weights; a node not named weighs 0."""
+        values = np.array([weights.get(node, 0.0) for node in self.nodes], dtype=np.float64)
+        return replace(self, weights=values)
+
+
+def leave_one_out_cosines(gram: Gram) -> Float64Array:
+    """Cosine of each update with the weighted sum of all the others, shape ``(n,)``.
+
+    0 where an update, or the sum of the others, is the zero vector.
+    """
+    inner = gram.matrix[: gram.n, : gram.n]
+    # Row i of `others` holds the coefficients of the sum that leaves i out.
+    others = np.tile(gram.weights, (gram.n, 1))
+    np.fill_diagonal(others, 0.0)
+    products = np.einsum("ij,ij->i", others, inner)
+    squared = np.einsum("ij,jk,ik->i", others, inner, others)
+    lengths = gram.norms * np.sqrt(np.maximum(squared, 0.0))
+    cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    clipped: Float64Array = np.clip(cosines, -1.0, 1.0)
+    return clipped

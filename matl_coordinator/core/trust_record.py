@@ -1,0 +1,189 @@
+"""Trust as values: the constants of the rule, what goes in, and what is remembered.
+
+Nothing here decides; ``trust`` does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from matl_common.errors import MatlError
+from matl_common.ids import NodeId
+
+
+class TrustError(MatlError):
+    """What was asked of the trust rule makes no sense."""
+
+
+class TrustState(StrEnum):
+    """What a trust score means for a hospital's updates."""
+
+    TRUSTED = "trusted"
+    MARGINAL = "marginal"
+    """Counts with reduced weight."""
+    QUARANTINED = "quarantined"
+    """Counts for nothing; still scored, so that it can come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustPolicy:
+    """The constants of the rule; trust and evidence have no unit."""
+
+    initial: float = 0.6
+    trusted_from: float = 0.7
+    excluded_below: float = 0.4
+    evidence_rate: float = 0.3
+    """Share of a fully informative round in the evidence."""
+    evidence_floor: float = 0.05
+    """Evidence at which the quality of a hospital is 0."""
+    evidence_span: float = 0.3
+    """Evidence above the floor at which it is 1."""
+    informative_z: float = 4.0
+    """Upper-quartile z from which a round counts in full."""
+    harm_z: float = -3.0
+    """One round this far against the holdout set does harm."""
+    accumulated_harm_z: float = -2.5
+    """All rounds together this far against the holdout set do harm."""
+    memory: float = 0.9
+    """What a round's weight in the accumulated z is multiplied by, each round."""
+    fall_rate: float = 0.5
+    rise_rate: float = 0.25
+    proven_z: float = 2.0
+    """Accumulated z from which a hospital can become trusted."""
+    unproven_quality: float = 0.65
+    """The most that trust moves towards before that: below ``trusted_from``."""
+    exclusion_odds: float = 2.0
+    """Log-likelihood ratio of useless over good from which weak rounds may exclude."""
+    slack: float = 0.2
+    """Relative projection below which the sum for sleepers grows."""
+    sleeper_limit: float = 2.5
+    peer_floor: float = 0.45
+    """Below this, disagreement with other hospitals lowers trust no further."""
+    peer_step: float = 0.15
+    peer_margin: float = 0.1
+    peer_z: float = 2.5
+    readmit_after: int = 3
+    """Good rounds in a row; doubled for the second quarantine."""
+    readmit_from: float = 0.5
+    readmit_at_most: float = 0.55
+    operator_from: int = 3
+    """The quarantine from which only an operator releases."""
+    minimum_strength: float = 2.0
+    """Least sum of ψ over the hospitals that count; at most the number enrolled times
+    ψ of the initial trust, so that a small federation can begin."""
+    minimum_support: float = 0.5
+    """Least share of the enrolled (capped) patients behind an aggregate."""
+
+
+DEFAULT_POLICY = TrustPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class HoldoutScore:
+    """What the holdout set says about one update."""
+
+    node_id: NodeId
+    projection: float
+    """μ: along the direction in which the holdout loss falls; see ``robust.root``."""
+    variance: float
+    """v: of the projection, from the finite holdout set and from privacy noise."""
+    loss_improvement: float
+    """Mean holdout loss before less after the update alone, privacy noise and all."""
+
+    @property
+    def z(self) -> float:
+        """The projection in standard errors; 0 for an update that does nothing."""
+        return self.projection / math.sqrt(self.variance) if self.variance > 0 else 0.0
+
+    @property
+    def pogq(self) -> float:
+        """Proof of Gradient Quality: sigmoid of ten times the loss improvement. Reported."""
+        # The clamp keeps exp in range; the score is then within 1e-300 of 0 or 1.
+        return 1.0 / (1.0 + math.exp(max(-700.0, min(700.0, -10.0 * self.loss_improvement))))
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAgreement:
+    """How one update points, compared with all others together."""
+
+    cosine: float
+    """With the weighted sum of the others, from ``robust.gram.leave_one_out_cosines``."""
+    noise: float
+    """Standard deviation the cosine would have were this update privacy noise alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The parts of one round's score, for the log."""
+
+    projection: float
+    standard_error: float
+    z: float
+    accumulated_z: float
+    relative: float
+    """Projection over the upper quartile of all projections, within ±1.5."""
+    informativeness: float
+    """κ: how much this round tells about anybody, 0 to 1."""
+    reliability: float
+    """How much it tells about this hospital, given its privacy noise, 0 to 1."""
+    quality: float
+    """What trust moves towards, 0 to 1."""
+    harm: bool
+    pogq: float
+    loss_improvement: float
+    peer_cosine: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRecord:
+    """One hospital's standing after the last round in which it was scored."""
+
+    node_id: NodeId
+    trust: float
+    state: TrustState
+    evidence: float
+    reason: str
+    as_of_round: int = 0
+    """0 before the first score."""
+    signal: float = 0.0
+    """Faded sum of projection / variance."""
+    information: float = 0.0
+    """Its variance: signal / √information is the accumulated z."""
+    log_odds: float = 0.0
+    """Faded log-likelihood ratio: updates as good as the upper quartile, over useless."""
+    sleeper_sum: float = 0.0
+    rounds_against: int = 0
+    """Scored rounds in a row against the holdout set."""
+    rounds_clear: int = 0
+    """Scored rounds in a row of quality above one half."""
+    quarantines: int = 0
+    operator_hold: bool = False
+    """Only an operator's release ends the quarantine."""
+    components: Components | None = None
+
+
+def initial_record(node_id: NodeId, policy: TrustPolicy = DEFAULT_POLICY) -> TrustRecord:
+    """The record of a hospital never scored, its evidence in balance with its trust."""
+    return TrustRecord(
+        node_id=node_id,
+        trust=policy.initial,
+        state=state_of(policy.initial, policy),
+        evidence=policy.evidence_floor + policy.evidence_span * policy.initial,
+        reason="not scored yet",
+    )
+
+
+def state_of(trust: float, policy: TrustPolicy) -> TrustState:
+    """The state a score stands for, quarantines of the past aside."""
+    if trust >= policy.trusted_from:
+        return TrustState.TRUSTED
+    if trust >= policy.excluded_below:
+        return TrustState.MARGINAL
+    return TrustState.QUARANTINED
+
+
+def rounds_to_readmission(record: TrustRecord, policy: TrustPolicy = DEFAULT_POLICY) -> int:
+    """Good rounds in a row that end this quarantine."""
+    return policy.readmit_after << max(0, record.quarantines - 1)

@@ -1,0 +1,103 @@
+"""From trust to weights: whose update counts how much, or that a round must be held.
+
+Nothing here changes trust.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matl_common.ids import NodeId
+from matl_coordinator.core.robust.sizes import size_cap
+from matl_coordinator.core.trust_record import (
+    DEFAULT_POLICY,
+    TrustError,
+    TrustPolicy,
+    TrustRecord,
+    TrustState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """Shares of the hospitals in an aggregate; they sum to 1."""
+
+    shares: Mapping[NodeId, float]
+    """Every hospital present, those that count for nothing included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Too little trusted support: keep the last model and call an operator.
+
+    There is no fallback on purpose. A model trained on the holdout set alone would
+    overfit it, every honest update would then seem to harm it, and nobody would return.
+    """
+
+    reason: str
+
+
+def trust_weight(record: TrustRecord, policy: TrustPolicy = DEFAULT_POLICY) -> float:
+    """ψ: 0 in quarantine or after a round that did harm, else growing from trust 0.4 to 0.7."""
+    if record.state is TrustState.QUARANTINED:
+        return 0.0
+    return _strength(record.trust, policy)
+
+
+def _strength(trust: float, policy: TrustPolicy) -> float:
+    if trust < policy.excluded_below:
+        return 0.0
+    return min(1.0, max(0.0, (trust - 0.3) / 0.4))
+
+
+def aggregation_weights(
+    records: Sequence[TrustRecord],
+    enrolled: Mapping[NodeId, int],
+    *,
+    present: Sequence[NodeId],
+    f: int,
+    policy: TrustPolicy = DEFAULT_POLICY,
+) -> Weighting | Hold:
+    """Share out the aggregate among the hospitals whose updates were admitted.
+
+    w ∝ ψ(trust) · 1[no harm this round] · min(patients, cap), with the cap of ``size_cap``.
+
+    Args:
+        records: after this round's ``update_trust``.
+        enrolled: patients by hospital as the operator enrolled them, absent ones included.
+        present: hospitals with an admitted update.
+        f: hospitals that together must not hold more than half of the weight.
+        policy: the constants.
+
+    Raises:
+        TrustError: a hospital present has no record or is not enrolled.
+    """
+    by_node = {record.node_id: record for record in records}
+    if strangers := [node for node in present if node not in by_node or node not in enrolled]:
+        raise TrustError(f"{', '.join(strangers)} sent an update but is not enrolled")
+    cap = size_cap(tuple(enrolled.values()), f=f)
+    capped = {node: float(min(patients, cap)) for node, patients in enrolled.items()}
+    strength = {node: _counts_for(by_node[node], policy) for node in present}
+    total = math.fsum(strength.values())
+    wanted = min(policy.minimum_strength, len(enrolled) * _strength(policy.initial, policy))
+    support = math.fsum(capped[node] for node in present if strength[node] > 0)
+    support /= math.fsum(capped.values())
+    if total < wanted - 1e-9:
+        return Hold(
+            f"combined trust of the updates is {total:.2f}; at least {wanted:.2f} is needed"
+        )
+    if support < policy.minimum_support - 1e-9:
+        return Hold(
+            f"trusted updates stand for {support:.0%} of the enrolled patients; "
+            f"at least {policy.minimum_support:.0%} is needed"
+        )
+    raw = {node: strength[node] * capped[node] for node in present}
+    whole = math.fsum(raw.values())
+    return Weighting({node: weight / whole for node, weight in raw.items()})
+
+
+def _counts_for(record: TrustRecord, policy: TrustPolicy) -> float:
+    harmed = record.components is not None and record.components.harm
+    return 0.0 if harmed else trust_weight(record, policy)

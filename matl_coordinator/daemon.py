@@ -1,0 +1,302 @@
+"""The coordinator daemon: the one place that knows every part.
+
+Start-up is recovery: the state is read from the store, and the first step of the
+conductor goes on where the last process stopped, however it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+# Before gRPC is imported, which reads it once.
+os.environ.setdefault("GRPC_VERBOSITY", "INFO")
+
+import structlog
+import typer
+
+from matl_common.errors import ConfigurationError, MatlError
+from matl_common.identity.allowlist import Allowlist, load_allowlist
+from matl_common.ids import NodeId
+from matl_common.logs import LogFormat, configure_logging
+from matl_common.signing import Signer, load_pem_signer
+from matl_common.version import __version__
+from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_coordinator.config import Config, load_config
+from matl_coordinator.metrics import Metrics
+from matl_coordinator.ports import StaleWriterError, StoreError
+from matl_coordinator.rpc.federation import FederationServicer
+from matl_coordinator.rpc.guard import Guard
+from matl_coordinator.rpc.handshakes import watched_handshakes
+from matl_coordinator.rpc.operations import OperationsServicer
+from matl_coordinator.rpc.server import GuardedServer, Servicers
+from matl_coordinator.scoring.client import WorkerScorer
+from matl_coordinator.service.assembly import Outside, UseCases, assemble
+from matl_coordinator.service.entries import entry
+from matl_coordinator.service.founding import found_or_resume
+from matl_coordinator.service.register import Decision, Register
+from matl_coordinator.service.watch import Watch
+from matl_coordinator.store.models import FileModelStore
+from matl_coordinator.store.spool import DiskSpool
+from matl_coordinator.store.sql import SqlStore
+
+EXIT_FAILED = 1
+EXIT_CONFIGURATION = 2
+
+log = structlog.get_logger(__name__)
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """The daemon was told to stop; not a failure."""
+
+
+class Coordinator:
+    """All parts of one running coordinator. ``run`` returns when told to stop."""
+
+    def __init__(self, config: Config) -> None:
+        """Read keys and allow-list; nothing is opened yet.
+
+        Raises:
+            ConfigurationError, InvalidInputError: a file is missing or does not fit.
+        """
+        self._config = config
+        self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
+        self._signer: Signer = load_pem_signer(config.identity.signing_key)
+        if self._allowlist.federation != config.federation.id:
+            raise ConfigurationError(
+                f"the allow-list is for federation {self._allowlist.federation}, "
+                f"the configuration for {config.federation.id}"
+            )
+        self._metrics = Metrics()
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Drain and return from ``run``."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until stopped.
+
+        Raises:
+            MatlError: the coordinator cannot go on; nothing durable is lost.
+        """
+        config = self._config
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        async with AsyncExitStack() as stack:
+            store = await asyncio.to_thread(SqlStore.connect, config.database_url)
+            stack.callback(store.close)
+            register = Register(store)
+            watch = Watch(register=register, meter=self._metrics, clock=utc_now)
+            loop = asyncio.get_running_loop()
+            stack.enter_context(
+                watched_handshakes(
+                    lambda reason: loop.call_soon_threadsafe(watch.handshake_refused, reason)
+                )
+            )
+            models = await asyncio.to_thread(FileModelStore.open, config.state_dir / "models")
+            scorer = self._scorer(models)
+            stack.push_async_callback(scorer.close)
+            log.info("coordinator_starting", version=__version__, node=config.node_id)
+            plan = await self._unless_stopped(
+                found_or_resume(
+                    config=config,
+                    register=register,
+                    models=models,
+                    scorer=scorer,
+                    signer=self._signer,
+                    clock=utc_now,
+                )
+            )
+            outside = Outside(
+                store=store,
+                spool=DiskSpool.open_folder(
+                    config.state_dir / "spool", quota_bytes=config.limits.spool_bytes
+                ),
+                models=models,
+                scorer=scorer,
+                signer=self._signer,
+                meter=self._metrics,
+                clock=utc_now,
+                entropy=secrets.token_bytes,
+            )
+            use_cases = assemble(
+                config,
+                plan=plan,
+                register=register,
+                allowlist=self._allowlist,
+                outside=outside,
+            )
+            server = self._server(use_cases, watch)
+            await self._note(register, "coordinator_started", version=__version__)
+            stack.push_async_callback(self._note, register, "coordinator_stopped")
+            stack.push_async_callback(register.settle)
+            stack.push_async_callback(use_cases.intake.close)
+            stack.push_async_callback(
+                lambda: server.stop(grace_seconds=config.limits.drain_seconds)
+            )
+            self._serve_metrics()
+            port = await server.start(config.listen.address)
+            state = await register.state()
+            log.info(
+                "coordinator_ready",
+                node=config.node_id,
+                port=port,
+                study=plan.study_id,
+                rounds_released=state.rounds_released,
+                rounds_planned=config.study.rounds,
+                round=None if state.round is None else state.round.round_id,
+                phase=None if state.round is None else state.round.phase.value,
+            )
+            try:
+                await self._unless_stopped(use_cases.conductor.run())
+            finally:
+                log.info("coordinator_draining", seconds_at_most=config.limits.drain_seconds)
+
+    def _scorer(self, models: FileModelStore) -> WorkerScorer:
+        settings = self._config.worker
+        worker = WorkerProcess(
+            (sys.executable, "-m", "matl_coordinator.scoring.worker"),
+            limits=WorkerLimits(
+                idle_seconds=settings.keep_warm_seconds, memory_bytes=settings.memory_bytes
+            ),
+        )
+        return WorkerScorer(worker, config=self._config, model_path=models.path)
+
+    def _server(self, use_cases: UseCases, watch: Watch) -> GuardedServer:
+        config = self._config
+        guard = Guard(allowlist=self._allowlist, clock=utc_now, on_denial=watch.access_denied)
+        federation = FederationServicer(
+            invitations=use_cases.invitations,
+            intake=use_cases.intake,
+            meter=self._metrics,
+            version=__version__,
+            federation_id=config.federation.id,
+            idle_seconds=config.limits.idle_seconds,
+            clock=utc_now,
+        )
+        operations = OperationsServicer(
+            operations=use_cases.operations,
+            overview=use_cases.overview,
+            allowlist=self._allowlist,
+            clock=utc_now,
+        )
+        return GuardedServer(
+            files=config.identity.tls, guard=guard, servicers=Servicers(federation, operations)
+        )
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work, or leave it when told to stop.
+
+        Raises:
+            StoppedError: told to stop.
+        """
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if working.done():
+            return working.result()
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+        raise StoppedError("told to stop")
+
+    def _serve_metrics(self) -> None:
+        if not self._config.listen.metrics:
+            return
+        host, _, port = self._config.listen.metrics.rpartition(":")
+        try:
+            self._metrics.serve(host, int(port))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"cannot serve metrics on {self._config.listen.metrics}: {error}; "
+                'set listen.metrics to another host:port, or to "" for none'
+            ) from error
+
+    async def _note(self, register: Register, event: str, **facts: str) -> None:
+        """Log an event of the daemon itself; a store that fails does not hinder stopping."""
+        node = NodeId(self._config.node_id)
+        written = entry(event, at=utc_now(), node=node, **facts)
+
+        def decide(_: object) -> Decision[None]:
+            return Decision(None, (), (written,))
+
+        if event == "coordinator_stopped":
+            with suppress(StoreError):
+                await register.decide(decide)
+        else:
+            await register.decide(decide)
+
+
+async def _run(config: Config) -> None:
+    coordinator = Coordinator(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, coordinator.stop)
+    with suppress(StoppedError):
+        await coordinator.run()
+
+
+@app.command()
+def command(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The coordinator's TOML file.")
+    ] = Path("coordinator.toml"),
+    *,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config", help="Print the effective configuration, secrets masked, and exit."
+        ),
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="How log lines look; auto: text on a terminal, else JSON.")
+    ] = LogFormat.AUTO,
+) -> None:
+    """Run the coordinator of a federation.
+
+    Opens rounds by its schedule, admits updates of enrolled hospitals over mutual TLS,
+    scores them against the holdout set, aggregates, evaluates and releases. Stop it with
+    Ctrl-C or SIGTERM, or kill it: the next start goes on where it stood.
+    """
+    configure_logging(log_format)
+    try:
+        loaded = load_config(config)
+        if print_config:
+            typer.echo(json.dumps(loaded.printable(), indent=2, default=str))
+            return
+        asyncio.run(_run(loaded))
+    except StaleWriterError as error:
+        log.error("another_coordinator_took_over", reason=str(error))
+        raise typer.Exit(EXIT_FAILED) from None
+    except (ConfigurationError, MatlError) as error:
+        log.error("coordinator_failed", reason=str(error))
+        code = EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED
+        raise typer.Exit(code) from None
+
+
+def main() -> None:
+    """Entry point of ``matl-coordinator``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Prometheus metrics of the coordinator, on a port of their own.
+
+Labels are bounded: outcomes and phases are enumerations, node ids come from the
+allow-list. Nothing here changes what the coordinator does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from matl_coordinator.core.rounds import Phase, Round
+from matl_coordinator.core.trust_record import TrustRecord
+
+NAMESPACE = "matl"
+
+
+class Metrics:
+    """A ``ports.Meter`` in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._rounds = self._counter("rounds_total", "Rounds that ended.", "outcome")
+        self._updates = self._counter("updates_total", "Updates by what became of them.", "outcome")
+        self._refused_peers = self._counter(
+            "refused_peers_total",
+            "Connections and calls of peers that may not take part.",
+            "reason",
+        )
+        self._received = self._counter("received_bytes_total", "Bytes of updates received.")
+        self._sent = self._counter("sent_bytes_total", "Bytes of models sent.")
+        self._phase_failures = self._counter(
+            "phase_failures_total", "Failed attempts at a phase of a round.", "phase"
+        )
+        self._store_failures = self._counter(
+            "store_failures_total", "Times the store did not confirm and the state was reloaded."
+        )
+        self._trust = self._gauge("trust_score", "Trust of a hospital, 0 to 1.", "node")
+        self._weight = self._gauge("aggregation_weight_ratio", "Share in the aggregate.", "node")
+        self._round = self._gauge("round_number", "The newest round.")
+        self._phase = self._gauge("round_phase", "1 for the newest round's phase.", "phase")
+        self._present = self._gauge("participants_present", "Hospitals heard from recently.")
+        self._accuracy = self._gauge(
+            "model_accuracy_ratio", "Holdout accuracy of the last model released."
+        )
+        self._kappa = self._gauge(
+            "model_quadratic_weighted_kappa", "Holdout kappa of the last model released."
+        )
+        self._log_size = self._gauge("log_entries", "Leaves of the log.")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def serve(self, address: str, port: int) -> None:
+        """Answer scrapes from a daemon thread.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        start_http_server(port, addr=address, registry=self.registry)
+
+    def update_decided(self, outcome: str) -> None:
+        self._updates.labels(outcome=outcome).inc()
+
+    def bytes_received(self, count: int) -> None:
+        self._received.inc(count)
+
+    def bytes_sent(self, count: int) -> None:
+        self._sent.inc(count)
+
+    def peer_refused(self, reason: str) -> None:
+        self._refused_peers.labels(reason=reason).inc()
+
+    def phase_failed(self, phase: Phase) -> None:
+        self._phase_failures.labels(phase=phase.value).inc()
+
+    def store_failed(self) -> None:
+        self._store_failures.inc()
+
+    def present(self, count: int) -> None:
+        self._present.set(count)
+
+    def round_changed(self, rnd: Round) -> None:
+        self._round.set(rnd.round_id)
+        for phase in Phase:
+            self._phase.labels(phase=phase.value).set(phase is rnd.phase)
+        if rnd.phase.is_final:
+            self._rounds.labels(outcome=rnd.phase.value).inc()
+        if rnd.evaluation is not None:
+            self._accuracy.set(rnd.evaluation.accuracy)
+            self._kappa.set(rnd.evaluation.quadratic_weighted_kappa)
+
+    def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None:
+        weights = {each.node_id: each.weight for each in rnd.weights}
+        for record in records:
+            self._trust.labels(node=record.node_id).set(record.trust)
+            self._weight.labels(node=record.node_id).set(weights.get(record.node_id, 0.0))
+
+    def log_grew(self, size: int) -> None:
+        self._log_size.set(size)

@@ -1,0 +1,364 @@
+"""What the coordinator's core needs from outside.
+
+Every port states durability, not shape: when a call returns, what it says has
+happened survives the power cord. Implementations are in ``store`` and ``scoring``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from matl_common.errors import MatlError
+from matl_common.ids import Digest, NodeId, RoundId
+from matl_common.signing import Envelope
+from matl_coordinator.core.admission import RefusalCode
+from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.core.rounds import Evaluation, Phase, Round
+from matl_coordinator.core.trust_record import TrustRecord
+
+
+class StoreError(MatlError):
+    """The store did not confirm. What was asked may or may not be durable.
+
+    The only safe answer is to forget what is in memory and load again.
+    """
+
+
+class StaleWriterError(StoreError):
+    """Another coordinator wrote since this one loaded; this one must not write again."""
+
+
+class SpoolError(MatlError):
+    """A chunk cannot be taken; nothing of it was kept."""
+
+
+class SpoolFullError(SpoolError):
+    """The quota or the disk has no room; it may have some later."""
+
+
+class UpdateStatus(StrEnum):
+    """What became of an update that was declared with a valid signature."""
+
+    RECEIVING = "receiving"
+    ADMITTED = "admitted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRecord:
+    """One declared update. There is at most one for a node and round."""
+
+    round_id: RoundId
+    node_id: NodeId
+    update_digest: Digest
+    """SHA-256 of the signed manifest's bytes."""
+    manifest: Envelope
+    chunk_hashes: bytes
+    """RFC 6962 leaf hashes of the chunks, 32 bytes each, in order."""
+    byte_count: int
+    status: UpdateStatus
+    code: RefusalCode | None
+    """Why it was refused, and ``reason`` as a sentence."""
+    reason: str
+    norm: float | None
+    """Euclidean norm of the update; ``None`` until it is complete."""
+    decided_at: datetime | None
+    log_index: int | None
+    """Leaf that records the decision. Set by the store."""
+    log_leaf_hash: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model of the study, and the round that released it (0 for the first)."""
+
+    digest: Digest
+    byte_count: int
+    round_id: int
+    released_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """What the study is, and where it stands."""
+
+    plan: Envelope
+    plan_digest: Digest
+    paused: bool
+    pause_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutStudy:
+    record: StudyRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PutRound:
+    round: Round
+
+
+@dataclass(frozen=True, slots=True)
+class PutUpdate:
+    """Insert or replace the record of (round, node)."""
+
+    record: UpdateRecord
+    decided_by: int | None = None
+    """Position, among the entries of this commit, of the one that decides the
+    update; the store fills ``log_index`` and ``log_leaf_hash`` from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutTrust:
+    """The trust of every hospital after a round; history is kept."""
+
+    round_id: RoundId
+    records: tuple[TrustRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutModel:
+    record: ModelRecord
+
+
+Change = PutStudy | PutRound | PutUpdate | PutTrust | PutModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEntry:
+    """A leaf of the log."""
+
+    index: int
+    data: bytes
+    """Canonical JSON, exactly the bytes that are hashed."""
+    leaf_hash: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """The log as it stands: number of leaves and RFC 6962 root."""
+
+    size: int
+    root: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a coordinator knows when it starts."""
+
+    study: StudyRecord | None
+    round: Round | None
+    """The newest round, over or not."""
+    trust: tuple[TrustRecord, ...]
+    updates: tuple[UpdateRecord, ...]
+    """Those of the newest round."""
+    rounds_released: int
+    latest_model: ModelRecord | None
+    """The newest model put; the base of the next round."""
+
+
+class Store(Protocol):
+    """The coordinator's durable memory. Calls block; call them from a thread."""
+
+    def load(self) -> State:
+        """Read the state, taking over as the only writer.
+
+        Raises:
+            StoreError: the database cannot be reached.
+        """
+        ...
+
+    def commit(
+        self, changes: Sequence[Change], entries: Sequence[bytes]
+    ) -> tuple[LoggedEntry, ...]:
+        """Apply ``changes`` and append ``entries`` to the log, all or nothing.
+
+        When this returns, both are durable. When it raises, nobody knows.
+
+        Raises:
+            StaleWriterError: another coordinator loaded after this one.
+            StoreError: the database did not confirm.
+        """
+        ...
+
+    def round(self, round_id: RoundId) -> Round | None: ...
+
+    def rounds(self, *, after: int, limit: int) -> tuple[Round, ...]:
+        """Rounds with a number above ``after``, oldest first."""
+        ...
+
+    def update(self, round_id: RoundId, node_id: NodeId) -> UpdateRecord | None: ...
+
+    def updates(self, round_id: RoundId) -> tuple[UpdateRecord, ...]: ...
+
+    def admitted_counts(self) -> Mapping[NodeId, int]:
+        """How many updates of each hospital were admitted in all rounds."""
+        ...
+
+    def trust_history(self, *, after: int, limit: int) -> tuple[PutTrust, ...]:
+        """Trust by round above ``after``, oldest first."""
+        ...
+
+    def model(self, digest: Digest) -> ModelRecord | None: ...
+
+    def log_head(self) -> LogHead: ...
+
+    def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]: ...
+
+    def log_node(self, level: int, index: int) -> bytes:
+        """A stored hash of the log's tree; level 0 holds the leaves."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Spool(Protocol):
+    """Updates on disk while a round lasts. Blocking; call from a thread."""
+
+    def open(
+        self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
+    ) -> UpdateSink:
+        """The sink of one update, resumed after the last durable chunk that still
+        matches its hash. At most one sink is open for a node and round.
+
+        Raises:
+            SpoolFullError: the quota, or the disk, has no room for it.
+        """
+        ...
+
+    def path(self, round_id: RoundId, node_id: NodeId) -> Path:
+        """The complete update's file."""
+        ...
+
+    def scratch(self, round_id: RoundId) -> Path:
+        """An existing folder for files that live as long as the round's updates."""
+        ...
+
+    def discard_before(self, round_id: RoundId) -> None:
+        """Delete everything of rounds below ``round_id``."""
+        ...
+
+
+class UpdateSink(Protocol):
+    """One update being received."""
+
+    @property
+    def received_chunks(self) -> int:
+        """Chunks taken so far; durable once ``sync`` returned."""
+        ...
+
+    def append(self, index: int, data: bytes) -> None:
+        """Take the next chunk.
+
+        Raises:
+            SpoolError: not the next index, or a wrong length or hash.
+            SpoolFullError: the disk is full.
+        """
+        ...
+
+    def sync(self) -> int:
+        """Make what was taken durable; returns the number of durable chunks."""
+        ...
+
+    def finish(self) -> Path:
+        """Make the complete file durable under its final name."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ModelStore(Protocol):
+    """Content-addressed model files; ``<digest>.safetensors``."""
+
+    @property
+    def incoming(self) -> Path:
+        """An existing folder on the same disk, for files to be adopted."""
+        ...
+
+    def path(self, digest: Digest) -> Path: ...
+
+    def has(self, digest: Digest) -> bool: ...
+
+    def adopt(self, source: Path) -> Digest:
+        """Move a complete file in, durably; doing it twice is harmless."""
+        ...
+
+    def digests(self) -> Iterable[Digest]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RootGradient:
+    """A row on disk for the Gram matrix: one part of the root set's descent direction."""
+
+    row: RootRow
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HoldoutReport:
+    """What the holdout set says about a round's updates."""
+
+    root: tuple[RootGradient, ...]
+    loss_improvement: Mapping[NodeId, float]
+    """Mean validation loss at the base model less that after each update alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class InitialModel:
+    """The study's first model, and the public weights it stands on."""
+
+    path: Path
+    backbone_digest: Digest | None
+
+
+class Scorer(Protocol):
+    """Judges models and updates on the holdout set, in another process.
+
+    Every method raises ``WorkerError`` when that process fails; asking again starts
+    a new one.
+    """
+
+    async def initial_model(self, folder: Path) -> InitialModel:
+        """Make the study's first model, a file in ``folder``."""
+        ...
+
+    async def report(
+        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+    ) -> HoldoutReport:
+        """Score updates; the root gradients are written into ``folder``."""
+        ...
+
+    async def evaluate(self, model: Digest) -> Evaluation: ...
+
+    async def close(self) -> None: ...
+
+
+class Meter(Protocol):
+    """What operators watch. Counting never fails and changes nothing."""
+
+    def update_decided(self, outcome: str) -> None:
+        """An update was admitted, or refused with this code."""
+        ...
+
+    def bytes_received(self, count: int) -> None: ...
+
+    def bytes_sent(self, count: int) -> None: ...
+
+    def peer_refused(self, reason: str) -> None: ...
+
+    def phase_failed(self, phase: Phase) -> None: ...
+
+    def store_failed(self) -> None: ...
+
+    def present(self, count: int) -> None: ...
+
+    def round_changed(self, rnd: Round) -> None: ...
+
+    def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None: ...
+
+    def log_grew(self, size: int) -> None: ...

@@ -1,0 +1,158 @@
+"""``FederationService``: thin, parse → use case → format."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import grpc
+
+from matl_common.errors import InvalidInputError
+from matl_common.ids import parse_digest
+from matl_common.tensors import CHUNK_BYTES
+from matl_common.wire import federation_pb2 as pb
+from matl_common.wire import federation_pb2_grpc as pb_grpc
+from matl_common.wire.documents import (
+    envelope_from_wire,
+    envelope_to_wire,
+    standing_to_wire,
+    to_unix_ms,
+)
+from matl_coordinator.ports import Meter
+from matl_coordinator.rpc.guard import caller
+from matl_coordinator.service.intake import Intake, Progress
+from matl_coordinator.service.invitations import Invitations
+from matl_coordinator.service.reception import Reception
+
+MAX_WAIT_SECONDS = 60.0
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class FederationServicer(pb_grpc.FederationServiceServicer):
+    """What hospitals call. ``guard`` has authenticated every caller."""
+
+    def __init__(
+        self,
+        *,
+        invitations: Invitations,
+        intake: Intake,
+        meter: Meter,
+        version: str,
+        federation_id: str,
+        idle_seconds: float,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._invitations = invitations
+        self._intake = intake
+        self._meter = meter
+        self._version = version
+        self._federation_id = federation_id
+        self._idle_seconds = idle_seconds
+        self._clock = clock
+
+    async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
+        plan = await self._invitations.study_plan(caller().node_id)
+        return pb.HelloResponse(
+            version=self._version,
+            federation_id=self._federation_id,
+            study_plan=envelope_to_wire(plan),
+            answered_at_unix_ms=to_unix_ms(self._clock()),
+        )
+
+    async def AwaitRound(
+        self, request: pb.AwaitRoundRequest, context: Context
+    ) -> pb.AwaitRoundResponse:
+        offer = await self._invitations.await_round(
+            caller(),
+            have_round=request.have_round,
+            wait_seconds=min(float(request.wait_seconds), MAX_WAIT_SECONDS),
+        )
+        start = offer.round_start
+        return pb.AwaitRoundResponse(
+            round_start=None if start is None else envelope_to_wire(start),
+            standing=standing_to_wire(offer.standing),
+            study_complete=offer.study_complete,
+        )
+
+    async def PullModel(
+        self, request: pb.PullModelRequest, context: Context
+    ) -> AsyncIterator[pb.ModelBlock]:
+        path = self._invitations.model_path(parse_digest(request.digest))
+        file, size = await asyncio.to_thread(_open_at, path, request.offset)
+        try:
+            offset = request.offset
+            while offset < size:
+                block = await asyncio.to_thread(file.read, CHUNK_BYTES)
+                yield pb.ModelBlock(offset=offset, data=block)
+                self._meter.bytes_sent(len(block))
+                offset += len(block)
+        finally:
+            file.close()
+
+    async def OpenUpdate(self, request: pb.OpenUpdateRequest, context: Context) -> pb.UpdateStatus:
+        progress = await self._intake.open_update(
+            caller(), envelope_from_wire(request.manifest), request.chunk_hashes
+        )
+        return _status(progress)
+
+    async def PushChunks(
+        self, requests: AsyncIterator[pb.PushChunksRequest], context: Context
+    ) -> pb.UpdateStatus:
+        first = await self._next(requests)
+        if first is None or first.WhichOneof("part") != "update_digest":
+            raise InvalidInputError("the first message of a push must name the update")
+        reception = await self._intake.receive(caller(), parse_digest(first.update_digest))
+        try:
+            await self._take_all(requests, reception)
+        except BaseException:
+            await self._intake.let_go(reception)
+            raise
+        if reception.is_complete:
+            return _status(await self._intake.complete(caller(), reception))
+        return _status(await self._intake.pause(reception))
+
+    async def _take_all(
+        self, requests: AsyncIterator[pb.PushChunksRequest], reception: Reception
+    ) -> None:
+        while (message := await self._next(requests)) is not None:
+            if message.WhichOneof("part") != "chunk":
+                raise InvalidInputError("only chunks may follow the update's name")
+            await reception.take(message.chunk.index, message.chunk.data)
+            self._meter.bytes_received(len(message.chunk.data))
+
+    async def _next(
+        self, requests: AsyncIterator[pb.PushChunksRequest]
+    ) -> pb.PushChunksRequest | None:
+        try:
+            return await asyncio.wait_for(anext(requests), timeout=self._idle_seconds)
+        except StopAsyncIteration:
+            return None
+        except TimeoutError as error:
+            raise InvalidInputError(
+                f"nothing came for {self._idle_seconds:g} s; connect again and resume"
+            ) from error
+
+
+def _open_at(path: Path, offset: int) -> tuple[BinaryIO, int]:
+    file = path.open("rb")
+    size = file.seek(0, 2)
+    if offset > size:
+        file.close()
+        raise InvalidInputError(f"the model has {size} bytes, fewer than the offset {offset}")
+    file.seek(offset)
+    return file, size
+
+
+def _status(progress: Progress) -> pb.UpdateStatus:
+    receipt = progress.receipt
+    return pb.UpdateStatus(
+        update_digest=progress.update_digest,
+        durable_chunks=progress.durable_chunks,
+        total_chunks=progress.total_chunks,
+        receipt=None if receipt is None else envelope_to_wire(receipt),
+    )

@@ -1,0 +1,217 @@
+"""``OperationsService``: what an operator's certificate may see and order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.certificates import Role
+from matl_common.ids import NodeId, RoundId, parse_node_id
+from matl_common.wire import operations_pb2 as pb
+from matl_common.wire import operations_pb2_grpc as pb_grpc
+from matl_common.wire.documents import to_unix_ms
+from matl_coordinator.core.rounds import Evaluation, Round
+from matl_coordinator.ports import State, UpdateStatus
+from matl_coordinator.rpc.guard import caller
+from matl_coordinator.service.invitations import standing_of
+from matl_coordinator.service.operations import Operations
+from matl_coordinator.service.overview import Overview
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class OperationsServicer(pb_grpc.OperationsServiceServicer):
+    """What operators call. ``guard`` has authenticated every caller."""
+
+    def __init__(
+        self,
+        *,
+        operations: Operations,
+        overview: Overview,
+        allowlist: Allowlist,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._operations = operations
+        self._overview = overview
+        self._allowlist = allowlist
+        self._clock = clock
+
+    async def GetStatus(
+        self, request: pb.GetStatusRequest, context: Context
+    ) -> pb.GetStatusResponse:
+        state = await self._operations.state()
+        page = await self._operations.log_page(start=0, limit=1)
+        facts = self._overview.facts(state, self._clock())
+        study, rnd = state.study, state.round
+        return pb.GetStatusResponse(
+            version=facts.version,
+            federation_id=facts.federation_id,
+            study_id=facts.study_id,
+            paused=study is not None and study.paused,
+            study_complete=facts.study_complete,
+            rounds_released=state.rounds_released,
+            rounds_planned=facts.rounds_planned,
+            current_round=None if rnd is None else self._round(rnd, state, facts.waiting_for),
+            latest_model="" if state.latest_model is None else state.latest_model.digest,
+            log_size=page.head.size,
+            log_root=page.head.root,
+            next_round_at_unix_ms=_unix_ms(facts.next_round_at),
+            active_participants=facts.present,
+        )
+
+    async def ListRounds(
+        self, request: pb.ListRoundsRequest, context: Context
+    ) -> pb.ListRoundsResponse:
+        after, limit = request.after_round, request.limit or 100
+        rounds = await self._operations.rounds(after=after, limit=limit)
+        history = await self._operations.trust_history(after=after, limit=limit)
+        trust = {
+            (each.round_id, record.node_id): record.trust
+            for each in history
+            for record in each.records
+        }
+        return pb.ListRoundsResponse(rounds=[_past_round(rnd, trust) for rnd in rounds])
+
+    async def ListParticipants(
+        self, request: pb.ListParticipantsRequest, context: Context
+    ) -> pb.ListParticipantsResponse:
+        state = await self._operations.state()
+        spent = await self._overview.epsilon_declared()
+        return pb.ListParticipantsResponse(
+            participants=[
+                self._participant(node_id, state, spent.get(node_id, 0.0))
+                for node_id, node in sorted(self._allowlist.nodes.items())
+                if node.role is Role.PARTICIPANT
+            ]
+        )
+
+    def _participant(
+        self, node_id: NodeId, state: State, epsilon_spent: float
+    ) -> pb.ParticipantSummary:
+        standing = standing_of(node_id, state)
+        node = self._allowlist.nodes[node_id]
+        return pb.ParticipantSummary(
+            node_id=node_id,
+            role=node.role.value,
+            trust=standing.trust,
+            state=standing.state,
+            reason=standing.reason,
+            enrolled_patients=node.enrolled_patients,
+            last_seen_unix_ms=_unix_ms(self._overview.last_seen(node_id)),
+            epsilon_spent=epsilon_spent,
+            epsilon_budget=self._overview.epsilon_budget,
+        )
+
+    async def TailLog(self, request: pb.TailLogRequest, context: Context) -> pb.TailLogResponse:
+        page = await self._operations.log_page(start=request.from_index, limit=request.limit or 50)
+        return pb.TailLogResponse(
+            entries=[
+                pb.LogEntry(index=each.index, data=each.data, leaf_hash=each.leaf_hash)
+                for each in page.entries
+            ],
+            log_size=page.head.size,
+            log_root=page.head.root,
+        )
+
+    async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
+        await self._operations.pause(caller().node_id, request.reason)
+        return pb.PauseResponse()
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
+        await self._operations.resume(caller().node_id, request.reason)
+        return pb.ResumeResponse()
+
+    async def StartRound(
+        self, request: pb.StartRoundRequest, context: Context
+    ) -> pb.StartRoundResponse:
+        round_id = await self._operations.start_round(caller().node_id, request.reason)
+        return pb.StartRoundResponse(round_id=round_id)
+
+    async def Quarantine(
+        self, request: pb.QuarantineRequest, context: Context
+    ) -> pb.QuarantineResponse:
+        node_id = parse_node_id(request.node_id)
+        await self._operations.quarantine(caller().node_id, node_id, request.reason)
+        return pb.QuarantineResponse()
+
+    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
+        node_id = parse_node_id(request.node_id)
+        await self._operations.release(caller().node_id, node_id, request.reason)
+        return pb.ReleaseResponse()
+
+    def _round(self, rnd: Round, state: State, waiting_for: str) -> pb.RoundSummary:
+        trust = {(rnd.round_id, record.node_id): record.trust for record in state.trust}
+        summary = _past_round(rnd, trust)
+        summary.reason = summary.reason or waiting_for
+        receiving = {
+            each.node_id for each in state.updates if each.status is UpdateStatus.RECEIVING
+        }
+        for each in summary.contributions:
+            node_id = NodeId(each.node_id)
+            if each.status == "invited" and node_id in receiving:
+                each.status = "uploading"
+                each.upload_fraction = self._overview.upload_fraction(node_id)
+        return summary
+
+
+def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]) -> pb.RoundSummary:
+    return pb.RoundSummary(
+        round_id=rnd.round_id,
+        phase=rnd.phase.value,
+        reason=rnd.abort_reason or "",
+        opened_at_unix_ms=_unix_ms(rnd.opened_at),
+        deadline_unix_ms=_unix_ms(rnd.deadline),
+        ended_at_unix_ms=_unix_ms(rnd.ended_at),
+        contributions=_contributions(rnd, trust),
+        base_model=rnd.base_model,
+        released_model=(rnd.candidate or "") if rnd.evaluation else "",
+        evaluation=None if rnd.evaluation is None else _evaluation(rnd.evaluation),
+    )
+
+
+def _contributions(
+    rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]
+) -> list[pb.Contribution]:
+    weights = {each.node_id: each.weight for each in rnd.weights}
+    reasons = {each.node_id: each.reason for each in rnd.excluded}
+    admitted = rnd.admitted_nodes
+    rows: list[pb.Contribution] = []
+    for node_id in sorted(rnd.invited):
+        reason = reasons.get(node_id, "")
+        status = "admitted" if node_id in admitted else "invited"
+        if reason:
+            status = "late" if reason.startswith("late") else "refused"
+        done = 1.0 if node_id in admitted else 0.0
+        rows.append(
+            pb.Contribution(
+                node_id=node_id,
+                status=status,
+                reason=reason,
+                upload_fraction=done,
+                trust=trust.get((rnd.round_id, node_id), 0.0),
+                weight=weights.get(node_id, 0.0),
+            )
+        )
+    return rows
+
+
+def _evaluation(evaluation: Evaluation) -> pb.Evaluation:
+    return pb.Evaluation(
+        accuracy=evaluation.accuracy,
+        balanced_accuracy=evaluation.balanced_accuracy,
+        quadratic_weighted_kappa=evaluation.quadratic_weighted_kappa,
+        per_class_recall=[
+            math.nan if each is None else each for each in evaluation.per_class_recall
+        ],
+        images=evaluation.images,
+    )
+
+
+def _unix_ms(moment: datetime | None) -> int:
+    return 0 if moment is None else to_unix_ms(moment)

@@ -1,0 +1,169 @@
+"""Puts the servicers behind the guard on one mutually authenticated port."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from matl_common.errors import ConfigurationError, MatlError
+from matl_common.identity.tls import TlsFiles, server_credentials, server_options
+from matl_common.wire import (
+    federation_pb2,
+    federation_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+)
+from matl_coordinator.rpc.guard import Guard, check_roles
+from matl_coordinator.rpc.statuses import status_of
+
+log = structlog.get_logger(__name__)
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
+
+FEDERATION_SERVICE = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
+OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class Servicers:
+    """What the server serves."""
+
+    federation: federation_pb2_grpc.FederationServiceServicer
+    operations: operations_pb2_grpc.OperationsServiceServicer
+
+
+class GuardedServer:
+    """A ``grpc.aio`` server on which nothing runs unguarded."""
+
+    def __init__(self, *, files: TlsFiles, guard: Guard, servicers: Servicers) -> None:
+        """Prepare the server; it listens once started.
+
+        Raises:
+            ConfigurationError: a key or certificate is not usable, or a method is unguarded.
+        """
+        self._credentials = server_credentials(files)
+        self._server = grpc.aio.server(
+            interceptors=(_GuardInterceptor(guard),), options=server_options()
+        )
+        self._health = health.aio.HealthServicer()
+        check_roles(_methods())
+        federation_pb2_grpc.add_FederationServiceServicer_to_server(
+            servicers.federation, self._server
+        )
+        operations_pb2_grpc.add_OperationsServiceServicer_to_server(
+            servicers.operations, self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (FEDERATION_SERVICE, OPERATIONS_SERVICE, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self, address: str) -> int:
+        """Listen on ``host:port``; returns the port.
+
+        Raises:
+            ConfigurationError: the address cannot be listened on.
+        """
+        try:
+            port = self._server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"cannot listen on {address}; is another coordinator running there?"
+            ) from error
+        await self._server.start()
+        for service in (FEDERATION_SERVICE, OPERATIONS_SERVICE, ""):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Refuse new calls and give those under way ``grace_seconds`` to end."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+
+def _methods() -> Iterable[str]:
+    pools = (
+        federation_pb2.DESCRIPTOR.services_by_name,
+        operations_pb2.DESCRIPTOR.services_by_name,
+        health_pb2.DESCRIPTOR.services_by_name,
+    )
+    for services in pools:
+        for service in services.values():
+            for method in service.methods:
+                yield f"/{service.full_name}/{method.name}"
+
+
+class _GuardInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handler of every method, so that none can be reached around the guard."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self._guarded(handler, handler_call_details.method)
+
+    def _guarded(self, handler: Handler, method: str) -> Handler:
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            behaviour: Any = self._streaming(inner, method)
+        else:
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            behaviour = self._unary(inner, method)
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _unary(self, inner: Any, method: str) -> Any:
+        async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                node = await self._guard.authenticate(context, method)
+                with self._guard.call_of(node):
+                    return await inner(request, context)
+            except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
+                await _abort(context, method, error)
+
+        return behaviour
+
+    def _streaming(self, inner: Any, method: str) -> Any:
+        async def behaviour(
+            request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Any]:
+            try:
+                node = await self._guard.authenticate(context, method)
+                with self._guard.call_of(node):
+                    async for answer in inner(request, context):
+                        yield answer
+            except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
+                await _abort(context, method, error)
+
+        return behaviour
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception
+) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    code, text = status_of(error)
+    if not isinstance(error, MatlError):
+        log.error("call_failed", method=method, exc_info=error)
+    await context.abort(code, text)

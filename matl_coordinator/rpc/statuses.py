@@ -1,0 +1,68 @@
+"""Errors as gRPC statuses: one table, and everything else is INTERNAL.
+
+Only the text of our own errors leaves the process; grpcio would send any other
+exception's text to the peer.
+"""
+
+from __future__ import annotations
+
+import grpc
+
+from matl_common.errors import InvalidInputError, MatlError
+from matl_coordinator.core.admission import RefusalCode
+from matl_coordinator.ports import SpoolError, SpoolFullError, StoreError
+from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError
+from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
+from matl_coordinator.service.invitations import UnknownModelError
+from matl_coordinator.service.operations import OperationError
+from matl_coordinator.service.reception import SupersededError
+
+Status = grpc.StatusCode
+
+REFUSAL_STATUS: dict[RefusalCode, grpc.StatusCode] = {
+    RefusalCode.BAD_SIGNATURE: Status.UNAUTHENTICATED,
+    RefusalCode.MALFORMED: Status.INVALID_ARGUMENT,
+    RefusalCode.NO_ROUND: Status.FAILED_PRECONDITION,
+    RefusalCode.NOT_INVITED: Status.FAILED_PRECONDITION,
+    RefusalCode.WRONG_STUDY: Status.FAILED_PRECONDITION,
+    RefusalCode.REPLAYED: Status.FAILED_PRECONDITION,
+    RefusalCode.WRONG_BASE_MODEL: Status.FAILED_PRECONDITION,
+    RefusalCode.WRONG_SCHEMA: Status.INVALID_ARGUMENT,
+    RefusalCode.WRONG_SIZE: Status.INVALID_ARGUMENT,
+    RefusalCode.WRONG_PRIVACY: Status.FAILED_PRECONDITION,
+    RefusalCode.EXPIRED: Status.FAILED_PRECONDITION,
+    RefusalCode.WRONG_CHUNKS: Status.INVALID_ARGUMENT,
+    RefusalCode.EQUIVOCATION: Status.ALREADY_EXISTS,
+    RefusalCode.NOT_FINITE: Status.INVALID_ARGUMENT,
+    RefusalCode.NORM: Status.INVALID_ARGUMENT,
+}
+
+# The first class that matches wins: subclasses stand before their bases.
+ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
+    (AccessDeniedError, Status.PERMISSION_DENIED),
+    (TooManyCallsError, Status.RESOURCE_EXHAUSTED),
+    (UnknownModelError, Status.NOT_FOUND),
+    (UnknownUpdateError, Status.NOT_FOUND),
+    (OperationError, Status.FAILED_PRECONDITION),
+    (SupersededError, Status.ABORTED),
+    (SpoolFullError, Status.RESOURCE_EXHAUSTED),
+    (SpoolError, Status.DATA_LOSS),
+    (StoreError, Status.UNAVAILABLE),
+    (InvalidInputError, Status.INVALID_ARGUMENT),
+)
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The status code and text that a peer gets to see."""
+    match error:
+        case RefusedError():
+            return REFUSAL_STATUS[error.code], f"{error.code.value}: {error}"
+        case StoreError():
+            return Status.UNAVAILABLE, "the coordinator's database did not answer; try again"
+        case MatlError():
+            for kind, code in ERROR_STATUS:
+                if isinstance(error, kind):
+                    return code, str(error)
+        case _:
+            pass
+    return Status.INTERNAL, "internal error"

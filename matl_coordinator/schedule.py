@@ -1,0 +1,54 @@
+"""When the next round is due: at an interval, by a calendar, or by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from croniter import croniter
+
+from matl_common.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class EveryInterval:
+    """Rounds open this long after the one before opened, at the earliest when it ends."""
+
+    interval: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class ByCalendar:
+    """Rounds open at the times of a cron expression, in UTC."""
+
+    expression: str
+
+    def __post_init__(self) -> None:
+        if not croniter.is_valid(self.expression):
+            raise ConfigurationError(
+                f"{self.expression!r} is not a cron expression; write for example '0 2 * * *'"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ByHand:
+    """Rounds open when an operator says so."""
+
+
+Schedule = EveryInterval | ByCalendar | ByHand
+
+
+def next_due(schedule: Schedule, *, last_opened: datetime | None, now: datetime) -> datetime | None:
+    """When the next round is due; ``None`` until an operator starts one.
+
+    A time missed while the coordinator was down is due at once, and once only.
+    """
+    match schedule:
+        case EveryInterval(interval=interval):
+            return now if last_opened is None else last_opened + interval
+        case ByCalendar(expression=expression):
+            start = now if last_opened is None else last_opened
+            following: datetime = croniter(expression, start).get_next(datetime)
+            return following.astimezone(UTC)
+        case ByHand():
+            return None

@@ -1,0 +1,353 @@
+"""Drives rounds from phase to phase; the only caller of the clock's ticks.
+
+``Conductor.step`` looks at the state and does the one thing that is due: schedule,
+open, close, score, aggregate, evaluate, release. It keeps no state of its own that
+matters, so after a crash the first step goes on where the last one stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from matl_common.errors import MatlError
+from matl_common.ids import NodeId, RoundId
+from matl_coordinator.core.admission import RefusalCode
+from matl_coordinator.core.rounds import (
+    Aborted,
+    Aggregated,
+    Evaluated,
+    Event,
+    Phase,
+    Round,
+    RoundRules,
+    Scored,
+    advance,
+    next_event,
+)
+from matl_coordinator.core.trust_record import TrustRecord
+from matl_coordinator.ports import (
+    Change,
+    Meter,
+    ModelRecord,
+    ModelStore,
+    PutModel,
+    PutRound,
+    PutTrust,
+    Scorer,
+    Spool,
+    StaleWriterError,
+    State,
+    StoreError,
+)
+from matl_coordinator.schedule import Schedule, next_due
+from matl_coordinator.service.entries import Fact, entry, round_entry, trust_facts
+from matl_coordinator.service.judging import Judge
+from matl_coordinator.service.presence import Presence
+from matl_coordinator.service.register import Decision, Register
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the conductor goes by; fixed while the daemon runs."""
+
+    schedule: Schedule
+    rules: RoundRules
+    rounds_planned: int
+    keep_spooled: int
+    worker_attempts: int
+    tick_seconds: float = 1.0
+    """How often to look at the clock when nothing happens."""
+    retry_seconds: float = 1.0
+    """Pause after a failed attempt."""
+
+
+class Conductor:
+    """Runs on the register's event loop."""
+
+    def __init__(
+        self,
+        *,
+        register: Register,
+        spool: Spool,
+        models: ModelStore,
+        scorer: Scorer,
+        judge: Judge,
+        presence: Presence,
+        meter: Meter,
+        settings: Settings,
+        clock: Callable[[], datetime],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self._register = register
+        self._spool = spool
+        self._models = models
+        self._scorer = scorer
+        self._judge = judge
+        self._presence = presence
+        self._meter = meter
+        self._settings = settings
+        self._clock = clock
+        self._entropy = entropy
+        # An operator asked for a round; remembered until it is scheduled.
+        self._asked = asyncio.Event()
+        # Failed attempts at the current phase's work: (round, phase, count).
+        self._failures: tuple[int, Phase, int] = (0, Phase.SCHEDULED, 0)
+
+    def start_round(self) -> None:
+        """Let the next round open at the next step."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Step until cancelled.
+
+        Raises:
+            StaleWriterError: another coordinator took over.
+        """
+        while True:
+            try:
+                pause = await self.step()
+            except StaleWriterError:
+                raise
+            except StoreError as error:
+                self._meter.store_failed()
+                log.error("store_failed", reason=str(error))
+                pause = self._settings.retry_seconds
+            await self._register.wait_for_change(seconds=pause)
+
+    async def step(self) -> float:
+        """Do what is due now; returns how long nothing will be due, in seconds at most."""
+        state = await self._register.state()
+        self._meter.present(len(self._presence.present()))
+        rnd = state.round
+        if rnd is None or rnd.phase.is_final:
+            return await self._between_rounds(state)
+        match rnd.phase:
+            case Phase.SCHEDULED | Phase.COLLECTING:
+                return await self._tick(state, rnd)
+            case Phase.SCORING:
+                return await self._attempt(rnd, self._score(state, rnd))
+            case Phase.AGGREGATING:
+                return await self._attempt(rnd, self._aggregate(rnd))
+            case _:
+                return await self._attempt(rnd, self._evaluate(rnd))
+
+    def waiting(self, state: State, now: datetime) -> tuple[str, datetime | None]:
+        """What the study waits for, and when the next round is due, for people to read."""
+        rnd = state.round
+        if state.rounds_released >= self._settings.rounds_planned:
+            return "the study is complete", None
+        if rnd is not None and not rnd.phase.is_final:
+            return next_event(rnd, now, present=self._presence.present())[1], None
+        if state.study is not None and state.study.paused:
+            return f"paused: {state.study.pause_reason}", None
+        due = self._due(state, now)
+        return ("the next round", due) if due else ("an operator to start a round", None)
+
+    def _due(self, state: State, now: datetime) -> datetime | None:
+        if self._asked.is_set():
+            return now
+        last = None if state.round is None else state.round.opened_at or state.round.ended_at
+        return next_due(self._settings.schedule, last_opened=last, now=now)
+
+    async def _between_rounds(self, state: State) -> float:
+        await self._tidy(state)
+        now = self._clock()
+        if state.study is None or state.study.paused:
+            return self._settings.tick_seconds
+        if state.rounds_released >= self._settings.rounds_planned:
+            return self._settings.tick_seconds
+        due = self._due(state, now)
+        if due is None or due > now:
+            return self._settings.tick_seconds
+        await self._register.decide(self._schedule_next)
+        self._asked.clear()
+        return 0.0
+
+    def _schedule_next(self, state: State) -> Decision[None]:
+        previous = state.round
+        if previous is not None and not previous.phase.is_final:
+            return Decision(None)
+        assert state.study is not None, "a study is founded before its conductor runs"
+        assert state.latest_model is not None, "a study begins with a model"
+        now = self._clock()
+        rnd = Round(
+            round_id=RoundId(1 if previous is None else previous.round_id + 1),
+            nonce=self._entropy(32),
+            plan_digest=state.study.plan_digest,
+            base_model=state.latest_model.digest,
+            rules=self._settings.rules,
+            opens_at=now,
+        )
+        written = entry(
+            "round_scheduled",
+            at=now,
+            round=rnd.round_id,
+            base_model=rnd.base_model,
+            nonce=rnd.nonce.hex(),
+        )
+        return Decision(None, (PutRound(rnd),), (written,))
+
+    async def _tick(self, state: State, rnd: Round) -> float:
+        event, _ = next_event(rnd, self._clock(), present=self._presence.present())
+        if event is None:
+            return self._settings.tick_seconds
+        await self._advance(rnd, event)
+        return 0.0
+
+    async def _attempt(self, rnd: Round, work: Awaitable[None]) -> float:
+        """Do a phase's work; a failure costs a retry, and in the end the round."""
+        try:
+            await work
+        except StoreError:
+            raise
+        except (MatlError, OSError) as error:
+            return await self._failed(rnd, error)
+        return 0.0
+
+    async def _failed(self, rnd: Round, error: Exception) -> float:
+        number, phase, count = self._failures
+        count = count + 1 if (number, phase) == (rnd.round_id, rnd.phase) else 1
+        self._failures = (rnd.round_id, rnd.phase, count)
+        self._meter.phase_failed(rnd.phase)
+        attempts = self._settings.worker_attempts
+        log.error(
+            "phase_failed",
+            round=rnd.round_id,
+            phase=rnd.phase.value,
+            attempt=count,
+            attempts=attempts,
+            reason=str(error),
+        )
+        if count >= attempts:
+            reason = f"{rnd.phase.value} failed {count} times, last: {error}"
+            await self._advance(rnd, Aborted(self._clock(), reason[:500]))
+            return 0.0
+        return self._settings.retry_seconds
+
+    async def _advance(
+        self,
+        rnd: Round,
+        event: Event,
+        *,
+        changes: tuple[Change, ...] = (),
+        entries: tuple[bytes, ...] = (),
+        **facts: Fact,
+    ) -> Round | None:
+        """Apply an event, if the round is still where ``rnd`` was, with all that goes with it."""
+
+        def decide(state: State) -> Decision[Round | None]:
+            current = state.round
+            if current is None or (current.round_id, current.phase) != (rnd.round_id, rnd.phase):
+                return Decision(None)
+            after = advance(current, event)
+            written = round_entry(after, event, at=self._clock(), **facts)
+            return Decision(after, (PutRound(after), *changes), (*entries, written))
+
+        after, _ = await self._register.decide(decide)
+        if after is not None:
+            self._report(after)
+        return after
+
+    def _report(self, after: Round) -> None:
+        log.info(
+            "round_phase",
+            round=after.round_id,
+            phase=after.phase.value,
+            admitted=len(after.admitted),
+            invited=len(after.invited),
+            reason=after.abort_reason,
+        )
+        self._meter.round_changed(after)
+
+    async def _score(self, state: State, rnd: Round) -> None:
+        judgement = await self._judge.judge(rnd, state.trust, violations=violations_in(state))
+        now = self._clock()
+        event: Event
+        if judgement.hold is not None:
+            event = Aborted(now, f"held: {judgement.hold}")
+        else:
+            event = Scored(judgement.weights)
+        scored = entry(
+            "round_scored",
+            at=now,
+            round=rnd.round_id,
+            trust={each.node_id: trust_facts(each) for each in judgement.records},
+        )
+        after = await self._advance(
+            rnd,
+            event,
+            changes=(PutTrust(rnd.round_id, judgement.records),),
+            entries=(scored,),
+            weights={each.node_id: each.weight for each in judgement.weights} or None,
+        )
+        if after is not None:
+            self._report_trust(judgement.records, after)
+
+    def _report_trust(self, records: tuple[TrustRecord, ...], after: Round) -> None:
+        self._meter.trust_changed(records, after)
+        weights = {each.node_id: each.weight for each in after.weights}
+        for record in records:
+            log.info(
+                "trust",
+                round=after.round_id,
+                node=record.node_id,
+                trust=round(record.trust, 3),
+                state=record.state.value,
+                weight=round(weights.get(record.node_id, 0.0), 3),
+                reason=record.reason,
+            )
+
+    async def _aggregate(self, rnd: Round) -> None:
+        candidate = await self._judge.build(rnd)
+        await self._advance(
+            rnd,
+            Aggregated(candidate),
+            model=candidate,
+            updates={each.node_id: each.update_digest for each in rnd.admitted},
+        )
+
+    async def _evaluate(self, rnd: Round) -> None:
+        assert rnd.candidate is not None, "an evaluating round has a candidate"
+        evaluation = await self._scorer.evaluate(rnd.candidate)
+        now, size = self._clock(), self._models.path(rnd.candidate).stat().st_size
+        after = await self._advance(
+            rnd,
+            Evaluated(now, evaluation),
+            changes=(PutModel(ModelRecord(rnd.candidate, size, rnd.round_id, now)),),
+            model=rnd.candidate,
+            accuracy=evaluation.accuracy,
+            balanced_accuracy=evaluation.balanced_accuracy,
+            kappa=evaluation.quadratic_weighted_kappa,
+            per_class_recall=list(evaluation.per_class_recall),
+            images=evaluation.images,
+        )
+        if after is not None:
+            log.info(
+                "model_released",
+                round=rnd.round_id,
+                model=rnd.candidate[:12],
+                accuracy=round(evaluation.accuracy, 4),
+                kappa=round(evaluation.quadratic_weighted_kappa, 4),
+            )
+
+    async def _tidy(self, state: State) -> None:
+        """Drop the spooled updates of rounds that are no longer kept."""
+        if state.round is not None:
+            oldest_kept = state.round.round_id - self._settings.keep_spooled + 1
+            await asyncio.to_thread(self._spool.discard_before, RoundId(max(1, oldest_kept)))
+
+
+def violations_in(state: State) -> dict[NodeId, str]:
+    """Hospitals whose update in the newest round no honest hospital sends."""
+    return {
+        record.node_id: f"its update was refused: {record.reason}"
+        for record in state.updates
+        if record.code in (RefusalCode.NOT_FINITE, RefusalCode.NORM)
+    }

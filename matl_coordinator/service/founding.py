@@ -1,0 +1,169 @@
+"""The beginning of a study: its first model, and the plan that never changes after.
+
+Done once, by the first start on an empty store. Every later start reads the plan back
+and refuses to go on with a configuration that contradicts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from datetime import datetime
+
+import structlog
+
+from matl_common.errors import MatlError
+from matl_common.ids import Digest, digest_of
+from matl_common.privacy.budget import calibrate_noise
+from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
+from matl_common.privacy.poisson import calibrate_poisson_noise
+from matl_common.protocol import PayloadType, PrivacyTerms, Recipe, StudyPlan, TrainingPlan
+from matl_common.signing import Signer, sign, verify
+from matl_common.tensors import ModelSchema, read_schema
+from matl_common.wire.documents import format_study_plan, parse_study_plan
+from matl_coordinator.config import Config
+from matl_coordinator.ports import (
+    ModelRecord,
+    ModelStore,
+    PutModel,
+    PutStudy,
+    Scorer,
+    State,
+    StudyRecord,
+)
+from matl_coordinator.service.entries import entry
+from matl_coordinator.service.register import Decision, Register
+
+log = structlog.get_logger(__name__)
+
+
+class StudyMismatchError(MatlError):
+    """The configuration and the study in the store are not the same study."""
+
+
+async def found_or_resume(
+    *,
+    config: Config,
+    register: Register,
+    models: ModelStore,
+    scorer: Scorer,
+    signer: Signer,
+    clock: Callable[[], datetime],
+) -> StudyPlan:
+    """The study's plan; the study begins if the store has none.
+
+    Raises:
+        StudyMismatchError: the store holds another study, or one with other terms.
+        WorkerError: the first model could not be made.
+        StoreError: the store did not confirm; start again.
+    """
+    state = await register.state()
+    if state.study is None:
+        log.info("founding_study", study=config.federation.study, step="making the first model")
+        first = await scorer.initial_model(models.incoming)
+        digest = await asyncio.to_thread(models.adopt, first.path)
+        schema = await asyncio.to_thread(read_schema, models.path(digest))
+        plan = await asyncio.to_thread(planned, config, schema, first.backbone_digest)
+        model = ModelRecord(digest, schema.file_bytes, 0, clock())
+        await _found(plan, model, register=register, signer=signer)
+        state = await register.state()
+    assert state.study is not None, "the study has just been founded"
+    payload = verify(state.study.plan, signer.public_key, PayloadType.STUDY_PLAN)
+    plan = parse_study_plan(payload)
+    _check_same_study(plan, config)
+    return plan
+
+
+async def _found(
+    plan: StudyPlan, model: ModelRecord, *, register: Register, signer: Signer
+) -> None:
+    payload = format_study_plan(plan)
+    record = StudyRecord(
+        plan=sign(PayloadType.STUDY_PLAN, payload, signer),
+        plan_digest=digest_of(payload),
+        paused=False,
+        pause_reason="",
+    )
+    is_private = math.isfinite(plan.privacy.target_epsilon)
+    written = entry(
+        "study_founded",
+        at=model.released_at,
+        federation=plan.federation_id,
+        study=plan.study_id,
+        plan=record.plan_digest,
+        model=model.digest,
+        recipe=plan.training.recipe.value,
+        epsilon=plan.privacy.target_epsilon if is_private else None,
+        delta=plan.privacy.target_delta,
+        noise_multiplier=plan.privacy.noise_multiplier,
+        adjacency=plan.privacy.adjacency,
+        unit=plan.privacy.unit,
+        max_steps=plan.privacy.max_steps,
+    )
+
+    def decide(state: State) -> Decision[None]:
+        if state.study is not None:
+            return Decision(None)
+        return Decision(None, (PutStudy(record), PutModel(model)), (written,))
+
+    await register.decide(decide)
+    log.info(
+        "study_founded",
+        study=plan.study_id,
+        recipe=plan.training.recipe.value,
+        model=model.digest[:12],
+        trainable=plan.schema.update_elements,
+        noise_multiplier=round(plan.privacy.noise_multiplier, 4),
+    )
+
+
+def planned(config: Config, schema: ModelSchema, backbone_digest: Digest | None) -> StudyPlan:
+    """The plan that a configuration describes, its noise calibrated once for all rounds."""
+    study = config.study
+    training = TrainingPlan(
+        recipe=study.recipe,
+        backbone=study.backbone,
+        backbone_digest=backbone_digest,
+        image_size=study.image_size,
+        views=study.views,
+        steps_per_round=study.steps_per_round,
+        learning_rate=study.learning_rate,
+        batch_size=study.batch_size,
+    )
+    privacy = PrivacyTerms(
+        unit=PrivacyUnit.PATIENT.value,
+        adjacency=Adjacency.ADD_OR_REMOVE_ONE.value,
+        target_epsilon=study.epsilon,
+        target_delta=study.delta,
+        noise_multiplier=_noise_multiplier(config),
+        max_grad_norm=study.max_grad_norm,
+        sample_rate=study.sample_rate,
+        max_steps=study.max_steps,
+    )
+    return StudyPlan(config.federation.id, config.federation.study, schema, training, privacy)
+
+
+def _noise_multiplier(config: Config) -> float:
+    study = config.study
+    if not study.is_private:
+        return 0.0
+    if study.recipe is Recipe.HEAD:
+        return calibrate_noise(study.epsilon, study.delta, steps=study.max_steps)
+    return calibrate_poisson_noise(
+        study.epsilon, study.delta, sample_rate=study.sample_rate, steps=study.max_steps
+    )
+
+
+def _check_same_study(plan: StudyPlan, config: Config) -> None:
+    named = (plan.federation_id, plan.study_id)
+    if named != (config.federation.id, config.federation.study):
+        raise StudyMismatchError(
+            f"{config.state_dir} holds study {plan.study_id} of {plan.federation_id}; "
+            "give another study a state_dir and database of its own"
+        )
+    if planned(config, plan.schema, plan.training.backbone_digest) != plan:
+        raise StudyMismatchError(
+            "the [study] section differs from the plan the study began with, which its "
+            "hospitals rely on; restore it, or begin another study"
+        )

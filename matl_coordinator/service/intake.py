@@ -1,0 +1,389 @@
+"""Taking a hospital's update: declared, received chunk by chunk, judged, receipted.
+
+Every method is given the enrolled node that the connection was authenticated as; no
+identity is taken from a message. A decision is in the log before it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import NoReturn
+
+import structlog
+
+from matl_common.errors import IntegrityError, InvalidInputError, MatlError
+from matl_common.identity.allowlist import AllowedNode
+from matl_common.ids import Digest, NodeId, RoundId, digest_of
+from matl_common.protocol import (
+    PayloadType,
+    Receipt,
+    StudyPlan,
+    UpdateManifest,
+)
+from matl_common.signing import Envelope, Signer, sign, verify
+from matl_common.wire.documents import (
+    format_receipt,
+    parse_update_manifest,
+)
+from matl_coordinator.core.admission import (
+    Refusal,
+    RefusalCode,
+    check_chunk_hashes,
+    check_contents,
+    check_manifest,
+    chunk_count,
+)
+from matl_coordinator.core.rounds import NodeExcluded, Phase, UpdateAdmitted, advance
+from matl_coordinator.ports import (
+    Meter,
+    PutRound,
+    PutUpdate,
+    Spool,
+    State,
+    UpdateRecord,
+    UpdateStatus,
+)
+from matl_coordinator.service.contents import scan_update
+from matl_coordinator.service.entries import entry
+from matl_coordinator.service.presence import Presence
+from matl_coordinator.service.reception import Reception
+from matl_coordinator.service.register import Decision, Register
+
+MAX_REFUSALS_LOGGED = 32
+"""A node's refusals in one round that each get a log entry; more are only counted."""
+
+log = structlog.get_logger(__name__)
+
+
+class RefusedError(MatlError):
+    """The update does not count."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.code = refusal.code
+
+
+class UnknownUpdateError(MatlError):
+    """No update of this digest was declared by the caller for the current round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an update has come."""
+
+    update_digest: Digest
+    durable_chunks: int
+    total_chunks: int
+    receipt: Envelope | None
+
+
+class Intake:
+    """Takes updates. Runs on the register's event loop."""
+
+    def __init__(
+        self,
+        *,
+        register: Register,
+        spool: Spool,
+        signer: Signer,
+        plan: StudyPlan,
+        presence: Presence,
+        meter: Meter,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._register = register
+        self._spool = spool
+        self._signer = signer
+        self._plan = plan
+        self._presence = presence
+        self._meter = meter
+        self._clock = clock
+        # The one stream that may write a node's update; a newer one takes over.
+        self._receptions: dict[NodeId, Reception] = {}
+        # Refusals logged so far in the newest round, by node.
+        self._refusals: tuple[int, dict[NodeId, int]] = (0, {})
+
+    async def open_update(
+        self, node: AllowedNode, envelope: Envelope, chunk_hashes: bytes
+    ) -> Progress:
+        """Take note of a sealed update, once.
+
+        Raises:
+            RefusedError: it cannot count; the refusal is in the log.
+        """
+        self._presence.saw(node.node_id)
+        manifest = await self._verified_manifest(node, envelope)
+        digest = digest_of(envelope.payload)
+
+        def decide(state: State) -> Decision[UpdateRecord | Refusal]:
+            known = record_of(node.node_id, manifest.round_id, state)
+            if known is not None and known.update_digest == digest:
+                return Decision(known)
+            refusal = self._judge(node.node_id, manifest, chunk_hashes, known, state)
+            if refusal is not None:
+                return Decision(refusal)
+            record = UpdateRecord(
+                round_id=manifest.round_id,
+                node_id=node.node_id,
+                update_digest=digest,
+                manifest=envelope,
+                chunk_hashes=chunk_hashes,
+                byte_count=manifest.byte_count,
+                status=UpdateStatus.RECEIVING,
+                code=None,
+                reason="",
+                norm=None,
+                decided_at=None,
+                log_index=None,
+                log_leaf_hash=None,
+            )
+            declared = entry(
+                "update_declared",
+                at=self._clock(),
+                round=manifest.round_id,
+                node=node.node_id,
+                update=digest,
+                bytes=manifest.byte_count,
+            )
+            return Decision(record, (PutUpdate(record),), (declared,))
+
+        found, _ = await self._register.decide(decide)
+        if isinstance(found, Refusal):
+            await self._refuse(node.node_id, found, update=digest)
+        return await self._progress(found)
+
+    async def _verified_manifest(self, node: AllowedNode, envelope: Envelope) -> UpdateManifest:
+        verdict = _verified(envelope, node)
+        if isinstance(verdict, Refusal):
+            await self._refuse(node.node_id, verdict, update=digest_of(envelope.payload))
+        return verdict
+
+    def _judge(
+        self,
+        node_id: NodeId,
+        manifest: UpdateManifest,
+        chunk_hashes: bytes,
+        known: UpdateRecord | None,
+        state: State,
+    ) -> Refusal | None:
+        if known is not None:
+            return Refusal(
+                RefusalCode.EQUIVOCATION,
+                f"{node_id} signed two updates for round {manifest.round_id}; "
+                f"the first, {known.update_digest[:12]}, stands",
+            )
+        return check_manifest(
+            manifest, node_id=node_id, rnd=state.round, plan=self._plan, now=self._clock()
+        ) or check_chunk_hashes(chunk_hashes, manifest)
+
+    async def _progress(self, record: UpdateRecord) -> Progress:
+        total = chunk_count(record.byte_count)
+        match record.status:
+            case UpdateStatus.REFUSED:
+                raise RefusedError(_stored_refusal(record))
+            case UpdateStatus.ADMITTED:
+                return Progress(record.update_digest, total, total, self._receipt(record))
+            case UpdateStatus.RECEIVING:
+                reception = await self._take_over(record)
+                durable = await reception.durable_chunks()
+                return Progress(record.update_digest, durable, total, None)
+
+    async def receive(self, node: AllowedNode, update_digest: Digest) -> Reception:
+        """The reception of a declared update's chunks; an older stream's ends.
+
+        Raises:
+            UnknownUpdateError: it was not declared, or its round is over.
+            RefusedError: it was refused before.
+        """
+        self._presence.saw(node.node_id)
+        state = await self._register.state()
+        record = None
+        if state.round is not None:
+            record = record_of(node.node_id, state.round.round_id, state)
+        if record is None or record.update_digest != update_digest:
+            raise UnknownUpdateError(
+                f"update {update_digest[:12]} was not declared for this round; open it first"
+            )
+        if record.status is UpdateStatus.REFUSED:
+            raise RefusedError(_stored_refusal(record))
+        return await self._take_over(record)
+
+    async def _take_over(self, record: UpdateRecord) -> Reception:
+        older = self._receptions.pop(record.node_id, None)
+        if older is not None:
+            await older.end()
+        reception = Reception(record, spool=self._spool)
+        self._receptions[record.node_id] = reception
+        await reception.begin()
+        return reception
+
+    async def let_go(self, reception: Reception) -> None:
+        """End a reception whose stream broke; what was taken is durable."""
+        if self._receptions.get(reception.record.node_id) is reception:
+            del self._receptions[reception.record.node_id]
+        await reception.end()
+
+    async def pause(self, reception: Reception) -> Progress:
+        """End a reception whose stream closed before its last chunk."""
+        durable = await reception.durable_chunks()
+        await self.let_go(reception)
+        record = reception.record
+        return Progress(record.update_digest, durable, chunk_count(record.byte_count), None)
+
+    async def complete(self, node: AllowedNode, reception: Reception) -> Progress:
+        """Judge an update whose last chunk was taken, and log the judgement.
+
+        Raises:
+            RefusedError: its contents cannot count, or its round closed meanwhile.
+        """
+        if reception.record.status is UpdateStatus.ADMITTED:
+            return await self._progress(reception.record)
+        path = await reception.finish()
+        await self.let_go(reception)
+        contents = await asyncio.to_thread(scan_update, path)
+        refusal = check_contents(
+            contents, plan=self._plan, enrolled_patients=node.enrolled_patients
+        )
+        record = reception.record
+
+        def decide(state: State) -> Decision[UpdateRecord]:
+            rnd = state.round
+            known = record_of(record.node_id, record.round_id, state)
+            if known is not None and known.status is not UpdateStatus.RECEIVING:
+                return Decision(known)
+            now, closed = self._clock(), None
+            if rnd is None or rnd.round_id != record.round_id or rnd.phase is not Phase.COLLECTING:
+                closed = Refusal(RefusalCode.NO_ROUND, f"round {record.round_id} has closed")
+            refused = closed or refusal
+            status = UpdateStatus.ADMITTED if refused is None else UpdateStatus.REFUSED
+            decided = replace(
+                record,
+                status=status,
+                code=None if refused is None else refused.code,
+                reason="" if refused is None else refused.reason,
+                norm=contents.norm if refusal is None else None,
+                decided_at=now,
+            )
+            written = entry(
+                f"update_{status.value}",
+                at=now,
+                round=record.round_id,
+                node=record.node_id,
+                update=record.update_digest,
+                code=None if refused is None else refused.code.value,
+                reason=None if refused is None else refused.reason,
+                norm=decided.norm,
+            )
+            put = PutUpdate(decided, decided_by=0)
+            if closed is not None or rnd is None:
+                return Decision(decided, (put,), (written,))
+            event = (
+                UpdateAdmitted(record.node_id, record.update_digest)
+                if refused is None
+                else NodeExcluded(record.node_id, f"refused: {refused.reason}")
+            )
+            return Decision(decided, (PutRound(advance(rnd, event)), put), (written,))
+
+        _, logged = await self._register.decide(decide)
+        state = await self._register.state()
+        final = record_of(record.node_id, record.round_id, state)
+        if final is None:
+            raise UnknownUpdateError(f"round {record.round_id} has closed")
+        if logged:
+            self._report(final, refusal)
+        return await self._progress(final)
+
+    def _report(self, record: UpdateRecord, refusal: Refusal | None) -> None:
+        code = "admitted" if record.status is UpdateStatus.ADMITTED else "no_round"
+        self._meter.update_decided(refusal.code.value if refusal else code)
+        log.info(
+            f"update_{record.status.value}",
+            round=record.round_id,
+            node=record.node_id,
+            update=record.update_digest[:12],
+            reason=record.reason or None,
+        )
+
+    async def _refuse(self, node_id: NodeId, refusal: Refusal, *, update: Digest) -> NoReturn:
+        """Log a refusal that leaves the round as it is, and raise it."""
+        self._meter.update_decided(refusal.code.value)
+        state = await self._register.state()
+        number = 0 if state.round is None else state.round.round_id
+        if self._may_log_refusal(node_id, number):
+            log.warning(
+                "update_refused",
+                round=number or None,
+                node=node_id,
+                code=refusal.code.value,
+                reason=refusal.reason,
+            )
+            written = entry(
+                "update_refused",
+                at=self._clock(),
+                round=number or None,
+                node=node_id,
+                update=update,
+                code=refusal.code.value,
+                reason=refusal.reason,
+            )
+            await self._register.decide(lambda _: Decision(None, (), (written,)))
+        raise RefusedError(refusal)
+
+    def _may_log_refusal(self, node_id: NodeId, round_number: int) -> bool:
+        if self._refusals[0] != round_number:
+            self._refusals = (round_number, {})
+        counts = self._refusals[1]
+        counts[node_id] = counts.get(node_id, 0) + 1
+        return counts[node_id] <= MAX_REFUSALS_LOGGED
+
+    def _receipt(self, record: UpdateRecord) -> Envelope:
+        assert record.log_index is not None
+        assert record.log_leaf_hash is not None
+        assert record.decided_at is not None
+        receipt = Receipt(
+            federation_id=self._plan.federation_id,
+            study_id=self._plan.study_id,
+            round_id=record.round_id,
+            node_id=record.node_id,
+            update_digest=record.update_digest,
+            log_index=record.log_index,
+            log_leaf_hash=record.log_leaf_hash,
+            admitted_at=record.decided_at,
+        )
+        return sign(PayloadType.RECEIPT, format_receipt(receipt), self._signer)
+
+    def upload_fraction(self, node_id: NodeId) -> float:
+        """How much of its update a node has sent, from 0 to 1."""
+        reception = self._receptions.get(node_id)
+        return 0.0 if reception is None else reception.fraction
+
+    async def close(self) -> None:
+        """End every reception; what was durable stays."""
+        receptions, self._receptions = list(self._receptions.values()), {}
+        for reception in receptions:
+            await reception.end()
+
+
+def _verified(envelope: Envelope, node: AllowedNode) -> UpdateManifest | Refusal:
+    try:
+        payload = verify(envelope, node.signing_key, PayloadType.UPDATE)
+        return parse_update_manifest(payload)
+    except IntegrityError as error:
+        return Refusal(RefusalCode.BAD_SIGNATURE, str(error))
+    except InvalidInputError as error:
+        return Refusal(RefusalCode.MALFORMED, str(error))
+
+
+def record_of(node_id: NodeId, round_id: RoundId, state: State) -> UpdateRecord | None:
+    for record in state.updates:
+        if record.node_id == node_id and record.round_id == round_id:
+            return record
+    return None
+
+
+def _stored_refusal(record: UpdateRecord) -> Refusal:
+    assert record.code is not None, "a refused update has a code"
+    return Refusal(record.code, record.reason)

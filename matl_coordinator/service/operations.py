@@ -1,0 +1,168 @@
+"""What operators ask of the coordinator: look, pause, start a round, judge a hospital.
+
+Every change carries the operator's name and reason into the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from matl_common.errors import MatlError
+from matl_common.ids import NodeId, RoundId
+from matl_coordinator.core.rounds import Phase, Round
+from matl_coordinator.core.trust import quarantine, release
+from matl_coordinator.core.trust_record import TrustRecord, TrustState
+from matl_coordinator.ports import (
+    LoggedEntry,
+    LogHead,
+    PutStudy,
+    PutTrust,
+    State,
+    Store,
+)
+from matl_coordinator.service.entries import entry
+from matl_coordinator.service.register import Decision, Register
+
+MAX_ROUNDS_LISTED = 100
+MAX_ENTRIES_LISTED = 500
+
+
+class OperationError(MatlError):
+    """The order cannot be carried out as things stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A stretch of the log, and the log's head."""
+
+    entries: tuple[LoggedEntry, ...]
+    head: LogHead
+
+
+class Operations:
+    """Orders and questions of operators. Runs on the register's event loop."""
+
+    def __init__(
+        self,
+        *,
+        register: Register,
+        store: Store,
+        start_round: Callable[[], None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._register = register
+        self._store = store
+        self._start_round = start_round
+        self._clock = clock
+
+    async def state(self) -> State:
+        return await self._register.state()
+
+    async def rounds(self, *, after: int, limit: int) -> tuple[Round, ...]:
+        bounded = min(max(1, limit), MAX_ROUNDS_LISTED)
+        return await asyncio.to_thread(self._store.rounds, after=after, limit=bounded)
+
+    async def trust_history(self, *, after: int, limit: int) -> tuple[PutTrust, ...]:
+        bounded = min(max(1, limit), MAX_ROUNDS_LISTED)
+        return await asyncio.to_thread(self._store.trust_history, after=after, limit=bounded)
+
+    async def log_page(self, *, start: int, limit: int) -> LogPage:
+        """``limit`` entries from ``start``; with ``start`` 0, the newest ones."""
+        head = await asyncio.to_thread(self._store.log_head)
+        bounded = min(max(1, limit), MAX_ENTRIES_LISTED)
+        first = start or max(0, head.size - bounded)
+        entries = await asyncio.to_thread(self._store.log_entries, start=first, limit=bounded)
+        return LogPage(entries, head)
+
+    async def pause(self, operator: NodeId, reason: str) -> None:
+        """Open no further round; the one under way goes on."""
+        await self._set_paused(operator, reason, paused=True)
+
+    async def resume(self, operator: NodeId, reason: str) -> None:
+        await self._set_paused(operator, reason, paused=False)
+
+    async def _set_paused(self, operator: NodeId, reason: str, *, paused: bool) -> None:
+        def decide(state: State) -> Decision[None]:
+            if state.study is None or state.study.paused == paused:
+                raise OperationError(f"the study is {'paused' if paused else 'running'} already")
+            written = entry(
+                "study_paused" if paused else "study_resumed",
+                at=self._clock(),
+                operator=operator,
+                reason=_required(reason),
+            )
+            study = replace(state.study, paused=paused, pause_reason=reason if paused else "")
+            return Decision(None, (PutStudy(study),), (written,))
+
+        await self._register.decide(decide)
+
+    async def start_round(self, operator: NodeId, reason: str) -> RoundId:
+        """Let the next round open now instead of when it is due."""
+
+        def decide(state: State) -> Decision[RoundId]:
+            rnd = state.round
+            if rnd is not None and not rnd.phase.is_final and rnd.phase is not Phase.SCHEDULED:
+                raise OperationError(f"round {rnd.round_id} is {rnd.phase.value}")
+            if state.study is None or state.study.paused:
+                raise OperationError("the study is paused; resume it first")
+            number = 1 if rnd is None else rnd.round_id + (1 if rnd.phase.is_final else 0)
+            written = entry(
+                "round_requested",
+                at=self._clock(),
+                operator=operator,
+                reason=_required(reason),
+                round=number,
+            )
+            return Decision(RoundId(number), (), (written,))
+
+        round_id, _ = await self._register.decide(decide)
+        self._start_round()
+        return round_id
+
+    async def quarantine(self, operator: NodeId, node_id: NodeId, reason: str) -> None:
+        """Give a hospital no weight until an operator releases it."""
+        await self._judge(
+            operator, node_id, reason, "node_quarantined", lambda r: quarantine(r, why=reason)
+        )
+
+    async def release(self, operator: NodeId, node_id: NodeId, reason: str) -> None:
+        """End a hospital's quarantine."""
+
+        def released(record: TrustRecord) -> TrustRecord:
+            if record.state is not TrustState.QUARANTINED:
+                raise OperationError(f"{node_id} is {record.state.value}, not quarantined")
+            return release(record, why=reason)
+
+        await self._judge(operator, node_id, reason, "node_released", released)
+
+    async def _judge(
+        self,
+        operator: NodeId,
+        node_id: NodeId,
+        reason: str,
+        event: str,
+        change: Callable[[TrustRecord], TrustRecord],
+    ) -> None:
+        def decide(state: State) -> Decision[None]:
+            if all(record.node_id != node_id for record in state.trust):
+                raise OperationError(f"{node_id} is not an enrolled participant")
+            records = tuple(
+                change(record) if record.node_id == node_id else record for record in state.trust
+            )
+            written = entry(
+                event, at=self._clock(), operator=operator, node=node_id, reason=_required(reason)
+            )
+            newest = 0 if state.round is None else state.round.round_id
+            return Decision(None, (PutTrust(RoundId(newest), records),), (written,))
+
+        await self._register.decide(decide)
+
+
+def _required(reason: str) -> str:
+    text = reason.strip()
+    if not text or len(text) > 500:
+        raise OperationError("give a reason of 1 to 500 characters; it goes into the log")
+    return text

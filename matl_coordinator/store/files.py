@@ -1,0 +1,55 @@
+"""The file operations whose failure or success decides what is durable.
+
+One object, so that a caller can be handed one that fails. Nothing here knows what
+a file holds.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from matl_common.durable import PRIVATE_FILE_MODE, fsync_directory
+
+PRIVATE_FOLDER_MODE = 0o700
+
+
+class LocalFiles:
+    """Operations on a local file system. All of them raise ``OSError``."""
+
+    def open(self, path: Path) -> int:
+        """Open for reading and writing, created empty where it is missing."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+
+    def write(self, descriptor: int, data: bytes, *, offset: int) -> None:
+        """Write all of ``data`` at ``offset``."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def truncate(self, descriptor: int, *, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
+    def sync(self, descriptor: int) -> None:
+        """Make a file's content and length durable."""
+        os.fsync(descriptor)
+
+    def make_folder(self, path: Path) -> None:
+        """Create a folder, durable once its parent is synced; it may be there already."""
+        path.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a folder and all in it, durable once its parent is synced."""
+        shutil.rmtree(path)
+
+    def sync_folder(self, path: Path) -> None:
+        """Make creations, renames and removals inside ``path`` durable."""
+        fsync_directory(path)
+
+    def free_bytes(self, path: Path) -> int:
+        """What an unprivileged process may still write to the disk that holds ``path``."""
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize

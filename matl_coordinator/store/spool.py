@@ -1,0 +1,216 @@
+"""Updates on disk while a round lasts: ``<round>/<node>.part``, then ``.update``.
+
+A chunk is checked against its declared hash once, when it is taken; after a crash
+what is on disk is checked again and cut at the first chunk that does not match.
+Room is reserved for whole updates before a byte is written. Nothing here decides
+whether an update is wanted.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import Self
+
+from matl_common.errors import ConfigurationError
+from matl_common.ids import NodeId, RoundId
+from matl_common.tensors import CHUNK_BYTES
+from matl_common.tlog.merkle import HASH_BYTES
+from matl_coordinator.ports import SpoolError, SpoolFullError
+from matl_coordinator.store.files import LocalFiles
+from matl_coordinator.store.sink import DiskSink
+
+PART_SUFFIX = ".part"
+COMPLETE_SUFFIX = ".update"
+SCRATCH = "scratch"
+DEFAULT_QUOTA_BYTES = 20 << 30
+
+_Key = tuple[RoundId, NodeId]
+
+
+class DiskSpool:
+    """A ``ports.Spool`` in one folder that nobody else uses.
+
+    Safe to call from several threads.
+    """
+
+    def __init__(
+        self, folder: Path, *, quota_bytes: int, reserved: dict[_Key, int], files: LocalFiles
+    ) -> None:
+        self._folder = folder
+        self._quota_bytes = quota_bytes
+        self._files = files
+        self._lock = Lock()
+        # Both guarded by _lock. Bytes that every file on disk has, or may grow to.
+        self._reserved = reserved
+        self._sinks: dict[_Key, DiskSink] = {}
+
+    @classmethod
+    def open_folder(
+        cls,
+        folder: Path,
+        *,
+        quota_bytes: int = DEFAULT_QUOTA_BYTES,
+        files: LocalFiles | None = None,
+    ) -> Self:
+        """Use ``folder``, created where it is missing inside an existing one.
+
+        What an earlier process left in it counts against the quota.
+
+        Raises:
+            ConfigurationError: the folder cannot be created or read.
+        """
+        files = files or LocalFiles()
+        try:
+            files.make_folder(folder)
+            files.sync_folder(folder.parent)
+            reserved = dict(_found_in(folder))
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot use the spool folder {folder}: {error.strerror}"
+            ) from error
+        return cls(folder, quota_bytes=quota_bytes, reserved=reserved, files=files)
+
+    def open(
+        self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
+    ) -> DiskSink:
+        _check_declaration(byte_count, chunk_hashes)
+        key = (round_id, node_id)
+        # Resuming reads the whole file under the lock: a discard must not come between.
+        with self._lock, _disk_errors(f"cannot open the update of {node_id}"):
+            if key in self._sinks:
+                raise SpoolError(f"the update of {node_id} is already being received")
+            before = self._reserved.get(key)
+            self._reserve(key, byte_count)
+            try:
+                sink = self._open_sink(key, byte_count, chunk_hashes)
+            except BaseException:
+                self._give_back(key, before)
+                raise
+            self._sinks[key] = sink
+            return sink
+
+    def path(self, round_id: RoundId, node_id: NodeId) -> Path:
+        """The complete update's file.
+
+        Raises:
+            SpoolError: it is not complete.
+        """
+        path = self._path(round_id, node_id, COMPLETE_SUFFIX)
+        if not path.is_file():
+            raise SpoolError(f"there is no complete update of {node_id} in round {round_id}")
+        return path
+
+    def scratch(self, round_id: RoundId) -> Path:
+        """An existing folder for files that live as long as the round's updates.
+
+        What is in it does not count against the quota.
+
+        Raises:
+            SpoolError: the disk failed.
+        """
+        folder = self._round_folder(round_id) / SCRATCH
+        with self._lock, _disk_errors("cannot make a scratch folder"):
+            self._files.make_folder(folder.parent)
+            self._files.make_folder(folder)
+        return folder
+
+    def discard_before(self, round_id: RoundId) -> None:
+        """Delete everything of rounds below ``round_id``, ending their open sinks.
+
+        Raises:
+            SpoolError: the disk failed; what is left still counts against the quota.
+        """
+        with self._lock, _disk_errors("cannot discard earlier rounds"):
+            for key in [key for key in self._sinks if key[0] < round_id]:
+                self._sinks.pop(key).abandon()
+            for folder in _round_folders(self._folder):
+                if int(folder.name) < round_id:
+                    self._files.remove_tree(folder)
+            self._files.sync_folder(self._folder)
+            for key in [key for key in self._reserved if key[0] < round_id]:
+                del self._reserved[key]
+
+    def _round_folder(self, round_id: RoundId) -> Path:
+        return self._folder / str(round_id)
+
+    def _path(self, round_id: RoundId, node_id: NodeId, suffix: str) -> Path:
+        return self._round_folder(round_id) / f"{node_id}{suffix}"
+
+    def _reserve(self, key: _Key, byte_count: int) -> None:
+        taken = sum(self._reserved.values()) - self._reserved.get(key, 0)
+        if taken + byte_count > self._quota_bytes:
+            raise SpoolFullError(
+                f"an update of {byte_count} bytes does not fit: {taken} of "
+                f"{self._quota_bytes} bytes of the spool are taken"
+            )
+        # Others' reservations that are not written yet will need this disk, too.
+        outstanding = sum(sink.outstanding_bytes for sink in self._sinks.values())
+        if outstanding + byte_count - self._bytes_on_disk(key) > self._files.free_bytes(
+            self._folder
+        ):
+            raise SpoolFullError(
+                f"the spool's disk has no room for an update of {byte_count} bytes"
+            )
+        self._reserved[key] = byte_count
+
+    def _give_back(self, key: _Key, before: int | None) -> None:
+        left = max(before or 0, self._bytes_on_disk(key))
+        if left:
+            self._reserved[key] = left
+        else:
+            del self._reserved[key]
+
+    def _bytes_on_disk(self, key: _Key) -> int:
+        for suffix in (PART_SUFFIX, COMPLETE_SUFFIX):
+            with suppress(FileNotFoundError):
+                return self._path(*key, suffix).stat().st_size
+        return 0
+
+    def _open_sink(self, key: _Key, byte_count: int, chunk_hashes: bytes) -> DiskSink:
+        self._files.make_folder(self._round_folder(key[0]))
+        # Each time: an earlier attempt may have failed between the two.
+        self._files.sync_folder(self._folder)
+        return DiskSink.resume(
+            self._path(*key, PART_SUFFIX),
+            self._path(*key, COMPLETE_SUFFIX),
+            byte_count=byte_count,
+            chunk_hashes=chunk_hashes,
+            files=self._files,
+            on_close=lambda sink: self._forget(key, sink),
+        )
+
+    def _forget(self, key: _Key, sink: DiskSink) -> None:
+        with self._lock:
+            # A discarded sink may have a successor by now.
+            if self._sinks.get(key) is sink:
+                del self._sinks[key]
+
+
+def _check_declaration(byte_count: int, chunk_hashes: bytes) -> None:
+    chunks = -(-byte_count // CHUNK_BYTES)
+    if byte_count < 1 or len(chunk_hashes) != chunks * HASH_BYTES:
+        raise SpoolError(
+            f"{len(chunk_hashes)} bytes of chunk hashes do not belong to an update of "
+            f"{byte_count} bytes"
+        )
+
+
+def _round_folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.name.isdecimal()]
+
+
+def _found_in(folder: Path) -> Iterator[tuple[_Key, int]]:
+    for round_folder in _round_folders(folder):
+        for path in sorted(round_folder.iterdir()):
+            if path.suffix in (PART_SUFFIX, COMPLETE_SUFFIX):
+                key = (RoundId(int(round_folder.name)), NodeId(path.stem))
+                yield key, path.stat().st_size
+
+
+@contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(f"{what}: {error.strerror}; check the spool's disk") from error

@@ -1,0 +1,239 @@
+"""The coordinator's memory in SQLite or PostgreSQL.
+
+Every change is one transaction that also appends the log entries which tell of it.
+Only ``StoreError``, and ``IntegrityError`` for a damaged database, leave this module.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from threading import Lock
+from typing import Self
+
+from sqlalchemy import Connection, Engine, Table, func, insert, select, update
+
+from matl_common.ids import Digest, NodeId, RoundId
+from matl_coordinator.core.rounds import Phase, Round
+from matl_coordinator.core.trust import TrustRecord
+from matl_coordinator.ports import (
+    Change,
+    LoggedEntry,
+    LogHead,
+    ModelRecord,
+    PutModel,
+    PutRound,
+    PutStudy,
+    PutTrust,
+    PutUpdate,
+    State,
+    StoreError,
+    StudyRecord,
+    UpdateRecord,
+    UpdateStatus,
+)
+from matl_coordinator.store import codec, log
+from matl_coordinator.store.database import (
+    DEFAULT_LIMITS,
+    TimeLimits,
+    create_database_engine,
+    reading,
+    writing,
+)
+from matl_coordinator.store.leadership import require_epoch, take_over
+from matl_coordinator.store.migrate import upgrade_to_head
+from matl_coordinator.store.schema import models, rounds, study, trust, updates
+
+
+class SqlStore:
+    """A ``ports.Store`` on an engine of ``create_database_engine``.
+
+    Safe to call from several threads; commits take turns.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._commit_lock = Lock()
+        # Guarded by _commit_lock. None: nothing loaded yet, or a commit of unknown end.
+        self._epoch: int | None = None
+
+    @classmethod
+    def connect(cls, url: str, *, limits: TimeLimits = DEFAULT_LIMITS) -> Self:
+        """Open a database and bring its tables to this version.
+
+        Raises:
+            ConfigurationError: a URL of another kind, or a newer version's database.
+            StoreError: the database cannot be reached.
+        """
+        engine = create_database_engine(url, limits=limits)
+        try:
+            upgrade_to_head(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine)
+
+    def load(self) -> State:
+        with self._commit_lock:
+            self._epoch = None
+            with writing(self._engine) as connection:
+                epoch = take_over(connection)
+                state = _read_state(connection)
+            self._epoch = epoch
+            return state
+
+    def commit(
+        self, changes: Sequence[Change], entries: Sequence[bytes]
+    ) -> tuple[LoggedEntry, ...]:
+        with self._commit_lock:
+            epoch, self._epoch = self._epoch, None
+            if epoch is None:
+                raise StoreError("the end of the last commit is not known; load the state again")
+            with writing(self._engine) as connection:
+                require_epoch(connection, epoch)
+                logged = log.append_entries(connection, entries)
+                for change in changes:
+                    _apply(connection, change, logged)
+            self._epoch = epoch
+            return logged
+
+    def round(self, round_id: RoundId) -> Round | None:
+        with reading(self._engine) as connection:
+            query = select(rounds.c.document).where(rounds.c.round_id == round_id)
+            document = connection.execute(query).scalar_one_or_none()
+        return None if document is None else codec.ROUND.decode_one(document)
+
+    def rounds(self, *, after: int, limit: int) -> tuple[Round, ...]:
+        with reading(self._engine) as connection:
+            query = select(rounds.c.document).where(rounds.c.round_id > after)
+            ordered = query.order_by(rounds.c.round_id).limit(limit)
+            documents = connection.execute(ordered).scalars().all()
+        return tuple(codec.ROUND.decode_one(document) for document in documents)
+
+    def update(self, round_id: RoundId, node_id: NodeId) -> UpdateRecord | None:
+        with reading(self._engine) as connection:
+            key = (updates.c.round_id == round_id) & (updates.c.node_id == node_id)
+            query = select(updates.c.document).where(key)
+            document = connection.execute(query).scalar_one_or_none()
+        return None if document is None else codec.UPDATE.decode_one(document)
+
+    def updates(self, round_id: RoundId) -> tuple[UpdateRecord, ...]:
+        with reading(self._engine) as connection:
+            return _read_updates(connection, round_id)
+
+    def admitted_counts(self) -> Mapping[NodeId, int]:
+        query = select(updates.c.node_id, func.count())
+        admitted = query.where(updates.c.status == UpdateStatus.ADMITTED.value)
+        with reading(self._engine) as connection:
+            rows = connection.execute(admitted.group_by(updates.c.node_id)).all()
+        return {NodeId(node_id): count for node_id, count in rows}
+
+    def trust_history(self, *, after: int, limit: int) -> tuple[PutTrust, ...]:
+        with reading(self._engine) as connection:
+            query = select(trust.c.round_id, trust.c.document).where(trust.c.round_id > after)
+            ordered = query.order_by(trust.c.round_id).limit(limit)
+            rows = connection.execute(ordered).all()
+        return tuple(PutTrust(RoundId(row[0]), codec.TRUST.decode(row[1])) for row in rows)
+
+    def model(self, digest: Digest) -> ModelRecord | None:
+        with reading(self._engine) as connection:
+            query = select(models.c.document).where(models.c.digest == digest)
+            first = query.order_by(models.c.round_id).limit(1)
+            document = connection.execute(first).scalar_one_or_none()
+        return None if document is None else codec.MODEL.decode_one(document)
+
+    def log_head(self) -> LogHead:
+        with reading(self._engine) as connection:
+            return log.read_head(connection)
+
+    def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]:
+        with reading(self._engine) as connection:
+            return log.read_entries(connection, start=start, limit=limit)
+
+    def log_node(self, level: int, index: int) -> bytes:
+        with reading(self._engine) as connection:
+            return log.read_node(connection, level, index)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _apply(connection: Connection, change: Change, logged: tuple[LoggedEntry, ...]) -> None:
+    match change:
+        case PutStudy(record=record):
+            _put(connection, study, {"id": 1}, codec.STUDY.encode([record]))
+        case PutRound(round=rnd):
+            document = codec.ROUND.encode([rnd])
+            _put(connection, rounds, {"round_id": rnd.round_id}, document, phase=rnd.phase.value)
+        case PutUpdate(record=record, decided_by=position):
+            filled = _with_decision(record, position, logged)
+            key = {"round_id": record.round_id, "node_id": record.node_id}
+            document = codec.UPDATE.encode([filled])
+            _put(connection, updates, key, document, status=record.status.value)
+        case PutTrust(round_id=round_id, records=records):
+            _put(connection, trust, {"round_id": round_id}, codec.TRUST.encode(records))
+        case PutModel(record=record):
+            document = codec.MODEL.encode([record])
+            _put(connection, models, {"round_id": record.round_id}, document, digest=record.digest)
+
+
+def _put(
+    connection: Connection, table: Table, key: Mapping[str, object], document: str, **columns: str
+) -> None:
+    """Insert or replace a row; the write lock keeps anyone from coming between."""
+    values = {"document": document, **columns}
+    replaced = connection.execute(update(table).filter_by(**key).values(values))
+    if replaced.rowcount == 0:
+        connection.execute(insert(table).values(**key, **values))
+
+
+def _with_decision(
+    record: UpdateRecord, position: int | None, logged: tuple[LoggedEntry, ...]
+) -> UpdateRecord:
+    if position is None:
+        return record
+    if not 0 <= position < len(logged):
+        raise StoreError(f"a commit of {len(logged)} entries has no entry {position}")
+    leaf = logged[position]
+    return replace(record, log_index=leaf.index, log_leaf_hash=leaf.leaf_hash)
+
+
+def _read_state(connection: Connection) -> State:
+    newest = _read_newest_round(connection)
+    released = select(func.count()).select_from(rounds)
+    released = released.where(rounds.c.phase == Phase.RELEASED.value)
+    return State(
+        study=_read_study(connection),
+        round=newest,
+        trust=_read_newest_trust(connection),
+        updates=() if newest is None else _read_updates(connection, newest.round_id),
+        rounds_released=connection.execute(released).scalar_one(),
+        latest_model=_read_newest_model(connection),
+    )
+
+
+def _read_study(connection: Connection) -> StudyRecord | None:
+    document = connection.execute(select(study.c.document)).scalar_one_or_none()
+    return None if document is None else codec.STUDY.decode_one(document)
+
+
+def _read_newest_round(connection: Connection) -> Round | None:
+    query = select(rounds.c.document).order_by(rounds.c.round_id.desc()).limit(1)
+    document = connection.execute(query).scalar_one_or_none()
+    return None if document is None else codec.ROUND.decode_one(document)
+
+
+def _read_newest_trust(connection: Connection) -> tuple[TrustRecord, ...]:
+    query = select(trust.c.document).order_by(trust.c.round_id.desc()).limit(1)
+    document = connection.execute(query).scalar_one_or_none()
+    return () if document is None else codec.TRUST.decode(document)
+
+
+def _read_newest_model(connection: Connection) -> ModelRecord | None:
+    query = select(models.c.document).order_by(models.c.round_id.desc()).limit(1)
+    document = connection.execute(query).scalar_one_or_none()
+    return None if document is None else codec.MODEL.decode_one(document)
+
+
+def _read_updates(connection: Connection, round_id: RoundId) -> tuple[UpdateRecord, ...]:
+    query = select(updates.c.document).where(updates.c.round_id == round_id)
+    documents = connection.execute(query.order_by(updates.c.node_id)).scalars()
+    return tuple(codec.UPDATE.decode_one(document) for document in documents)

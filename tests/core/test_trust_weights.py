@@ -1,0 +1,123 @@
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matl_common.ids import NodeId, RoundId
+from matl_coordinator.core.trust import (
+    Hold,
+    HoldoutScore,
+    TrustError,
+    TrustRecord,
+    TrustState,
+    Weighting,
+    aggregation_weights,
+    initial_record,
+    update_trust,
+)
+from matl_coordinator.core.weighting import trust_weight
+
+NODES = tuple(NodeId(f"hospital_{letter}") for letter in "abcde")
+PATIENTS = dict(zip(NODES, (1000, 500, 300, 200, 100), strict=True))
+
+
+def standing(trust: float, node: NodeId = NODES[0]) -> TrustRecord:
+    if trust >= 0.7:
+        state = TrustState.TRUSTED
+    else:
+        state = TrustState.MARGINAL if trust >= 0.4 else TrustState.QUARANTINED
+    return replace(initial_record(node), trust=trust, state=state)
+
+
+def weighed(
+    trusts: Mapping[NodeId, float], *, f: int = 2, present: tuple[NodeId, ...] = NODES
+) -> Weighting | Hold:
+    records = [standing(trusts.get(node, 1.0), node) for node in NODES]
+    return aggregation_weights(records, PATIENTS, present=present, f=f)
+
+
+def shares(outcome: Weighting | Hold) -> list[float]:
+    assert isinstance(outcome, Weighting)
+    return [outcome.shares.get(node, 0.0) for node in NODES]
+
+
+def test_full_trust_gives_the_capped_sizes() -> None:
+    assert shares(weighed({})) == pytest.approx([0.25, 0.25, 0.25, 1 / 6, 1 / 12])
+    assert shares(weighed({}, f=0)) == pytest.approx([10 / 21, 5 / 21, 3 / 21, 2 / 21, 1 / 21])
+
+
+@pytest.mark.parametrize(
+    ("trust", "weight"), [(0.39, 0.0), (0.4, 0.25), (0.6, 0.75), (0.7, 1.0), (1.0, 1.0)]
+)
+def test_the_weight_grows_with_trust(trust: float, weight: float) -> None:
+    assert trust_weight(standing(trust)) == pytest.approx(weight)
+
+
+def test_a_quarantined_hospital_counts_for_nothing_however_high_its_shadow_trust() -> None:
+    shadow = replace(standing(0.9), state=TrustState.QUARANTINED)
+    assert trust_weight(shadow) == 0.0
+    assert shares(weighed({NODES[4]: 0.3}))[4] == 0.0
+
+
+def test_a_round_that_did_harm_counts_for_nothing_even_from_a_trusted_hospital() -> None:
+    records = [standing(1.0, node) for node in NODES]
+    scores = [HoldoutScore(node, 1.0, 0.01, 0.1) for node in NODES[:4]]
+    scores.append(HoldoutScore(NODES[4], -0.4, 0.01, -0.1))
+    after = update_trust(records, scores, round_id=RoundId(1))
+    assert after[4].state is not TrustState.QUARANTINED
+    assert shares(aggregation_weights(after, PATIENTS, present=NODES, f=2))[4] == 0.0
+
+
+def test_new_hospitals_can_begin() -> None:
+    records = [initial_record(node) for node in NODES]
+    assert isinstance(aggregation_weights(records, PATIENTS, present=NODES, f=2), Weighting)
+    assert isinstance(aggregation_weights(records, PATIENTS, present=NODES[:3], f=2), Weighting)
+    assert isinstance(aggregation_weights(records, PATIENTS, present=NODES[2:], f=2), Weighting)
+    pair = {node: PATIENTS[node] for node in NODES[:2]}
+    assert isinstance(aggregation_weights(records[:2], pair, present=NODES[:2], f=0), Weighting)
+    single = {NODES[0]: 10}
+    assert isinstance(aggregation_weights(records[:1], single, present=NODES[:1], f=0), Weighting)
+
+
+def test_the_round_is_held_when_trusted_updates_stand_for_less_than_half_of_the_patients() -> None:
+    outcome = weighed(dict.fromkeys(NODES[:3], 0.1))
+    assert outcome == Hold(
+        "trusted updates stand for 25% of the enrolled patients; at least 50% is needed"
+    )
+    assert isinstance(weighed(dict.fromkeys(NODES[:2], 0.1)), Weighting)
+
+
+def test_absent_hospitals_count_as_enrolled() -> None:
+    assert isinstance(weighed({}, present=NODES[:2]), Weighting)
+    held = weighed({}, present=(NODES[1], NODES[3]))
+    assert isinstance(held, Hold)
+    assert "42%" in held.reason
+
+
+def test_the_round_is_held_when_combined_trust_is_too_small() -> None:
+    held = weighed(dict.fromkeys(NODES, 0.42))
+    assert held == Hold("combined trust of the updates is 1.50; at least 2.00 is needed")
+
+
+def test_nothing_present_is_held() -> None:
+    assert isinstance(weighed({}, present=()), Hold)
+
+
+def test_strangers_are_refused() -> None:
+    with pytest.raises(TrustError, match="stranger sent an update but is not enrolled"):
+        weighed({}, present=(*NODES, NodeId("stranger")))
+
+
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.integers(0, 2))
+def test_shares_sum_to_one_and_no_minority_of_f_holds_more_than_half_at_full_trust(
+    trusts: list[float], f: int
+) -> None:
+    outcome = weighed(dict(zip(NODES, trusts, strict=True)), f=f)
+    if isinstance(outcome, Weighting):
+        values = sorted(outcome.shares.values(), reverse=True)
+        assert sum(values) == pytest.approx(1.0)
+        assert min(values) >= 0.0
+    full = sorted(shares(weighed({}, f=f)), reverse=True)
+    assert sum(full[:f]) <= 0.5 + 1e-9
