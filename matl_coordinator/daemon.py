@@ -34,13 +34,10 @@ from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import StaleWriterError, StoreError
-from matl_coordinator.rpc.federation import FederationServicer
-from matl_coordinator.rpc.guard import Guard
 from matl_coordinator.rpc.handshakes import watched_handshakes
-from matl_coordinator.rpc.operations import OperationsServicer
-from matl_coordinator.rpc.server import GuardedServer, Servicers
+from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
-from matl_coordinator.service.assembly import Outside, UseCases, assemble
+from matl_coordinator.service.assembly import Outside, assemble
 from matl_coordinator.service.entries import entry
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.register import Decision, Register
@@ -144,7 +141,14 @@ class Coordinator:
                 allowlist=self._allowlist,
                 outside=outside,
             )
-            server = self._server(use_cases, watch)
+            server = build_server(
+                config,
+                use_cases=use_cases,
+                allowlist=self._allowlist,
+                watch=watch,
+                meter=self._metrics,
+                clock=utc_now,
+            )
             await self._note(register, "coordinator_started", version=__version__)
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(register.settle)
@@ -179,28 +183,6 @@ class Coordinator:
             ),
         )
         return WorkerScorer(worker, config=self._config, model_path=models.path)
-
-    def _server(self, use_cases: UseCases, watch: Watch) -> GuardedServer:
-        config = self._config
-        guard = Guard(allowlist=self._allowlist, clock=utc_now, on_denial=watch.access_denied)
-        federation = FederationServicer(
-            invitations=use_cases.invitations,
-            intake=use_cases.intake,
-            meter=self._metrics,
-            version=__version__,
-            federation_id=config.federation.id,
-            idle_seconds=config.limits.idle_seconds,
-            clock=utc_now,
-        )
-        operations = OperationsServicer(
-            operations=use_cases.operations,
-            overview=use_cases.overview,
-            allowlist=self._allowlist,
-            clock=utc_now,
-        )
-        return GuardedServer(
-            files=config.identity.tls, guard=guard, servicers=Servicers(federation, operations)
-        )
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, or leave it when told to stop.

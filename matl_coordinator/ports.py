@@ -309,6 +309,15 @@ class HoldoutReport:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldoutFacts:
+    """The holdout set as it was found."""
+
+    images: int
+    skipped: int
+    per_class: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InitialModel:
     """The study's first model, and the public weights it stands on."""
 
@@ -325,6 +334,10 @@ class Scorer(Protocol):
 
     async def initial_model(self, folder: Path) -> InitialModel:
         """Make the study's first model, a file in ``folder``."""
+        ...
+
+    async def prepare(self) -> HoldoutFacts:
+        """Look over the holdout set, and do once what every later question needs."""
         ...
 
     async def report(

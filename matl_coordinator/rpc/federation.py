@@ -56,7 +56,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self._clock = clock
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
-        plan = await self._invitations.study_plan(caller().node_id)
+        plan = await self._invitations.study_plan()
         return pb.HelloResponse(
             version=self._version,
             federation_id=self._federation_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,15 +13,23 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from matl_common.errors import ConfigurationError, MatlError
+from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.tls import TlsFiles, server_credentials, server_options
+from matl_common.version import __version__
 from matl_common.wire import (
     federation_pb2,
     federation_pb2_grpc,
     operations_pb2,
     operations_pb2_grpc,
 )
+from matl_coordinator.config import Config
+from matl_coordinator.ports import Meter
+from matl_coordinator.rpc.federation import FederationServicer
 from matl_coordinator.rpc.guard import Guard, check_roles
+from matl_coordinator.rpc.operations import OperationsServicer
 from matl_coordinator.rpc.statuses import status_of
+from matl_coordinator.service.assembly import UseCases
+from matl_coordinator.service.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +96,41 @@ class GuardedServer:
         """Refuse new calls and give those under way ``grace_seconds`` to end."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
+
+
+def build_server(
+    config: Config,
+    *,
+    use_cases: UseCases,
+    allowlist: Allowlist,
+    watch: Watch,
+    meter: Meter,
+    clock: Callable[[], datetime],
+) -> GuardedServer:
+    """The server of one coordinator; it listens once started.
+
+    Raises:
+        ConfigurationError: a key or certificate is not usable.
+    """
+    federation = FederationServicer(
+        invitations=use_cases.invitations,
+        intake=use_cases.intake,
+        meter=meter,
+        version=__version__,
+        federation_id=config.federation.id,
+        idle_seconds=config.limits.idle_seconds,
+        clock=clock,
+    )
+    operations = OperationsServicer(
+        operations=use_cases.operations,
+        overview=use_cases.overview,
+        allowlist=allowlist,
+        clock=clock,
+    )
+    guard = Guard(allowlist=allowlist, clock=clock, on_denial=watch.access_denied)
+    return GuardedServer(
+        files=config.identity.tls, guard=guard, servicers=Servicers(federation, operations)
+    )
 
 
 def _methods() -> Iterable[str]:

@@ -13,7 +13,7 @@ from matl_common.worker import Message, WorkerCrashedError, WorkerProcess
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
-from matl_coordinator.ports import HoldoutReport, InitialModel, RootGradient
+from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient
 
 FOLDS = 4
 
@@ -30,6 +30,12 @@ class _EvaluateAnswer(_Answer):
     balanced_accuracy: Finite
     quadratic_weighted_kappa: Finite
     per_class_recall: list[Finite | None]
+
+
+class _PrepareAnswer(_Answer):
+    images: int
+    skipped: int
+    per_class: list[int]
 
 
 class _NodeAnswer(_Answer):
@@ -84,6 +90,16 @@ class WorkerScorer:
         weights = answer.backbone_digest
         return InitialModel(Path(answer.path), None if weights is None else parse_digest(weights))
 
+    async def prepare(self) -> HoldoutFacts:
+        request: Message = {
+            "job": "prepare",
+            "recipe": self._config.study.recipe.value,
+            "holdout": self._holdout(),
+            "resources": self._resources(),
+        }
+        answer = _parse(_PrepareAnswer, await self._run(request))
+        return HoldoutFacts(answer.images, answer.skipped, tuple(answer.per_class))
+
     async def report(
         self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
     ) -> HoldoutReport:
@@ -124,17 +140,20 @@ class WorkerScorer:
         return await self._worker.run(request, timeout_seconds=self._config.worker.timeout_seconds)
 
     def _on_holdout(self, job: str, model: Digest) -> Message:
-        holdout = self._images(self._config.holdout.images)
-        if self._config.holdout.labels is not None:
-            holdout["labels_csv"] = str(self._config.holdout.labels)
         return {
             "job": job,
             "recipe": self._config.study.recipe.value,
-            "holdout": holdout,
+            "holdout": self._holdout(),
             "model_path": str(self._model_path(model)),
             "model_digest": model,
             "resources": self._resources(),
         }
+
+    def _holdout(self) -> Message:
+        holdout = self._images(self._config.holdout.images)
+        if self._config.holdout.labels is not None:
+            holdout["labels_csv"] = str(self._config.holdout.labels)
+        return holdout
 
     def _images(self, folder: Path) -> dict[str, Any]:
         study = self._config.study

@@ -13,7 +13,7 @@ from datetime import datetime
 
 import structlog
 
-from matl_common.errors import MatlError
+from matl_common.errors import ConfigurationError, MatlError
 from matl_common.ids import Digest, digest_of
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
@@ -34,6 +34,10 @@ from matl_coordinator.ports import (
 )
 from matl_coordinator.service.entries import entry
 from matl_coordinator.service.register import Decision, Register
+
+MINIMUM_PER_CLASS = 16
+"""Half of a class scores, in four folds that must not be empty or all but empty."""
+RECOMMENDED_HOLDOUT = 500
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +64,8 @@ async def found_or_resume(
     """
     state = await register.state()
     if state.study is None:
+        log.info("founding_study", study=config.federation.study, step="reading the holdout set")
+        await _check_holdout(scorer)
         log.info("founding_study", study=config.federation.study, step="making the first model")
         first = await scorer.initial_model(models.incoming)
         digest = await asyncio.to_thread(models.adopt, first.path)
@@ -73,6 +79,24 @@ async def found_or_resume(
     plan = parse_study_plan(payload)
     _check_same_study(plan, config)
     return plan
+
+
+async def _check_holdout(scorer: Scorer) -> None:
+    facts = await scorer.prepare()
+    log.info("holdout_ready", images=facts.images, skipped=facts.skipped, per_class=facts.per_class)
+    lacking = [label for label, images in enumerate(facts.per_class) if images < MINIMUM_PER_CLASS]
+    if lacking:
+        raise ConfigurationError(
+            f"the holdout set has fewer than {MINIMUM_PER_CLASS} images of classes {lacking}; "
+            "without them no update can be scored for those classes"
+        )
+    if facts.images < RECOMMENDED_HOLDOUT:
+        log.warning(
+            "holdout_small",
+            images=facts.images,
+            recommended=RECOMMENDED_HOLDOUT,
+            reason="honest hospitals are wrongly excluded more often below that",
+        )
 
 
 async def _found(

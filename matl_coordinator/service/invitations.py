@@ -61,9 +61,8 @@ class Invitations:
         self._presence = presence
         self._clock = clock
 
-    async def study_plan(self, node_id: NodeId) -> Envelope:
-        """The signed plan; asking for it makes a hospital present."""
-        self._presence.saw(node_id)
+    async def study_plan(self) -> Envelope:
+        """The signed plan."""
         state = await self._register.state()
         if state.study is None:
             raise MatlError("the study has no plan yet")
@@ -72,7 +71,10 @@ class Invitations:
     async def await_round(
         self, node: AllowedNode, *, have_round: int, wait_seconds: float
     ) -> RoundOffer:
-        """The round the node should work on, or none after ``wait_seconds``."""
+        """The round the node should work on, or none after ``wait_seconds``.
+
+        Asking makes a hospital present: it is ready for a round.
+        """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + wait_seconds
         while True:

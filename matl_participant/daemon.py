@@ -1,0 +1,184 @@
+"""The participant daemon: reads its configuration, puts the parts together, and runs.
+
+The composition root: everything is made here and handed on. Never imports torch,
+which lives in the worker process.
+"""
+
+# First, because it puts TLS 1.2 out of reach of gRPC.
+import matl_common  # noqa: F401, I001
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
+from matl_common.identity.keys import parse_public_key, permission_warning
+from matl_common.signing import load_pem_signer
+from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_participant.client import FederationClient, connect
+from matl_participant.config import Config, load_config
+from matl_participant.data.inspect import inspect_data
+from matl_participant.engine import Outcome, Participant
+from matl_participant.files import StateFolder
+from matl_participant.ledger import read_summaries
+from matl_participant.logs import configure_logs
+from matl_participant.metrics import Metrics
+from matl_participant.reports import Reports, shown_epsilon
+
+WORKER = (sys.executable, "-m", "matl_participant.training.worker")
+EXIT_FAILED, EXIT_CONFIGURATION, EXIT_HALTED = 1, 2, 3
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) -> Outcome:
+    """Run one participant until its study ends, it is halted, or a signal stops it.
+
+    Args:
+        config: the whole configuration.
+        worker_argv: the training program; it speaks the protocol of ``matl_common.worker``.
+
+    Raises:
+        MatlError: the configuration does not work, or the ledger cannot be relied upon.
+    """
+    inspect_data(config.data.images, config.data.labels_file)
+    _warn_of_readable_keys(config)
+    metrics = Metrics()
+    if config.daemon.metrics:
+        metrics.serve(config.daemon.metrics)
+    limits = WorkerLimits(config.training.keep_warm_seconds, config.training.memory_bytes)
+    coordinator = config.coordinator
+    async with (
+        WorkerProcess(worker_argv, limits=limits) as worker,
+        connect(coordinator.address, config.tls, coordinator.name) as channel,
+    ):
+        client = FederationClient(
+            channel,
+            node_id=config.node_id,
+            federation_id=coordinator.name.federation,
+            coordinator_key=_coordinator_key(coordinator.signing_key),
+        )
+        participant = Participant(
+            config=config,
+            client=client,
+            worker=worker,
+            signer=load_pem_signer(config.identity.signing_key),
+            reports=Reports(metrics),
+            version=_version(),
+            chance=random.SystemRandom().random,
+        )
+        _drain_on_signals(participant)
+        return await participant.run()
+
+
+def _drain_on_signals(participant: Participant) -> None:
+    """The first SIGTERM or Ctrl-C drains; a second one stops at once, which is safe too."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    asked = False
+
+    def stop() -> None:
+        nonlocal asked
+        if asked and task is not None:
+            task.cancel()
+        asked = True
+        participant.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _coordinator_key(path: Path) -> EllipticCurvePublicKey:
+    try:
+        return parse_public_key(path.read_bytes())
+    except (OSError, InvalidInputError) as error:
+        raise ConfigurationError(
+            f"cannot read the coordinator's public signing key from {path}; put the PEM file there "
+            "that the coordinator's operator publishes"
+        ) from error
+
+
+def _warn_of_readable_keys(config: Config) -> None:
+    for path in (config.identity.tls_key, config.identity.signing_key):
+        if path.exists() and (warning := permission_warning(path)):
+            structlog.get_logger("matl.participant").warning("participant.key_exposed", why=warning)
+
+
+def _version() -> str:
+    try:
+        return version("matl")
+    except PackageNotFoundError:
+        return "source"
+
+
+@app.command()
+def participant(
+    config: Annotated[
+        Path,
+        typer.Option("--config", "-c", help="The TOML configuration file.", show_default=False),
+    ],
+    print_config: Annotated[  # noqa: FBT002 - typer makes it a flag
+        bool, typer.Option("--print-config", help="Print the effective configuration and stop.")
+    ] = False,
+    show_budget: Annotated[  # noqa: FBT002 - typer makes it a flag
+        bool,
+        typer.Option("--show-budget", help="Print what the privacy ledgers say and stop."),
+    ] = False,
+) -> None:
+    """Train on this hospital's data as part of a federation, until stopped.
+
+    Dials out to the coordinator and listens on nothing but, if configured, a metrics
+    port. SIGTERM or Ctrl-C finishes the durable step at hand and stops; starting again
+    goes on from there. MATL_NODE_ID, MATL_PRIVATE_KEY and MATL_COORDINATOR_ADDRESS take
+    precedence over the file.
+
+    Exit status: 0 stopped in order or study complete, 1 failed, 2 the configuration or
+    the data does not work, 3 halted (budget spent, or the coordinator's plan or the data
+    is not acceptable; the last log line says which).
+    """
+    try:
+        loaded = load_config(config)
+        if print_config:
+            typer.echo(json.dumps(loaded.printable(), indent=2, ensure_ascii=False))
+            return
+        if show_budget:
+            for summary in read_summaries(StateFolder(loaded.state_dir).ledger):
+                shown = asdict(summary) | {
+                    "epsilon_spent": shown_epsilon(summary.epsilon_spent),
+                    "target_epsilon": shown_epsilon(summary.target_epsilon),
+                }
+                typer.echo(json.dumps(shown, ensure_ascii=False))
+            return
+        os.umask(0o077)
+        configure_logs(loaded.daemon.logs, hidden=(loaded.data.images, loaded.data.labels_file))
+        outcome = asyncio.run(participate(loaded))
+    except asyncio.CancelledError as error:
+        raise typer.Exit(EXIT_FAILED) from error
+    except ConfigurationError as error:
+        typer.echo(f"matl-participant: {error}", err=True)
+        raise typer.Exit(EXIT_CONFIGURATION) from error
+    except MatlError as error:
+        typer.echo(f"matl-participant: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    if outcome is Outcome.HALTED:
+        raise typer.Exit(EXIT_HALTED)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``matl-participant``; ends the process with the exit status."""
+    app(args=None if argv is None else list(argv), prog_name="matl-participant")
+
+
+if __name__ == "__main__":
+    main()

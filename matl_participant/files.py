@@ -1,0 +1,157 @@
+"""The participant's files other than the ledger: models, sealed updates, receipts.
+
+When a method that writes returns, its file is durable. The ledger says which of these
+files count; ``discard_others`` removes the rest. Nothing here decides or sends.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from matl_common.durable import fsync_directory, remove_leftovers, write_atomically
+from matl_common.errors import ConfigurationError
+from matl_common.ids import Digest, RoundId, digest_of
+from matl_common.signing import Envelope, encode_envelope, parse_envelope
+from matl_common.tensors import MODEL_SUFFIX
+
+_STUDY_CHARACTERS = 16
+
+
+class StateInUseError(ConfigurationError):
+    """Two participants were given the same state directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """The state directory of one participant."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    @property
+    def work(self) -> Path:
+        """Half-done training output; worthless after a restart."""
+        return self.path / "work"
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the folder against other processes, and make it ready for this one.
+
+        Raises:
+            StateInUseError: another participant holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.path / "lock").open("w") as lock:
+            try:
+                # Ends with the process, however that ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StateInUseError(
+                    f"{self.path} is in use by another participant; stop it, or give this one its "
+                    "own state_dir"
+                ) from error
+            self.prepare()
+            yield
+
+    def prepare(self) -> None:
+        """Make the folders, and empty those whose content means nothing after a crash.
+
+        Only for the folder's owner: a running participant's work would be lost.
+        """
+        shutil.rmtree(self.work, ignore_errors=True)
+        for folder in (self.path, self.ledger, self.models, self.cache, self.work):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        remove_leftovers(self.models)
+
+    def model(self, digest: Digest) -> Path:
+        return self.models / f"{digest}{MODEL_SUFFIX}"
+
+    def has_model(self, digest: Digest) -> bool:
+        """Whether a model is there; it gets its name only after its digest was verified."""
+        return self.model(digest).exists()
+
+    def keep_only_model(self, digest: Digest) -> None:
+        """Delete every other model, whole or partial."""
+        for file in self.models.iterdir():
+            if not file.name.startswith(digest):
+                file.unlink(missing_ok=True)
+
+    def result(self, round_id: RoundId) -> Path:
+        """Where the worker writes what it trained."""
+        return self.work / f"round-{round_id:06d}.f32"
+
+    def study(self, study_id: str) -> "StudyFolder":
+        """The folder of one study; study ids are free text."""
+        name = digest_of(study_id.encode())[:_STUDY_CHARACTERS]
+        folder = StudyFolder(self.path / "studies" / name)
+        for each in (folder.sealed, folder.receipts):
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
+            remove_leftovers(each)
+        return folder
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """What is kept of one study beside its ledger."""
+
+    path: Path
+
+    @property
+    def sealed(self) -> Path:
+        return self.path / "sealed"
+
+    @property
+    def receipts(self) -> Path:
+        return self.path / "receipts"
+
+    def update(self, round_id: RoundId) -> Path:
+        return self.sealed / f"round-{round_id:06d}.f32"
+
+    def manifest(self, round_id: RoundId) -> Path:
+        return self.sealed / f"round-{round_id:06d}.manifest.json"
+
+    def take_result(self, result: Path, round_id: RoundId) -> Path:
+        """Move a training result here, durably."""
+        final = self.update(round_id)
+        with result.open("rb") as file:
+            os.fsync(file.fileno())
+        result.rename(final)
+        fsync_directory(self.sealed)
+        return final
+
+    def write_manifest(self, round_id: RoundId, envelope: Envelope) -> None:
+        write_atomically(self.manifest(round_id), [encode_envelope(envelope)])
+
+    def read_manifest(self, round_id: RoundId) -> Envelope:
+        """Raises OSError where it is missing, InvalidInputError where it is not an envelope."""
+        return parse_envelope(self.manifest(round_id).read_bytes())
+
+    def write_plan(self, envelope: Envelope) -> None:
+        """Keep the signed plan as evidence."""
+        write_atomically(self.path / "plan.json", [encode_envelope(envelope)])
+
+    def write_receipt(self, round_id: RoundId, envelope: Envelope) -> None:
+        """Keep the coordinator's receipt as evidence."""
+        write_atomically(self.receipts / f"round-{round_id:06d}.json", [encode_envelope(envelope)])
+
+    def discard_others(self, keep: RoundId | None) -> None:
+        """Delete sealed files of every round but one."""
+        kept = set() if keep is None else {self.update(keep), self.manifest(keep)}
+        for file in self.sealed.iterdir():
+            if file not in kept:
+                file.unlink(missing_ok=True)

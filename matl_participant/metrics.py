@@ -1,0 +1,68 @@
+"""Prometheus metrics of a participant, on a port of their own.
+
+Nothing here describes patients, labels or training: no loss, no counts, no timing of
+a round. Labels are bounded. Nothing here changes what the participant does.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from matl_common.protocol import Standing
+from matl_participant.core.account import Summary
+
+NAMESPACE = "matl_participant"
+
+
+class Metrics:
+    """All metrics of one participant, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.rounds_joined = self._counter("rounds_joined_total", "Rounds charged and trained for.")
+        self.uploads = self._counter(
+            "uploads_total", "Sealed updates by what became of them.", "outcome"
+        )
+        self.attempts_lost = self._counter(
+            "attempts_lost_total", "Charged attempts that gave no update."
+        )
+        self.sent = self._counter("sent_bytes_total", "Bytes of updates sent.")
+        self.received = self._counter("received_bytes_total", "Bytes of models received.")
+        self.failures = self._counter(
+            "failures_total", "Failed calls and jobs, by what failed.", "action"
+        )
+        self.connected = self._gauge(
+            "connected", "1 while the coordinator answers and its plan is the ledger's."
+        )
+        self.halted = self._gauge("halted", "1 once the study has ended here for good.")
+        self.round = self._gauge("round_number", "The last round attempted.")
+        self.trust = self._gauge("trust_score", "How the coordinator sees this hospital, 0 to 1.")
+        self.epsilon_spent = self._gauge(
+            "epsilon_spent", "Spent at the plan's delta, for add-or-remove-one patient."
+        )
+        self.epsilon_target = self._gauge("epsilon_target", "What the study may spend.")
+        self.budget_fraction = self._gauge(
+            "budget_fraction", "Share of the study's steps spent; linear, as epsilon is not."
+        )
+        self.rounds_left = self._gauge("rounds_left", "Rounds the budget still allows.")
+
+    def show_budget(self, summary: Summary) -> None:
+        """Show what the ledger says."""
+        self.epsilon_spent.set(summary.epsilon_spent)
+        self.epsilon_target.set(summary.target_epsilon)
+        self.budget_fraction.set(summary.budget_fraction)
+        self.rounds_left.set(summary.rounds_left)
+        self.halted.set(summary.halted is not None)
+
+    def show_standing(self, standing: Standing) -> None:
+        """Show how the coordinator sees us."""
+        self.trust.set(standing.trust)
+
+    def serve(self, address: str) -> None:
+        """Answer scrapes at ``host:port`` from a daemon thread."""
+        host, _, port = address.rpartition(":")
+        start_http_server(int(port), host.strip("[]"), registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)

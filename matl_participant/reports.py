@@ -1,0 +1,183 @@
+"""What the participant tells its operator: log events and metrics, in one place.
+
+Every event the daemon logs is a method here, so that this page is what to read to see
+what a log can hold: no loss, no tensor, no path, no row of data.
+"""
+
+import math
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from matl_common.errors import InvalidInputError
+from matl_common.ids import Digest, RoundId
+from matl_common.protocol import Receipt, RoundStart, Standing
+from matl_common.worker import Message
+from matl_participant.client import (
+    NotAllowedError,
+    RefusedError,
+    UntrustedCoordinatorError,
+    Welcome,
+)
+from matl_participant.core.account import Summary
+from matl_participant.metrics import Metrics
+
+LARGEST_HARMLESS_CLOCK_ERROR = timedelta(minutes=2)
+MAX_SKIPPED_ROWS = 20
+_NEEDS_OPERATOR = (NotAllowedError, RefusedError, UntrustedCoordinatorError, InvalidInputError)
+
+
+class Reports:
+    """Logs and counts; decides nothing."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._log: Any = structlog.get_logger("matl.participant")
+        self._standing: Standing | None = None
+
+    def action(self, name: str, why: str) -> None:
+        self._log.debug("participant.action", action=name, why=why)
+
+    def progress(self, job: str, told: Message) -> None:
+        self._log.debug("participant.progress", job=job, told=told)
+
+    def connected(self, welcome: Welcome) -> None:
+        self.metrics.connected.set(1)
+        self._log.info(
+            "participant.connected",
+            study=welcome.signed_plan.plan.study_id,
+            plan=welcome.signed_plan.digest,
+            coordinator_version=welcome.version,
+        )
+
+    def clock(self, ahead: timedelta) -> None:
+        """Complain of a clock so wrong that deadlines mean something else here."""
+        if abs(ahead) > LARGEST_HARMLESS_CLOCK_ERROR:
+            self._log.warning(
+                "participant.clock_differs",
+                coordinator_ahead_seconds=round(ahead.total_seconds()),
+            )
+
+    def disconnected(self) -> None:
+        self.metrics.connected.set(0)
+
+    def retrying(self, action: str, error: Exception, *, failures: int, wait: timedelta) -> None:
+        """Say that something failed and will be tried again; loudly where waiting cannot help."""
+        self.metrics.failures.labels(action).inc()
+        log = self._log.error if isinstance(error, _NEEDS_OPERATOR) else self._log.warning
+        log(
+            "participant.retrying",
+            action=action,
+            error=text_of(error),
+            code=getattr(error, "code", type(error).__name__),
+            failures=failures,
+            wait_seconds=round(wait.total_seconds(), 1),
+        )
+
+    def data_checked(self, answer: Message) -> None:
+        """Name skipped rows by number, on site; nothing of their content."""
+        skipped = answer.get("skipped")
+        self._log.info("participant.data_checked", images=answer.get("images"), skipped=skipped)
+        for row in answer.get("skipped_rows", [])[:MAX_SKIPPED_ROWS]:
+            self._log.warning("participant.row_skipped", row=row["row"], reason=row["reason"])
+
+    def budget(self, summary: Summary) -> None:
+        self.metrics.show_budget(summary)
+        self._log.info(
+            "participant.budget",
+            study=summary.study_id,
+            dataset=summary.dataset,
+            epsilon_spent=shown_epsilon(summary.epsilon_spent),
+            target_epsilon=shown_epsilon(summary.target_epsilon),
+            target_delta=summary.target_delta,
+            adjacency=summary.adjacency,
+            unit=summary.unit,
+            budget_fraction=round(summary.budget_fraction, 6),
+            rounds_left=summary.rounds_left,
+        )
+
+    def budget_exhausted(self, error: Exception) -> None:
+        self._log.error("participant.budget_exhausted", error=str(error))
+
+    def standing(self, standing: Standing) -> None:
+        """Show how the coordinator sees us; log it only when it changed."""
+        self.metrics.show_standing(standing)
+        if standing != self._standing:
+            self._standing = standing
+            self._log.info(
+                "participant.standing",
+                trust=round(standing.trust, 4),
+                state=standing.state,
+                as_of_round=standing.as_of_round,
+                reason=standing.reason,
+            )
+
+    def round_offered(self, start: RoundStart) -> None:
+        self._log.info(
+            "participant.round_offered",
+            round=start.round_id,
+            base_model=start.base_model,
+            deadline=start.deadline.isoformat(),
+        )
+
+    def model_pulled(self, digest: Digest, byte_count: int) -> None:
+        self.metrics.received.inc(byte_count)
+        self._log.info("participant.model_pulled", model=digest, bytes=byte_count)
+
+    def model_damaged(self, digest: Digest) -> None:
+        self._log.warning("participant.model_damaged", model=digest)
+
+    def training(self, round_id: RoundId, steps: int) -> None:
+        self.metrics.rounds_joined.inc()
+        self.metrics.round.set(round_id)
+        self._log.info("participant.training", round=round_id, steps=steps)
+
+    def training_failed(self, round_id: RoundId, error: Exception) -> None:
+        self.metrics.failures.labels("train").inc()
+        self._log.error("participant.training_failed", round=round_id, error=str(error))
+
+    def sealed(self, round_id: RoundId, update: Digest) -> None:
+        self._log.info("participant.update_sealed", round=round_id, update=update)
+
+    def sent(self, byte_count: int) -> None:
+        self.metrics.sent.inc(byte_count)
+
+    def admitted(self, receipt: Receipt) -> None:
+        self.metrics.uploads.labels("admitted").inc()
+        self._log.info(
+            "participant.update_admitted",
+            round=receipt.round_id,
+            update=receipt.update_digest,
+            log_index=receipt.log_index,
+        )
+
+    def abandoned(self, round_id: RoundId, why: str, *, was_sealed: bool, outcome: str) -> None:
+        if was_sealed:
+            self.metrics.uploads.labels(outcome).inc()
+        else:
+            self.metrics.attempts_lost.inc()
+        self._log.warning("participant.attempt_abandoned", round=round_id, why=why)
+
+    def halted(self, why: str, *, is_final: bool) -> None:
+        self.metrics.halted.set(1)
+        self._log.error("participant.halted", why=why, is_final=is_final)
+
+    def draining(self) -> None:
+        self._log.info("participant.draining")
+
+    def stopped(self, outcome: str, why: str) -> None:
+        self.metrics.connected.set(0)
+        self._log.info("participant.stopped", outcome=outcome, why=why)
+
+
+def text_of(error: Exception) -> str:
+    """The error's message; an ``OSError``'s without the path it names."""
+    return (
+        (error.strerror or "input or output failed") if isinstance(error, OSError) else str(error)
+    )
+
+
+def shown_epsilon(epsilon: float) -> float | str:
+    """JSON has no infinity."""
+    return round(epsilon, 4) if math.isfinite(epsilon) else "no privacy"

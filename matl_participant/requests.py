@@ -1,0 +1,78 @@
+"""What the daemon asks of its training worker, as the JSON that goes down the pipe.
+
+The worker parses it again, strictly. Nothing here starts a process or reads data.
+"""
+
+from pathlib import Path
+
+from matl_common.ids import Digest
+from matl_common.protocol import StudyPlan
+from matl_common.worker import Message
+from matl_participant.config import Config
+
+
+def prepare_request(config: Config, plan: StudyPlan, *, cache: Path) -> Message:
+    """Check the data set and, for ``head``, compute its features."""
+    return {
+        "job": "prepare",
+        "recipe": plan.training.recipe.value,
+        "data": _data(config, plan, cache=cache),
+        "resources": _resources(config),
+    }
+
+
+def train_request(
+    config: Config,
+    plan: StudyPlan,
+    *,
+    cache: Path,
+    model: Path,
+    model_digest: Digest,
+    out: Path,
+    steps: int,
+    dataset_digest: Digest,
+) -> Message:
+    """Train ``steps`` steps from ``model`` and write the update to ``out``."""
+    training, privacy = plan.training, plan.privacy
+    return {
+        "job": "train",
+        "recipe": training.recipe.value,
+        "model_path": str(model),
+        "model_digest": model_digest,
+        "out_path": str(out),
+        "steps": steps,
+        "learning_rate": training.learning_rate,
+        "noise_multiplier": privacy.noise_multiplier,
+        "max_grad_norm": privacy.max_grad_norm,
+        "sample_rate": privacy.sample_rate,
+        "declared_patients": config.data.declared_patients,
+        "dataset_digest": dataset_digest,
+        "data": _data(config, plan, cache=cache),
+        "resources": _resources(config),
+    }
+
+
+def _data(config: Config, plan: StudyPlan, *, cache: Path) -> Message:
+    weights = config.training.weights_file
+    return {
+        "data_dir": str(config.data.images),
+        "labels_csv": str(config.data.labels_file),
+        "on_bad_image": config.data.on_bad_image,
+        "image_size": plan.training.image_size,
+        "backbone": plan.training.backbone,
+        "views": plan.training.views,
+        "weights_file": str(weights) if weights else None,
+        "weights_digest": plan.training.backbone_digest,
+        "cache_dir": str(cache),
+        "cache_max_bytes": config.training.cache_bytes,
+    }
+
+
+def _resources(config: Config) -> Message:
+    training = config.training
+    return {
+        "device": training.device,
+        "device_memory_bytes": training.device_memory_bytes,
+        "workers": training.workers,
+        "physical_batch": training.physical_batch,
+    }

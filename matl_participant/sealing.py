@@ -1,0 +1,101 @@
+"""From a training result to a sealed update, and back from disk after a restart.
+
+The order is the point: the bytes are durable before they are hashed and signed, and
+the signed manifest is durable before the caller writes SEAL. Nothing here touches the
+ledger or the network. Blocking: call it in a thread.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+from matl_common.errors import IntegrityError, InvalidInputError, MatlError
+from matl_common.ids import Digest, digest_of_file
+from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest
+from matl_common.signing import Signer
+from matl_common.tensors import CHUNK_BYTES
+from matl_common.tlog.merkle import merkle_root
+from matl_participant.client import (
+    SealedUpdate,
+    SignedPlan,
+    hash_chunks,
+    read_sealed,
+    seal_manifest,
+)
+from matl_participant.core.account import Attempt
+from matl_participant.files import StudyFolder
+
+
+class ResultUnusableError(MatlError):
+    """The worker left no update of the model's size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A sealed update and what the ledger has to say of it."""
+
+    update: SealedUpdate
+    content_digest: Digest
+
+
+def seal_result(
+    result: Path,
+    study: StudyFolder,
+    *,
+    start: RoundStart,
+    signed_plan: SignedPlan,
+    attempt: Attempt,
+    signer: Signer,
+    now: datetime,
+) -> Seal:
+    """Make a training result durable, and sign what it is.
+
+    Raises:
+        ResultUnusableError: there is no result, or it has another size than the model.
+    """
+    plan = signed_plan.plan
+    if not result.exists() or result.stat().st_size != plan.schema.update_bytes:
+        raise ResultUnusableError(
+            f"the training worker left no update of {plan.schema.update_bytes} bytes for round "
+            f"{start.round_id}; see its messages in the log"
+        )
+    file = study.take_result(result, start.round_id)
+    terms = plan.privacy
+    manifest = UpdateManifest(
+        federation_id=start.federation_id,
+        study_id=start.study_id,
+        round_id=start.round_id,
+        nonce=start.nonce,
+        plan_digest=signed_plan.digest,
+        base_model=attempt.base_model,
+        schema_digest=plan.schema.digest,
+        byte_count=plan.schema.update_bytes,
+        chunk_bytes=CHUNK_BYTES,
+        chunk_root=merkle_root(hash_chunks(file)),
+        privacy=PrivacySpend(
+            terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, attempt.steps
+        ),
+        sealed_at=now,
+        expires_at=start.deadline,
+    )
+    sealed = seal_manifest(manifest, file, signer)
+    study.write_manifest(start.round_id, sealed.envelope)
+    return Seal(sealed, digest_of_file(file))
+
+
+def load_sealed(
+    study: StudyFolder, attempt: Attempt, public_key: EllipticCurvePublicKey
+) -> SealedUpdate | None:
+    """Take up the update that the ledger calls sealed, if its files still are it."""
+    with suppress(OSError, InvalidInputError, IntegrityError):
+        file = study.update(attempt.round_id)
+        sealed = read_sealed(study.read_manifest(attempt.round_id), file, public_key)
+        if (
+            sealed.digest == attempt.update_digest
+            and digest_of_file(file) == attempt.content_digest
+        ):
+            return sealed
+    return None

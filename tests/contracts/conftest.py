@@ -1,0 +1,74 @@
+"""Every implementation of a port, each behind the same way to open it again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from matl_coordinator.ports import ModelStore, Spool, Store
+from matl_coordinator.store.models import FileModelStore
+from matl_coordinator.store.spool import DiskSpool
+from matl_coordinator.store.sql import SqlStore
+from tests.fakes import FakeDatabase, FakeModelStore, FakeSpool, FakeStore
+
+OpenStore = Callable[[], Store]
+OpenSpool = Callable[[int], Spool]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'coordinator.db'}"
+    url: str = request.getfixturevalue("postgres_database")
+    return url
+
+
+@pytest.fixture(params=["fake", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenStore]:
+    """Opens a store on one database; every call stands for another process."""
+    fake = FakeDatabase()
+    url = f"sqlite:///{tmp_path / 'coordinator.db'}"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_database")
+    with ExitStack() as opened:
+
+        def open_another() -> Store:
+            store: Store = FakeStore(fake) if request.param == "fake" else SqlStore.connect(url)
+            return opened.enter_context(closing(store))
+
+        yield open_another
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> Store:
+    """A store whose state was loaded."""
+    store = open_store()
+    store.load()
+    return store
+
+
+@pytest.fixture(params=["fake", "disk"])
+def open_spool(request: pytest.FixtureRequest, tmp_path: Path) -> OpenSpool:
+    """Opens a spool of so many bytes; every later call stands for a start after a kill."""
+    fakes: list[FakeSpool] = []
+
+    def open_again(quota_bytes: int = 1 << 30) -> Spool:
+        if request.param == "disk":
+            return DiskSpool.open_folder(tmp_path / "spool", quota_bytes=quota_bytes)
+        if fakes:
+            fakes[0].crash()
+        else:
+            fakes.append(FakeSpool(tmp_path, quota_bytes=quota_bytes))
+        return fakes[0]
+
+    return open_again
+
+
+@pytest.fixture(params=["fake", "disk"])
+def model_store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
+    folder = tmp_path / "models"
+    if request.param == "disk":
+        return FileModelStore.open(folder)
+    folder.mkdir()
+    return FakeModelStore(folder)

@@ -1,0 +1,380 @@
+"""A coordinator's use cases with scripted hospitals, in one process.
+
+Everything durable is real (SQLite, disk). The scorer is a stand-in that judges by
+a quadratic loss; the hospitals send the same updates in every run, so that two runs
+can be compared by the digests of their models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from matl_common.durable import write_atomically
+from matl_common.identity.allowlist import AllowedNode, Allowlist, load_allowlist
+from matl_common.identity.development import (
+    DevelopmentFederation,
+    Enrolment,
+    NodeFolder,
+    create_development_keys,
+)
+from matl_common.ids import Digest, FederationId, NodeId
+from matl_common.protocol import (
+    PayloadType,
+    PrivacySpend,
+    RoundStart,
+    StudyPlan,
+    UpdateManifest,
+)
+from matl_common.signing import Envelope, SoftwareSigner, load_pem_signer, sign
+from matl_common.tensors import (
+    CHUNK_BYTES,
+    MODEL_SUFFIX,
+    TensorSpec,
+    parse_schema,
+    read_model,
+    store_model,
+)
+from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.merkle import leaf_hash, merkle_root
+from matl_common.wire.documents import format_update_manifest, parse_round_start
+from matl_coordinator.config import Config
+from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.core.rounds import Evaluation
+from matl_coordinator.metrics import Metrics
+from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient, Store
+from matl_coordinator.service.assembly import Outside, UseCases, assemble
+from matl_coordinator.service.founding import found_or_resume
+from matl_coordinator.service.intake import Progress
+from matl_coordinator.service.register import Register
+from matl_coordinator.store.models import FileModelStore
+from matl_coordinator.store.spool import DiskSpool
+from matl_coordinator.store.sql import SqlStore
+
+FEDERATION = FederationId("dr-study")
+COORDINATOR = NodeId("coordinator")
+OPERATOR = NodeId("operator")
+SIZES = {"hospital_a": 1000, "hospital_b": 500, "hospital_c": 300}
+NODES = tuple(NodeId(name) for name in SIZES)
+TICK_SECONDS = 0.01
+# Two chunks and a half, so that an upload can stop in the middle.
+SCHEMA = parse_schema(
+    [
+        TensorSpec("public.scale", (8,), trainable=False),
+        TensorSpec("head.weight", (5, 131_072)),
+    ]
+)
+ELEMENTS = SCHEMA.update_elements
+TARGET = np.random.default_rng(1).normal(0.0, 1.0, ELEMENTS) / np.sqrt(ELEMENTS)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One coordinator's folder: keys, configuration, and all that outlives a process."""
+
+    folder: Path
+    config: Config
+    allowlist: Allowlist
+    nodes: Mapping[NodeId, NodeFolder]
+
+    def signer(self, node_id: NodeId) -> SoftwareSigner:
+        return load_pem_signer(self.nodes[node_id].signing_key)
+
+    def allowed(self, node_id: NodeId) -> AllowedNode:
+        return self.allowlist.nodes[node_id]
+
+    def connect_store(self) -> Store:
+        return SqlStore.connect(self.config.database_url)
+
+
+def make_site(folder: Path, **rounds: object) -> Site:
+    """Keys and configuration of a federation of three hospitals."""
+    wanted = DevelopmentFederation(
+        federation=FEDERATION,
+        coordinator=COORDINATOR,
+        participants={NodeId(name): Enrolment(size) for name, size in SIZES.items()},
+        operators=(OPERATOR,),
+    )
+    nodes = create_development_keys(folder / "keys", wanted, now=utc_now())
+    mine = nodes[COORDINATOR]
+    (folder / "state").mkdir()
+    table = {
+        "state_dir": str(folder / "state"),
+        "federation": {
+            "id": str(FEDERATION),
+            "study": "dr-2026",
+            "node_id": str(COORDINATOR),
+            "allowlist": str(mine.allowlist),
+        },
+        "listen": {"address": "127.0.0.1:0", "metrics": ""},
+        "identity": {
+            "tls_key": str(mine.tls.private_key),
+            "tls_certificate": str(mine.tls.certificate_chain),
+            "participant_authority": str(mine.tls.trusted_authority),
+            "signing_key": str(mine.signing_key),
+        },
+        "study": {
+            "rounds": 2,
+            "steps_per_round": 1,
+            "learning_rate": 1.0,
+            "epsilon": float("inf"),
+            "public_images": str(folder),
+        },
+        "rounds": {"interval_seconds": 0.0, "collect_seconds": 60.0, **rounds},
+        "holdout": {"images": str(folder)},
+        "limits": {"idle_seconds": 5.0},
+    }
+    config = Config.model_validate(table, context={"folder": folder})
+    return Site(folder, config, load_allowlist(mine.allowlist), nodes)
+
+
+@dataclass
+class QuadraticScorer:
+    """A ``ports.Scorer`` whose loss is half the squared distance to ``TARGET``."""
+
+    models: FileModelStore
+    fail_next: list[Exception] = field(default_factory=list)
+
+    async def initial_model(self, folder: Path) -> InitialModel:
+        blocks = (bytes(spec.byte_count) for spec in SCHEMA.tensors)
+        digest = store_model(folder, SCHEMA, blocks)
+        return InitialModel(folder / f"{digest}{MODEL_SUFFIX}", None)
+
+    async def prepare(self) -> HoldoutFacts:
+        return HoldoutFacts(images=500, skipped=0, per_class=(100,) * 5)
+
+    async def report(
+        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+    ) -> HoldoutReport:
+        self._fail()
+        base = weights_of(self.models.path(base_model))
+        rows = [
+            self._root(folder, TARGET - base, class_index, fold)
+            for class_index in range(5)
+            for fold in range(2)
+        ]
+        improvement = {
+            node: loss(base) - loss(base + np.fromfile(path, dtype="<f4"))
+            for node, path in updates.items()
+        }
+        return HoldoutReport(tuple(rows), improvement)
+
+    async def evaluate(self, model: Digest) -> Evaluation:
+        self._fail()
+        left = loss(weights_of(self.models.path(model)))
+        accuracy = float(np.exp(-left))
+        return Evaluation(accuracy, accuracy, accuracy, (accuracy,) * 5, 100)
+
+    async def close(self) -> None:
+        return None
+
+    def _fail(self) -> None:
+        if self.fail_next:
+            raise self.fail_next.pop(0)
+
+    @staticmethod
+    def _root(folder: Path, descent: np.ndarray, class_index: int, fold: int) -> RootGradient:
+        draws = np.random.default_rng([class_index, fold])
+        row = descent + draws.normal(0.0, 0.1, ELEMENTS) / np.sqrt(ELEMENTS)
+        path = folder / f"root-{class_index}-{fold}.f32"
+        write_atomically(path, [row.astype("<f4").tobytes()])
+        return RootGradient(RootRow(path.stem, class_index, fold, 50), path)
+
+
+def weights_of(model: Path) -> np.ndarray:
+    _, tensors = read_model(model)
+    weights: np.ndarray = tensors["head.weight"].astype(np.float64).reshape(-1)
+    return weights
+
+
+def loss(weights: np.ndarray) -> float:
+    return float(((weights - TARGET) ** 2).sum() / 2)
+
+
+@dataclass
+class Running:
+    """One lifetime of a coordinator."""
+
+    site: Site
+    register: Register
+    use_cases: UseCases
+    plan: StudyPlan
+    models: FileModelStore
+    scorer: QuadraticScorer
+
+
+@asynccontextmanager
+async def running(site: Site, store: Store | None = None) -> AsyncIterator[Running]:
+    """Start a coordinator from what is on disk; nothing is tidied up at its end."""
+    store = store or site.connect_store()
+    register = Register(store)
+    models = FileModelStore.open(site.config.state_dir / "models")
+    scorer = QuadraticScorer(models)
+    signer = load_pem_signer(site.config.identity.signing_key)
+    plan = await found_or_resume(
+        config=site.config,
+        register=register,
+        models=models,
+        scorer=scorer,
+        signer=signer,
+        clock=utc_now,
+    )
+    outside = Outside(
+        store=store,
+        spool=DiskSpool.open_folder(site.config.state_dir / "spool"),
+        models=models,
+        scorer=scorer,
+        signer=signer,
+        meter=Metrics(),
+        clock=utc_now,
+        entropy=secrets.token_bytes,
+        tick_seconds=TICK_SECONDS,
+    )
+    use_cases = assemble(
+        site.config, plan=plan, register=register, allowlist=site.allowlist, outside=outside
+    )
+    conducting = asyncio.create_task(use_cases.conductor.run())
+    try:
+        yield Running(site, register, use_cases, plan, models, scorer)
+        if conducting.done():
+            conducting.result()
+    finally:
+        conducting.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await conducting
+        await register.settle()
+        await use_cases.intake.close()
+        store.close()
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An update as a hospital would send it."""
+
+    envelope: Envelope
+    chunks: tuple[bytes, ...]
+
+    @property
+    def hashes(self) -> bytes:
+        return b"".join(leaf_hash(chunk) for chunk in self.chunks)
+
+
+def honest_update(node_id: NodeId, start: RoundStart) -> np.ndarray:
+    """A step towards the target, with a disturbance of the hospital's own."""
+    seed = hashlib.sha256(f"{node_id} {start.round_id}".encode()).digest()
+    draws = np.random.default_rng(list(seed[:8]))
+    noise = draws.normal(0.0, 1.0, ELEMENTS) / np.sqrt(ELEMENTS)
+    return 0.3 * TARGET + 0.05 * noise
+
+
+def seal(
+    site: Site,
+    node_id: NodeId,
+    start: RoundStart,
+    plan: StudyPlan,
+    update: np.ndarray,
+    **changes: object,
+) -> Sealed:
+    """Sign an update; ``changes`` replace fields of the manifest."""
+    data = update.astype("<f4").tobytes()
+    chunks = tuple(data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+    fields: dict[str, object] = {
+        "federation_id": start.federation_id,
+        "study_id": start.study_id,
+        "round_id": start.round_id,
+        "nonce": start.nonce,
+        "plan_digest": start.plan_digest,
+        "base_model": start.base_model,
+        "schema_digest": plan.schema.digest,
+        "byte_count": len(data),
+        "chunk_bytes": CHUNK_BYTES,
+        "chunk_root": merkle_root([leaf_hash(chunk) for chunk in chunks]),
+        "privacy": PrivacySpend(
+            plan.privacy.noise_multiplier,
+            plan.privacy.max_grad_norm,
+            plan.privacy.sample_rate,
+            plan.training.steps_per_round,
+        ),
+        # Not the clock: the same update has the same manifest in every run.
+        "sealed_at": start.opened_at,
+        "expires_at": start.deadline + timedelta(hours=1),
+    }
+    manifest = UpdateManifest(**{**fields, **changes})  # type: ignore[arg-type]  # tests replace any field
+    envelope = sign(PayloadType.UPDATE, format_update_manifest(manifest), site.signer(node_id))
+    return Sealed(envelope, chunks)
+
+
+async def next_round(
+    coordinator: Running, node_id: NodeId, *, have_round: int = 0, wait_seconds: float = 10.0
+) -> RoundStart | None:
+    """The round a hospital is offered, or ``None`` when the study is complete."""
+    while True:
+        offer = await coordinator.use_cases.invitations.await_round(
+            coordinator.site.allowed(node_id), have_round=have_round, wait_seconds=wait_seconds
+        )
+        if offer.round_start is not None:
+            return parse_round_start(offer.round_start.payload)
+        if offer.study_complete:
+            return None
+
+
+async def send(
+    coordinator: Running, node_id: NodeId, sealed: Sealed, *, chunks: int | None = None
+) -> Progress:
+    """Declare an update and send its chunks, or only the first few."""
+    intake, node = coordinator.use_cases.intake, coordinator.site.allowed(node_id)
+    progress = await intake.open_update(node, sealed.envelope, sealed.hashes)
+    if progress.receipt is not None:
+        return progress
+    reception = await intake.receive(node, progress.update_digest)
+    last = len(sealed.chunks) if chunks is None else chunks
+    for index in range(progress.durable_chunks, last):
+        await reception.take(index, sealed.chunks[index])
+    if reception.is_complete:
+        return await intake.complete(node, reception)
+    return await intake.pause(reception)
+
+
+Make = Callable[[NodeId, RoundStart], np.ndarray]
+
+
+async def take_part(coordinator: Running, node_id: NodeId, *, make: Make = honest_update) -> None:
+    """Send an update in every round until the study is complete."""
+    have_round = 0
+    while (start := await next_round(coordinator, node_id, have_round=have_round)) is not None:
+        sealed = seal(coordinator.site, node_id, start, coordinator.plan, make(node_id, start))
+        await send(coordinator, node_id, sealed)
+        have_round = start.round_id
+
+
+async def play(coordinator: Running, *, make: Mapping[NodeId, Make] | None = None) -> None:
+    """Let every hospital take part until the study is complete."""
+    await asyncio.gather(
+        *(
+            take_part(coordinator, node_id, make=(make or {}).get(node_id, honest_update))
+            for node_id in NODES
+        )
+    )
+
+
+async def final_model(coordinator: Running) -> Digest:
+    state = await coordinator.register.state()
+    assert state.latest_model is not None
+    return state.latest_model.digest
+
+
+def events_of(store: Store) -> list[dict[str, object]]:
+    """The log's entries, parsed."""
+    return [dict(parse_entry(each.data)) for each in store.log_entries(start=0, limit=10_000)]
