@@ -243,7 +243,8 @@ class WorkerProcess:
         if what == _CLOSED:
             # End of output precedes the exit status by a moment.
             with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), _GRACE_SECONDS)
+                async with asyncio.timeout(_GRACE_SECONDS):
+                    await process.wait()
         match process.returncode:
             case None:
                 cause = what
@@ -316,7 +317,8 @@ class WorkerProcess:
         await process.wait()
         if stderr:
             with suppress(TimeoutError):
-                await asyncio.wait_for(stderr, _GRACE_SECONDS)
+                async with asyncio.timeout(_GRACE_SECONDS):
+                    await stderr
 
     async def _start_idle_timer(self) -> None:
         if self._limits.idle_seconds <= 0:

@@ -8,82 +8,60 @@ from __future__ import annotations
 
 import math
 import os
-import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, model_validator
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.configuration import (
+    Address,
+    FederationName,
+    FilePath,
+    NodeName,
+    Seconds,
+    Section,
+    load,
+)
+from matl_common.errors import ConfigurationError
 from matl_common.identity.tls import TlsFiles
-from matl_common.ids import NodeId, parse_federation_id, parse_node_id
+from matl_common.ids import NodeId
+from matl_common.logs import LogStyle
 from matl_common.protocol import Recipe
 from matl_coordinator.core.robust.registry import DEFAULT_RULE, make_rule
 from matl_coordinator.core.rounds import RoundRules
 from matl_coordinator.schedule import ByCalendar, ByHand, EveryInterval, Schedule
 
-_FOLDER = "folder"
+_ENVIRONMENT = {
+    "MATL_NODE_ID": ("federation", "node_id"),
+    "MATL_PRIVATE_KEY": ("identity", "tls_key"),
+}
 
 
-def _resolved(path: Path, info: ValidationInfo) -> Path:
-    folder = Path(info.context[_FOLDER]) if info.context else Path.cwd()
-    return folder / path.expanduser()
-
-
-def _node_id(text: str) -> str:
-    try:
-        return parse_node_id(text)
-    except InvalidInputError as error:
-        raise ValueError(str(error)) from error
-
-
-def _federation_id(text: str) -> str:
-    try:
-        return parse_federation_id(text)
-    except InvalidInputError as error:
-        raise ValueError(str(error)) from error
-
-
-FilePath = Annotated[Path, Field(strict=False), AfterValidator(_resolved)]
-Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class Federation(_Section):
+class Federation(Section):
     """Who takes part in what."""
 
-    id: Annotated[str, AfterValidator(_federation_id)]
-    study: Annotated[str, AfterValidator(_node_id)]
-    node_id: Annotated[str, AfterValidator(_node_id)]
+    id: FederationName
+    study: NodeName
+    node_id: NodeName
     """This coordinator's name, as in its certificate."""
     allowlist: FilePath
 
 
-class Listen(_Section):
+class Listen(Section):
     """Where the coordinator can be reached."""
 
-    address: str = "0.0.0.0:8470"
-    metrics: str = "127.0.0.1:9470"
+    address: Address = "0.0.0.0:8470"
+    metrics: Address = "127.0.0.1:9470"
     """Where Prometheus scrapes; empty for nowhere."""
+    logs: LogStyle = "auto"
+    """``console`` for people, ``json`` for machines; ``auto`` looks for a terminal."""
 
 
-class Identity(_Section):
+class Identity(Section):
     """The coordinator's own keys, and whom it lets in."""
 
     tls_key: FilePath
@@ -100,7 +78,7 @@ class Identity(_Section):
         )
 
 
-class Study(_Section):
+class Study(Section):
     """What is trained. Fixed once the study has begun."""
 
     recipe: Annotated[Recipe, Field(strict=False)] = Recipe.HEAD
@@ -145,7 +123,7 @@ class Study(_Section):
         return self.steps_per_round * (self.rounds + self.spare_rounds)
 
 
-class Rounds(_Section):
+class Rounds(Section):
     """When rounds open, whom they wait for, and how updates become a model."""
 
     schedule: Literal["interval", "calendar", "manual"] = "interval"
@@ -198,7 +176,7 @@ class Rounds(_Section):
         )
 
 
-class Holdout(_Section):
+class Holdout(Section):
     """De-identified images with correct labels that the coordinator may look at."""
 
     images: FilePath
@@ -206,7 +184,7 @@ class Holdout(_Section):
     """CSV with image_id and dr_level; ``labels_deidentified.csv`` beside the images if unset."""
 
 
-class Worker(_Section):
+class Worker(Section):
     """The process that scores and evaluates."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -218,7 +196,7 @@ class Worker(_Section):
     aggregation_threads: int = Field(default=2, ge=1, le=256)
 
 
-class Limits(_Section):
+class Limits(Section):
     """Bounds on what others can make the coordinator hold."""
 
     spool_bytes: int = Field(default=64 << 30, ge=1 << 20)
@@ -227,11 +205,11 @@ class Limits(_Section):
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
 
 
-class Config(_Section):
+class Config(Section):
     """The whole configuration of a coordinator."""
 
     state_dir: FilePath
-    database: Annotated[str, BeforeValidator(str)] = ""
+    database: str = ""
     """SQLAlchemy URL; an SQLite file in ``state_dir`` if unset."""
     federation: Federation
     listen: Listen = Listen()
@@ -273,24 +251,5 @@ def load_config(path: Path, *, environment: Mapping[str, str] = os.environ) -> C
         ConfigurationError: unreadable, not TOML, an unknown key, or a value out of range;
             the message names the key and never the value.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from error
-    _override(table, "federation", "node_id", environment.get("MATL_NODE_ID"))
-    _override(table, "identity", "tls_key", environment.get("MATL_PRIVATE_KEY"))
-    try:
-        return Config.model_validate(table, context={_FOLDER: path.resolve().parent})
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}"
-            for each in error.errors(include_input=False, include_url=False)
-        )
-        raise ConfigurationError(f"{path}: {problems}") from None
-
-
-def _override(table: dict[str, Any], section: str, key: str, value: str | None) -> None:
-    if value and isinstance(table.setdefault(section, {}), dict):
-        table[section][key] = value
+    overrides = {target: environment.get(name) for name, target in _ENVIRONMENT.items()}
+    return load(Config, path, overrides=overrides)

@@ -27,7 +27,7 @@ import typer
 from matl_common.errors import ConfigurationError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.ids import NodeId
-from matl_common.logs import LogFormat, configure_logging
+from matl_common.logs import configure_logs
 from matl_common.signing import Signer, load_pem_signer
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
@@ -249,9 +249,6 @@ def command(
             "--print-config", help="Print the effective configuration, secrets masked, and exit."
         ),
     ] = False,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="How log lines look; auto: text on a terminal, else JSON.")
-    ] = LogFormat.AUTO,
 ) -> None:
     """Run the coordinator of a federation.
 
@@ -259,12 +256,13 @@ def command(
     scores them against the holdout set, aggregates, evaluates and releases. Stop it with
     Ctrl-C or SIGTERM, or kill it: the next start goes on where it stood.
     """
-    configure_logging(log_format)
+    configure_logs("auto")
     try:
         loaded = load_config(config)
         if print_config:
             typer.echo(json.dumps(loaded.printable(), indent=2, default=str))
             return
+        configure_logs(loaded.listen.logs, hidden=(loaded.holdout.images,))
         asyncio.run(_run(loaded))
     except StaleWriterError as error:
         log.error("another_coordinator_took_over", reason=str(error))

@@ -37,6 +37,10 @@ class SpoolError(MatlError):
     """A chunk cannot be taken; nothing of it was kept."""
 
 
+class ChunkRefusedError(SpoolError):
+    """What came is not the next chunk as it was declared."""
+
+
 class SpoolFullError(SpoolError):
     """The quota or the disk has no room; it may have some later."""
 
@@ -256,7 +260,7 @@ class UpdateSink(Protocol):
         """Take the next chunk.
 
         Raises:
-            SpoolError: not the next index, or a wrong length or hash.
+            ChunkRefusedError: not the next index, or a wrong length or hash.
             SpoolFullError: the disk is full.
         """
         ...

@@ -8,45 +8,26 @@ a key, an image or a label.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-)
+from pydantic import AfterValidator, Field
 
-from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.configuration import Address, FilePath, NodeName, Seconds, Section, load
+from matl_common.errors import InvalidInputError
 from matl_common.identity.certificates import Role, SpiffeId, parse_spiffe_id
 from matl_common.identity.tls import TlsFiles
-from matl_common.ids import NodeId, parse_node_id
+from matl_common.ids import NodeId
+from matl_common.logs import LogStyle
 from matl_participant.core.limits import PrivacyLimits
 
 LABELS_FILE = "labels_deidentified.csv"
-_FOLDER = "folder"
 _ENVIRONMENT = {
     "MATL_NODE_ID": ("identity", "node_id"),
     "MATL_PRIVATE_KEY": ("identity", "tls_key"),
     "MATL_COORDINATOR_ADDRESS": ("coordinator", "address"),
 }
-
-
-def _resolved(path: Path, info: ValidationInfo) -> Path:
-    folder = Path(info.context[_FOLDER]) if info.context else Path.cwd()
-    return folder / path.expanduser()
-
-
-def _node_id(text: str) -> str:
-    try:
-        return parse_node_id(text)
-    except InvalidInputError as error:
-        raise ValueError(str(error)) from error
 
 
 def _coordinator(text: str) -> str:
@@ -59,39 +40,22 @@ def _coordinator(text: str) -> str:
     return text
 
 
-def _host_and_port(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if text and (not host or not port.isdigit() or not 0 < int(port) < 1 << 16):
-        raise ValueError("must look like host:port")
-    return text
-
-
 def _not_empty(text: str) -> str:
     if not text:
         raise ValueError("must not be empty")
     return text
 
 
-FilePath = Annotated[Path, Field(strict=False), AfterValidator(_resolved)]
-Name = Annotated[str, AfterValidator(_node_id)]
-Address = Annotated[str, AfterValidator(_host_and_port)]
-Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class Identity(_Section):
+class Identity(Section):
     """Who this hospital is."""
 
-    node_id: Name
+    node_id: NodeName
     tls_key: FilePath
     tls_certificate: FilePath
     signing_key: FilePath
 
 
-class Coordinator(_Section):
+class Coordinator(Section):
     """The one coordinator this hospital speaks to, and how it is known."""
 
     address: Annotated[Address, AfterValidator(_not_empty)]
@@ -106,10 +70,10 @@ class Coordinator(_Section):
         return parse_spiffe_id(self.spiffe_id)
 
 
-class Data(_Section):
+class Data(Section):
     """The hospital's images and labels. They never leave it."""
 
-    dataset: Name = "retina"
+    dataset: NodeName = "retina"
     """Names the data set in the privacy ledger: one budget for each data set and study."""
     images: FilePath
     labels: FilePath | None = None
@@ -126,7 +90,7 @@ class Data(_Section):
         return inside if inside.exists() else self.images.parent / LABELS_FILE
 
 
-class Privacy(_Section):
+class Privacy(Section):
     """What this hospital allows a study, whatever the coordinator asks."""
 
     max_epsilon: float = Field(default=1.0, gt=0.0)
@@ -140,7 +104,7 @@ class Privacy(_Section):
         return PrivacyLimits(self.max_epsilon, self.max_delta)
 
 
-class Training(_Section):
+class Training(Section):
     """What a training job may use."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -157,19 +121,19 @@ class Training(_Section):
     """Disk space for cached features."""
 
 
-class Daemon(_Section):
+class Daemon(Section):
     """How the daemon itself behaves."""
 
     metrics: Address = ""
     """Where Prometheus scrapes, for example 127.0.0.1:9471; empty for nowhere."""
-    logs: Literal["auto", "json", "console"] = "auto"
+    logs: LogStyle = "auto"
     poll_seconds: int = Field(default=30, ge=1, le=3600)
     """How long one question for the next round stays open."""
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 60.0
     """How long a stopping daemon waits for a training that has been charged already."""
 
 
-class Config(_Section):
+class Config(Section):
     """The whole configuration of a participant."""
 
     state_dir: FilePath
@@ -207,24 +171,5 @@ def load_config(path: Path, *, environment: Mapping[str, str] = os.environ) -> C
         ConfigurationError: unreadable, not TOML, an unknown key, or a value out of range;
             the message names the key and never the value.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from error
-    for variable, (section, key) in _ENVIRONMENT.items():
-        _override(table, section, key, environment.get(variable))
-    try:
-        return Config.model_validate(table, context={_FOLDER: path.resolve().parent})
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}"
-            for each in error.errors(include_input=False, include_url=False)
-        )
-        raise ConfigurationError(f"{path}: {problems}") from None
-
-
-def _override(table: dict[str, Any], section: str, key: str, value: str | None) -> None:
-    if value and isinstance(table.setdefault(section, {}), dict):
-        table[section][key] = value
+    overrides = {target: environment.get(name) for name, target in _ENVIRONMENT.items()}
+    return load(Config, path, overrides=overrides)

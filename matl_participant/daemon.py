@@ -33,7 +33,7 @@ from matl_participant.data.inspect import inspect_data
 from matl_participant.engine import Outcome, Participant
 from matl_participant.files import StateFolder
 from matl_participant.ledger import read_summaries
-from matl_participant.logs import configure_logs
+from matl_common.logs import configure_logs
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports, shown_epsilon
 

@@ -462,7 +462,8 @@ class Participant:
     async def _wait(self, until: datetime) -> None:
         seconds = max(0.0, (until - self.clock()).total_seconds())
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()
 
     def _show_budget(self) -> None:
         self.reports.budget(_known(self._run.ledger).summary())

@@ -22,6 +22,7 @@ from matl_common.tlog.merkle import HASH_BYTES, NodeAddress, appended_nodes, lea
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.ports import (
     Change,
+    ChunkRefusedError,
     LoggedEntry,
     LogHead,
     ModelRecord,
@@ -359,11 +360,11 @@ class FakeSink:
     def append(self, index: int, data: bytes) -> None:
         part = self._open_part()
         if index != len(part.chunks) or index >= len(_hashes(part)):
-            raise SpoolError(f"chunk {index} came where {len(part.chunks)} is next")
+            raise ChunkRefusedError(f"chunk {index} came where {len(part.chunks)} is next")
         if len(data) != min(CHUNK_BYTES, part.byte_count - index * CHUNK_BYTES):
-            raise SpoolError(f"chunk {index} has {len(data)} bytes")
+            raise ChunkRefusedError(f"chunk {index} has {len(data)} bytes")
         if leaf_hash(data) != _hashes(part)[index]:
-            raise SpoolError(f"chunk {index} does not match its declared hash")
+            raise ChunkRefusedError(f"chunk {index} does not match its declared hash")
         part.chunks.append(data)
 
     def sync(self) -> int:

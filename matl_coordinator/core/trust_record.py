@@ -6,6 +6,7 @@ Nothing here decides; ``trust`` does.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -173,6 +174,16 @@ def initial_record(node_id: NodeId, policy: TrustPolicy = DEFAULT_POLICY) -> Tru
         evidence=policy.evidence_floor + policy.evidence_span * policy.initial,
         reason="not scored yet",
     )
+
+
+def with_newcomers(
+    records: Iterable[TrustRecord], enrolled: Iterable[NodeId], policy: TrustPolicy = DEFAULT_POLICY
+) -> tuple[TrustRecord, ...]:
+    """The records, and an initial one for every enrolled hospital that has none."""
+    known = {record.node_id: record for record in records}
+    for node_id in sorted(enrolled):
+        known.setdefault(node_id, initial_record(node_id, policy))
+    return tuple(known.values())
 
 
 def state_of(trust: float, policy: TrustPolicy) -> TrustState:

@@ -122,14 +122,15 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         while (message := await self._next(requests)) is not None:
             if message.WhichOneof("part") != "chunk":
                 raise InvalidInputError("only chunks may follow the update's name")
-            await reception.take(message.chunk.index, message.chunk.data)
+            await self._intake.take(reception, message.chunk.index, message.chunk.data)
             self._meter.bytes_received(len(message.chunk.data))
 
     async def _next(
         self, requests: AsyncIterator[pb.PushChunksRequest]
     ) -> pb.PushChunksRequest | None:
         try:
-            return await asyncio.wait_for(anext(requests), timeout=self._idle_seconds)
+            async with asyncio.timeout(self._idle_seconds):
+                return await anext(requests)
         except StopAsyncIteration:
             return None
         except TimeoutError as error:

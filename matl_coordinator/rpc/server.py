@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from matl_common.errors import ConfigurationError, MatlError
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.tls import TlsFiles, server_credentials, server_options
 from matl_common.version import __version__
@@ -158,6 +159,7 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         return None if handler is None else self._guarded(handler, handler_call_details.method)
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
+        parse = _parser(handler.request_deserializer)
         if handler.response_streaming:
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
             make = (
@@ -165,7 +167,7 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            behaviour: Any = self._streaming(inner, method)
+            behaviour: Any = self._streaming(_parsing(inner, handler, parse), method)
         else:
             inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
             make = (
@@ -173,8 +175,11 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_unary_rpc_method_handler
             )
-            behaviour = self._unary(inner, method)
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+            behaviour = self._unary(_parsing(inner, handler, parse), method)
+        # A stream's messages are parsed as the handler asks for them; a single one after the
+        # guard, because gRPC answers a parser's error itself, with the error's text.
+        deserializer = parse if handler.request_streaming else None
+        return make(behaviour, deserializer, handler.response_serializer)
 
     def _unary(self, inner: Any, method: str) -> Any:
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -200,6 +205,25 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
                 await _abort(context, method, error)
 
         return behaviour
+
+
+def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> Any:
+        if deserializer is None:
+            return data
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            raise InvalidInputError("the message is not one of this method's") from error
+
+    return parse
+
+
+def _parsing(inner: Any, handler: Handler, parse: Callable[[bytes], Any]) -> Any:
+    """The handler's function, given the bytes of its message; a stream comes parsed."""
+    if handler.request_streaming:
+        return inner
+    return lambda data, context: inner(parse(data), context)
 
 
 async def _abort(

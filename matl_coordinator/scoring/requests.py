@@ -3,26 +3,22 @@
 Errors name the field that is wrong, never its value.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from matl_common.errors import InvalidInputError
-from matl_common.ids import Digest, NodeId, parse_digest, parse_node_id
+from matl_common.ids import NodeId, parse_node_id
 from matl_common.protocol import Recipe
-from matl_common.vision.dataset import OnBadImage
-from matl_common.vision.images import VIEWS
+from matl_common.vision.requests import (
+    DigestText,
+    FilePath,
+    ImageSource,
+    Strict,
+    parse_strictly,
+)
 
-MAX_IMAGE_SIZE = 1024
 MAX_UPDATES = 10_000
-
-
-def _digest(text: str) -> str:
-    try:
-        return parse_digest(text)
-    except InvalidInputError as error:
-        raise ValueError("must be a SHA-256 digest") from error
 
 
 def _node(text: str) -> str:
@@ -32,33 +28,10 @@ def _node(text: str) -> str:
         raise ValueError("must be a node id") from error
 
 
-FilePath = Annotated[Path, Field(strict=False)]
-DigestText = Annotated[Digest, AfterValidator(_digest)]
 NodeName = Annotated[NodeId, AfterValidator(_node)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Holdout(_Strict):
-    """The coordinator's de-identified holdout set and how it is looked at."""
-
-    data_dir: FilePath
-    labels_csv: FilePath
-    on_bad_image: Annotated[OnBadImage, Field(strict=False)] = OnBadImage.SKIP
-    image_size: int = Field(default=224, ge=16, le=MAX_IMAGE_SIZE)
-    backbone: str = "efficientnet_lite0"
-    """A backbone (``head``) or a network (``full``) by name; as in the study plan."""
-    views: int = Field(default=2, ge=1, le=len(VIEWS))
-    weights_file: FilePath | None = None
-    weights_digest: DigestText | None = None
-    cache_dir: FilePath | None = None
-    """Where features are kept; required for ``head``."""
-    cache_max_bytes: int = Field(default=1 << 30, ge=1 << 20)
-
-
-class Resources(_Strict):
+class Resources(Strict):
     """What a job may use."""
 
     device: Literal["auto", "cuda", "cpu"] = "cpu"
@@ -66,9 +39,9 @@ class Resources(_Strict):
     physical_batch: int = Field(default=16, ge=1, le=4096)
 
 
-class _Job(_Strict):
+class _Job(Strict):
     recipe: Annotated[Recipe, Field(strict=False)]
-    holdout: Holdout
+    holdout: ImageSource
     resources: Resources = Resources()
 
 
@@ -99,12 +72,12 @@ class ScoreRequest(_Job):
     folds: int = Field(default=4, ge=2, le=64)
 
 
-class InitialiseRequest(_Strict):
+class InitialiseRequest(Strict):
     """Make the model a study begins with, from public knowledge only."""
 
     job: Literal["initialise"]
     recipe: Annotated[Recipe, Field(strict=False)]
-    public: Holdout
+    public: ImageSource
     """``head``: the public images that the projection is fitted to."""
     dimensions: int = Field(default=64, ge=1, le=4096)
     whitening: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -122,14 +95,7 @@ def parse_request(message: dict[str, Any]) -> Request:
     Raises:
         InvalidInputError: names the offending fields and the rule each breaks.
     """
-    try:
-        request = _REQUEST.validate_python(message)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'request'}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
-        )
-        raise InvalidInputError(f"the request is malformed: {problems}") from None
+    request = parse_strictly(_REQUEST, message)
     images = request.public if isinstance(request, InitialiseRequest) else request.holdout
     if request.recipe is Recipe.HEAD and images.cache_dir is None:
         raise InvalidInputError("recipe 'head' keeps features on disk; set cache_dir")

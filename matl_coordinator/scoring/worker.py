@@ -35,12 +35,12 @@ from matl_common.vision.heads import load_network
 from matl_common.vision.images import BadImageError, first_views, load_image
 from matl_common.vision.linear_head import parse_head
 from matl_common.vision.metrics import evaluate
+from matl_common.vision.requests import ImageSource
 from matl_common.worker import Message, ReportProgress, serve
 from matl_coordinator.scoring.initial import write_initial_head, write_initial_network
 from matl_coordinator.scoring.judges import Float64Array, HeadJudge, Judge, LabelArray, NetworkJudge
 from matl_coordinator.scoring.requests import (
     EvaluateRequest,
-    Holdout,
     InitialiseRequest,
     PrepareRequest,
     Resources,
@@ -225,7 +225,7 @@ def _judge(request: ScoreRequest | EvaluateRequest) -> tuple[Judge, ModelSchema]
 
 
 def _holdout_features(
-    holdout: Holdout, resources: Resources, report: ReportProgress | None
+    holdout: ImageSource, resources: Resources, report: ReportProgress | None
 ) -> tuple[NDArray[np.float32], LabelArray, int]:
     """Features and labels, one row per patient, and the number of rows skipped."""
     if holdout.cache_dir is None:
@@ -252,7 +252,7 @@ def _progress(report: ReportProgress) -> Callable[[int, int], None]:
     return lambda done, total: report({"percent": 100 * done // total})
 
 
-def _decoded(holdout: Holdout) -> tuple[list[Image.Image], LabelArray, int]:
+def _decoded(holdout: ImageSource) -> tuple[list[Image.Image], LabelArray, int]:
     """Decoded images and labels, one row per image, and the number of rows skipped."""
     labels = _labels(holdout)
     squares: list[Image.Image] = []
@@ -269,7 +269,7 @@ def _decoded(holdout: Holdout) -> tuple[list[Image.Image], LabelArray, int]:
     return squares, np.array(levels, dtype=np.int64), skipped
 
 
-def _labels(holdout: Holdout) -> Labels:
+def _labels(holdout: ImageSource) -> Labels:
     return read_labels(holdout.data_dir, holdout.labels_csv, on_bad_image=holdout.on_bad_image)
 
 

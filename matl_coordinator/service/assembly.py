@@ -5,12 +5,13 @@ The daemon gives it the real ones, a test any that pass the contract suite.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.allowlist import AllowedNode, Allowlist
 from matl_common.identity.certificates import Role
+from matl_common.ids import NodeId
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer
 from matl_common.version import __version__
@@ -57,6 +58,9 @@ def assemble(
     config: Config, *, plan: StudyPlan, register: Register, allowlist: Allowlist, outside: Outside
 ) -> UseCases:
     """Wire the use cases of one coordinator."""
+    enrolled = {
+        node_id: node for node_id, node in allowlist.nodes.items() if node.role is Role.PARTICIPANT
+    }
     presence = Presence(
         within=timedelta(seconds=config.rounds.present_seconds), clock=outside.clock
     )
@@ -83,16 +87,17 @@ def assemble(
         spool=outside.spool,
         models=outside.models,
         scorer=outside.scorer,
-        judge=_judge(config, plan, allowlist, outside),
+        judge=_judge(config, plan, enrolled, outside),
         presence=presence,
         meter=outside.meter,
-        settings=_settings(config, outside.tick_seconds),
+        settings=_settings(config, len(enrolled), outside.tick_seconds),
         clock=outside.clock,
         entropy=outside.entropy,
     )
     operations = Operations(
         register=register,
         store=outside.store,
+        enrolled=frozenset(enrolled),
         start_round=conductor.start_round,
         clock=outside.clock,
     )
@@ -108,27 +113,29 @@ def assemble(
     return UseCases(invitations, intake, operations, overview, conductor)
 
 
-def _judge(config: Config, plan: StudyPlan, allowlist: Allowlist, outside: Outside) -> Judge:
+def _judge(
+    config: Config, plan: StudyPlan, enrolled: Mapping[NodeId, AllowedNode], outside: Outside
+) -> Judge:
     return Judge(
         plan=plan,
         spool=outside.spool,
         models=outside.models,
         scorer=outside.scorer,
-        enrolled={
-            node_id: node
-            for node_id, node in allowlist.nodes.items()
-            if node.role is Role.PARTICIPANT
-        },
+        enrolled=enrolled,
         rule=make_rule(config.rounds.rule, config.rounds.rule_parameters),
         byzantine=config.rounds.byzantine,
         threads=config.worker.aggregation_threads,
     )
 
 
-def _settings(config: Config, tick_seconds: float) -> Settings:
+def _settings(config: Config, enrolled: int, tick_seconds: float) -> Settings:
     return Settings(
         schedule=config.rounds.opening,
-        rules=config.rounds.rules,
+        rules=replace(
+            config.rounds.rules,
+            # A round that has all of them waits for nobody else.
+            maximum_participants=max(1, min(config.rounds.maximum_participants, enrolled)),
+        ),
         rounds_planned=config.study.rounds,
         keep_spooled=config.rounds.keep_spooled,
         worker_attempts=config.worker.attempts,

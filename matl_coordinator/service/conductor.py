@@ -112,18 +112,18 @@ class Conductor:
         """
         while True:
             try:
-                pause = await self.step()
+                state = await self._register.state()
+                pause = await self.step(state)
+                await self._register.wait_for_change(state, seconds=pause)
             except StaleWriterError:
                 raise
             except StoreError as error:
                 self._meter.store_failed()
                 log.error("store_failed", reason=str(error))
-                pause = self._settings.retry_seconds
-            await self._register.wait_for_change(seconds=pause)
+                await asyncio.sleep(self._settings.retry_seconds)
 
-    async def step(self) -> float:
-        """Do what is due now; returns how long nothing will be due, in seconds at most."""
-        state = await self._register.state()
+    async def step(self, state: State) -> float:
+        """Do what is due in ``state``; returns how long to wait for a change, in seconds."""
         self._meter.present(len(self._presence.present()))
         rnd = state.round
         if rnd is None or rnd.phase.is_final:

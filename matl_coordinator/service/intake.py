@@ -38,6 +38,7 @@ from matl_coordinator.core.admission import (
 )
 from matl_coordinator.core.rounds import NodeExcluded, Phase, UpdateAdmitted, advance
 from matl_coordinator.ports import (
+    ChunkRefusedError,
     Meter,
     PutRound,
     PutUpdate,
@@ -109,7 +110,7 @@ class Intake:
     async def open_update(
         self, node: AllowedNode, envelope: Envelope, chunk_hashes: bytes
     ) -> Progress:
-        """Take note of a sealed update, once.
+        """Take note of a sealed update, once; one that is wholly there is judged.
 
         Raises:
             RefusedError: it cannot count; the refusal is in the log.
@@ -153,7 +154,15 @@ class Intake:
         found, _ = await self._register.decide(decide)
         if isinstance(found, Refusal):
             await self._refuse(node.node_id, found, update=digest)
-        return await self._progress(found)
+        if found.status is not UpdateStatus.RECEIVING:
+            return self._decided(found)
+        reception = await self._take_over(found)
+        # The stream, or a coordinator before this one, ended between the last chunk and
+        # the judgement; the hospital has nothing left to send.
+        if reception.is_complete:
+            return await self.complete(node, reception)
+        durable = await reception.durable_chunks()
+        return Progress(digest, durable, chunk_count(found.byte_count), None)
 
     async def _verified_manifest(self, node: AllowedNode, envelope: Envelope) -> UpdateManifest:
         verdict = _verified(envelope, node)
@@ -179,17 +188,11 @@ class Intake:
             manifest, node_id=node_id, rnd=state.round, plan=self._plan, now=self._clock()
         ) or check_chunk_hashes(chunk_hashes, manifest)
 
-    async def _progress(self, record: UpdateRecord) -> Progress:
+    def _decided(self, record: UpdateRecord) -> Progress:
+        if record.status is UpdateStatus.REFUSED:
+            raise RefusedError(_stored_refusal(record))
         total = chunk_count(record.byte_count)
-        match record.status:
-            case UpdateStatus.REFUSED:
-                raise RefusedError(_stored_refusal(record))
-            case UpdateStatus.ADMITTED:
-                return Progress(record.update_digest, total, total, self._receipt(record))
-            case UpdateStatus.RECEIVING:
-                reception = await self._take_over(record)
-                durable = await reception.durable_chunks()
-                return Progress(record.update_digest, durable, total, None)
+        return Progress(record.update_digest, total, total, self._receipt(record))
 
     async def receive(self, node: AllowedNode, update_digest: Digest) -> Reception:
         """The reception of a declared update's chunks; an older stream's ends.
@@ -220,6 +223,23 @@ class Intake:
         await reception.begin()
         return reception
 
+    async def take(self, reception: Reception, index: int, data: bytes) -> None:
+        """Take an update's next chunk.
+
+        Raises:
+            ChunkRefusedError: it is not the one declared. The refusal is in the log; the
+                sound chunk may still come.
+            SpoolError: the disk failed, or has no room.
+            SupersededError: a newer stream took over.
+        """
+        try:
+            await reception.take(index, data)
+        except ChunkRefusedError as error:
+            record = reception.record
+            refusal = Refusal(RefusalCode.WRONG_CHUNKS, str(error))
+            await self._note_refusal(record.node_id, refusal, update=record.update_digest)
+            raise
+
     async def let_go(self, reception: Reception) -> None:
         """End a reception whose stream broke; what was taken is durable."""
         if self._receptions.get(reception.record.node_id) is reception:
@@ -240,7 +260,7 @@ class Intake:
             RefusedError: its contents cannot count, or its round closed meanwhile.
         """
         if reception.record.status is UpdateStatus.ADMITTED:
-            return await self._progress(reception.record)
+            return self._decided(reception.record)
         path = await reception.finish()
         await self.let_go(reception)
         contents = await asyncio.to_thread(scan_update, path)
@@ -294,7 +314,7 @@ class Intake:
             raise UnknownUpdateError(f"round {record.round_id} has closed")
         if logged:
             self._report(final, refusal)
-        return await self._progress(final)
+        return self._decided(final)
 
     def _report(self, record: UpdateRecord, refusal: Refusal | None) -> None:
         code = "admitted" if record.status is UpdateStatus.ADMITTED else "no_round"
@@ -309,6 +329,10 @@ class Intake:
 
     async def _refuse(self, node_id: NodeId, refusal: Refusal, *, update: Digest) -> NoReturn:
         """Log a refusal that leaves the round as it is, and raise it."""
+        await self._note_refusal(node_id, refusal, update=update)
+        raise RefusedError(refusal)
+
+    async def _note_refusal(self, node_id: NodeId, refusal: Refusal, *, update: Digest) -> None:
         self._meter.update_decided(refusal.code.value)
         state = await self._register.state()
         number = 0 if state.round is None else state.round.round_id
@@ -330,7 +354,6 @@ class Intake:
                 reason=refusal.reason,
             )
             await self._register.decide(lambda _: Decision(None, (), (written,)))
-        raise RefusedError(refusal)
 
     def _may_log_refusal(self, node_id: NodeId, round_number: int) -> bool:
         if self._refusals[0] != round_number:

@@ -86,7 +86,7 @@ class Invitations:
             left = give_up_at - loop.time()
             if offer.round_start is not None or offer.study_complete or left <= 0:
                 return offer
-            await self._register.wait_for_change(seconds=left)
+            await self._register.wait_for_change(state, seconds=left)
 
     def _offer(self, node_id: NodeId, state: State, have_round: int) -> RoundOffer:
         rnd, start = state.round, None

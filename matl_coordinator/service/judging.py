@@ -25,7 +25,7 @@ from matl_coordinator.core.trust_record import (
     HoldoutScore,
     PeerAgreement,
     TrustRecord,
-    initial_record,
+    with_newcomers,
 )
 from matl_coordinator.core.weighting import Hold, aggregation_weights, trust_weight
 from matl_coordinator.ports import HoldoutReport, ModelStore, Scorer, Spool
@@ -91,7 +91,7 @@ class Judge:
             folder=self._spool.scratch(rnd.round_id),
         )
         gram = await asyncio.to_thread(self._measure, rows, report)
-        trust = self._with_newcomers(trust)
+        trust = with_newcomers(trust, self._enrolled)
         by_node = {record.node_id: record for record in trust}
         weighted = gram.with_weights(
             {node: trust_weight(by_node[node]) * self._patients(node) for node in gram.nodes}
@@ -131,11 +131,6 @@ class Judge:
         base, incoming = self._models.path(rnd.base_model), self._models.incoming
         digest = apply_update(base, chunks, incoming)
         return self._models.adopt(incoming / f"{digest}.safetensors")
-
-    def _with_newcomers(self, trust: tuple[TrustRecord, ...]) -> tuple[TrustRecord, ...]:
-        known = {record.node_id for record in trust}
-        newcomers = (initial_record(node) for node in sorted(self._enrolled) if node not in known)
-        return (*trust, *newcomers)
 
     def _rows(self, rnd: Round) -> list[Row]:
         return [

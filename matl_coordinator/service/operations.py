@@ -14,7 +14,7 @@ from matl_common.errors import MatlError
 from matl_common.ids import NodeId, RoundId
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.core.trust import quarantine, release
-from matl_coordinator.core.trust_record import TrustRecord, TrustState
+from matl_coordinator.core.trust_record import TrustRecord, TrustState, with_newcomers
 from matl_coordinator.ports import (
     LoggedEntry,
     LogHead,
@@ -50,11 +50,13 @@ class Operations:
         *,
         register: Register,
         store: Store,
+        enrolled: frozenset[NodeId],
         start_round: Callable[[], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._register = register
         self._store = store
+        self._enrolled = enrolled
         self._start_round = start_round
         self._clock = clock
 
@@ -147,10 +149,11 @@ class Operations:
         change: Callable[[TrustRecord], TrustRecord],
     ) -> None:
         def decide(state: State) -> Decision[None]:
-            if all(record.node_id != node_id for record in state.trust):
+            if node_id not in self._enrolled:
                 raise OperationError(f"{node_id} is not an enrolled participant")
             records = tuple(
-                change(record) if record.node_id == node_id else record for record in state.trust
+                change(record) if record.node_id == node_id else record
+                for record in with_newcomers(state.trust, self._enrolled)
             )
             written = entry(
                 event, at=self._clock(), operator=operator, node=node_id, reason=_required(reason)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from matl_common.errors import MatlError
 from matl_coordinator.core.admission import chunk_count
-from matl_coordinator.ports import Spool, UpdateRecord, UpdateSink, UpdateStatus
+from matl_coordinator.ports import Spool, SpoolError, UpdateRecord, UpdateSink, UpdateStatus
 
 T = TypeVar("T")
 
@@ -63,7 +63,8 @@ class Reception:
         """Take the next chunk, checked against its hash.
 
         Raises:
-            SpoolError: not the next chunk, or its bytes differ from what was declared.
+            ChunkRefusedError: not the next chunk, or its bytes differ from what was declared.
+            SpoolError: the disk failed.
             SupersededError: a newer stream took over.
         """
         await self._with_sink(lambda sink: sink.append(index, data))
@@ -75,8 +76,12 @@ class Reception:
         return await self._with_sink(lambda sink: sink.finish())
 
     async def end(self) -> None:
-        """Make what was taken durable and let go of the file."""
-        with suppress(SupersededError):
+        """Make what was taken durable and let go of the file.
+
+        Where that fails (the disk, or the round's files are discarded already), only the
+        disk knows what is durable, and the next one to open the update asks it.
+        """
+        with suppress(SupersededError, SpoolError):
             await self._with_sink(_sync_and_close)
         self._sink = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -23,6 +24,7 @@ from matl_coordinator.ports import (
     PutStudy,
     PutTrust,
     PutUpdate,
+    StaleWriterError,
     State,
     Store,
     UpdateRecord,
@@ -52,6 +54,8 @@ class Register:
         self._lock = asyncio.Lock()
         # None: unknown, to be loaded before the next use.
         self._state: State | None = None
+        # Another coordinator took over; this one must not take the study back.
+        self._superseded: StaleWriterError | None = None
         # Set when the state changes, then replaced; see wait_for_change.
         self._turn = asyncio.Event()
         # Decisions under way, kept so that they are not collected as garbage.
@@ -76,6 +80,7 @@ class Register:
         raises is raised here, and nothing has happened then.
 
         Raises:
+            StaleWriterError: another coordinator took over; from now on, always.
             StoreError: the store did not confirm; the decision may be durable or not.
         """
         task = asyncio.create_task(self._decide(decision))
@@ -92,6 +97,8 @@ class Register:
         self, decision: Callable[[State], Decision[T]]
     ) -> tuple[T, tuple[LoggedEntry, ...]]:
         async with self._lock:
+            if self._superseded is not None:
+                raise self._superseded
             if self._state is None:
                 self._state = await asyncio.to_thread(self._store.load)
             decided = decision(self._state)
@@ -99,18 +106,26 @@ class Register:
                 return decided.outcome, ()
             # I/O under the lock: the order of the log is the order of the decisions.
             before, self._state = self._state, None
-            logged = await asyncio.to_thread(self._store.commit, decided.changes, decided.entries)
+            try:
+                logged = await asyncio.to_thread(
+                    self._store.commit, decided.changes, decided.entries
+                )
+            except StaleWriterError as error:
+                self._superseded = error
+                raise
             self._state = applied(before, decided.changes, logged)
             self._turn.set()
             self._turn = asyncio.Event()
             return decided.outcome, logged
 
-    async def wait_for_change(self, *, seconds: float) -> None:
-        """Return at the next change of state, or after ``seconds``."""
-        try:
-            await asyncio.wait_for(self._turn.wait(), timeout=seconds)
-        except TimeoutError:
+    async def wait_for_change(self, since: State, *, seconds: float) -> None:
+        """Return once the state is no longer ``since``, or after ``seconds``."""
+        if self._state is not since:
             return
+        # Not wait_for, which before Python 3.12 may swallow a cancellation.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._turn.wait()
 
     async def settle(self) -> None:
         """Wait for the decisions under way."""

@@ -13,7 +13,7 @@ from threading import Lock
 
 from matl_common.tensors import CHUNK_BYTES
 from matl_common.tlog.merkle import HASH_BYTES, leaf_hash
-from matl_coordinator.ports import SpoolError, SpoolFullError
+from matl_coordinator.ports import ChunkRefusedError, SpoolError, SpoolFullError
 from matl_coordinator.store.files import LocalFiles
 
 
@@ -104,13 +104,15 @@ class DiskSink:
         with self._lock:
             descriptor = self._require_open()
             if index != self._received or index >= self._chunks:
-                raise SpoolError(f"chunk {index} came where {self._received} is next")
+                raise ChunkRefusedError(f"chunk {index} came where {self._received} is next")
             offset = index * CHUNK_BYTES
             expected = min(CHUNK_BYTES, self._byte_count - offset)
             if len(data) != expected:
-                raise SpoolError(f"chunk {index} has {len(data)} bytes instead of {expected}")
+                raise ChunkRefusedError(
+                    f"chunk {index} has {len(data)} bytes instead of {expected}"
+                )
             if leaf_hash(data) != _hash_at(self._chunk_hashes, index):
-                raise SpoolError(f"chunk {index} does not match its declared hash")
+                raise ChunkRefusedError(f"chunk {index} does not match its declared hash")
             try:
                 self._files.write(descriptor, data, offset=offset)
             except OSError as error:

@@ -4,18 +4,20 @@ Errors name the field that is wrong, never its value.
 """
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from matl_common.errors import InvalidInputError
-from matl_common.ids import Digest, parse_digest
 from matl_common.protocol import Recipe
-from matl_common.vision.dataset import OnBadImage
-from matl_common.vision.images import VIEWS
+from matl_common.vision.requests import (
+    DigestText,
+    FilePath,
+    ImageSource,
+    Strict,
+    parse_strictly,
+)
 
-MAX_IMAGE_SIZE = 1024
 MAX_STEPS = 100_000
 
 
@@ -25,41 +27,11 @@ def _finite(number: float) -> float:
     return number
 
 
-def _digest(text: str) -> str:
-    try:
-        return parse_digest(text)
-    except InvalidInputError as error:
-        raise ValueError("must be a SHA-256 digest") from error
-
-
-FilePath = Annotated[Path, Field(strict=False)]
-DigestText = Annotated[Digest, AfterValidator(_digest)]
 Positive = Annotated[float, Field(gt=0.0), AfterValidator(_finite)]
 NonNegative = Annotated[float, Field(ge=0.0), AfterValidator(_finite)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class DataSource(_Strict):
-    """Where a hospital's data is and how it is looked at."""
-
-    data_dir: FilePath
-    labels_csv: FilePath
-    on_bad_image: Annotated[OnBadImage, Field(strict=False)] = OnBadImage.SKIP
-    image_size: int = Field(default=224, ge=16, le=MAX_IMAGE_SIZE)
-    backbone: str = "efficientnet_lite0"
-    """A backbone (``head``) or a network (``full``) by name."""
-    views: int = Field(default=2, ge=1, le=len(VIEWS))
-    weights_file: FilePath | None = None
-    weights_digest: DigestText | None = None
-    cache_dir: FilePath | None = None
-    """Where features are kept; required for ``head``."""
-    cache_max_bytes: int = Field(default=4 << 30, ge=1 << 20)
-
-
-class Resources(_Strict):
+class Resources(Strict):
     """What a job may use."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -68,16 +40,16 @@ class Resources(_Strict):
     physical_batch: int = Field(default=8, ge=1, le=4096)
 
 
-class PrepareRequest(_Strict):
+class PrepareRequest(Strict):
     """Check a data set; for ``head`` also extract and cache its features."""
 
     job: Literal["prepare"]
     recipe: Annotated[Recipe, Field(strict=False)]
-    data: DataSource
+    data: ImageSource
     resources: Resources = Resources()
 
 
-class TrainRequest(_Strict):
+class TrainRequest(Strict):
     """Train one round and write the update."""
 
     job: Literal["train"]
@@ -93,7 +65,7 @@ class TrainRequest(_Strict):
     declared_patients: int = Field(ge=1)
     dataset_digest: DigestText
     """As ``prepare`` returned it; the budget was opened for exactly this data set."""
-    data: DataSource
+    data: ImageSource
     resources: Resources = Resources()
 
 
@@ -107,14 +79,7 @@ def parse_request(message: dict[str, Any]) -> Request:
     Raises:
         InvalidInputError: names the offending fields and the rule each breaks.
     """
-    try:
-        request = _REQUEST.validate_python(message)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'request'}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
-        )
-        raise InvalidInputError(f"the request is malformed: {problems}") from None
+    request = parse_strictly(_REQUEST, message)
     if request.recipe is Recipe.HEAD:
         if request.data.cache_dir is None:
             raise InvalidInputError("recipe 'head' keeps features on disk; set data.cache_dir")

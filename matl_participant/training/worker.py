@@ -32,11 +32,11 @@ from matl_common.vision.dataset import (
 from matl_common.vision.features import FeatureCache, FeatureSet, cache_key, cached_features
 from matl_common.vision.images import BadImageError, first_views, load_image
 from matl_common.vision.linear_head import parse_head
+from matl_common.vision.requests import ImageSource
 from matl_common.worker import Message, ReportProgress, serve
 from matl_participant.training.devices import bound_threads, choose_device
 from matl_participant.training.head import HeadTraining, train_head
 from matl_participant.training.requests import (
-    DataSource,
     PrepareRequest,
     Resources,
     TrainRequest,
@@ -175,13 +175,13 @@ def _write_update(update: NDArray[np.float32], schema: ModelSchema, path: Path) 
     return {"update": str(path), "sha256": digest, "bytes": schema.update_bytes}
 
 
-def _labels(data: DataSource) -> Labels:
+def _labels(data: ImageSource) -> Labels:
     return read_labels(data.data_dir, data.labels_csv, on_bad_image=data.on_bad_image)
 
 
 def _features(
     labels: Labels,
-    data: DataSource,
+    data: ImageSource,
     resources: Resources,
     device: torch.device,
     report: ReportProgress | None,
@@ -236,7 +236,7 @@ def _check_dataset(found: Digest, expected: Digest) -> None:
 
 
 def _decodable(
-    labels: Labels, data: DataSource, report: ReportProgress | None
+    labels: Labels, data: ImageSource, report: ReportProgress | None
 ) -> tuple[tuple[Record, ...], tuple[SkippedRow, ...]]:
     usable: list[Record] = []
     skipped = list(labels.skipped)
@@ -269,7 +269,7 @@ class _PercentReport:
             self._report({"percent": percent})
 
 
-def _cache(data: DataSource) -> FeatureCache:
+def _cache(data: ImageSource) -> FeatureCache:
     assert data.cache_dir is not None  # parse_request requires it for ``head``
     return FeatureCache(data.cache_dir, max_bytes=data.cache_max_bytes)
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from numpy.typing import NDArray
 
 from matl_common.durable import write_atomically
 from matl_common.identity.allowlist import AllowedNode, Allowlist, load_allowlist
@@ -92,6 +95,9 @@ class Site:
     def signer(self, node_id: NodeId) -> SoftwareSigner:
         return load_pem_signer(self.nodes[node_id].signing_key)
 
+    def coordinator_key(self) -> EllipticCurvePublicKey:
+        return load_pem_signer(self.config.identity.signing_key).public_key
+
     def allowed(self, node_id: NodeId) -> AllowedNode:
         return self.allowlist.nodes[node_id]
 
@@ -132,7 +138,7 @@ def make_site(folder: Path, **rounds: object) -> Site:
             "epsilon": float("inf"),
             "public_images": str(folder),
         },
-        "rounds": {"interval_seconds": 0.0, "collect_seconds": 60.0, **rounds},
+        "rounds": {"interval_seconds": 0.0, "collect_seconds": 60.0, "quorum": 2, **rounds},
         "holdout": {"images": str(folder)},
         "limits": {"idle_seconds": 5.0},
     }
@@ -185,7 +191,9 @@ class QuadraticScorer:
             raise self.fail_next.pop(0)
 
     @staticmethod
-    def _root(folder: Path, descent: np.ndarray, class_index: int, fold: int) -> RootGradient:
+    def _root(
+        folder: Path, descent: NDArray[np.float64], class_index: int, fold: int
+    ) -> RootGradient:
         draws = np.random.default_rng([class_index, fold])
         row = descent + draws.normal(0.0, 0.1, ELEMENTS) / np.sqrt(ELEMENTS)
         path = folder / f"root-{class_index}-{fold}.f32"
@@ -193,13 +201,12 @@ class QuadraticScorer:
         return RootGradient(RootRow(path.stem, class_index, fold, 50), path)
 
 
-def weights_of(model: Path) -> np.ndarray:
+def weights_of(model: Path) -> NDArray[np.float64]:
     _, tensors = read_model(model)
-    weights: np.ndarray = tensors["head.weight"].astype(np.float64).reshape(-1)
-    return weights
+    return np.asarray(tensors["head.weight"], dtype=np.float64).reshape(-1)
 
 
-def loss(weights: np.ndarray) -> float:
+def loss(weights: NDArray[np.float64]) -> float:
     return float(((weights - TARGET) ** 2).sum() / 2)
 
 
@@ -271,12 +278,13 @@ class Sealed:
         return b"".join(leaf_hash(chunk) for chunk in self.chunks)
 
 
-def honest_update(node_id: NodeId, start: RoundStart) -> np.ndarray:
+def honest_update(node_id: NodeId, start: RoundStart) -> NDArray[np.float64]:
     """A step towards the target, with a disturbance of the hospital's own."""
     seed = hashlib.sha256(f"{node_id} {start.round_id}".encode()).digest()
     draws = np.random.default_rng(list(seed[:8]))
     noise = draws.normal(0.0, 1.0, ELEMENTS) / np.sqrt(ELEMENTS)
-    return 0.3 * TARGET + 0.05 * noise
+    update: NDArray[np.float64] = 0.3 * TARGET + 0.05 * noise
+    return update
 
 
 def seal(
@@ -284,7 +292,7 @@ def seal(
     node_id: NodeId,
     start: RoundStart,
     plan: StudyPlan,
-    update: np.ndarray,
+    update: NDArray[np.float64],
     **changes: object,
 ) -> Sealed:
     """Sign an update; ``changes`` replace fields of the manifest."""
@@ -347,7 +355,7 @@ async def send(
     return await intake.pause(reception)
 
 
-Make = Callable[[NodeId, RoundStart], np.ndarray]
+Make = Callable[[NodeId, RoundStart], NDArray[np.float64]]
 
 
 async def take_part(coordinator: Running, node_id: NodeId, *, make: Make = honest_update) -> None:
@@ -361,12 +369,23 @@ async def take_part(coordinator: Running, node_id: NodeId, *, make: Make = hones
 
 async def play(coordinator: Running, *, make: Mapping[NodeId, Make] | None = None) -> None:
     """Let every hospital take part until the study is complete."""
-    await asyncio.gather(
+    await together(
         *(
             take_part(coordinator, node_id, make=(make or {}).get(node_id, honest_update))
             for node_id in NODES
         )
     )
+
+
+async def together(*hospitals: Coroutine[Any, Any, None]) -> None:
+    """Run hospitals until all are done, or one fails: then nobody goes on."""
+    tasks = [asyncio.create_task(hospital) for hospital in hospitals]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def final_model(coordinator: Running) -> Digest:

@@ -25,6 +25,7 @@ from tests.coordinator.harness import (
     running,
     seal,
     send,
+    together,
 )
 from tests.fakes import Fault, FaultyStore
 
@@ -81,7 +82,7 @@ async def with_fault_and_reload(
     while True:
         try:
             async with running(site, store) as coordinator:
-                await asyncio.gather(*(persistent_hospital(coordinator, node) for node in NODES))
+                await together(*(persistent_hospital(coordinator, node) for node in NODES))
                 return await final_model(coordinator), kinds(store)
         except StoreError:  # while the study was being founded: the daemon exits and starts again
             store = FaultyStore(site.connect_store())
@@ -100,7 +101,7 @@ async def with_fault_and_restart(
         pass
     store = FaultyStore(site.connect_store())
     async with running(site, store) as coordinator:
-        await asyncio.gather(*(persistent_hospital(coordinator, node) for node in NODES))
+        await together(*(persistent_hospital(coordinator, node) for node in NODES))
         return await final_model(coordinator), kinds(store)
 
 

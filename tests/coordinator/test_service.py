@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from matl_common.ids import NodeId
-from matl_common.protocol import RoundStart
+from matl_common.ids import Digest, NodeId, digest_of
+from matl_common.protocol import PayloadType, RoundStart
+from matl_common.signing import verify
+from matl_common.wire.documents import parse_receipt
+from matl_common.worker import WorkerCrashedError
+from matl_coordinator.core.admission import RefusalCode
+from matl_coordinator.core.rounds import Phase
+from matl_coordinator.ports import SpoolError, StaleWriterError
+from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
+from matl_coordinator.service.operations import OperationError
+from matl_coordinator.service.reception import SupersededError
 from tests.coordinator.harness import (
     NODES,
+    OPERATOR,
+    Running,
     Site,
     events_of,
     final_model,
     honest_update,
     loss,
     make_site,
+    next_round,
     play,
     running,
+    seal,
+    send,
+    take_part,
+    together,
     weights_of,
 )
+
+A, B, C = NODES
 
 
 @pytest.fixture
@@ -28,14 +48,25 @@ def site(tmp_path: Path) -> Site:
     return make_site(tmp_path)
 
 
+async def first_round(coordinator: Running) -> RoundStart:
+    """The first round, with every hospital in it."""
+    starts = await asyncio.gather(*(next_round(coordinator, node) for node in NODES))
+    assert starts[0] is not None
+    return starts[0]
+
+
+async def refused(coordinator: Running, node_id: NodeId, sealed: object) -> RefusalCode:
+    with pytest.raises(RefusedError) as caught:
+        await send(coordinator, node_id, sealed)  # type: ignore[arg-type]  # always a Sealed
+    return caught.value.code
+
+
 async def test_a_study_runs_to_its_end_and_the_model_learns(site: Site) -> None:
     store = site.connect_store()
     async with running(site, store) as coordinator:
         await play(coordinator)
-        final = await final_model(coordinator)
-        assert loss(weights_of(coordinator.models.path(final))) < 0.6 * loss(
-            np.zeros_like(weights_of(coordinator.models.path(final)))
-        )
+        final = weights_of(coordinator.models.path(await final_model(coordinator)))
+        assert loss(final) < 0.6 * loss(np.zeros_like(final))
         names = [event["event"] for event in events_of(store)]
     assert names.count("model_released") == 2
     assert names.count("update_admitted") == 2 * len(NODES)
@@ -52,15 +83,235 @@ async def test_two_undisturbed_runs_end_in_the_same_model(tmp_path: Path) -> Non
     assert finals[0] == finals[1]
 
 
-async def test_one_hospital_that_sends_nan_is_refused_and_the_round_goes_on(site: Site) -> None:
-    def poisoned(node_id: NodeId, start: RoundStart) -> np.ndarray:
-        update = honest_update(node_id, start)
-        update[12345] = np.nan
-        return update
-
+async def test_an_admission_is_in_the_log_that_its_receipt_names(site: Site) -> None:
     store = site.connect_store()
     async with running(site, store) as coordinator:
-        from matl_coordinator.service.intake import RefusedError
+        start = await first_round(coordinator)
+        sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        progress = await send(coordinator, A, sealed)
+        again = await send(coordinator, A, sealed)
+        assert progress.receipt is not None
+        key = site.coordinator_key()
+        receipt = parse_receipt(verify(progress.receipt, key, PayloadType.RECEIPT))
+        (logged,) = store.log_entries(start=receipt.log_index, limit=1)
+        event = events_of(store)[receipt.log_index]
+    assert receipt.update_digest == digest_of(sealed.envelope.payload)
+    assert logged.leaf_hash == receipt.log_leaf_hash
+    assert (event["event"], event["node"]) == ("update_admitted", A)
+    assert again.receipt is not None
+    assert parse_receipt(again.receipt.payload) == receipt
 
-        with pytest.raises(RefusedError, match="1 values are NaN"):
-            await play(coordinator, make={NODES[2]: poisoned})
+
+async def test_an_upload_that_broke_goes_on_from_its_last_durable_chunk(site: Site) -> None:
+    async with running(site) as coordinator:
+        start = await first_round(coordinator)
+        sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        half = await send(coordinator, A, sealed, chunks=1)
+        assert (half.durable_chunks, half.total_chunks, half.receipt) == (1, 3, None)
+        assert (await send(coordinator, A, sealed)).receipt is not None
+
+
+async def test_an_upload_goes_on_in_another_process(site: Site) -> None:
+    async with running(site) as coordinator:
+        start = await first_round(coordinator)
+        sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        await send(coordinator, A, sealed, chunks=2)
+    async with running(site) as coordinator:
+        node = site.allowed(A)
+        intake = coordinator.use_cases.intake
+        progress = await intake.open_update(node, sealed.envelope, sealed.hashes)
+        assert progress.durable_chunks == 2
+        assert (await send(coordinator, A, sealed)).receipt is not None
+
+
+async def test_chunks_out_of_order_or_damaged_are_not_taken_and_the_right_ones_still_are(
+    site: Site,
+) -> None:
+    async with running(site) as coordinator:
+        start = await first_round(coordinator)
+        sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        node, intake = site.allowed(A), coordinator.use_cases.intake
+        progress = await intake.open_update(node, sealed.envelope, sealed.hashes)
+        reception = await intake.receive(node, progress.update_digest)
+        damaged = bytes([sealed.chunks[0][0] ^ 1]) + sealed.chunks[0][1:]
+        for index, data in ((1, sealed.chunks[1]), (0, damaged), (0, b""), (7, sealed.chunks[0])):
+            with pytest.raises(SpoolError):
+                await reception.take(index, data)
+        await reception.take(0, sealed.chunks[0])
+        with pytest.raises(SpoolError):
+            await reception.take(0, sealed.chunks[0])
+        assert (await send(coordinator, A, sealed)).receipt is not None
+
+
+async def test_a_newer_stream_of_the_same_hospital_takes_over(site: Site) -> None:
+    async with running(site) as coordinator:
+        start = await first_round(coordinator)
+        sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        node, intake = site.allowed(A), coordinator.use_cases.intake
+        progress = await intake.open_update(node, sealed.envelope, sealed.hashes)
+        older = await intake.receive(node, progress.update_digest)
+        await older.take(0, sealed.chunks[0])
+        newer = await intake.receive(node, progress.update_digest)
+        with pytest.raises(SupersededError):
+            await older.take(1, sealed.chunks[1])
+        await newer.take(1, sealed.chunks[1])
+
+
+async def test_nobody_sends_chunks_of_an_update_it_did_not_declare(site: Site) -> None:
+    async with running(site) as coordinator:
+        start = await first_round(coordinator)
+        sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        progress = await send(coordinator, A, sealed, chunks=0)
+        with pytest.raises(UnknownUpdateError):
+            await coordinator.use_cases.intake.receive(site.allowed(B), progress.update_digest)
+
+
+@pytest.mark.hostile
+async def test_every_kind_of_bad_update_is_refused_logged_and_leaves_the_round_alive(
+    site: Site,
+) -> None:
+    store = site.connect_store()
+    async with running(site, store) as coordinator:
+        start = await first_round(coordinator)
+        plan, update = coordinator.plan, honest_update(C, start)
+        by_another = seal(site, B, start, plan, update)
+        oversize = seal(site, C, start, plan, update, byte_count=1 << 40)
+        replayed = seal(site, C, start, plan, update, nonce=b"\0" * 32)
+        stale = seal(site, C, start, plan, update, base_model=Digest("ab" * 32))
+        short = seal(site, C, start, plan, update[:-1])
+        assert await refused(coordinator, C, by_another) is RefusalCode.BAD_SIGNATURE
+        assert await refused(coordinator, C, oversize) is RefusalCode.WRONG_SIZE
+        assert await refused(coordinator, C, replayed) is RefusalCode.REPLAYED
+        assert await refused(coordinator, C, stale) is RefusalCode.WRONG_BASE_MODEL
+        assert await refused(coordinator, C, short) is RefusalCode.WRONG_SIZE
+        poisoned = update.copy()
+        poisoned[12345] = np.nan
+        final = seal(site, C, start, plan, poisoned)
+        assert await refused(coordinator, C, final) is RefusalCode.NOT_FINITE
+        assert await refused(coordinator, C, final) is RefusalCode.NOT_FINITE
+        another = seal(site, C, start, plan, update)
+        assert await refused(coordinator, C, another) is RefusalCode.EQUIVOCATION
+        await together(
+            *(take_part(coordinator, node) for node in (A, B)), honest_later(coordinator)
+        )
+        codes = [event["code"] for event in events_of(store) if event["event"] == "update_refused"]
+    assert codes == [
+        "bad_signature",
+        "wrong_size",
+        "replayed",
+        "wrong_base_model",
+        "wrong_size",
+        "not_finite",
+        "equivocation",
+    ]
+
+
+async def honest_later(coordinator: Running) -> None:
+    """Hospital C behaves from round 2 on."""
+    have_round = 1
+    while (start := await next_round(coordinator, C, have_round=have_round)) is not None:
+        update = honest_update(C, start)
+        await send(coordinator, C, seal(coordinator.site, C, start, coordinator.plan, update))
+        have_round = start.round_id
+
+
+@pytest.mark.hostile
+async def test_a_hospital_that_floods_the_coordinator_with_refusals_does_not_flood_the_log(
+    site: Site,
+) -> None:
+    store = site.connect_store()
+    async with running(site, store) as coordinator:
+        start = await first_round(coordinator)
+        for number in range(50):
+            sealed = seal(
+                site,
+                C,
+                start,
+                coordinator.plan,
+                honest_update(C, start),
+                nonce=bytes([number]) * 32,
+            )
+            assert await refused(coordinator, C, sealed) is RefusalCode.REPLAYED
+        refusals = [event for event in events_of(store) if event["event"] == "update_refused"]
+    assert len(refusals) == 32
+
+
+@pytest.mark.hostile
+async def test_a_hospital_whose_updates_harm_loses_trust_and_weight_with_a_reason(
+    tmp_path: Path,
+) -> None:
+    def harmful(node_id: NodeId, start: RoundStart) -> NDArray[np.float64]:
+        return -honest_update(node_id, start)
+
+    site = make_site(tmp_path)
+    async with running(site) as coordinator:
+        await play(coordinator, make={C: harmful})
+        state = await coordinator.register.state()
+        trust = {record.node_id: record for record in state.trust}
+        assert state.round is not None
+        weights = {each.node_id: each.weight for each in state.round.weights}
+    assert trust[C].trust < 0.4 < min(trust[A].trust, trust[B].trust)
+    assert weights[C] == 0.0
+    assert "against the holdout reference" in trust[C].reason
+
+
+async def test_a_failing_scoring_worker_costs_a_retry_and_not_the_round(site: Site) -> None:
+    async with running(site) as coordinator:
+        coordinator.scorer.fail_next = [WorkerCrashedError("killed")] * 3
+        await play(coordinator)
+        state = await coordinator.register.state()
+        assert state.round is not None
+        assert (state.round.phase, state.rounds_released) == (Phase.RELEASED, 2)
+        assert coordinator.scorer.fail_next == []
+
+
+async def test_a_worker_that_always_fails_ends_the_round_and_the_study_goes_on(site: Site) -> None:
+    store = site.connect_store()
+    async with running(site, store) as coordinator:
+        attempts = site.config.worker.attempts
+        coordinator.scorer.fail_next = [WorkerCrashedError("killed")] * attempts
+        await play(coordinator)
+        names = [event["event"] for event in events_of(store)]
+    assert names.count("round_aborted") == 1
+    assert names.count("model_released") == 2
+
+
+async def test_a_paused_study_opens_no_round_until_it_is_resumed(site: Site) -> None:
+    async with running(site) as coordinator:
+        operations = coordinator.use_cases.operations
+        await operations.pause(OPERATOR, "maintenance")
+        with pytest.raises(OperationError, match="paused already"):
+            await operations.pause(OPERATOR, "again")
+        await first_round(coordinator)  # scheduled before the pause; it goes on
+        await operations.resume(OPERATOR, "done")
+        await play(coordinator)
+
+
+async def test_an_operators_quarantine_counts_until_the_release(site: Site) -> None:
+    async with running(site) as coordinator:
+        operations = coordinator.use_cases.operations
+        await first_round(coordinator)
+        with pytest.raises(OperationError, match="not quarantined"):
+            await operations.release(OPERATOR, C, "by mistake")
+        with pytest.raises(OperationError, match="reason"):
+            await operations.quarantine(OPERATOR, C, "  ")
+        await operations.quarantine(OPERATOR, C, "under inquiry")
+        await play(coordinator)
+        state = await coordinator.register.state()
+        assert state.round is not None
+        weights = {each.node_id: each.weight for each in state.round.weights}
+        assert weights[C] == 0.0
+        await operations.release(OPERATOR, C, "cleared")
+
+
+async def test_a_second_coordinator_takes_over_and_the_first_never_writes_again(site: Site) -> None:
+    with pytest.raises(StaleWriterError):  # noqa: PT012 - what ends the first one's conductor
+        async with running(site) as first:
+            await first_round(first)
+            async with running(site) as second:
+                await first_round(second)
+                operations = first.use_cases.operations
+                for _ in range(2):
+                    with pytest.raises(StaleWriterError):
+                        await operations.pause(OPERATOR, "too late")
+                await play(second)

@@ -524,7 +524,7 @@ import asyncio, sys
 from pathlib import Path
 from matl_participant.config import load_config
 from matl_participant.daemon import participate
-from matl_participant.logs import configure_logs
+from matl_common.logs import configure_logs
 config = load_config(Path(sys.argv[1]), environment={})
 configure_logs("json", hidden=(config.data.images,))
 outcome = asyncio.run(participate(config, worker_argv=sys.argv[2:]))

@@ -234,3 +234,64 @@ def test_folders_are_not_made_without_a_parent(tmp_path: Path) -> None:
         DiskSpool.open_folder(tmp_path / "missing/spool")
     with pytest.raises(ConfigurationError):
         FileModelStore.open(tmp_path / "missing/models")
+
+
+def test_an_update_is_named_complete_only_once_it_is_durable(tmp_path: Path) -> None:
+    class Recording(LocalFiles):
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def sync(self, descriptor: int) -> None:
+            self.calls.append("sync")
+            super().sync(descriptor)
+
+        def rename(self, source: Path, target: Path) -> None:
+            self.calls.append("rename")
+            super().rename(source, target)
+
+        def sync_folder(self, path: Path) -> None:
+            self.calls.append("sync folder")
+            super().sync_folder(path)
+
+    files = Recording()
+    spool = DiskSpool.open_folder(tmp_path / "spool", files=files)
+    sink = spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
+    files.calls.clear()
+    for index, chunk in enumerate(CHUNKS):
+        sink.append(index, chunk)
+    sink.finish()
+    sink.close()
+    assert files.calls == ["sync", "rename", "sync folder"]
+
+
+def test_a_short_chunk_on_disk_is_not_resumed_though_its_hash_was_declared(tmp_path: Path) -> None:
+    (tmp_path / "spool/1").mkdir(parents=True)
+    (tmp_path / "spool/1/hospital_a.part").write_bytes(b"short")
+    spool = DiskSpool.open_folder(tmp_path / "spool")
+    declared = leaf_hash(b"short") + HASHES[32:]
+    sink = spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=declared)
+    assert sink.received_chunks == 0
+    sink.close()
+
+
+def test_a_sink_that_could_not_be_opened_takes_no_room(tmp_path: Path) -> None:
+    before = FaultyFiles()
+    DiskSpool.open_folder(tmp_path / "spool", files=before)
+    files = FaultyFiles(fail_at=before.operations)
+    spool = DiskSpool.open_folder(tmp_path / "spool", quota_bytes=BYTES, files=files)
+    with pytest.raises(SpoolError):
+        spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
+    other = NodeId("hospital_b")
+    spool.open(ROUND, other, byte_count=BYTES, chunk_hashes=HASHES).close()
+
+
+def test_what_is_written_needs_no_room_again(tmp_path: Path) -> None:
+    disk = SmallDisk(BYTES)
+    spool = DiskSpool.open_folder(tmp_path / "spool", files=disk)
+    sink = spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
+    sink.append(0, CHUNKS[0])
+    sink.close()
+    disk.free -= CHUNK_BYTES
+    sink = spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
+    assert sink.received_chunks == 1
+    sink.close()

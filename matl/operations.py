@@ -1,0 +1,280 @@
+"""What an operator asks of a coordinator, and what comes back, as values.
+
+Speaks ``OperationsService`` with an operator's certificate, one try a call. Nothing here
+decides, retries or prints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+import grpc
+
+from matl_common.errors import MatlError
+from matl_common.identity.certificates import SpiffeId
+from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.wire import operations_pb2 as pb
+from matl_common.wire.documents import from_unix_ms
+from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
+
+CALL_SECONDS = 10.0
+MAX_ENTRIES = 500
+
+_Request = TypeVar("_Request")
+_Answer = TypeVar("_Answer")
+
+
+class OperationsError(MatlError):
+    """The coordinator did not do what was asked."""
+
+
+class CoordinatorUnavailableError(OperationsError):
+    """Nobody answers, or not in time; the same call may succeed later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A released model on the coordinator's holdout set.
+
+    ``recall`` is by class; NaN for one that the set lacks.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    quadratic_weighted_kappa: float
+    recall: tuple[float, ...]
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One hospital's part in a round.
+
+    ``status`` is invited, uploading, admitted, refused or late; ``weight`` is 0 before the
+    round was scored.
+    """
+
+    node_id: str
+    status: str
+    reason: str
+    upload_fraction: float
+    trust: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round as the coordinator tells it; digests are empty where there is no model."""
+
+    round_id: int
+    phase: str
+    reason: str
+    contributions: tuple[Contribution, ...]
+    base_model: str
+    released_model: str
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The study at this moment."""
+
+    version: str
+    federation_id: str
+    study_id: str
+    paused: bool
+    study_complete: bool
+    rounds_released: int
+    rounds_planned: int
+    current_round: Round | None
+    latest_model: str
+    log_size: int
+    log_root: str
+    active_participants: int
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """An enrolled hospital as the coordinator sees it.
+
+    ``epsilon_spent`` is what its admitted updates declared; its own ledger is the truth.
+    """
+
+    node_id: str
+    trust: float
+    state: str
+    reason: str
+    enrolled_patients: int
+    last_seen: datetime | None
+    epsilon_spent: float
+    epsilon_budget: float
+
+
+class OperationsClient:
+    """Asks one coordinator. Safe to share between threads."""
+
+    def __init__(self, channel: grpc.Channel, *, timeout_seconds: float = CALL_SECONDS) -> None:
+        """Use a channel that somebody else opens and closes."""
+        self._stub = OperationsServiceStub(channel)
+        self._timeout = timeout_seconds
+
+    def status(self) -> Status:
+        """The study at this moment.
+
+        Raises:
+            CoordinatorUnavailableError: no answer.
+            OperationsError: refused, for example because the certificate is no operator's.
+        """
+        answer = self._call(self._stub.GetStatus, pb.GetStatusRequest())
+        current = _round(answer.current_round) if answer.HasField("current_round") else None
+        return Status(
+            version=answer.version,
+            federation_id=answer.federation_id,
+            study_id=answer.study_id,
+            paused=answer.paused,
+            study_complete=answer.study_complete,
+            rounds_released=answer.rounds_released,
+            rounds_planned=answer.rounds_planned,
+            current_round=current,
+            latest_model=answer.latest_model,
+            log_size=answer.log_size,
+            log_root=answer.log_root,
+            active_participants=answer.active_participants,
+        )
+
+    def rounds(self, *, after: int = 0) -> tuple[Round, ...]:
+        """Every round after number ``after``, oldest first.
+
+        Raises:
+            OperationsError: as ``status``.
+        """
+        found: list[Round] = []
+        while True:
+            request = pb.ListRoundsRequest(after_round=after, limit=100)
+            page = [_round(each) for each in self._call(self._stub.ListRounds, request).rounds]
+            if not page:
+                return tuple(found)
+            found += page
+            after = page[-1].round_id
+
+    def participants(self) -> tuple[Participant, ...]:
+        """Every enrolled hospital, by name.
+
+        Raises:
+            OperationsError: as ``status``.
+        """
+        answer = self._call(self._stub.ListParticipants, pb.ListParticipantsRequest())
+        return tuple(_participant(each) for each in answer.participants)
+
+    def newest_log_entries(self, *, limit: int = MAX_ENTRIES) -> tuple[bytes, ...]:
+        """The newest entries of the log, oldest first, exactly as the tree holds them.
+
+        Raises:
+            OperationsError: as ``status``.
+        """
+        answer = self._call(self._stub.TailLog, pb.TailLogRequest(from_index=0, limit=limit))
+        return tuple(each.data for each in answer.entries)
+
+    def pause(self, reason: str) -> None:
+        """Open no further round. Raises OperationsError."""
+        self._call(self._stub.Pause, pb.PauseRequest(reason=reason))
+
+    def resume(self, reason: str) -> None:
+        """Open rounds again. Raises OperationsError."""
+        self._call(self._stub.Resume, pb.ResumeRequest(reason=reason))
+
+    def start_round(self, reason: str) -> int:
+        """Open the next round now; returns its number. Raises OperationsError."""
+        request = pb.StartRoundRequest(reason=reason)
+        return self._call(self._stub.StartRound, request).round_id
+
+    def quarantine(self, node_id: str, reason: str) -> None:
+        """Give a hospital no weight until it is released. Raises OperationsError."""
+        self._call(self._stub.Quarantine, pb.QuarantineRequest(node_id=node_id, reason=reason))
+
+    def release(self, node_id: str, reason: str) -> None:
+        """End a hospital's quarantine. Raises OperationsError."""
+        self._call(self._stub.Release, pb.ReleaseRequest(node_id=node_id, reason=reason))
+
+    def _call(
+        self, method: grpc.UnaryUnaryMultiCallable[_Request, _Answer], request: _Request
+    ) -> _Answer:
+        try:
+            return method(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            code, details = error.code(), (error.details() or "no reason given")[:300]
+            if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                raise CoordinatorUnavailableError(
+                    f"the coordinator cannot be reached: {details}"
+                ) from error
+            raise OperationsError(f"the coordinator refused ({code.name}): {details}") from error
+
+
+@contextmanager
+def connect_operator(
+    address: str, files: TlsFiles, coordinator: SpiffeId
+) -> Iterator[OperationsClient]:
+    """Open a connection over which only this coordinator can answer; dials when first used.
+
+    Args:
+        address: host:port of the coordinator.
+        files: the operator's key and certificate, and the authority of coordinators.
+        coordinator: the name that its certificate must carry.
+
+    Raises:
+        ConfigurationError: a key or certificate file does not work.
+    """
+    options = channel_options(coordinator)
+    with grpc.secure_channel(address, channel_credentials(files), options=options) as channel:
+        yield OperationsClient(channel)
+
+
+def _round(message: pb.RoundSummary) -> Round:
+    return Round(
+        round_id=message.round_id,
+        phase=message.phase,
+        reason=message.reason,
+        contributions=tuple(
+            Contribution(
+                node_id=each.node_id,
+                status=each.status,
+                reason=each.reason,
+                upload_fraction=each.upload_fraction,
+                trust=each.trust,
+                weight=each.weight,
+            )
+            for each in message.contributions
+        ),
+        base_model=message.base_model,
+        released_model=message.released_model,
+        evaluation=_evaluation(message.evaluation) if message.HasField("evaluation") else None,
+    )
+
+
+def _evaluation(message: pb.Evaluation) -> Evaluation:
+    return Evaluation(
+        accuracy=message.accuracy,
+        balanced_accuracy=message.balanced_accuracy,
+        quadratic_weighted_kappa=message.quadratic_weighted_kappa,
+        recall=tuple(message.per_class_recall),
+        images=message.images,
+    )
+
+
+def _participant(message: pb.ParticipantSummary) -> Participant:
+    seen = message.last_seen_unix_ms
+    return Participant(
+        node_id=message.node_id,
+        trust=message.trust,
+        state=message.state,
+        reason=message.reason,
+        enrolled_patients=message.enrolled_patients,
+        last_seen=from_unix_ms(seen) if seen else None,
+        epsilon_spent=message.epsilon_spent,
+        epsilon_budget=message.epsilon_budget or math.inf,
+    )

@@ -1,0 +1,290 @@
+"""The four plots of a federation's study: accuracy, trust, privacy budget, contributions.
+
+Draws what it is given and computes nothing. Needs the ``demo`` extra (matplotlib), opens
+no window, and leaves matplotlib's global state alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+TRUSTED_FROM: Final = 0.7
+EXCLUDED_BELOW: Final = 0.4
+
+_INK, _MUTED, _GRID = "#1f2933", "#66737f", "#dfe4e8"
+_GREEN, _ORANGE, _RED, _BLUE = "#2a9d5c", "#e8901a", "#d1362f", "#1f5fbf"
+# Told apart by everyone (after Okabe and Ito), one marker each for print in black and white.
+_HOSPITAL_STYLES: Final = (
+    ("#1f5fbf", "o"),
+    ("#0f9d8a", "s"),
+    ("#8e5bc0", "^"),
+    ("#7a6a4f", "D"),
+    ("#d1362f", "v"),
+    ("#e8901a", "P"),
+    ("#4b5563", "X"),
+    ("#b8489a", "*"),
+)
+_REFERENCE_STYLES: Final = (("#3d4852", (0, (5, 2))), ("#d1362f", "-"), ("#e8901a", "-."))
+_TRUST_TICKS: Final = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
+_DPI: Final = 150
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A study round by round; every sequence has one value per round.
+
+    Attributes:
+        rounds: round numbers.
+        accuracy: of the released models, as fractions.
+        trust: by hospital, from 0 to 1.
+        epsilon_remaining: by hospital; those without a ledger are absent.
+        epsilon_budget: what every hospital may spend; infinite without privacy.
+        references: accuracy of other ways to train on the same data, by name.
+        clinical_threshold: accuracy to compare with, as a fraction.
+    """
+
+    rounds: Sequence[int]
+    accuracy: Sequence[float]
+    trust: Mapping[str, Sequence[float]]
+    epsilon_remaining: Mapping[str, Sequence[float]]
+    epsilon_budget: float
+    references: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    clinical_threshold: float = 0.92
+
+
+def plot_medical_fl_results(history: History, path: Path, *, title: str, note: str) -> None:
+    """Write the four plots as one PNG.
+
+    Args:
+        history: what to draw; at least one round.
+        path: replaced if it exists.
+        title: what was studied.
+        note: what the reader must know of the data; printed below the title.
+    """
+    layout = ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, 0.905), wspace=0.05, hspace=0.07)
+    figure = Figure(figsize=(15, 11.2), dpi=_DPI, facecolor="white", layout=layout)
+    figure.text(0.02, 0.966, title, fontsize=19, fontweight="bold", color=_INK, va="center")
+    figure.text(0.02, 0.936, note, fontsize=12.5, color=_MUTED, va="center")
+    axes = figure.subplots(2, 2)
+    _plot_accuracy(axes[0, 0], history)
+    _plot_trust(axes[0, 1], history)
+    _plot_budget(axes[1, 0], history)
+    _plot_contributions(axes[1, 1], history)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _plot_accuracy(axes: Axes, history: History) -> None:
+    _dress(axes, "Accuracy on the test images", "Accuracy (%)")
+    threshold = 100 * history.clinical_threshold
+    _draw_level(axes, threshold, _GREEN, f"clinical threshold, {threshold:.0f} %", at_left=True)
+    for (name, values), (colour, line) in zip(
+        history.references.items(), _REFERENCE_STYLES, strict=False
+    ):
+        axes.plot(
+            history.rounds,
+            [100 * value for value in values],
+            color=colour,
+            linestyle=line,
+            linewidth=1.8,
+            marker=".",
+            markersize=7,
+            label=_with_last(name, values),
+        )
+    axes.plot(
+        history.rounds,
+        [100 * value for value in history.accuracy],
+        color=_BLUE,
+        linewidth=3.2,
+        marker="o",
+        markersize=8,
+        label=_with_last("MATL", history.accuracy),
+        zorder=5,
+    )
+    axes.set_ylim(0, 124)
+    axes.set_yticks(range(0, 101, 20))
+    _count_rounds(axes, history)
+    handles, labels = axes.get_legend_handles_labels()
+    # The released model first, though it is drawn last.
+    order = [len(handles) - 1, *range(len(handles) - 1)]
+    axes.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        **_LEGEND,
+        loc="upper center",
+        ncols=2,
+        columnspacing=1.2,
+        handletextpad=0.6,
+    )
+
+
+def _plot_trust(axes: Axes, history: History) -> None:
+    _dress(axes, "Trust in each hospital", "Trust")
+    _draw_thresholds(axes)
+    drawn: list[tuple[float, ...]] = []
+    for (name, values), (colour, marker) in _styled(history.trust):
+        # Over an equal line, thin dashes: that one shows through.
+        hides = drawn.count(tuple(values))
+        axes.plot(
+            history.rounds,
+            values,
+            color=colour,
+            marker=marker,
+            linewidth=3,
+            linestyle=(0, (3, 3 + 3 * hides)) if hides else "-",
+            markersize=max(3, 9 - 3 * hides),
+        )
+        axes.plot([], [], color=colour, marker=marker, linewidth=3, markersize=8, label=name)
+        drawn.append(tuple(values))
+    axes.set_ylim(0, 1.16)
+    axes.set_yticks(_TRUST_TICKS)
+    _count_rounds(axes, history)
+    axes.legend(
+        **_LEGEND, loc="upper center", ncols=5, handlelength=1.3, columnspacing=1, handletextpad=0.5
+    )
+
+
+def _plot_budget(axes: Axes, history: History) -> None:
+    _dress(axes, "Privacy budget", "Remaining ε of each hospital")
+    _count_rounds(axes, history)
+    if not math.isfinite(history.epsilon_budget):
+        axes.set_yticks([])
+        _write_across(axes, "ε = ∞: this study adds no noise\nand promises no privacy")
+        return
+    half = history.epsilon_budget / 2
+    _draw_level(axes, half, _ORANGE, f"warning, half of ε = {history.epsilon_budget:g}")
+    for names, values in _grouped(history.epsilon_remaining):
+        colour, marker = _style_of(names[0], history)
+        axes.plot(
+            [min(history.rounds) - 1, *history.rounds],
+            [history.epsilon_budget, *values],
+            color=colour,
+            marker=marker,
+            linewidth=2.6,
+            markersize=7,
+            label="Every hospital" if len(names) == len(history.trust) else ", ".join(names),
+        )
+    without = [name for name in history.trust if name not in history.epsilon_remaining]
+    if without:
+        axes.plot([], [], " ", label=f"{', '.join(without)}: keeps no ledger")
+    axes.set_ylim(0, 1.04 * history.epsilon_budget)
+    axes.set_xlim(min(history.rounds) - 1.3, max(history.rounds) + 0.3)
+    axes.legend(**_LEGEND, loc="upper right")
+
+
+def _plot_contributions(axes: Axes, history: History) -> None:
+    _dress(axes, "Quality of each hospital's contribution", "Trust after the last round")
+    _draw_thresholds(axes)
+    names = list(history.trust)
+    final = [history.trust[name][-1] for name in names]
+    bars = axes.bar(names, final, color=[_verdict(value)[1] for value in final], width=0.62)
+    for bar, value in zip(bars, final, strict=True):
+        axes.annotate(
+            f"{value:.2f}\n{_verdict(value)[0]}",
+            (bar.get_x() + bar.get_width() / 2, value),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=11.5,
+            color=_INK,
+            linespacing=1.25,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0},
+        )
+    axes.set_ylim(0, 1.18)
+    axes.set_yticks(_TRUST_TICKS)
+    # Room on the right for what the lines mean.
+    axes.set_xlim(-0.6, len(names) + 0.45)
+
+
+_LEGEND: Final = {"frameon": True, "framealpha": 0.94, "edgecolor": _GRID, "fontsize": 10.5}
+
+
+def _dress(axes: Axes, title: str, label: str) -> None:
+    axes.set_title(title, fontsize=14.5, fontweight="bold", color=_INK, loc="left", pad=10)
+    axes.set_ylabel(label, fontsize=12, color=_INK)
+    axes.tick_params(labelsize=11, colors=_INK, length=0)
+    axes.grid(visible=True, axis="y", color=_GRID, linewidth=1)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)
+
+
+def _count_rounds(axes: Axes, history: History) -> None:
+    axes.set_xlabel("Round", fontsize=12, color=_INK)
+    axes.set_xlim(min(history.rounds) - 0.3, max(history.rounds) + 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=15))
+
+
+def _draw_thresholds(axes: Axes) -> None:
+    _draw_level(axes, TRUSTED_FROM, _GREEN, f"trusted above {TRUSTED_FROM}")
+    _draw_level(axes, EXCLUDED_BELOW, _RED, f"excluded below {EXCLUDED_BELOW}")
+
+
+def _draw_level(axes: Axes, value: float, colour: str, text: str, *, at_left: bool = False) -> None:
+    """A dashed line across, with its meaning written on it."""
+    axes.axhline(value, color=colour, linestyle="--", linewidth=1.4, zorder=1)
+    axes.annotate(
+        text,
+        (0.012 if at_left else 0.988, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="left" if at_left else "right",
+        color=colour,
+        fontsize=10.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+        zorder=6,
+    )
+
+
+def _verdict(trust: float) -> tuple[str, str]:
+    """The tutorial's word and colour for a trust score."""
+    if trust > TRUSTED_FROM:
+        return "trusted", _GREEN
+    return ("marginal", _ORANGE) if trust > EXCLUDED_BELOW else ("excluded", _RED)
+
+
+def _with_last(name: str, values: Sequence[float]) -> str:
+    return f"{name}: {100 * values[-1]:.1f} %"
+
+
+def _styled(
+    lines: Mapping[str, Sequence[float]],
+) -> list[tuple[tuple[str, Sequence[float]], tuple[str, str]]]:
+    return [
+        (item, _HOSPITAL_STYLES[number % len(_HOSPITAL_STYLES)])
+        for number, item in enumerate(lines.items())
+    ]
+
+
+def _style_of(name: str, history: History) -> tuple[str, str]:
+    return _HOSPITAL_STYLES[list(history.trust).index(name) % len(_HOSPITAL_STYLES)]
+
+
+def _grouped(lines: Mapping[str, Sequence[float]]) -> list[tuple[list[str], Sequence[float]]]:
+    """Hospitals with the same line, together: drawn apart, one would hide the others."""
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for name, values in lines.items():
+        groups.setdefault(tuple(values), []).append(name)
+    return [(names, values) for values, names in groups.items()]
+
+
+def _write_across(axes: Axes, text: str) -> None:
+    axes.text(
+        0.5,
+        0.5,
+        text,
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=14,
+        color=_MUTED,
+    )

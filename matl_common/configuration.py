@@ -1,0 +1,102 @@
+"""What the daemons' configuration files have in common: strict sections, paths, and loading.
+
+A configuration is one TOML file, read once, every key checked. Relative paths are
+relative to the file they stand in. Nothing here reads the environment: that is for each
+daemon's ``config`` module alone.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+
+from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.ids import parse_federation_id, parse_node_id
+
+_FOLDER = "folder"
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, strictly typed, unknown keys refused, values not echoed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    folder = Path(info.context[_FOLDER]) if info.context else Path.cwd()
+    return folder / path.expanduser()
+
+
+def _node_id(text: str) -> str:
+    try:
+        return parse_node_id(text)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
+
+
+def _federation_id(text: str) -> str:
+    try:
+        return parse_federation_id(text)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
+
+
+def _host_and_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    # Port 0 asks for any free one.
+    if text and (not host or not port.isdigit() or int(port) >= 1 << 16):
+        raise ValueError("must look like host:port")
+    return text
+
+
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_resolved)]
+NodeName = Annotated[str, AfterValidator(_node_id)]
+FederationName = Annotated[str, AfterValidator(_federation_id)]
+Address = Annotated[str, AfterValidator(_host_and_port)]
+"""``host:port``, or empty for nowhere."""
+Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def load(
+    kind: type[SectionT], path: Path, *, overrides: Mapping[tuple[str, str], str | None]
+) -> SectionT:
+    """Read a file as ``kind``, with ``overrides`` by (section, key) where they have a value.
+
+    Raises:
+        ConfigurationError: unreadable, not TOML, an unknown key, or a value out of range;
+            the message names the key and never the value.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    for (section, key), value in overrides.items():
+        _override(table, section, key, value)
+    try:
+        return kind.model_validate(table, context={_FOLDER: path.resolve().parent})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}"
+            for each in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"{path}: {problems}") from None
+
+
+def _override(table: dict[str, Any], section: str, key: str, value: str | None) -> None:
+    if value and isinstance(table.setdefault(section, {}), dict):
+        table[section][key] = value
