@@ -177,7 +177,7 @@ class OperationsClient:
         Raises:
             OperationsError: as ``status``.
         """
-        answer = self._call(self._stub.TailLog, pb.TailLogRequest(from_index=0, limit=limit))
+        answer = self._call(self._stub.TailLog, pb.TailLogRequest(newest=True, limit=limit))
         return tuple(each.data for each in answer.entries)
 
     def pause(self, reason: str) -> None:

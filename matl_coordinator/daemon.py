@@ -228,6 +228,22 @@ class Coordinator:
             await register.decide(decide)
 
 
+def serve(config: Config) -> int:
+    """Run the daemon in this process until it is told to stop; returns the exit status."""
+    configure_logs(config.listen.logs, hidden=(config.holdout.images,))
+    try:
+        asyncio.run(_run(config))
+    except ConfigurationError as error:
+        log.error("configuration_does_not_work", reason=str(error))
+        return EXIT_CONFIGURATION
+    except MatlError as error:
+        took_over = isinstance(error, StaleWriterError)
+        event = "another_coordinator_took_over" if took_over else "coordinator_failed"
+        log.error(event, reason=str(error))
+        return EXIT_FAILED
+    return 0
+
+
 async def _run(config: Config) -> None:
     coordinator = Coordinator(config)
     loop = asyncio.get_running_loop()
@@ -256,21 +272,15 @@ def command(
     scores them against the holdout set, aggregates, evaluates and releases. Stop it with
     Ctrl-C or SIGTERM, or kill it: the next start goes on where it stood.
     """
-    configure_logs("auto")
     try:
         loaded = load_config(config)
-        if print_config:
-            typer.echo(json.dumps(loaded.printable(), indent=2, default=str))
-            return
-        configure_logs(loaded.listen.logs, hidden=(loaded.holdout.images,))
-        asyncio.run(_run(loaded))
-    except StaleWriterError as error:
-        log.error("another_coordinator_took_over", reason=str(error))
-        raise typer.Exit(EXIT_FAILED) from None
-    except (ConfigurationError, MatlError) as error:
-        log.error("coordinator_failed", reason=str(error))
-        code = EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED
-        raise typer.Exit(code) from None
+    except ConfigurationError as error:
+        typer.echo(f"matl-coordinator: {error}", err=True)
+        raise typer.Exit(EXIT_CONFIGURATION) from None
+    if print_config:
+        typer.echo(json.dumps(loaded.printable(), indent=2, default=str))
+        return
+    raise typer.Exit(serve(loaded))
 
 
 def main() -> None:

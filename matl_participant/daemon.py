@@ -149,30 +149,40 @@ def participant(
     """
     try:
         loaded = load_config(config)
-        if print_config:
-            typer.echo(json.dumps(loaded.printable(), indent=2, ensure_ascii=False))
-            return
         if show_budget:
-            for summary in read_summaries(StateFolder(loaded.state_dir).ledger):
-                shown = asdict(summary) | {
-                    "epsilon_spent": shown_epsilon(summary.epsilon_spent),
-                    "target_epsilon": shown_epsilon(summary.target_epsilon),
-                }
-                typer.echo(json.dumps(shown, ensure_ascii=False))
+            _print_budgets(loaded)
             return
-        os.umask(0o077)
-        configure_logs(loaded.daemon.logs, hidden=(loaded.data.images, loaded.data.labels_file))
-        outcome = asyncio.run(participate(loaded))
-    except asyncio.CancelledError as error:
-        raise typer.Exit(EXIT_FAILED) from error
-    except ConfigurationError as error:
-        typer.echo(f"matl-participant: {error}", err=True)
-        raise typer.Exit(EXIT_CONFIGURATION) from error
     except MatlError as error:
         typer.echo(f"matl-participant: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from error
-    if outcome is Outcome.HALTED:
-        raise typer.Exit(EXIT_HALTED)
+        is_configuration = isinstance(error, ConfigurationError)
+        raise typer.Exit(EXIT_CONFIGURATION if is_configuration else EXIT_FAILED) from None
+    if print_config:
+        typer.echo(json.dumps(loaded.printable(), indent=2, ensure_ascii=False))
+        return
+    raise typer.Exit(serve(loaded))
+
+
+def _print_budgets(config: Config) -> None:
+    for summary in read_summaries(StateFolder(config.state_dir).ledger):
+        shown = asdict(summary) | {
+            "epsilon_spent": shown_epsilon(summary.epsilon_spent),
+            "target_epsilon": shown_epsilon(summary.target_epsilon),
+        }
+        typer.echo(json.dumps(shown, ensure_ascii=False))
+
+
+def serve(config: Config) -> int:
+    """Run the daemon in this process until its end; returns the exit status."""
+    os.umask(0o077)
+    configure_logs(config.daemon.logs, hidden=(config.data.images, config.data.labels_file))
+    try:
+        outcome = asyncio.run(participate(config))
+    except asyncio.CancelledError:
+        return EXIT_FAILED
+    except MatlError as error:
+        typer.echo(f"matl-participant: {error}", err=True)
+        return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED
+    return EXIT_HALTED if outcome is Outcome.HALTED else 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,30 +8,23 @@ its own; everything else is in the file.
 # First, because it puts TLS 1.2 out of reach of gRPC.
 import matl_common  # noqa: F401, I001
 
-import asyncio
-import os
-import signal
 from collections.abc import Mapping
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.certificates import Role
 from matl_common.ids import parse_node_id
-from matl_common.logs import configure_logs
 from matl_coordinator import config as coordinator_config
-from matl_coordinator.daemon import Coordinator, StoppedError
+from matl_coordinator import daemon as coordinator_daemon
 from matl_participant import config as participant_config
-from matl_participant.daemon import participate
-from matl_participant.engine import Outcome
+from matl_participant import daemon as participant_daemon
 
-EXIT_FAILED, EXIT_CONFIGURATION, EXIT_HALTED = 1, 2, 3
+EXIT_CONFIGURATION = 2
 _OF_COORDINATORS = frozenset({"--hospitals", "--audit-db"})
 _OF_PARTICIPANTS = frozenset({"--coordinator", "--data-dir"})
 
@@ -110,27 +103,6 @@ def _check_enrolled(hospitals: str, allowlist: Path) -> None:
         )
 
 
-async def _coordinate(config: coordinator_config.Config) -> None:
-    coordinator = Coordinator(config)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, coordinator.stop)
-    with suppress(StoppedError):
-        await coordinator.run()
-
-
-def _run_coordinator(config: coordinator_config.Config) -> None:
-    configure_logs(config.listen.logs, hidden=(config.holdout.images,))
-    asyncio.run(_coordinate(config))
-
-
-def _run_participant(config: participant_config.Config) -> None:
-    os.umask(0o077)
-    configure_logs(config.daemon.logs, hidden=(config.data.images, config.data.labels_file))
-    if asyncio.run(participate(config)) is Outcome.HALTED:
-        raise typer.Exit(EXIT_HALTED)
-
-
 @app.command()
 def deploy(
     role: Annotated[DaemonRole, typer.Option(help="Which daemon to run.", show_default=False)],
@@ -176,7 +148,6 @@ def deploy(
     file. Exit status: 0 stopped in order, 1 failed, 2 the configuration or the data does
     not work, 3 halted (budget spent, or a plan that is not acceptable).
     """
-    configure_logs("auto")
     path = config or Path(f"{role.value}.toml")
     try:
         if compliance is not None:
@@ -195,19 +166,17 @@ def deploy(
         )
         match role:
             case DaemonRole.COORDINATOR:
-                _run_coordinator(
+                status = coordinator_daemon.serve(
                     coordinator_configuration(path, hospitals=hospitals, audit_db=audit_db)
                 )
             case DaemonRole.PARTICIPANT:
-                _run_participant(
+                status = participant_daemon.serve(
                     participant_configuration(path, coordinator=coordinator, data_dir=data_dir)
                 )
-    except asyncio.CancelledError:
-        raise typer.Exit(EXIT_FAILED) from None
     except MatlError as error:
-        structlog.get_logger("matl.deploy").error("daemon_failed", reason=str(error))
-        is_configuration = isinstance(error, ConfigurationError)
-        raise typer.Exit(EXIT_CONFIGURATION if is_configuration else EXIT_FAILED) from None
+        typer.echo(f"deploy_medical_fl.py: {error}", err=True)
+        raise typer.Exit(EXIT_CONFIGURATION) from None
+    raise typer.Exit(status)
 
 
 def _refuse_flags_without_effect(role: DaemonRole, given: Mapping[str, object]) -> None:

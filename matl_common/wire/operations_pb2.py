@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matl/v1/operations.proto\x12\x07matl.v1\"\x12\n\x10GetStatusRequest\"\xca\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12\x10\n\x08study_id\x18\x03 \x01(\t\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x16\n\x0estudy_complete\x18\x05 \x01(\x08\x12\x17\n\x0frounds_released\x18\x06 \x01(\x04\x12\x16\n\x0erounds_planned\x18\x07 \x01(\x04\x12,\n\rcurrent_round\x18\x08 \x01(\x0b\x32\x15.matl.v1.RoundSummary\x12\x14\n\x0clatest_model\x18\t \x01(\t\x12\x10\n\x08log_size\x18\n \x01(\x04\x12\x10\n\x08log_root\x18\x0b \x01(\t\x12\x1d\n\x15next_round_at_unix_ms\x18\x0c \x01(\x03\x12\x1b\n\x13\x61\x63tive_participants\x18\r \x01(\r\"\x91\x02\n\x0cRoundSummary\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x19\n\x11opened_at_unix_ms\x18\x04 \x01(\x03\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x05 \x01(\x03\x12\x18\n\x10\x65nded_at_unix_ms\x18\x06 \x01(\x03\x12,\n\rcontributions\x18\x07 \x03(\x0b\x32\x15.matl.v1.Contribution\x12\x12\n\nbase_model\x18\x08 \x01(\t\x12\x16\n\x0ereleased_model\x18\t \x01(\t\x12\'\n\nevaluation\x18\n \x01(\x0b\x32\x13.matl.v1.Evaluation\"w\n\x0c\x43ontribution\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fupload_fraction\x18\x04 \x01(\x01\x12\r\n\x05trust\x18\x05 \x01(\x01\x12\x0e\n\x06weight\x18\x06 \x01(\x01\"\x85\x01\n\nEvaluation\x12\x10\n\x08\x61\x63\x63uracy\x18\x01 \x01(\x01\x12\x19\n\x11\x62\x61lanced_accuracy\x18\x02 \x01(\x01\x12 \n\x18quadratic_weighted_kappa\x18\x03 \x01(\x01\x12\x18\n\x10per_class_recall\x18\x04 \x03(\x01\x12\x0e\n\x06images\x18\x05 \x01(\r\"7\n\x11ListRoundsRequest\x12\x13\n\x0b\x61\x66ter_round\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\";\n\x12ListRoundsResponse\x12%\n\x06rounds\x18\x01 \x03(\x0b\x32\x15.matl.v1.RoundSummary\"\x19\n\x17ListParticipantsRequest\"M\n\x18ListParticipantsResponse\x12\x31\n\x0cparticipants\x18\x01 \x03(\x0b\x32\x1b.matl.v1.ParticipantSummary\"\xe5\x01\n\x12ParticipantSummary\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05trust\x18\x03 \x01(\x01\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x19\n\x11\x65nrolled_patients\x18\x06 \x01(\r\x12\x19\n\x11last_seen_unix_ms\x18\x07 \x01(\x03\x12\x1d\n\x15\x63\x65rtificate_not_after\x18\x08 \x01(\t\x12\x15\n\repsilon_spent\x18\t \x01(\x01\x12\x16\n\x0e\x65psilon_budget\x18\n \x01(\x01\"3\n\x0eTailLogRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"Y\n\x0fTailLogResponse\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.matl.v1.LogEntry\x12\x10\n\x08log_size\x18\x02 \x01(\x04\x12\x10\n\x08log_root\x18\x03 \x01(\t\":\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x11\n\tleaf_hash\x18\x03 \x01(\t\"\x1e\n\x0cPauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rPauseResponse\"\x1f\n\rResumeRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"#\n\x11StartRoundRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"&\n\x12StartRoundResponse\x12\x10\n\x08round_id\x18\x01 \x01(\x04\"4\n\x11QuarantineRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x14\n\x12QuarantineResponse\"1\n\x0eReleaseRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse2\xf4\x04\n\x11OperationsService\x12\x42\n\tGetStatus\x12\x19.matl.v1.GetStatusRequest\x1a\x1a.matl.v1.GetStatusResponse\x12\x45\n\nListRounds\x12\x1a.matl.v1.ListRoundsRequest\x1a\x1b.matl.v1.ListRoundsResponse\x12W\n\x10ListParticipants\x12 .matl.v1.ListParticipantsRequest\x1a!.matl.v1.ListParticipantsResponse\x12<\n\x07TailLog\x12\x17.matl.v1.TailLogRequest\x1a\x18.matl.v1.TailLogResponse\x12\x36\n\x05Pause\x12\x15.matl.v1.PauseRequest\x1a\x16.matl.v1.PauseResponse\x12\x39\n\x06Resume\x12\x16.matl.v1.ResumeRequest\x1a\x17.matl.v1.ResumeResponse\x12\x45\n\nStartRound\x12\x1a.matl.v1.StartRoundRequest\x1a\x1b.matl.v1.StartRoundResponse\x12\x45\n\nQuarantine\x12\x1a.matl.v1.QuarantineRequest\x1a\x1b.matl.v1.QuarantineResponse\x12<\n\x07Release\x12\x17.matl.v1.ReleaseRequest\x1a\x18.matl.v1.ReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matl/v1/operations.proto\x12\x07matl.v1\"\x12\n\x10GetStatusRequest\"\xca\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12\x10\n\x08study_id\x18\x03 \x01(\t\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x16\n\x0estudy_complete\x18\x05 \x01(\x08\x12\x17\n\x0frounds_released\x18\x06 \x01(\x04\x12\x16\n\x0erounds_planned\x18\x07 \x01(\x04\x12,\n\rcurrent_round\x18\x08 \x01(\x0b\x32\x15.matl.v1.RoundSummary\x12\x14\n\x0clatest_model\x18\t \x01(\t\x12\x10\n\x08log_size\x18\n \x01(\x04\x12\x10\n\x08log_root\x18\x0b \x01(\t\x12\x1d\n\x15next_round_at_unix_ms\x18\x0c \x01(\x03\x12\x1b\n\x13\x61\x63tive_participants\x18\r \x01(\r\"\x91\x02\n\x0cRoundSummary\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x19\n\x11opened_at_unix_ms\x18\x04 \x01(\x03\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x05 \x01(\x03\x12\x18\n\x10\x65nded_at_unix_ms\x18\x06 \x01(\x03\x12,\n\rcontributions\x18\x07 \x03(\x0b\x32\x15.matl.v1.Contribution\x12\x12\n\nbase_model\x18\x08 \x01(\t\x12\x16\n\x0ereleased_model\x18\t \x01(\t\x12\'\n\nevaluation\x18\n \x01(\x0b\x32\x13.matl.v1.Evaluation\"w\n\x0c\x43ontribution\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fupload_fraction\x18\x04 \x01(\x01\x12\r\n\x05trust\x18\x05 \x01(\x01\x12\x0e\n\x06weight\x18\x06 \x01(\x01\"\x85\x01\n\nEvaluation\x12\x10\n\x08\x61\x63\x63uracy\x18\x01 \x01(\x01\x12\x19\n\x11\x62\x61lanced_accuracy\x18\x02 \x01(\x01\x12 \n\x18quadratic_weighted_kappa\x18\x03 \x01(\x01\x12\x18\n\x10per_class_recall\x18\x04 \x03(\x01\x12\x0e\n\x06images\x18\x05 \x01(\r\"7\n\x11ListRoundsRequest\x12\x13\n\x0b\x61\x66ter_round\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\";\n\x12ListRoundsResponse\x12%\n\x06rounds\x18\x01 \x03(\x0b\x32\x15.matl.v1.RoundSummary\"\x19\n\x17ListParticipantsRequest\"M\n\x18ListParticipantsResponse\x12\x31\n\x0cparticipants\x18\x01 \x03(\x0b\x32\x1b.matl.v1.ParticipantSummary\"\xe5\x01\n\x12ParticipantSummary\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05trust\x18\x03 \x01(\x01\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x19\n\x11\x65nrolled_patients\x18\x06 \x01(\r\x12\x19\n\x11last_seen_unix_ms\x18\x07 \x01(\x03\x12\x1d\n\x15\x63\x65rtificate_not_after\x18\x08 \x01(\t\x12\x15\n\repsilon_spent\x18\t \x01(\x01\x12\x16\n\x0e\x65psilon_budget\x18\n \x01(\x01\"C\n\x0eTailLogRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0e\n\x06newest\x18\x03 \x01(\x08\"Y\n\x0fTailLogResponse\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.matl.v1.LogEntry\x12\x10\n\x08log_size\x18\x02 \x01(\x04\x12\x10\n\x08log_root\x18\x03 \x01(\t\":\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x11\n\tleaf_hash\x18\x03 \x01(\t\"\x1e\n\x0cPauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rPauseResponse\"\x1f\n\rResumeRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"#\n\x11StartRoundRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"&\n\x12StartRoundResponse\x12\x10\n\x08round_id\x18\x01 \x01(\x04\"4\n\x11QuarantineRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x14\n\x12QuarantineResponse\"1\n\x0eReleaseRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x11\n\x0fReleaseResponse2\xf4\x04\n\x11OperationsService\x12\x42\n\tGetStatus\x12\x19.matl.v1.GetStatusRequest\x1a\x1a.matl.v1.GetStatusResponse\x12\x45\n\nListRounds\x12\x1a.matl.v1.ListRoundsRequest\x1a\x1b.matl.v1.ListRoundsResponse\x12W\n\x10ListParticipants\x12 .matl.v1.ListParticipantsRequest\x1a!.matl.v1.ListParticipantsResponse\x12<\n\x07TailLog\x12\x17.matl.v1.TailLogRequest\x1a\x18.matl.v1.TailLogResponse\x12\x36\n\x05Pause\x12\x15.matl.v1.PauseRequest\x1a\x16.matl.v1.PauseResponse\x12\x39\n\x06Resume\x12\x16.matl.v1.ResumeRequest\x1a\x17.matl.v1.ResumeResponse\x12\x45\n\nStartRound\x12\x1a.matl.v1.StartRoundRequest\x1a\x1b.matl.v1.StartRoundResponse\x12\x45\n\nQuarantine\x12\x1a.matl.v1.QuarantineRequest\x1a\x1b.matl.v1.QuarantineResponse\x12<\n\x07Release\x12\x17.matl.v1.ReleaseRequest\x1a\x18.matl.v1.ReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,31 +52,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARTICIPANTSUMMARY']._serialized_start=1148
   _globals['_PARTICIPANTSUMMARY']._serialized_end=1377
   _globals['_TAILLOGREQUEST']._serialized_start=1379
-  _globals['_TAILLOGREQUEST']._serialized_end=1430
-  _globals['_TAILLOGRESPONSE']._serialized_start=1432
-  _globals['_TAILLOGRESPONSE']._serialized_end=1521
-  _globals['_LOGENTRY']._serialized_start=1523
-  _globals['_LOGENTRY']._serialized_end=1581
-  _globals['_PAUSEREQUEST']._serialized_start=1583
-  _globals['_PAUSEREQUEST']._serialized_end=1613
-  _globals['_PAUSERESPONSE']._serialized_start=1615
-  _globals['_PAUSERESPONSE']._serialized_end=1630
-  _globals['_RESUMEREQUEST']._serialized_start=1632
-  _globals['_RESUMEREQUEST']._serialized_end=1663
-  _globals['_RESUMERESPONSE']._serialized_start=1665
-  _globals['_RESUMERESPONSE']._serialized_end=1681
-  _globals['_STARTROUNDREQUEST']._serialized_start=1683
-  _globals['_STARTROUNDREQUEST']._serialized_end=1718
-  _globals['_STARTROUNDRESPONSE']._serialized_start=1720
-  _globals['_STARTROUNDRESPONSE']._serialized_end=1758
-  _globals['_QUARANTINEREQUEST']._serialized_start=1760
-  _globals['_QUARANTINEREQUEST']._serialized_end=1812
-  _globals['_QUARANTINERESPONSE']._serialized_start=1814
-  _globals['_QUARANTINERESPONSE']._serialized_end=1834
-  _globals['_RELEASEREQUEST']._serialized_start=1836
-  _globals['_RELEASEREQUEST']._serialized_end=1885
-  _globals['_RELEASERESPONSE']._serialized_start=1887
-  _globals['_RELEASERESPONSE']._serialized_end=1904
-  _globals['_OPERATIONSSERVICE']._serialized_start=1907
-  _globals['_OPERATIONSSERVICE']._serialized_end=2535
+  _globals['_TAILLOGREQUEST']._serialized_end=1446
+  _globals['_TAILLOGRESPONSE']._serialized_start=1448
+  _globals['_TAILLOGRESPONSE']._serialized_end=1537
+  _globals['_LOGENTRY']._serialized_start=1539
+  _globals['_LOGENTRY']._serialized_end=1597
+  _globals['_PAUSEREQUEST']._serialized_start=1599
+  _globals['_PAUSEREQUEST']._serialized_end=1629
+  _globals['_PAUSERESPONSE']._serialized_start=1631
+  _globals['_PAUSERESPONSE']._serialized_end=1646
+  _globals['_RESUMEREQUEST']._serialized_start=1648
+  _globals['_RESUMEREQUEST']._serialized_end=1679
+  _globals['_RESUMERESPONSE']._serialized_start=1681
+  _globals['_RESUMERESPONSE']._serialized_end=1697
+  _globals['_STARTROUNDREQUEST']._serialized_start=1699
+  _globals['_STARTROUNDREQUEST']._serialized_end=1734
+  _globals['_STARTROUNDRESPONSE']._serialized_start=1736
+  _globals['_STARTROUNDRESPONSE']._serialized_end=1774
+  _globals['_QUARANTINEREQUEST']._serialized_start=1776
+  _globals['_QUARANTINEREQUEST']._serialized_end=1828
+  _globals['_QUARANTINERESPONSE']._serialized_start=1830
+  _globals['_QUARANTINERESPONSE']._serialized_end=1850
+  _globals['_RELEASEREQUEST']._serialized_start=1852
+  _globals['_RELEASEREQUEST']._serialized_end=1901
+  _globals['_RELEASERESPONSE']._serialized_start=1903
+  _globals['_RELEASERESPONSE']._serialized_end=1920
+  _globals['_OPERATIONSSERVICE']._serialized_start=1923
+  _globals['_OPERATIONSSERVICE']._serialized_end=2551
 # @@protoc_insertion_point(module_scope)

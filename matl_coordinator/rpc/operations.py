@@ -46,7 +46,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         state = await self._operations.state()
-        page = await self._operations.log_page(start=0, limit=1)
+        page = await self._operations.log_page(start=None, limit=1)
         facts = self._overview.facts(state, self._clock())
         study, rnd = state.study, state.round
         return pb.GetStatusResponse(
@@ -109,7 +109,8 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         )
 
     async def TailLog(self, request: pb.TailLogRequest, context: Context) -> pb.TailLogResponse:
-        page = await self._operations.log_page(start=request.from_index, limit=request.limit or 50)
+        start = None if request.newest else request.from_index
+        page = await self._operations.log_page(start=start, limit=request.limit or 50)
         return pb.TailLogResponse(
             entries=[
                 pb.LogEntry(index=each.index, data=each.data, leaf_hash=each.leaf_hash)

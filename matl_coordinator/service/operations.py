@@ -71,11 +71,11 @@ class Operations:
         bounded = min(max(1, limit), MAX_ROUNDS_LISTED)
         return await asyncio.to_thread(self._store.trust_history, after=after, limit=bounded)
 
-    async def log_page(self, *, start: int, limit: int) -> LogPage:
-        """``limit`` entries from ``start``; with ``start`` 0, the newest ones."""
+    async def log_page(self, *, start: int | None, limit: int) -> LogPage:
+        """``limit`` entries from ``start``, or the newest ones."""
         head = await asyncio.to_thread(self._store.log_head)
         bounded = min(max(1, limit), MAX_ENTRIES_LISTED)
-        first = start or max(0, head.size - bounded)
+        first = max(0, head.size - bounded) if start is None else start
         entries = await asyncio.to_thread(self._store.log_entries, start=first, limit=bounded)
         return LogPage(entries, head)
 

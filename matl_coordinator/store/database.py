@@ -5,17 +5,12 @@ Durability and time limits are settled here, once for each engine. Only
 URL, a password or a statement's parameters. Nothing here knows a table.
 """
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
-import psycopg
-from psycopg.abc import PQGen
-from psycopg.waiting import Ready
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -44,7 +39,6 @@ class TimeLimits:
 DEFAULT_LIMITS = TimeLimits()
 
 _WRITES = "matl_writes"
-_Result = TypeVar("_Result")
 
 
 def create_database_engine(url: str, *, limits: TimeLimits = DEFAULT_LIMITS) -> Engine:
@@ -67,7 +61,10 @@ def create_database_engine(url: str, *, limits: TimeLimits = DEFAULT_LIMITS) -> 
             return _sqlite_engine(parsed, limits)
         case "postgresql" | "postgresql+psycopg":
             assert parsed is not None
-            return _postgres_engine(parsed, limits)
+            # Loaded only where it is used: the driver costs a daemon on SQLite 9 MB.
+            from matl_coordinator.store.postgres import postgres_engine
+
+            return postgres_engine(parsed, limits)
     raise ConfigurationError(
         "the database URL must begin with sqlite:/// or postgresql://; see --print-config"
     )
@@ -97,9 +94,10 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def _translated(engine: Engine) -> Iterator[None]:
+    driver_error: type[Exception] = engine.dialect.loaded_dbapi.Error
     try:
         yield
-    except (SQLAlchemyError, sqlite3.Error, psycopg.Error, OSError) as error:
+    except (SQLAlchemyError, driver_error, OSError) as error:
         # Whatever broke may have broken every idle connection with it.
         engine.dispose()
         # Without its cause: a driver's text may quote hosts, values and statements.
@@ -111,15 +109,10 @@ def _translated(engine: Engine) -> Iterator[None]:
 
 def _kind_of(error: BaseException) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    match cause:
-        case sqlite3.Error():
-            code = getattr(cause, "sqlite_errorname", None)
-        case psycopg.Error():
-            code = cause.sqlstate
-        case OSError():
-            code = cause.strerror
-        case _:
-            code = None
+    # The drivers' own names for a cause; neither quotes anything.
+    code = getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None)
+    if isinstance(cause, OSError):
+        code = cause.strerror
     name = type(cause).__name__
     return f"{name}: {code}" if code else name
 
@@ -139,7 +132,7 @@ def _sqlite_engine(url: URL, limits: TimeLimits) -> Engine:
         url,
         hide_parameters=True,
         connect_args={"timeout": limits.lock_seconds},
-        **_pool_options(),
+        **pool_options(),
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -162,92 +155,7 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _postgres_engine(url: URL, limits: TimeLimits) -> Engine:
-    engine = create_engine(
-        url.set(drivername="postgresql+psycopg"),
-        hide_parameters=True,
-        pool_pre_ping=True,
-        connect_args={
-            # libpq counts whole seconds, and takes 1 for 2.
-            "connect_timeout": max(2, round(limits.connect_seconds)),
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": int(limits.silence_seconds * 1000),
-            **url.query,
-        },
-        **_pool_options(),
-    )
-
-    def connect(_dialect: object, _entry: object, arguments: Any, options: Any) -> object:
-        connection = _ImpatientConnection.connect(*arguments, **options)
-        connection.silence_seconds = limits.silence_seconds
-        return connection
-
-    def prepare(connection: DBAPIConnection, _entry: object) -> None:
-        _prepare_postgres(connection, limits)
-
-    event.listen(engine, "do_connect", connect)
-    event.listen(engine, "connect", prepare)
-    return engine
-
-
-class _SilentServerError(psycopg.OperationalError):
-    """The server neither answers nor closes the connection."""
-
-
-class _ImpatientConnection(psycopg.Connection[Any]):
-    """A connection that gives up on a silent server.
-
-    The server's own time limits cannot help when the server hangs, nor TCP's when
-    its machine still acknowledges.
-    """
-
-    silence_seconds = DEFAULT_LIMITS.silence_seconds
-
-    def wait(self, gen: PQGen[_Result], *args: Any, **kwargs: Any) -> _Result:
-        try:
-            return super().wait(_until(gen, monotonic() + self.silence_seconds), *args, **kwargs)
-        except _SilentServerError:
-            # Or the rollback that follows would fail on the unfinished statement, and be logged.
-            self.close()
-            raise
-
-
-def _until(steps: PQGen[_Result], deadline: float) -> PQGen[_Result]:
-    ready: Ready | int | None = None
-    while True:
-        try:
-            request = next(steps) if ready is None else steps.send(ready)
-        except StopIteration as finished:
-            result: _Result = finished.value
-            return result
-        # Comes back at least every tenth of a second, ready or not.
-        ready = yield request
-        if monotonic() > deadline:
-            raise _SilentServerError
-
-
-def _prepare_postgres(connection: DBAPIConnection, limits: TimeLimits) -> None:
-    settings = {
-        "statement_timeout": limits.statement_seconds,
-        "lock_timeout": limits.lock_seconds,
-        "idle_in_transaction_session_timeout": limits.statement_seconds,
-    }
-    cursor = connection.cursor()
-    for name, seconds in settings.items():
-        cursor.execute(f"SET {name} = {int(seconds * 1000)}")
-    # "off" would confirm what a power cut still takes back; the rest is the operator's.
-    cursor.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) "
-        "WHERE current_setting('synchronous_commit') = 'off'"
-    )
-    cursor.close()
-    # Or the settings would end with this connection's first rollback.
-    connection.commit()
-
-
-def _pool_options() -> dict[str, Any]:
+def pool_options() -> dict[str, Any]:
     return {
         "pool_size": POOL_CONNECTIONS,
         "max_overflow": 0,

@@ -6,12 +6,7 @@ one transaction, so that a killed start leaves the tables as they were.
 
 from pathlib import Path
 
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, Engine, String, column, func, inspect, select, table, text
 
 from matl_common.errors import ConfigurationError
 from matl_coordinator.store.database import reading, writing
@@ -21,6 +16,7 @@ _HISTORY = Path(__file__).parent / "migrations"
 # Any number that nobody else who uses the database locks.
 _MIGRATION_LOCK = 0x6D61746C
 _MIGRATION_SECONDS = 600
+_VERSION_TABLE = "alembic_version"
 
 
 def upgrade_to_head(engine: Engine) -> None:
@@ -30,6 +26,13 @@ def upgrade_to_head(engine: Engine) -> None:
         ConfigurationError: a newer version wrote this database.
         StoreError: the database did not confirm.
     """
+    if _is_at_head(engine):
+        return
+    # Loaded only where there is something to do: it costs a daemon 11 MB.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
     history = Config()
     # "%" begins an interpolation there.
     history.set_main_option("script_location", str(_HISTORY).replace("%", "%%"))
@@ -48,9 +51,25 @@ def upgrade_to_head(engine: Engine) -> None:
 
 def schema_drift(engine: Engine) -> list[object]:
     """What separates the database from ``schema.metadata``; empty when nothing does."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
     with reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, metadata))
+
+
+def head() -> str:
+    """The revision this version of the software works with: the newest file's number."""
+    return max(path.stem.split("_")[0] for path in (_HISTORY / "versions").glob("[0-9]*_*.py"))
+
+
+def _is_at_head(engine: Engine) -> bool:
+    with reading(engine) as connection:
+        if not inspect(connection).has_table(_VERSION_TABLE):
+            return False
+        query = select(column("version_num", String)).select_from(table(_VERSION_TABLE))
+        return list(connection.scalars(query)) == [head()]
 
 
 def _take_turns(connection: Connection) -> None:

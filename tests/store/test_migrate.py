@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from matl_common.errors import ConfigurationError
+from matl_coordinator.store import migrate
 from matl_coordinator.store.database import create_database_engine, reading, writing
 from matl_coordinator.store.migrate import schema_drift, upgrade_to_head
 from matl_coordinator.store.schema import metadata
@@ -128,3 +130,8 @@ def test_no_number_is_drawn_from_a_sequence(database_url: str) -> None:
                     text(f"SELECT name FROM sqlite_master WHERE {condition}")
                 )
             assert found.all() == []
+
+
+def test_the_newest_file_of_the_history_is_its_head() -> None:
+    script = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations"))
+    assert migrate.head() == script.get_current_head()
