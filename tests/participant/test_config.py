@@ -8,9 +8,9 @@ import pytest
 import structlog
 
 from matl_common.errors import ConfigurationError
+from matl_common.logs import configure_logs
 from matl_participant.config import Config, load_config
 from matl_participant.data.inspect import LabelsRefusedError, inspect_data, parse_header
-from matl_common.logs import configure_logs
 
 MINIMAL = """
 state_dir = "state"

@@ -1,0 +1,312 @@
+"""A whole federation on loopback: keys, tiny images, configurations, real processes.
+
+The study is the ``full`` recipe on 16-pixel images, unless a test wants otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import sqlalchemy
+from PIL import Image
+
+from matl.operations import OperationsClient, connect_operator
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.development import (
+    DevelopmentFederation,
+    Enrolment,
+    NodeFolder,
+    create_development_keys,
+)
+from matl_common.ids import FederationId, NodeId
+from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.merkle import leaf_hash, merkle_root, root_from
+from matl_participant.core.account import Account
+from matl_participant.core.journal import replay
+from matl_participant.ledger import ledger_path
+from tests.postgres import free_port
+from tests.system.processes import ROOT, Daemon
+
+FEDERATION, STUDY = FederationId("dr-study"), "dr-2026"
+COORDINATOR, OPERATOR = NodeId("coordinator"), NodeId("operator")
+COORDINATOR_NAME = SpiffeId(FEDERATION, Role.COORDINATOR, COORDINATOR)
+HOSPITALS = (NodeId("hospital_a"), NodeId("hospital_b"), NodeId("hospital_c"))
+EXTRA_HOSPITALS = (NodeId("hospital_d"), NodeId("hospital_e"))
+PATIENTS = 16
+CLASSES = 5
+IMAGE_SIZE = 16
+
+Scalar = str | int | float | bool
+Table = Mapping[str, Scalar | Mapping[str, Scalar]]
+Event = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One folder with everything that outlives the processes."""
+
+    folder: Path
+    keys: Mapping[NodeId, NodeFolder]
+    hospitals: tuple[NodeId, ...]
+    images: Path
+    direction: Path
+    """Where scripted hospitals step to; see ``write_direction``."""
+    port: int
+    metrics_port: int
+    database: str
+    study: Mapping[str, Scalar] = field(default_factory=dict)
+    rounds: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def coordinator_state(self) -> Path:
+        return self.folder / COORDINATOR
+
+    @property
+    def database_url(self) -> str:
+        """Of the coordinator's database; SQLite's file is opened read-only."""
+        file = self.coordinator_state / "coordinator.db"
+        return self.database or f"sqlite:///file:{file}?mode=ro&uri=true"
+
+    def start_coordinator(self) -> Daemon:
+        config = self.folder / "coordinator.toml"
+        config.write_text(toml_text(self._coordinator_table()))
+        return Daemon("-m", "matl_coordinator.daemon", "-c", str(config))
+
+    def start_participant(self, node: NodeId, *, address: str = "", **changes: Scalar) -> Daemon:
+        """The real daemon, training for real."""
+        config = self._participant_config(node, address=address, changes=changes)
+        return Daemon("-m", "matl_participant", "-c", str(config))
+
+    def start_scripted(self, node: NodeId, *, address: str = "", **changes: Scalar) -> Daemon:
+        """The real daemon with a scripted training worker."""
+        config = self._participant_config(node, address=address, changes=changes)
+        module = "tests.system.scripted_hospital"
+        return Daemon("-m", module, str(config), str(self.control(node)), str(self.direction))
+
+    def control(self, node: NodeId) -> Path:
+        """What a scripted worker is told; see ``scripted_worker``."""
+        return self.folder / f"{node}.control"
+
+    def trainings(self, node: NodeId) -> list[int]:
+        """The rounds a scripted worker was asked to train, in order."""
+        path = Path(f"{self.control(node)}.jobs")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)["round"] for line in lines]
+
+    def account(self, node: NodeId) -> Account:
+        """What the hospital's ledger says."""
+        folder = self.folder / node / "ledger"
+        path = ledger_path(folder, dataset="retina", study_id=STUDY)
+        return replay(path.read_bytes()).account if path.exists() else Account()
+
+    @contextmanager
+    def operator(self) -> Iterator[OperationsClient]:
+        """A connection with the operator's certificate."""
+        with connect_operator(self.address, self.keys[OPERATOR].tls, COORDINATOR_NAME) as client:
+            yield client
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value as Prometheus would scrape it; 0 for one not there yet."""
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        wanted = name
+        if labels:
+            inner = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+            wanted = f"{name}{{{inner}}}"
+        for line in text.splitlines():
+            if line.rpartition(" ")[0] == wanted:
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+    def _coordinator_table(self) -> Table:
+        mine = self.keys[COORDINATOR]
+        table: dict[str, Scalar | Mapping[str, Scalar]] = {
+            "state_dir": str(self.coordinator_state),
+            "federation": {
+                "id": FEDERATION,
+                "study": STUDY,
+                "node_id": COORDINATOR,
+                "allowlist": str(mine.allowlist),
+            },
+            "listen": {"address": self.address, "metrics": f"127.0.0.1:{self.metrics_port}"},
+            "identity": {
+                "tls_key": str(mine.tls.private_key),
+                "tls_certificate": str(mine.tls.certificate_chain),
+                "participant_authority": str(mine.tls.trusted_authority),
+                "signing_key": str(mine.signing_key),
+            },
+            "study": {
+                "recipe": "full",
+                "backbone": "small_gn",
+                "image_size": IMAGE_SIZE,
+                "views": 1,
+                "rounds": 2,
+                "spare_rounds": 8,
+                "steps_per_round": 1,
+                "learning_rate": 0.2,
+                "epsilon": float("inf"),
+                **self.study,
+            },
+            "rounds": {
+                "interval_seconds": 0.0,
+                "quorum": len(self.hospitals),
+                "minimum_participants": len(self.hospitals),
+                "maximum_participants": len(self.hospitals),
+                "collect_seconds": 600.0,
+                **self.rounds,
+            },
+            "holdout": {"images": str(self.images / "holdout")},
+            "worker": {"device": "cpu", "aggregation_threads": 1},
+        }
+        if self.database:
+            table["database"] = self.database
+        return table
+
+    def _participant_config(
+        self, node: NodeId, *, address: str, changes: Mapping[str, Scalar]
+    ) -> Path:
+        mine = self.keys[node]
+        table: Table = {
+            "state_dir": str(self.folder / node),
+            "identity": {
+                "node_id": node,
+                "tls_key": str(mine.tls.private_key),
+                "tls_certificate": str(mine.tls.certificate_chain),
+                "signing_key": str(mine.signing_key),
+            },
+            "coordinator": {
+                "address": address or self.address,
+                "spiffe_id": str(COORDINATOR_NAME),
+                "authority": str(mine.tls.trusted_authority),
+                "signing_key": str(mine.coordinator_signing_key),
+            },
+            "data": {"images": str(self.images / node), "declared_patients": PATIENTS},
+            "privacy": {"max_epsilon": float("inf"), **changes},
+            "training": {"device": "cpu", "workers": 1},
+            "daemon": {"poll_seconds": 30, "drain_seconds": 4.0, "logs": "json"},
+        }
+        path = self.folder / f"{node}.toml"
+        path.write_text(toml_text(table))
+        return path
+
+
+@dataclass(frozen=True)
+class Material:
+    """What does not change from study to study, made once."""
+
+    images: Path
+    direction: Path
+
+
+def prepare_material(folder: Path) -> Material:
+    """Images of every data set, and the direction of scripted updates."""
+    write_images(folder / "holdout", per_class=16, seed=0)
+    for seed, node in enumerate((*HOSPITALS, *EXTRA_HOSPITALS), start=1):
+        write_images(folder / node, per_class=3, seed=seed)
+    direction = folder / "direction.f32"
+    command = (sys.executable, "-m", "tests.system.write_direction")
+    subprocess.run([*command, folder / "holdout", direction], cwd=ROOT, check=True)
+    return Material(folder, direction)
+
+
+def found_federation(
+    folder: Path,
+    material: Material,
+    *,
+    hospitals: tuple[NodeId, ...] = HOSPITALS,
+    database: str = "",
+    study: Mapping[str, Scalar] | None = None,
+    rounds: Mapping[str, Scalar] | None = None,
+) -> Federation:
+    """Make keys; nothing runs yet. ``study`` and ``rounds`` change settings."""
+    wanted = DevelopmentFederation(
+        federation=FEDERATION,
+        coordinator=COORDINATOR,
+        participants={node: Enrolment(PATIENTS) for node in hospitals},
+        operators=(OPERATOR,),
+    )
+    return Federation(
+        folder=folder,
+        keys=create_development_keys(folder / "keys", wanted, now=datetime.now(UTC)),
+        hospitals=hospitals,
+        images=material.images,
+        direction=material.direction,
+        port=free_port(),
+        metrics_port=free_port(),
+        database=database,
+        study=study or {},
+        rounds=rounds or {},
+    )
+
+
+def write_images(folder: Path, *, per_class: int, seed: int) -> None:
+    """Small noisy images, the brighter the higher their level, and their labels."""
+    folder.mkdir(parents=True)
+    draws = np.random.default_rng(seed)
+    rows = []
+    for number in range(per_class * CLASSES):
+        level = number % CLASSES
+        pixels = draws.normal(40.0 + 40.0 * level, 10.0, (IMAGE_SIZE, IMAGE_SIZE, 3))
+        name = f"image_{number:03d}"
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{name}.png")
+        rows.append((name, level))
+    with (folder / "labels_deidentified.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("image_id", "dr_level"), *rows])
+
+
+def logged_events(federation: Federation) -> list[Event]:
+    """The log's entries; fails unless every leaf is there, sound, and gives the stored root."""
+    engine = sqlalchemy.create_engine(federation.database_url, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        leaves = connection.execute(
+            sqlalchemy.text("SELECT leaf_index, data FROM log_entries ORDER BY leaf_index")
+        ).all()
+        rows = connection.execute(
+            sqlalchemy.text("SELECT level, node_index, hash FROM log_nodes")
+        ).all()
+    engine.dispose()
+    nodes = {(level, index): bytes(digest) for level, index, digest in rows}
+    assert [index for index, _ in leaves] == list(range(len(leaves)))
+    hashes = [leaf_hash(bytes(data)) for _, data in leaves]
+    assert [nodes[0, index] for index in range(len(leaves))] == hashes
+    assert root_from(len(leaves), lambda level, index: nodes[level, index]) == merkle_root(hashes)
+    return [dict(parse_entry(bytes(data))) for _, data in leaves]
+
+
+def toml_text(table: Table) -> str:
+    """A table of scalars and of tables of scalars, as TOML."""
+    top = [f"{key} = {_scalar(value)}" for key, value in table.items() if _is_scalar(value)]
+    sections = [
+        "\n".join([f"[{name}]", *(f"{key} = {_scalar(each)}" for key, each in inner.items())])
+        for name, inner in table.items()
+        if isinstance(inner, Mapping)
+    ]
+    return "\n".join([*top, *sections]) + "\n"
+
+
+def _is_scalar(value: object) -> bool:
+    return not isinstance(value, Mapping)
+
+
+def _scalar(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return json.dumps(value)
+        case _:
+            return repr(value)

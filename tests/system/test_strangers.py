@@ -1,0 +1,254 @@
+"""Who is not let in, on a live coordinator in the middle of a round."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from matl_common.identity.certificates import (
+    PARTICIPANT_ROLES,
+    CertificateAuthority,
+    Role,
+    SpiffeId,
+    create_authority,
+    issue_certificate,
+)
+from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
+from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.ids import FederationId, NodeId
+from matl_common.wire import federation_pb2 as pb
+from matl_common.wire import operations_pb2 as ops
+from matl_common.wire.federation_pb2_grpc import FederationServiceStub
+from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
+from tests.system.federation import (
+    COORDINATOR_NAME,
+    FEDERATION,
+    HOSPITALS,
+    OPERATOR,
+    Federation,
+    Material,
+    found_federation,
+    logged_events,
+)
+from tests.system.processes import Daemon, until
+from tests.system.story import finish, of, start_hospitals
+
+pytestmark = [pytest.mark.system, pytest.mark.certificates]
+PERMISSION_DENIED, UNAVAILABLE = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE
+KNOWN, UNKNOWN = HOSPITALS[0], NodeId("hospital_z")
+
+
+@dataclass(frozen=True)
+class Live:
+    """A coordinator that is collecting; the hospitals train until they are told to end."""
+
+    federation: Federation
+    coordinator: Daemon
+    folder: Path
+
+    def authority(self) -> CertificateAuthority:
+        """The participants' authority, whose key a development federation keeps."""
+        keys = self.federation.folder / "keys"
+        certificate = x509.load_pem_x509_certificate((keys / "participant-ca.crt").read_bytes())
+        return CertificateAuthority(
+            certificate, load_private_key(keys / "participant-ca.key"), PARTICIPANT_ROLES
+        )
+
+    def files(self, **changes: object) -> TlsFiles:
+        """A hospital's TLS files, as they should be but for the changes."""
+        return issued(self, **changes)  # type: ignore[arg-type]  # keyword arguments passed on
+
+    def phase(self) -> str:
+        with self.federation.operator() as operator:
+            current = operator.status().current_round
+        assert current is not None
+        return f"{current.round_id} {current.phase}"
+
+
+def issued(
+    live: Live,
+    *,
+    node: NodeId = KNOWN,
+    role: Role = Role.PARTICIPANT,
+    federation: str = FEDERATION,
+    authority: CertificateAuthority | None = None,
+    key: ec.EllipticCurvePrivateKey | None = None,
+    starts: timedelta = timedelta(minutes=-5),
+    ends: timedelta = timedelta(days=1),
+) -> TlsFiles:
+    enrolled = live.federation.keys[KNOWN].tls
+    key = key or load_private_key(enrolled.private_key)
+    now = datetime.now(UTC)
+    certificate = issue_certificate(
+        authority or live.authority(),
+        key.public_key(),
+        SpiffeId(FederationId(federation), role, node),
+        not_before=now + starts,
+        not_after=now + ends,
+    )
+    files = TlsFiles(live.folder / "tls.key", live.folder / "tls.crt", enrolled.trusted_authority)
+    files.private_key.write_bytes(private_key_pem(key))
+    files.certificate_chain.write_bytes(certificate.public_bytes(Encoding.PEM))
+    return files
+
+
+@pytest.fixture(scope="module")
+def federation_in_a_round(
+    tmp_path_factory: pytest.TempPathFactory, material: Material
+) -> Iterator[tuple[Federation, Daemon]]:
+    federation = found_federation(
+        tmp_path_factory.mktemp("strangers"), material, study={"rounds": 1}
+    )
+    with ExitStack() as running:
+        for node in HOSPITALS:
+            federation.control(node).write_text("wait")
+        coordinator = running.enter_context(federation.start_coordinator())
+        coordinator.wait_for("coordinator_ready")
+        hospitals = start_hospitals(federation, running)
+        coordinator.wait_for("round_phase", round=1, phase="collecting")
+        yield federation, coordinator
+        for node in HOSPITALS:
+            federation.control(node).unlink()
+        # Whoever knocked: the round ends with the hospitals that belong to it.
+        finish(federation, coordinator, hospitals)
+        events = logged_events(federation)
+        (closed,) = of(events, "collection_closed")
+        assert set(closed["admitted"]) == set(HOSPITALS)  # type: ignore[call-overload]  # a JSON object
+        assert len(of(events, "model_released")) == 1
+
+
+@pytest.fixture
+def live(federation_in_a_round: tuple[Federation, Daemon], tmp_path: Path) -> Live:
+    return Live(*federation_in_a_round, tmp_path)
+
+
+def hello(channel: grpc.Channel) -> None:
+    FederationServiceStub(channel).Hello(pb.HelloRequest(version="0"), timeout=30)
+
+
+def status(channel: grpc.Channel) -> None:
+    OperationsServiceStub(channel).GetStatus(ops.GetStatusRequest(), timeout=30)
+
+
+def code_of(
+    live: Live, credentials: grpc.ChannelCredentials, call: Callable[[grpc.Channel], None]
+) -> grpc.StatusCode:
+    options = channel_options(COORDINATOR_NAME)
+    with (
+        grpc.secure_channel(live.federation.address, credentials, options=options) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        call(channel)
+    return caught.value.code()
+
+
+def refusals(live: Live, event: str, **facts: object) -> int:
+    with live.federation.operator() as operator:
+        entries = operator.newest_log_entries()
+    return len(of([json.loads(each) for each in entries], event, **facts))
+
+
+def test_the_files_these_tests_start_from_are_let_in(live: Live) -> None:
+    options = channel_options(COORDINATOR_NAME)
+    credentials = channel_credentials(live.files())
+    with grpc.secure_channel(live.federation.address, credentials, options=options) as channel:
+        hello(channel)
+
+
+STRANGERS: dict[str, tuple[str, Callable[[Live], TlsFiles]]] = {
+    "unlisted": ("unlisted", lambda live: live.files(node=UNKNOWN)),
+    "right name, another key": (
+        "pin_mismatch",
+        lambda live: live.files(key=generate_private_key()),
+    ),
+    "right name and key, another role": (
+        "wrong_role",
+        lambda live: live.files(role=Role.OPERATOR),
+    ),
+    "another federation": ("wrong_federation", lambda live: live.files(federation="other-study")),
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_a_certificate_of_the_right_authority_is_not_enough(live: Live, case: str) -> None:
+    reason, make = STRANGERS[case]
+    facts = {"reason": reason, "method": "/matl.v1.FederationService/Hello"}
+    before = refusals(live, "access_denied", **facts)
+    counted = live.federation.metric("matl_refused_peers_total", reason=reason)
+    assert code_of(live, channel_credentials(make(live)), hello) is PERMISSION_DENIED
+    assert refusals(live, "access_denied", **facts) == before + 1
+    assert live.federation.metric("matl_refused_peers_total", reason=reason) == counted + 1
+    assert live.phase() == "1 collecting"
+
+
+def other_authority() -> CertificateAuthority:
+    now = datetime.now(UTC)
+    return create_authority(
+        "somebody else's authority",
+        roles=PARTICIPANT_ROLES,
+        not_before=now - timedelta(days=1),
+        not_after=now + timedelta(days=1),
+    )
+
+
+HANDSHAKES: dict[str, tuple[str, Callable[[Live], TlsFiles]]] = {
+    "expired": (
+        "expired",
+        lambda live: live.files(starts=timedelta(days=-2), ends=timedelta(minutes=-1)),
+    ),
+    "not yet valid": ("not_yet_valid", lambda live: live.files(starts=timedelta(hours=1))),
+    "another authority": (
+        "wrong_authority",
+        lambda live: live.files(authority=other_authority()),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HANDSHAKES)
+def test_tls_refuses_a_bad_certificate_and_the_log_says_why(live: Live, case: str) -> None:
+    reason, make = HANDSHAKES[case]
+    expect_refused_handshake(live, channel_credentials(make(live)), reason)
+
+
+def test_tls_refuses_a_peer_without_a_certificate(live: Live) -> None:
+    authority = live.federation.keys[KNOWN].tls.trusted_authority.read_bytes()
+    expect_refused_handshake(live, grpc.ssl_channel_credentials(authority), "no_certificate")
+
+
+def expect_refused_handshake(live: Live, credentials: grpc.ChannelCredentials, reason: str) -> None:
+    assert code_of(live, credentials, hello) is UNAVAILABLE
+    live.coordinator.wait_for("handshake_refused", reason=reason)
+    until(
+        lambda: refusals(live, "handshake_refused", reason=reason) > 0,
+        what="the refused handshake is in the log",
+    )
+    assert live.federation.metric("matl_refused_peers_total", reason=reason) > 0
+    assert live.phase() == "1 collecting"
+
+
+@pytest.mark.parametrize(
+    ("node", "call", "method"),
+    [
+        (OPERATOR, hello, "/matl.v1.FederationService/Hello"),
+        (KNOWN, status, "/matl.v1.OperationsService/GetStatus"),
+    ],
+)
+def test_each_role_may_call_its_own_service_only(
+    live: Live, node: NodeId, call: Callable[[grpc.Channel], None], method: str
+) -> None:
+    counted = live.federation.metric("matl_refused_peers_total", reason="role_not_allowed")
+    credentials = channel_credentials(live.federation.keys[node].tls)
+    assert code_of(live, credentials, call) is PERMISSION_DENIED
+    facts = {"reason": "role_not_allowed", "node": node, "method": method}
+    assert refusals(live, "access_denied", **facts) == 1
+    after = live.federation.metric("matl_refused_peers_total", reason="role_not_allowed")
+    assert after == counted + 1
+    assert live.phase() == "1 collecting"
