@@ -18,8 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-# Before gRPC is imported, which reads it once.
+# Before gRPC and numpy are imported, which read them once.
 os.environ.setdefault("GRPC_VERBOSITY", "INFO")
+# Aggregation has threads of its own; BLAS would only keep buffers for more.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import structlog
 import typer
@@ -28,6 +30,7 @@ from matl_common.errors import ConfigurationError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
+from matl_common.memory import bound_memory
 from matl_common.signing import Signer, load_pem_signer
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
@@ -42,6 +45,7 @@ from matl_coordinator.service.entries import entry
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
+from matl_coordinator.store.migrate import upgrade_apart
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
@@ -98,6 +102,7 @@ class Coordinator:
         config = self._config
         config.state_dir.mkdir(parents=True, exist_ok=True)
         async with AsyncExitStack() as stack:
+            await asyncio.to_thread(upgrade_apart, config.database_url)
             store = await asyncio.to_thread(SqlStore.connect, config.database_url)
             stack.callback(store.close)
             register = Register(store)
@@ -230,6 +235,7 @@ class Coordinator:
 
 def serve(config: Config) -> int:
     """Run the daemon in this process until it is told to stop; returns the exit status."""
+    bound_memory()
     configure_logs(config.listen.logs, hidden=(config.holdout.images,))
     try:
         asyncio.run(_run(config))

@@ -34,6 +34,7 @@ from matl_participant.engine import Outcome, Participant
 from matl_participant.files import StateFolder
 from matl_participant.ledger import read_summaries
 from matl_common.logs import configure_logs
+from matl_common.memory import bound_memory
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports, shown_epsilon
 
@@ -174,6 +175,7 @@ def _print_budgets(config: Config) -> None:
 def serve(config: Config) -> int:
     """Run the daemon in this process until its end; returns the exit status."""
     os.umask(0o077)
+    bound_memory()
     configure_logs(config.daemon.logs, hidden=(config.data.images, config.data.labels_file))
     try:
         outcome = asyncio.run(participate(config))

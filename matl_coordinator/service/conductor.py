@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
 
 from matl_common.errors import MatlError
 from matl_common.ids import NodeId, RoundId
+from matl_common.memory import release_memory
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.rounds import (
     Aborted,
@@ -37,6 +38,7 @@ from matl_coordinator.ports import (
     ModelStore,
     PutModel,
     PutRound,
+    PutStudy,
     PutTrust,
     Scorer,
     Spool,
@@ -97,6 +99,8 @@ class Conductor:
         self._entropy = entropy
         # An operator asked for a round; remembered until it is scheduled.
         self._asked = asyncio.Event()
+        # The last round after which old updates were dropped.
+        self._tidied = 0
         # Failed attempts at the current phase's work: (round, phase, count).
         self._failures: tuple[int, Phase, int] = (0, Phase.SCHEDULED, 0)
 
@@ -172,9 +176,10 @@ class Conductor:
 
     def _schedule_next(self, state: State) -> Decision[None]:
         previous = state.round
-        if previous is not None and not previous.phase.is_final:
-            return Decision(None)
         assert state.study is not None, "a study is founded before its conductor runs"
+        is_open = previous is not None and not previous.phase.is_final
+        if is_open or state.study.paused:
+            return Decision(None)
         assert state.latest_model is not None, "a study begins with a model"
         now = self._clock()
         rnd = Round(
@@ -238,17 +243,33 @@ class Conductor:
         *,
         changes: tuple[Change, ...] = (),
         entries: tuple[bytes, ...] = (),
+        pause_because: str | None = None,
         **facts: Fact,
     ) -> Round | None:
-        """Apply an event, if the round is still where ``rnd`` was, with all that goes with it."""
+        """Apply an event, if the round is still where ``rnd`` was, with all that goes with it.
+
+        Args:
+            rnd: the round as it was when ``event`` came about.
+            event: what happened to it.
+            changes: made in the same transaction.
+            entries: logged before the round's own.
+            pause_because: also pause the study, until an operator has looked.
+            facts: added to the round's log entry.
+        """
 
         def decide(state: State) -> Decision[Round | None]:
             current = state.round
             if current is None or (current.round_id, current.phase) != (rnd.round_id, rnd.phase):
                 return Decision(None)
             after = advance(current, event)
-            written = round_entry(after, event, at=self._clock(), **facts)
-            return Decision(after, (PutRound(after), *changes), (*entries, written))
+            written = (*entries, round_entry(after, event, at=self._clock(), **facts))
+            put: tuple[Change, ...] = (PutRound(after), *changes)
+            if pause_because is not None and state.study is not None:
+                study = replace(state.study, paused=True, pause_reason=pause_because)
+                put = (*put, PutStudy(study))
+                paused = entry("study_paused", at=self._clock(), reason=pause_because)
+                written = (*written, paused)
+            return Decision(after, put, written)
 
         after, _ = await self._register.decide(decide)
         if after is not None:
@@ -269,11 +290,9 @@ class Conductor:
     async def _score(self, state: State, rnd: Round) -> None:
         judgement = await self._judge.judge(rnd, state.trust, violations=violations_in(state))
         now = self._clock()
-        event: Event
+        event: Event = Scored(judgement.weights)
         if judgement.hold is not None:
             event = Aborted(now, f"held: {judgement.hold}")
-        else:
-            event = Scored(judgement.weights)
         scored = entry(
             "round_scored",
             at=now,
@@ -285,10 +304,20 @@ class Conductor:
             event,
             changes=(PutTrust(rnd.round_id, judgement.records),),
             entries=(scored,),
+            pause_because=judgement.hold,
             weights={each.node_id: each.weight for each in judgement.weights} or None,
         )
-        if after is not None:
-            self._report_trust(judgement.records, after)
+        if after is None:
+            return
+        self._report_trust(judgement.records, after)
+        if judgement.hold is not None:
+            # Another round now would cost every hospital budget and end the same way.
+            log.error(
+                "study_paused",
+                round=rnd.round_id,
+                reason=judgement.hold,
+                remedy="look at the trust of each hospital, release or remove, then resume",
+            )
 
     def _report_trust(self, records: tuple[TrustRecord, ...], after: Round) -> None:
         self._meter.trust_changed(records, after)
@@ -338,10 +367,13 @@ class Conductor:
             )
 
     async def _tidy(self, state: State) -> None:
-        """Drop the spooled updates of rounds that are no longer kept."""
-        if state.round is not None:
-            oldest_kept = state.round.round_id - self._settings.keep_spooled + 1
-            await asyncio.to_thread(self._spool.discard_before, RoundId(max(1, oldest_kept)))
+        """Drop the spooled updates of rounds that are no longer kept, once a round."""
+        if state.round is None or state.round.round_id == self._tidied:
+            return
+        oldest_kept = state.round.round_id - self._settings.keep_spooled + 1
+        await asyncio.to_thread(self._spool.discard_before, RoundId(max(1, oldest_kept)))
+        await asyncio.to_thread(release_memory)
+        self._tidied = state.round.round_id
 
 
 def violations_in(state: State) -> dict[NodeId, str]:

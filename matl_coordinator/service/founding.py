@@ -16,8 +16,8 @@ import structlog
 from matl_common.errors import ConfigurationError, MatlError
 from matl_common.ids import Digest, digest_of
 from matl_common.privacy.budget import calibrate_noise
+from matl_common.privacy.calibration import calibrate_apart
 from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
-from matl_common.privacy.poisson import calibrate_poisson_noise
 from matl_common.protocol import PayloadType, PrivacyTerms, Recipe, StudyPlan, TrainingPlan
 from matl_common.signing import Signer, sign, verify
 from matl_common.tensors import ModelSchema, read_schema
@@ -70,7 +70,8 @@ async def found_or_resume(
         first = await scorer.initial_model(models.incoming)
         digest = await asyncio.to_thread(models.adopt, first.path)
         schema = await asyncio.to_thread(read_schema, models.path(digest))
-        plan = await asyncio.to_thread(planned, config, schema, first.backbone_digest)
+        noise_multiplier = await _calibrated(config)
+        plan = planned(config, schema, first.backbone_digest, noise_multiplier=noise_multiplier)
         model = ModelRecord(digest, schema.file_bytes, 0, clock())
         await _found(plan, model, register=register, signer=signer)
         state = await register.state()
@@ -142,8 +143,14 @@ async def _found(
     )
 
 
-def planned(config: Config, schema: ModelSchema, backbone_digest: Digest | None) -> StudyPlan:
-    """The plan that a configuration describes, its noise calibrated once for all rounds."""
+def planned(
+    config: Config,
+    schema: ModelSchema,
+    backbone_digest: Digest | None,
+    *,
+    noise_multiplier: float,
+) -> StudyPlan:
+    """The plan that a configuration describes, with noise calibrated for all its rounds."""
     study = config.study
     training = TrainingPlan(
         recipe=study.recipe,
@@ -160,7 +167,7 @@ def planned(config: Config, schema: ModelSchema, backbone_digest: Digest | None)
         adjacency=Adjacency.ADD_OR_REMOVE_ONE.value,
         target_epsilon=study.epsilon,
         target_delta=study.delta,
-        noise_multiplier=_noise_multiplier(config),
+        noise_multiplier=noise_multiplier,
         max_grad_norm=study.max_grad_norm,
         sample_rate=study.sample_rate,
         max_steps=study.max_steps,
@@ -168,13 +175,15 @@ def planned(config: Config, schema: ModelSchema, backbone_digest: Digest | None)
     return StudyPlan(config.federation.id, config.federation.study, schema, training, privacy)
 
 
-def _noise_multiplier(config: Config) -> float:
+async def _calibrated(config: Config) -> float:
     study = config.study
     if not study.is_private:
         return 0.0
     if study.recipe is Recipe.HEAD:
-        return calibrate_noise(study.epsilon, study.delta, steps=study.max_steps)
-    return calibrate_poisson_noise(
+        return await asyncio.to_thread(
+            calibrate_noise, study.epsilon, study.delta, steps=study.max_steps
+        )
+    return await calibrate_apart(
         study.epsilon, study.delta, sample_rate=study.sample_rate, steps=study.max_steps
     )
 
@@ -186,7 +195,12 @@ def _check_same_study(plan: StudyPlan, config: Config) -> None:
             f"{config.state_dir} holds study {plan.study_id} of {plan.federation_id}; "
             "give another study a state_dir and database of its own"
         )
-    if planned(config, plan.schema, plan.training.backbone_digest) != plan:
+    # Calibrated once, when the study began: everything it was calibrated for is compared.
+    noise_multiplier = plan.privacy.noise_multiplier
+    described = planned(
+        config, plan.schema, plan.training.backbone_digest, noise_multiplier=noise_multiplier
+    )
+    if described != plan:
         raise StudyMismatchError(
             "the [study] section differs from the plan the study began with, which its "
             "hospitals rely on; restore it, or begin another study"

@@ -4,18 +4,22 @@ There is one history, in ``migrations/versions``, for both engines. It runs insi
 one transaction, so that a killed start leaves the tables as they were.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, String, column, func, inspect, select, table, text
 
-from matl_common.errors import ConfigurationError
-from matl_coordinator.store.database import reading, writing
+from matl_common.errors import ConfigurationError, MatlError
+from matl_coordinator.ports import StoreError
+from matl_coordinator.store.database import create_database_engine, reading, writing
 from matl_coordinator.store.schema import metadata
 
 _HISTORY = Path(__file__).parent / "migrations"
 # Any number that nobody else who uses the database locks.
 _MIGRATION_LOCK = 0x6D61746C
 _MIGRATION_SECONDS = 600
+_REFUSED = 2
 _VERSION_TABLE = "alembic_version"
 
 
@@ -49,6 +53,38 @@ def upgrade_to_head(engine: Engine) -> None:
             ) from None
 
 
+def upgrade_apart(url: str) -> None:
+    """``upgrade_to_head`` in a process of its own, if there is anything to do.
+
+    For a daemon that will run for months: what migrating loads would stay with it.
+
+    Raises:
+        ConfigurationError, StoreError: as ``upgrade_to_head``.
+    """
+    engine = create_database_engine(url)
+    try:
+        if _is_at_head(engine):
+            return
+    finally:
+        engine.dispose()
+    # The URL may hold a password, so it is no argument.
+    ended = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=url,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_MIGRATION_SECONDS,
+    )
+    match ended.returncode:
+        case 0:
+            return
+        case status if status == _REFUSED:
+            raise ConfigurationError(ended.stderr.strip())
+        case status:
+            raise StoreError(ended.stderr.strip() or f"migrating ended with status {status}")
+
+
 def schema_drift(engine: Engine) -> list[object]:
     """What separates the database from ``schema.metadata``; empty when nothing does."""
     from alembic.autogenerate import compare_metadata
@@ -78,3 +114,18 @@ def _take_turns(connection: Connection) -> None:
         connection.execute(text(f"SET LOCAL {setting} = {limit}"))
     # Released when the transaction ends.
     connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+
+
+def _main() -> None:
+    engine = create_database_engine(sys.stdin.read())
+    try:
+        upgrade_to_head(engine)
+    except MatlError as error:
+        print(error, file=sys.stderr)
+        sys.exit(_REFUSED if isinstance(error, ConfigurationError) else 1)
+    finally:
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    _main()

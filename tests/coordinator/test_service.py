@@ -23,6 +23,7 @@ from matl_coordinator.service.reception import SupersededError
 from tests.coordinator.harness import (
     NODES,
     OPERATOR,
+    TICK_SECONDS,
     Running,
     Site,
     events_of,
@@ -37,6 +38,7 @@ from tests.coordinator.harness import (
     send,
     take_part,
     together,
+    utc_now,
     weights_of,
 )
 
@@ -255,6 +257,31 @@ async def test_a_hospital_whose_updates_harm_loses_trust_and_weight_with_a_reaso
     assert "against the holdout reference" in trust[C].reason
 
 
+@pytest.mark.hostile
+async def test_a_round_that_too_few_trusted_hospitals_support_is_held_and_the_study_paused(
+    site: Site,
+) -> None:
+    def harmful(node_id: NodeId, start: RoundStart) -> NDArray[np.float64]:
+        return -honest_update(node_id, start)
+
+    store = site.connect_store()
+    async with running(site, store) as coordinator:
+        playing = asyncio.create_task(play(coordinator, make=dict.fromkeys(NODES, harmful)))
+        state = await coordinator.register.state()
+        while state.study is None or not state.study.paused:
+            await coordinator.register.wait_for_change(state, seconds=10.0)
+            state = await coordinator.register.state()
+        playing.cancel()
+        assert state.round is not None
+        assert (state.round.phase, state.rounds_released) == (Phase.ABORTED, 0)
+        assert state.latest_model is not None
+        assert state.latest_model.round_id == 0
+        waiting_for, _ = coordinator.use_cases.conductor.waiting(state, utc_now())
+        names = [event["event"] for event in events_of(store)]
+    assert waiting_for.startswith("paused: ")
+    assert names[-2:] == ["round_aborted", "study_paused"]
+
+
 async def test_a_failing_scoring_worker_costs_a_retry_and_not_the_round(site: Site) -> None:
     async with running(site) as coordinator:
         coordinator.scorer.fail_next = [WorkerCrashedError("killed")] * 3
@@ -279,12 +306,19 @@ async def test_a_worker_that_always_fails_ends_the_round_and_the_study_goes_on(s
 async def test_a_paused_study_opens_no_round_until_it_is_resumed(site: Site) -> None:
     async with running(site) as coordinator:
         operations = coordinator.use_cases.operations
+        await first_round(coordinator)
         await operations.pause(OPERATOR, "maintenance")
         with pytest.raises(OperationError, match="paused already"):
             await operations.pause(OPERATOR, "again")
-        await first_round(coordinator)  # scheduled before the pause; it goes on
+        playing = asyncio.create_task(play(coordinator))
+        state = await coordinator.register.state()
+        while state.rounds_released < 1:
+            await coordinator.register.wait_for_change(state, seconds=10.0)
+            state = await coordinator.register.state()
+        await asyncio.sleep(20 * TICK_SECONDS)
+        assert (await coordinator.register.state()).round == state.round
         await operations.resume(OPERATOR, "done")
-        await play(coordinator)
+        await playing
 
 
 async def test_an_operators_quarantine_counts_until_the_release(site: Site) -> None:

@@ -135,3 +135,16 @@ def test_no_number_is_drawn_from_a_sequence(database_url: str) -> None:
 def test_the_newest_file_of_the_history_is_its_head() -> None:
     script = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations"))
     assert migrate.head() == script.get_current_head()
+
+
+def test_a_process_of_its_own_migrates_as_well_and_keeps_quiet_about_the_url(
+    database_url: str,
+) -> None:
+    migrate.upgrade_apart(database_url)
+    with engine_of(database_url) as engine:
+        assert schema_drift(engine) == []
+        with writing(engine) as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match="newer version") as caught:
+        migrate.upgrade_apart(database_url)
+    assert database_url not in str(caught.value)
