@@ -76,7 +76,7 @@ ifneq ($(BENCHMARKS),)
 bench: $(BENCHMARKS:benchmarks/%.py=bench-%) ## Run every benchmark; figures in out/bench/
 
 bench-%: benchmarks/%.py $(VENV)/dev.stamp
-	@$(RUN) $<
+	@$(RUN) -m benchmarks.$*
 endif
 
 # The environment. A stamp is newer than what it was installed from, or the install runs again;
