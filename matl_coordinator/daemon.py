@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import signal
 import sys
@@ -17,11 +16,6 @@ from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-
-# Before gRPC and numpy are imported, which read them once.
-os.environ.setdefault("GRPC_VERBOSITY", "INFO")
-# Aggregation has threads of its own; BLAS would only keep buffers for more.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import structlog
 import typer

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 VERBOSITY = "INFO"
-"""``GRPC_VERBOSITY`` must be this before gRPC is imported, or nothing is said."""
+"""What ``GRPC_VERBOSITY`` must be when gRPC makes its first channel or server."""
 
 MAX_LINE_BYTES = 8192
 
@@ -44,9 +44,11 @@ def handshake_reason(line: bytes) -> str | None:
 def watched_handshakes(on_refusal: Callable[[str], object]) -> Iterator[None]:
     """Report refused handshakes while the block runs.
 
-    Takes over file descriptor 2 of the process and gives it back; ``on_refusal`` is
-    called from a thread of its own.
+    Begin it before the process makes its first channel or server. Takes over file
+    descriptor 2 of the process and gives it back; ``on_refusal`` is called from a thread
+    of its own.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", VERBOSITY)
     original = os.dup(2)
     readable, writable = os.pipe()
     os.dup2(writable, 2)

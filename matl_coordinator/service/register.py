@@ -101,6 +101,7 @@ class Register:
                 raise self._superseded
             if self._state is None:
                 self._state = await asyncio.to_thread(self._store.load)
+                self._wake()  # A commit that was not confirmed may have changed it.
             decided = decision(self._state)
             if not decided.changes and not decided.entries:
                 return decided.outcome, ()
@@ -114,9 +115,12 @@ class Register:
                 self._superseded = error
                 raise
             self._state = applied(before, decided.changes, logged)
-            self._turn.set()
-            self._turn = asyncio.Event()
+            self._wake()
             return decided.outcome, logged
+
+    def _wake(self) -> None:
+        self._turn.set()
+        self._turn = asyncio.Event()
 
     async def wait_for_change(self, since: State, *, seconds: float) -> None:
         """Return once the state is no longer ``since``, or after ``seconds``."""
