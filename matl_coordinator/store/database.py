@@ -7,9 +7,7 @@ URL, a password or a statement's parameters. Nothing here knows a table.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -19,24 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from matl_common.durable import PRIVATE_FILE_MODE
 from matl_common.errors import ConfigurationError
 from matl_coordinator.ports import StoreError
-
-POOL_CONNECTIONS = 8
-POOL_WAIT_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class TimeLimits:
-    """How long a database is waited for before a call fails."""
-
-    connect_seconds: float = 5.0
-    lock_seconds: float = 10.0
-    """For another transaction's lock."""
-    statement_seconds: float = 30.0
-    silence_seconds: float = 45.0
-    """For a server that hangs, so that its own limits do not help."""
-
-
-DEFAULT_LIMITS = TimeLimits()
+from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits, pool_options
 
 _WRITES = "matl_writes"
 
@@ -153,11 +134,3 @@ def _begin_sqlite(connection: Connection) -> None:
     # read, fails at once when another writer came between.
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def pool_options() -> dict[str, Any]:
-    return {
-        "pool_size": POOL_CONNECTIONS,
-        "max_overflow": 0,
-        "pool_timeout": POOL_WAIT_SECONDS,
-    }

@@ -12,7 +12,7 @@ from psycopg.waiting import Ready
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from matl_coordinator.store.database import DEFAULT_LIMITS, TimeLimits, pool_options
+from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits, pool_options
 
 _Result = TypeVar("_Result")
 

@@ -31,14 +31,9 @@ from matl_coordinator.ports import (
     UpdateStatus,
 )
 from matl_coordinator.store import codec, log
-from matl_coordinator.store.database import (
-    DEFAULT_LIMITS,
-    TimeLimits,
-    create_database_engine,
-    reading,
-    writing,
-)
+from matl_coordinator.store.database import create_database_engine, reading, writing
 from matl_coordinator.store.leadership import require_epoch, take_over
+from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits
 from matl_coordinator.store.migrate import upgrade_to_head
 from matl_coordinator.store.schema import models, rounds, study, trust, updates
 

@@ -13,13 +13,8 @@ from sqlalchemy import QueuePool, create_engine, event, make_url, text
 from matl_common.errors import ConfigurationError
 from matl_common.ids import RoundId
 from matl_coordinator.ports import Change, PutModel, PutRound, PutUpdate, StoreError
-from matl_coordinator.store.database import (
-    DEFAULT_LIMITS,
-    TimeLimits,
-    create_database_engine,
-    reading,
-    writing,
-)
+from matl_coordinator.store.database import create_database_engine, reading, writing
+from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits
 from matl_coordinator.store.migrate import upgrade_to_head
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.samples import a_model, a_round, an_update
