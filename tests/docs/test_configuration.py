@@ -1,0 +1,77 @@
+"""The configuration files in the documentation are configurations."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from matl_common.identity.allowlist import parse_allowlist
+from matl_common.identity.keys import public_key_pem
+from matl_coordinator import config as coordinator
+from matl_participant import config as participant
+
+ROOT = Path(__file__).parents[2]
+COORDINATOR, ALLOWLIST, PARTICIPANT = re.findall(
+    r"```toml\n(.*?)```", (ROOT / "docs" / "configuration.md").read_text("utf-8"), re.DOTALL
+)
+
+
+def keys_of(model: Any) -> set[str]:
+    """Every key of a configuration, with its section."""
+    keys = set()
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if hasattr(section, "model_fields"):
+            keys |= {f"{name}.{key}" for key in section.model_fields}
+        else:
+            keys.add(name)
+    return keys
+
+
+def keys_shown(text: str) -> set[str]:
+    """Every key in a TOML example, those that are commented out included."""
+    keys, section = set(), ""
+    for line in text.splitlines():
+        if heading := re.match(r"\[(\w+)\]", line):
+            section = f"{heading[1]}."
+        elif key := re.match(r"(?:# )?(\w+) =", line):
+            keys.add(section + key[1])
+    return keys
+
+
+def test_the_coordinators_example_is_valid_and_leaves_no_key_out(tmp_path: Path) -> None:
+    (tmp_path / "coordinator.toml").write_text(COORDINATOR, "utf-8")
+    loaded = coordinator.load_config(tmp_path / "coordinator.toml", environment={})
+    assert loaded.federation.allowlist == tmp_path / "allowlist.toml"
+    undocumented = keys_of(coordinator.Config) - keys_shown(COORDINATOR)
+    assert undocumented <= {"study.public_labels"}
+
+
+def test_the_participants_example_is_valid_and_leaves_no_key_out(tmp_path: Path) -> None:
+    (tmp_path / "participant.toml").write_text(PARTICIPANT, "utf-8")
+    loaded = participant.load_config(tmp_path / "participant.toml", environment={})
+    assert loaded.data.declared_patients == 5000
+    undocumented = keys_of(participant.Config) - keys_shown(PARTICIPANT)
+    assert undocumented <= {"training.device_memory_bytes"}
+
+
+def test_the_allow_list_example_is_valid_once_its_key_and_pin_are_filled_in() -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = public_key_pem(key).decode()
+    filled = re.sub(
+        r"-----BEGIN.*?END PUBLIC KEY-----\n", lambda _: pem, ALLOWLIST, flags=re.DOTALL
+    )
+    filled = re.sub(r"<SHA-256.*?>", "ab" * 32, filled)
+    (node,) = parse_allowlist(filled.encode()).nodes.values()
+    assert node.enrolled_patients == 5000
+
+
+def test_the_systemd_units_do_not_restart_what_would_only_fail_again() -> None:
+    units = ROOT / "deploy" / "systemd"
+    for name, statuses in (("coordinator", "2"), ("participant", "2 3")):
+        unit = (units / f"matl-{name}.service").read_text("utf-8")
+        assert f"RestartPreventExitStatus={statuses}\n" in unit
+        assert f"/matl-{name} --config" in unit
