@@ -30,7 +30,14 @@ _FOLDER = "folder"
 class Section(BaseModel):
     """A table of the file: frozen, strictly typed, unknown keys refused, values not echoed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        hide_input_in_errors=True,
+        # JSON has no infinity, and --print-config prints JSON.
+        ser_json_inf_nan="strings",
+    )
 
 
 def _resolved(path: Path, info: ValidationInfo) -> Path:

@@ -5,6 +5,7 @@ or ``kill -9`` leaves the old file, the new file, or a stray ``.tmp``, and never
 partial file under its final name. Nothing here interprets the bytes.
 """
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 from typing_extensions import Buffer
 
+from matl_common.errors import ConfigurationError
 from matl_common.ids import Digest
 
 PRIVATE_FILE_MODE = 0o600
@@ -93,3 +95,33 @@ def _write_and_sync(file: BinaryIO, blocks: Iterable[Buffer]) -> Digest:
     file.flush()
     os.fsync(file.fileno())
     return Digest(sha256.hexdigest())
+
+
+class FolderInUseError(ConfigurationError):
+    """Another process holds the folder."""
+
+
+@contextmanager
+def owned_folder(folder: Path) -> Iterator[None]:
+    """Hold a daemon's state folder against other processes; made where it is missing.
+
+    Raises:
+        FolderInUseError: another process holds it.
+        ConfigurationError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot use {folder} as state_dir: {error.strerror}; see who owns it"
+        ) from error
+    with lock:
+        try:
+            # Ends with the process, however that ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FolderInUseError(
+                f"{folder} is in use by another daemon; stop it, or give this one its own state_dir"
+            ) from error
+        yield

@@ -20,8 +20,10 @@ from typing import Annotated, Any, TypeVar
 import structlog
 import typer
 
-from matl_common.errors import ConfigurationError, MatlError
+from matl_common.durable import owned_folder
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
+from matl_common.identity.tls import server_credentials
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
@@ -31,6 +33,7 @@ from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import StaleWriterError, StoreError
+from matl_coordinator.preflight import check_hospitals, check_paths
 from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
@@ -49,7 +52,7 @@ EXIT_CONFIGURATION = 2
 
 log = structlog.get_logger(__name__)
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def utc_now() -> datetime:
@@ -75,6 +78,10 @@ class Coordinator:
         self._config = config
         self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
         self._signer: Signer = load_pem_signer(config.identity.signing_key)
+        # Made here only to be refused before a study is founded.
+        server_credentials(config.identity.tls)
+        check_paths(config)
+        check_hospitals(config, self._allowlist)
         if self._allowlist.federation != config.federation.id:
             raise ConfigurationError(
                 f"the allow-list is for federation {self._allowlist.federation}, "
@@ -94,8 +101,9 @@ class Coordinator:
             MatlError: the coordinator cannot go on; nothing durable is lost.
         """
         config = self._config
-        config.state_dir.mkdir(parents=True, exist_ok=True)
         async with AsyncExitStack() as stack:
+            stack.enter_context(owned_folder(config.state_dir))
+            self._serve_metrics()
             await asyncio.to_thread(upgrade_apart, config.database_url)
             store = await asyncio.to_thread(SqlStore.connect, config.database_url)
             stack.callback(store.close)
@@ -155,7 +163,6 @@ class Coordinator:
             stack.push_async_callback(
                 lambda: server.stop(grace_seconds=config.limits.drain_seconds)
             )
-            self._serve_metrics()
             port = await server.start(config.listen.address)
             state = await register.state()
             log.info(
@@ -232,7 +239,12 @@ def serve(config: Config) -> int:
     bound_memory()
     configure_logs(config.listen.logs, hidden=(config.holdout.images,))
     try:
-        asyncio.run(_run(config))
+        coordinator = Coordinator(config)
+    except (ConfigurationError, InvalidInputError, OSError) as error:
+        log.error("configuration_does_not_work", reason=str(error))
+        return EXIT_CONFIGURATION
+    try:
+        asyncio.run(_run(coordinator))
     except ConfigurationError as error:
         log.error("configuration_does_not_work", reason=str(error))
         return EXIT_CONFIGURATION
@@ -244,11 +256,12 @@ def serve(config: Config) -> int:
     return 0
 
 
-async def _run(config: Config) -> None:
-    coordinator = Coordinator(config)
+async def _run(coordinator: Coordinator) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, coordinator.stop)
+    # A daemon's habit is to read its files again; this one says that it does not.
+    loop.add_signal_handler(signal.SIGHUP, log.warning, "restart_to_read_files_again")
     with suppress(StoppedError):
         await coordinator.run()
 

@@ -123,7 +123,7 @@ class Participant:
         """Take part until the study ends, is halted, or ``drain`` is called.
 
         Raises:
-            StateInUseError: another participant has the state directory.
+            FolderInUseError: another participant has the state directory.
             LedgerBusyError, LedgerCorruptError, LedgerUnusableError: the ledger cannot be
                 relied upon.
         """
@@ -256,6 +256,15 @@ class Participant:
         run.study = self.folder.study(plan.study_id)
         run.ledger = open_ledger(self.folder.ledger, dataset=dataset, study_id=plan.study_id)
         account = run.ledger.account
+        if unknown := sorted(
+            each for each in run.study.receipt_rounds() if each > account.last_round
+        ):
+            run.refusal = (
+                f"there are receipts for rounds {unknown} that the privacy ledger does not know: "
+                "it was emptied or replaced by an older one. Restore it from a backup; what was "
+                "spent is spent"
+            )
+            return
         if account.plan is not None:
             run.refusal = why_changed(account.plan, plan, signed.digest)
             self._show_budget()

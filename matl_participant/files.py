@@ -4,7 +4,6 @@ When a method that writes returns, its file is durable. The ledger says which of
 files count; ``discard_others`` removes the rest. Nothing here decides or sends.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,17 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from matl_common.durable import fsync_directory, remove_leftovers, write_atomically
-from matl_common.errors import ConfigurationError
+from matl_common.durable import (
+    fsync_directory,
+    owned_folder,
+    remove_leftovers,
+    write_atomically,
+)
 from matl_common.ids import Digest, RoundId, digest_of
 from matl_common.signing import Envelope, encode_envelope, parse_envelope
 from matl_common.tensors import MODEL_SUFFIX
 
 _STUDY_CHARACTERS = 16
-
-
-class StateInUseError(ConfigurationError):
-    """Two participants were given the same state directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +52,9 @@ class StateFolder:
         """Hold the folder against other processes, and make it ready for this one.
 
         Raises:
-            StateInUseError: another participant holds it.
+            ConfigurationError: another process holds it, or it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.path / "lock").open("w") as lock:
-            try:
-                # Ends with the process, however that ends.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise StateInUseError(
-                    f"{self.path} is in use by another participant; stop it, or give this one its "
-                    "own state_dir"
-                ) from error
+        with owned_folder(self.path):
             self.prepare()
             yield
 
@@ -148,6 +138,10 @@ class StudyFolder:
     def write_receipt(self, round_id: RoundId, envelope: Envelope) -> None:
         """Keep the coordinator's receipt as evidence."""
         write_atomically(self.receipts / f"round-{round_id:06d}.json", [encode_envelope(envelope)])
+
+    def receipt_rounds(self) -> tuple[int, ...]:
+        """Rounds for which a receipt is kept."""
+        return tuple(int(file.stem.removeprefix("round-")) for file in self.receipts.glob("*.json"))
 
     def discard_others(self, keep: RoundId | None) -> None:
         """Delete sealed files of every round but one."""

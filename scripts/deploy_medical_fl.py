@@ -110,7 +110,7 @@ def deploy(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", help="The daemon's TOML file. Default: <role>.toml in this folder."
+            "--config", "-c", help="The daemon's TOML file. Default: coordinator.toml or participant.toml in this folder."
         ),
     ] = None,
     hospitals: Annotated[

@@ -200,6 +200,10 @@ def _allowed_node(table: _NodeTable) -> AllowedNode:
     pins = frozenset(parse_digest(pin) for pin in table.pins)
     if len(pins) != len(table.pins):
         raise InvalidInputError(f"the allow-list repeats a pin of {table.node_id[:80]!r}")
+    if Role(table.role) is Role.PARTICIPANT and table.enrolled_patients < 1:
+        raise InvalidInputError(
+            f"{table.node_id[:80]!r} is a participant without enrolled_patients, which weigh it"
+        )
     histogram = table.label_histogram
     return AllowedNode(
         node_id=parse_node_id(table.node_id),

@@ -193,7 +193,7 @@ def parse_peer_certificate(pem: bytes) -> PeerCertificate:
         certificate = x509.load_pem_x509_certificate(pem)
         extensions = certificate.extensions
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        is_authority = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        is_authority = _is_authority(extensions)
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
         raise InvalidInputError(
             "the peer's certificate is not one made for a node; issue it again"
@@ -210,6 +210,14 @@ def parse_peer_certificate(pem: bytes) -> PeerCertificate:
         serial=certificate.serial_number,
         not_after=certificate.not_valid_after_utc,
     )
+
+
+def _is_authority(extensions: x509.Extensions) -> bool:
+    # Absence says "not an authority": RFC 5280, section 4.2.1.9.
+    try:
+        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
 
 
 def _unsigned(

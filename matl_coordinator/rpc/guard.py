@@ -2,7 +2,7 @@
 
 Every method of every service needs a row in ``ROLES``; the server does not start
 without. The caller is taken from the connection's certificate and matched with the
-allow-list on every call, so that a revocation needs no reconnection.
+allow-list on every call, expiry included. The list itself is read at start.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ from matl_coordinator.service.judging import Judge
 from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.register import Decision, Register
 
+_REMEDY = "no round opens until an operator has looked and resumes the study"
+
 log = structlog.get_logger(__name__)
 
 
@@ -138,7 +140,7 @@ class Conductor:
             case Phase.SCORING:
                 return await self._attempt(rnd, self._score(state, rnd))
             case Phase.AGGREGATING:
-                return await self._attempt(rnd, self._aggregate(rnd))
+                return await self._attempt(rnd, self._aggregate(state, rnd))
             case _:
                 return await self._attempt(rnd, self._evaluate(rnd))
 
@@ -148,7 +150,8 @@ class Conductor:
         if state.rounds_released >= self._settings.rounds_planned:
             return "the study is complete", None
         if rnd is not None and not rnd.phase.is_final:
-            return next_event(rnd, now, present=self._presence.present())[1], None
+            current = self._with_present_rules(rnd)
+            return next_event(current, now, present=self._presence.present())[1], None
         if state.study is not None and state.study.paused:
             return f"paused: {state.study.pause_reason}", None
         due = self._due(state, now)
@@ -200,11 +203,18 @@ class Conductor:
         return Decision(None, (PutRound(rnd),), (written,))
 
     async def _tick(self, state: State, rnd: Round) -> float:
+        rnd = self._with_present_rules(rnd)
         event, _ = next_event(rnd, self._clock(), present=self._presence.present())
         if event is None:
             return self._settings.tick_seconds
         await self._advance(rnd, event)
         return 0.0
+
+    def _with_present_rules(self, rnd: Round) -> Round:
+        """A round that has not opened goes by today's configuration, not by that of its day."""
+        if rnd.phase is not Phase.SCHEDULED:
+            return rnd
+        return replace(rnd, rules=self._settings.rules)
 
     async def _attempt(self, rnd: Round, work: Awaitable[None]) -> float:
         """Do a phase's work; a failure costs a retry, and in the end the round."""
@@ -232,7 +242,11 @@ class Conductor:
         )
         if count >= attempts:
             reason = f"{rnd.phase.value} failed {count} times, last: {error}"
-            await self._advance(rnd, Aborted(self._clock(), reason[:500]))
+            # Another round now would cost every hospital budget and end the same way.
+            await self._advance(
+                rnd, Aborted(self._clock(), reason[:500]), pause_because=reason[:500]
+            )
+            log.error("study_paused", round=rnd.round_id, reason=reason, remedy=_REMEDY)
             return 0.0
         return self._settings.retry_seconds
 
@@ -261,7 +275,7 @@ class Conductor:
             current = state.round
             if current is None or (current.round_id, current.phase) != (rnd.round_id, rnd.phase):
                 return Decision(None)
-            after = advance(current, event)
+            after = advance(self._with_present_rules(current), event)
             written = (*entries, round_entry(after, event, at=self._clock(), **facts))
             put: tuple[Change, ...] = (PutRound(after), *changes)
             if pause_because is not None and state.study is not None:
@@ -288,7 +302,9 @@ class Conductor:
         self._meter.round_changed(after)
 
     async def _score(self, state: State, rnd: Round) -> None:
-        judgement = await self._judge.judge(rnd, state.trust, violations=violations_in(state))
+        judgement = await self._judge.judge(
+            rnd, state.trust, updates=state.updates, violations=violations_in(state)
+        )
         now = self._clock()
         event: Event = Scored(judgement.weights)
         if judgement.hold is not None:
@@ -311,13 +327,7 @@ class Conductor:
             return
         self._report_trust(judgement.records, after)
         if judgement.hold is not None:
-            # Another round now would cost every hospital budget and end the same way.
-            log.error(
-                "study_paused",
-                round=rnd.round_id,
-                reason=judgement.hold,
-                remedy="look at the trust of each hospital, release or remove, then resume",
-            )
+            log.error("study_paused", round=rnd.round_id, reason=judgement.hold, remedy=_REMEDY)
 
     def _report_trust(self, records: tuple[TrustRecord, ...], after: Round) -> None:
         self._meter.trust_changed(records, after)
@@ -333,8 +343,8 @@ class Conductor:
                 reason=record.reason,
             )
 
-    async def _aggregate(self, rnd: Round) -> None:
-        candidate = await self._judge.build(rnd)
+    async def _aggregate(self, state: State, rnd: Round) -> None:
+        candidate = await self._judge.build(rnd, updates=state.updates)
         await self._advance(
             rnd,
             Aggregated(candidate),

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from matl_common.errors import IntegrityError
 from matl_common.identity.allowlist import AllowedNode
-from matl_common.ids import Digest, NodeId
+from matl_common.ids import Digest, NodeId, digest_of_file
 from matl_common.protocol import StudyPlan
+from matl_common.tensors import iter_update_chunks
+from matl_common.tlog.merkle import leaf_hash
 from matl_coordinator.aggregation import Row, aggregate_chunks, apply_update, measure
 from matl_coordinator.core.robust.gram import Gram, leave_one_out_cosines
 from matl_coordinator.core.robust.root import project_on_root, update_noise_std
@@ -28,7 +31,7 @@ from matl_coordinator.core.trust_record import (
     with_newcomers,
 )
 from matl_coordinator.core.weighting import Hold, aggregation_weights, trust_weight
-from matl_coordinator.ports import HoldoutReport, ModelStore, Scorer, Spool
+from matl_coordinator.ports import HoldoutReport, ModelStore, Scorer, Spool, UpdateRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Judge:
         rnd: Round,
         trust: tuple[TrustRecord, ...],
         *,
+        updates: Sequence[UpdateRecord],
         violations: Mapping[NodeId, str],
     ) -> Judgement:
         """Score the admitted updates and share out the aggregate.
@@ -78,13 +82,15 @@ class Judge:
         Args:
             rnd: a round that is scoring.
             trust: as of the round before.
+            updates: what was declared of each update.
             violations: what a hospital sent that no honest one sends.
 
         Raises:
             WorkerError: the scoring worker failed.
+            IntegrityError: an update on disk is not the one that was admitted.
             AggregationError: the updates cannot be compared.
         """
-        rows = self._rows(rnd)
+        rows = await asyncio.to_thread(self._rows, rnd, updates)
         report = await self._scorer.report(
             rnd.base_model,
             {NodeId(row.name): row.path for row in rows},
@@ -114,28 +120,43 @@ class Judge:
         weights = tuple(NodeWeight(node, share) for node, share in sorted(shared.shares.items()))
         return Judgement(records, weights, None)
 
-    async def build(self, rnd: Round) -> Digest:
+    async def build(self, rnd: Round, *, updates: Sequence[UpdateRecord]) -> Digest:
         """Aggregate a scored round and keep the new model; returns its digest.
 
         Raises:
+            IntegrityError: an update, or the base model, on disk is not what was admitted.
             AggregationError: the rule cannot be applied, or the result is not finite.
         """
-        return await asyncio.to_thread(self._build, rnd)
+        return await asyncio.to_thread(self._build, rnd, updates)
 
-    def _build(self, rnd: Round) -> Digest:
+    def _build(self, rnd: Round, updates: Sequence[UpdateRecord]) -> Digest:
         shares = {each.node_id: each.weight for each in rnd.weights if each.weight > 0.0}
-        rows = [row for row in self._rows(rnd) if row.name in shares]
+        rows = [row for row in self._rows(rnd, updates) if row.name in shares]
         elements = self._plan.schema.update_elements
         gram = measure(rows, elements=elements, threads=self._threads).with_weights(shares)
         chunks = aggregate_chunks(self._rule(gram), rows, elements=elements, threads=self._threads)
         base, incoming = self._models.path(rnd.base_model), self._models.incoming
+        if digest_of_file(base) != rnd.base_model:
+            raise IntegrityError(
+                f"the file of model {rnd.base_model[:12]} is not that model; restore it"
+            )
         digest = apply_update(base, chunks, incoming)
         return self._models.adopt(incoming / f"{digest}.safetensors")
 
-    def _rows(self, rnd: Round) -> list[Row]:
-        return [
-            Row(each.node_id, self._spool.path(rnd.round_id, each.node_id)) for each in rnd.admitted
-        ]
+    def _rows(self, rnd: Round, updates: Sequence[UpdateRecord]) -> list[Row]:
+        """The admitted updates on disk, after a look that they are still what was admitted."""
+        declared = {each.node_id: each.chunk_hashes for each in updates}
+        rows = []
+        for each in rnd.admitted:
+            path = self._spool.path(rnd.round_id, each.node_id)
+            found = b"".join(leaf_hash(chunk) for chunk in iter_update_chunks(path))
+            if found != declared[each.node_id]:
+                raise IntegrityError(
+                    f"the spooled update of {each.node_id} is not the one that was admitted; "
+                    "look for a failing disk, or for who can write to the state folder"
+                )
+            rows.append(Row(each.node_id, path))
+        return rows
 
     def _measure(self, rows: list[Row], report: HoldoutReport) -> Gram:
         return measure(

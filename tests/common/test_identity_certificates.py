@@ -56,8 +56,8 @@ def named(role: Role, node_id: str = "hospital_a") -> SpiffeId:
     return SpiffeId(FEDERATION, role, NodeId(node_id))
 
 
-def pem_with(*names: x509.GeneralName, is_authority: bool = False) -> bytes:
-    """A certificate as somebody else's authority might issue it."""
+def pem_with(*names: x509.GeneralName, is_authority: bool | None = False) -> bytes:
+    """A certificate as somebody else's authority might issue it; None says nothing of it."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hospital_a")])
     builder = (
         x509.CertificateBuilder()
@@ -67,8 +67,10 @@ def pem_with(*names: x509.GeneralName, is_authority: bool = False) -> bytes:
         .serial_number(7)
         .not_valid_before(NOW)
         .not_valid_after(LATER)
-        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
     )
+    if is_authority is not None:
+        constraints = x509.BasicConstraints(ca=is_authority, path_length=None)
+        builder = builder.add_extension(constraints, critical=True)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(KEY, SHA256()).public_bytes(Encoding.PEM)
@@ -169,6 +171,11 @@ def test_the_uri_alone_names_a_node() -> None:
     assert peer.node_id == "hospital_a"
 
 
+def test_a_certificate_without_basic_constraints_is_no_authoritys() -> None:
+    peer = parse_peer_certificate(pem_with(URI, is_authority=None))
+    assert peer.node_id == "hospital_a"
+
+
 @pytest.mark.hostile
 @pytest.mark.parametrize(
     "pem",
@@ -176,6 +183,7 @@ def test_the_uri_alone_names_a_node() -> None:
         b"",
         b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
         pem_with(),
+        pem_with(is_authority=None),
         pem_with(x509.DNSName("hospital_a")),
         pem_with(URI, OTHER_URI),
         pem_with(x509.UniformResourceIdentifier("spiffe://dr-study/root/hospital_a")),

@@ -16,7 +16,7 @@ from matl_common.wire.documents import parse_receipt
 from matl_common.worker import WorkerCrashedError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.rounds import Phase
-from matl_coordinator.ports import SpoolError, StaleWriterError
+from matl_coordinator.ports import SpoolError, StaleWriterError, State
 from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
 from matl_coordinator.service.operations import OperationError
 from matl_coordinator.service.reception import SupersededError
@@ -267,10 +267,7 @@ async def test_a_round_that_too_few_trusted_hospitals_support_is_held_and_the_st
     store = site.connect_store()
     async with running(site, store) as coordinator:
         playing = asyncio.create_task(play(coordinator, make=dict.fromkeys(NODES, harmful)))
-        state = await coordinator.register.state()
-        while state.study is None or not state.study.paused:
-            await coordinator.register.wait_for_change(state, seconds=10.0)
-            state = await coordinator.register.state()
+        state = await until_paused(coordinator)
         playing.cancel()
         assert state.round is not None
         assert (state.round.phase, state.rounds_released) == (Phase.ABORTED, 0)
@@ -292,15 +289,49 @@ async def test_a_failing_scoring_worker_costs_a_retry_and_not_the_round(site: Si
         assert coordinator.scorer.fail_next == []
 
 
-async def test_a_worker_that_always_fails_ends_the_round_and_the_study_goes_on(site: Site) -> None:
+async def test_a_phase_that_always_fails_ends_the_round_and_pauses_the_study(site: Site) -> None:
     store = site.connect_store()
     async with running(site, store) as coordinator:
         attempts = site.config.worker.attempts
         coordinator.scorer.fail_next = [WorkerCrashedError("killed")] * attempts
-        await play(coordinator)
+        playing = asyncio.create_task(play(coordinator))
+        await until_paused(coordinator)
+        names = [event["event"] for event in events_of(store)]
+        assert names[-2:] == ["round_aborted", "study_paused"]
+        await coordinator.use_cases.operations.resume(OPERATOR, "the worker is back")
+        await playing
         names = [event["event"] for event in events_of(store)]
     assert names.count("round_aborted") == 1
     assert names.count("model_released") == 2
+
+
+@pytest.mark.hostile
+async def test_an_admitted_update_that_changed_on_disk_is_not_aggregated(site: Site) -> None:
+    async with running(site) as coordinator:
+        start = await first_round(coordinator)
+        for node in (A, B):
+            await send(
+                coordinator,
+                node,
+                seal(site, node, start, coordinator.plan, honest_update(node, start)),
+            )
+        spooled = site.config.state_dir / "spool" / "1" / f"{A}.update"
+        data = bytearray(spooled.read_bytes())
+        data[100_000] ^= 1
+        spooled.write_bytes(data)
+        await send(coordinator, C, seal(site, C, start, coordinator.plan, honest_update(C, start)))
+        state = await until_paused(coordinator)
+        assert state.study is not None
+    assert f"the spooled update of {A} is not the one that was admitted" in state.study.pause_reason
+    assert state.rounds_released == 0
+
+
+async def until_paused(coordinator: Running) -> State:
+    state = await coordinator.register.state()
+    while state.study is None or not state.study.paused:
+        await coordinator.register.wait_for_change(state, seconds=10.0)
+        state = await coordinator.register.state()
+    return state
 
 
 async def test_a_paused_study_opens_no_round_until_it_is_resumed(site: Site) -> None:

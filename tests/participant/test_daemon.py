@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from prometheus_client import generate_latest
 
+from matl_common.durable import FolderInUseError
 from matl_common.identity.development import NodeFolder
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.protocol import Recipe, StudyPlan
@@ -27,7 +28,6 @@ from matl_participant.config import Config, load_config
 from matl_participant.core.account import Account, AttemptState
 from matl_participant.core.journal import LedgerCorruptError, replay
 from matl_participant.engine import Outcome, Participant
-from matl_participant.files import StateInUseError
 from matl_participant.ledger import ledger_path
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports
@@ -483,7 +483,7 @@ async def test_a_second_participant_in_the_same_folder_is_refused_and_disturbs_n
     async with running(hospital):
         await until(lambda: bool(hospital.jobs("train")))
         async with running(hospital) as second:
-            with pytest.raises(StateInUseError, match="its own state_dir"):
+            with pytest.raises(FolderInUseError, match="its own state_dir"):
                 await second.outcome()
         hospital.control()
         await until(lambda: hospital.states() == [ACKNOWLEDGED])
