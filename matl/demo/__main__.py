@@ -3,6 +3,7 @@
 Only the order of the steps is here; each step is a module of its own.
 """
 
+import os
 import shlex
 import sys
 import time
@@ -74,7 +75,10 @@ def run_demo(console: Console, layout: Layout, settings: Settings, *, command: s
         console.print("Taking up the study that was interrupted.")
     with watch.measure("federation"):
         findings = _federate(console, layout, settings)
-    with console.status("Training the reference arms and drawing the plots …"):
+    step = "Training the reference arms and drawing the plots …"
+    if not console.is_terminal:
+        console.print(step)
+    with console.status(step):
         # Loads torch and matplotlib, which nothing before this needs.
         from matl.demo.summary import conclude, print_summary, write_results
 
@@ -212,8 +216,9 @@ def demonstrate(
         console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(EXIT_WRONG_USE) from None
     except StopRequestedError:
+        again = command.replace("python", os.path.relpath(sys.executable), 1)
         console.print(
-            f"\nEverything has stopped, and nothing is lost. To go on: {command}", soft_wrap=True
+            f"\nEverything has stopped, and nothing is lost. To go on: {again}", soft_wrap=True
         )
         raise typer.Exit(EXIT_STOPPED) from None
     except MatlError as error:
