@@ -110,7 +110,9 @@ def deploy(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", help="The daemon's TOML file. Default: coordinator.toml or participant.toml in this folder."
+            "--config",
+            "-c",
+            help="The daemon's TOML file. Default: coordinator.toml or participant.toml here.",
         ),
     ] = None,
     hospitals: Annotated[

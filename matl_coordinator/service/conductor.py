@@ -52,7 +52,7 @@ from matl_coordinator.service.judging import Judge
 from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.register import Decision, Register
 
-_REMEDY = "no round opens until an operator has looked and resumes the study"
+_REMEDY = "no round opens until an operator has looked: matl participants, then matl resume"
 
 log = structlog.get_logger(__name__)
 

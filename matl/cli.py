@@ -1,0 +1,447 @@
+"""``matl``: what an operator tells and asks a coordinator, from a shell.
+
+Reads where the coordinator is, makes one connection a command, and prints the answer. It
+decides and repeats nothing: the coordinator judges every order and logs it with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+from pydantic import AfterValidator, Field, ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from matl.operations import MAX_ENTRIES, OperationsClient, Round, Status, connect_operator
+from matl_common.configuration import Address, FilePath, Section, load
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
+from matl_common.identity.certificates import Role, parse_spiffe_id
+from matl_common.identity.tls import TlsFiles
+from matl_common.ids import parse_node_id
+from matl_common.tlog.entry import parse_entry
+
+EXIT_FAILED, EXIT_WRONG_USE = 1, 2
+DEFAULT_CONFIG: Final = Path("operator.toml")
+_SECTION: Final = "operator"
+# A table in a file or a pipe is not cut to a terminal's width.
+_WIDTH_OF_NO_TERMINAL: Final = 200
+_SHORT_DIGEST: Final = 12
+
+_Answer = TypeVar("_Answer")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _coordinator_id(text: str) -> str:
+    try:
+        name = parse_spiffe_id(text)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
+    if name.role is not Role.COORDINATOR:
+        raise ValueError("names no coordinator; expected spiffe://<federation>/coordinator/<node>")
+    return text
+
+
+class Connection(Section):
+    """The ``[operator]`` table: where the coordinator is and how the operator proves itself."""
+
+    address: Annotated[Address, Field(min_length=1)]
+    coordinator: Annotated[str, AfterValidator(_coordinator_id)]
+    key: FilePath
+    certificate: FilePath
+    authority: FilePath
+
+
+class OperatorFile(Section):
+    """A whole ``operator.toml``."""
+
+    operator: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What the command line and the environment say; ``None`` where they say nothing."""
+
+    address: str | None
+    coordinator: str | None
+    key: Path | None
+    certificate: Path | None
+    authority: Path | None
+
+    def given(self) -> dict[str, str]:
+        """The flags that have a value. Paths are the shell's, not relative to a file."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            name: str(value.expanduser().absolute() if isinstance(value, Path) else value)
+            for name, value in values.items()
+            if value
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """The common options of one call; nothing is read before a command needs it."""
+
+    config: Path | None
+    flags: Flags
+
+
+def read_connection(config: Path | None, flags: Flags) -> Connection:
+    """Flags over a file; without ``config``, ``operator.toml`` if there is one.
+
+    Raises:
+        ConfigurationError: unreadable, incomplete, or a value that cannot be.
+    """
+    given = flags.given()
+    path = config or DEFAULT_CONFIG
+    if config is not None or path.exists():
+        overrides = {(_SECTION, name): value for name, value in given.items()}
+        return load(OperatorFile, path, overrides=overrides).operator
+    missing = [f"--{each.name}" for each in fields(flags) if each.name not in given]
+    if missing:
+        raise ConfigurationError(
+            f"there is no {path} here, and no {', '.join(missing)}; "
+            "give them, or a file with --config (matl --help shows one)"
+        )
+    try:
+        return Connection.model_validate(given)
+    except ValidationError as error:
+        problems = (
+            f"--{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
+        )
+        raise ConfigurationError("; ".join(problems)) from None
+
+
+def _environment(name: str) -> str:
+    return f"MATL_OPERATOR_{name}"
+
+
+def _node_argument(text: str) -> str:
+    try:
+        return parse_node_id(text)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Reason = Annotated[str, typer.Option(help="Why; the log keeps it beside your name for good.")]
+Node = Annotated[
+    str,
+    typer.Argument(metavar="NODE", parser=_node_argument, help="The hospital, as enrolled."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            envvar=_environment("CONFIG"),
+            help="TOML file with an [operator] table. Default: operator.toml, if it exists.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar=_environment("ADDRESS"), help="The coordinator's host:port."),
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            envvar=_environment("COORDINATOR"),
+            help="The SPIFFE id its certificate must carry, whatever the address.",
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar=_environment("KEY"), help="Your private key, PEM."),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_environment("CERTIFICATE"), help="Your certificate and its chain, PEM."
+        ),
+    ] = None,
+    authority: Annotated[
+        Path | None,
+        typer.Option(envvar=_environment("AUTHORITY"), help="The authority of coordinators, PEM."),
+    ] = None,
+) -> None:
+    """Operate a federation: see how a study stands, and give its coordinator orders.
+
+    The options below stand **before** the command, or in the environment, or in a file,
+    in this order of precedence. An operator.toml, whose paths are relative to itself:
+
+    ```
+    [operator]
+    address = "coordinator.example.org:8443"
+    coordinator = "spiffe://dr-study/coordinator/coordinator"
+    key = "operator.key"
+    certificate = "operator.pem"
+    authority = "coordinator-authority.pem"
+    ```
+
+    For example: matl status, matl rounds --after 3 --json,
+    matl quarantine hospital_e --reason "labels under inquiry".
+
+    Exit status: 0 done; 1 the coordinator refused or cannot be reached; 2 wrong options or
+    configuration.
+    """
+    context.obj = Invocation(config, Flags(address, coordinator, key, certificate, authority))
+
+
+@app.command()
+def status(context: typer.Context, *, as_json: Json = False) -> None:
+    """Show the study at this moment: the round under way, the model, the log."""
+    with _connected(context) as client:
+        answer = client.status()
+    if as_json:
+        _print_json(asdict(answer))
+    else:
+        _console().print(status_table(answer))
+
+
+@app.command()
+def participants(context: typer.Context, *, as_json: Json = False) -> None:
+    """List every enrolled hospital, with its trust and the privacy budget it has declared.
+
+    In JSON a budget of null is one without limit.
+    """
+    with _connected(context) as client:
+        answer = client.participants()
+    if as_json:
+        _print_json([asdict(each) for each in answer])
+        return
+    columns = ("Hospital", "State", "Trust", "Patients", "ε spent", "ε budget", "Last seen", "Why")
+    rows = (
+        (
+            each.node_id,
+            each.state,
+            f"{each.trust:.2f}",
+            str(each.enrolled_patients),
+            f"{each.epsilon_spent:.2f}",
+            f"{each.epsilon_budget:g}",
+            each.last_seen.isoformat(" ", "seconds") if each.last_seen else "never",
+            each.reason,
+        )
+        for each in answer
+    )
+    _console().print(_table(columns, rows))
+
+
+@app.command()
+def rounds(
+    context: typer.Context,
+    *,
+    after: Annotated[int, typer.Option(min=0, help="Only rounds after this number.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """List the rounds, oldest first: how each ended, and how good its model is.
+
+    In JSON a recall of null is of a class that the holdout set lacks.
+    """
+    with _connected(context) as client:
+        answer = client.rounds(after=after)
+    if as_json:
+        _print_json([asdict(each) for each in answer])
+        return
+    columns = ("Round", "Phase", "Admitted", "Accuracy", "Balanced", "Kappa", "Model", "Why")
+    _console().print(_table(columns, map(_round_row, answer)))
+
+
+@app.command()
+def log(
+    context: typer.Context,
+    *,
+    limit: Annotated[
+        int, typer.Option(min=1, max=MAX_ENTRIES, help="How many of the newest entries.")
+    ] = 50,
+    as_json: Json = False,
+) -> None:
+    """Show the newest entries of the transparency log, oldest first.
+
+    With --json each line is one entry exactly as the log's tree holds it.
+    """
+    with _connected(context) as client:
+        entries = client.newest_log_entries(limit=limit)
+        rows = [] if as_json else [_log_row(entry) for entry in entries]
+    if as_json:
+        for entry in entries:
+            typer.echo(entry)
+    else:
+        _console().print(_table(("At", "Event", "Facts"), rows))
+
+
+@app.command()
+def pause(context: typer.Context, *, reason: Reason, as_json: Json = False) -> None:
+    """Open no further round; the one under way goes on."""
+    _order(context, lambda client: client.pause(reason))
+    _confirm("The study is paused.", as_json=as_json, order="pause")
+
+
+@app.command()
+def resume(context: typer.Context, *, reason: Reason, as_json: Json = False) -> None:
+    """Open rounds again after a pause."""
+    _order(context, lambda client: client.resume(reason))
+    _confirm("The study goes on.", as_json=as_json, order="resume")
+
+
+@app.command("start-round")
+def start_round(context: typer.Context, *, reason: Reason, as_json: Json = False) -> None:
+    """Open the next round now instead of when it is due."""
+    number = _order(context, lambda client: client.start_round(reason))
+    _confirm(
+        f"Round {number} opens as soon as enough hospitals are there.",
+        as_json=as_json,
+        order="start-round",
+        round_id=number,
+    )
+
+
+@app.command()
+def quarantine(
+    context: typer.Context, node: Node, *, reason: Reason, as_json: Json = False
+) -> None:
+    """Give a hospital's updates no weight until you release it."""
+    _order(context, lambda client: client.quarantine(node, reason))
+    _confirm(f"{node} is quarantined.", as_json=as_json, order="quarantine", node_id=node)
+
+
+@app.command()
+def release(context: typer.Context, node: Node, *, reason: Reason, as_json: Json = False) -> None:
+    """End a hospital's quarantine."""
+    _order(context, lambda client: client.release(node, reason))
+    _confirm(f"{node} is released.", as_json=as_json, order="release", node_id=node)
+
+
+@contextmanager
+def _connected(context: typer.Context) -> Iterator[OperationsClient]:
+    """Yield a client; errors in the block end the program, said in one line."""
+    invocation: Invocation = context.obj
+    try:
+        wanted = read_connection(invocation.config, invocation.flags)
+        files = TlsFiles(wanted.key, wanted.certificate, wanted.authority)
+        with connect_operator(wanted.address, files, parse_spiffe_id(wanted.coordinator)) as client:
+            yield client
+    except MatlError as error:
+        typer.echo(f"matl: {_printable(str(error))}", err=True)
+        wrong_use = isinstance(error, ConfigurationError)
+        raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None
+
+
+def _order(context: typer.Context, give: Callable[[OperationsClient], _Answer]) -> _Answer:
+    with _connected(context) as client:
+        return give(client)
+
+
+def _confirm(sentence: str, *, as_json: bool, **facts: str | int) -> None:
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(sentence)
+
+
+def status_table(status: Status) -> Table:
+    """A status, a fact a row, and the hospitals of the round under way."""
+    state = "complete" if status.study_complete else "paused" if status.paused else "running"
+    current = status.current_round
+    rows = [
+        ("Study", f"{status.study_id} in {status.federation_id}: {state}"),
+        ("Models", f"{status.rounds_released} of {status.rounds_planned} released"),
+        ("Latest model", status.latest_model or "none"),
+        ("Hospitals", f"{status.active_participants} present"),
+        ("Log", f"{status.log_size} entries, root {status.log_root}"),
+        ("Coordinator", status.version),
+    ]
+    if current is None:
+        rows.append(("Round", "none yet"))
+    else:
+        why = f" ({current.reason})" if current.reason else ""
+        rows.append(("Round", f"{current.round_id}: {current.phase}{why}"))
+        rows += [
+            (
+                f"  {each.node_id}",
+                f"{each.status}, {each.upload_fraction:.0%} uploaded"
+                + (f" ({each.reason})" if each.reason else ""),
+            )
+            for each in current.contributions
+        ]
+    return _table(None, rows)
+
+
+def _round_row(rnd: Round) -> tuple[str, ...]:
+    admitted = sum(each.status == "admitted" for each in rnd.contributions)
+    scores = ("", "", "")
+    if rnd.evaluation is not None:
+        found = rnd.evaluation
+        scores = (
+            f"{found.accuracy:.3f}",
+            f"{found.balanced_accuracy:.3f}",
+            f"{found.quadratic_weighted_kappa:.3f}",
+        )
+    return (
+        str(rnd.round_id),
+        rnd.phase,
+        f"{admitted} of {len(rnd.contributions)}",
+        *scores,
+        rnd.released_model[:_SHORT_DIGEST],
+        rnd.reason,
+    )
+
+
+def _log_row(entry: bytes) -> tuple[str, str, str]:
+    facts = dict(parse_entry(entry))
+    at, event = str(facts.pop("at", "")), str(facts.pop("event", ""))
+    return at, event, " ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*(columns or ()), box=None, pad_edge=False, show_header=columns is not None)
+    for row in rows:
+        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in row))
+    return table
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=_WIDTH_OF_NO_TERMINAL)
+
+
+def _printable(text: str) -> str:
+    # What others wrote must not steer the terminal.
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(_plain(value), allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither moments nor numbers that are not finite; those are null."""
+    match value:
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_plain(each) for each in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case datetime():
+            return value.isoformat()
+    return value

@@ -1,0 +1,270 @@
+"""The ``matl`` command against a real coordinator, and every installed command's help."""
+
+# Before gRPC, which reads its TLS settings once.
+import matl_common  # noqa: F401, I001
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from typer.testing import CliRunner, Result
+
+from matl.cli import app
+from matl_common.identity.tls import server_credentials
+from matl_common.wire import operations_pb2 as pb
+from matl_common.wire.operations_pb2_grpc import (
+    OperationsServiceServicer,
+    add_OperationsServiceServicer_to_server,
+)
+from tests.postgres import free_port
+from tests.system.federation import (
+    COORDINATOR,
+    COORDINATOR_NAME,
+    HOSPITALS,
+    OPERATOR,
+    STUDY,
+    Federation,
+    Material,
+    found_federation,
+    toml_text,
+    write_images,
+)
+from tests.system.processes import ROOT
+
+pytestmark = pytest.mark.certificates
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """An operator's shell, with an ``operator.toml`` at hand."""
+
+    federation: Federation
+
+    @property
+    def table(self) -> dict[str, str]:
+        mine = self.federation.keys[OPERATOR].tls
+        return {
+            "address": self.federation.address,
+            "coordinator": str(COORDINATOR_NAME),
+            "key": str(mine.private_key),
+            "certificate": str(mine.certificate_chain),
+            "authority": str(mine.trusted_authority),
+        }
+
+    def run(self, *arguments: str) -> Result:
+        config = self.federation.folder / "operator.toml"
+        config.write_text(toml_text({"operator": self.table}))
+        return run("-c", str(config), *arguments)
+
+    def ask(self, *arguments: str) -> Any:
+        """The JSON that a command prints."""
+        result = self.run(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+
+def run(*arguments: str, **environment: str) -> Result:
+    return CliRunner(env=environment).invoke(app, arguments)
+
+
+@pytest.fixture(scope="module")
+def founded(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """Return a federation whose coordinator may start; no hospital ever does."""
+    images = tmp_path_factory.mktemp("images")
+    write_images(images / "holdout", per_class=16, seed=0)
+    folder = tmp_path_factory.mktemp("federation")
+    return found_federation(folder, Material(images, images / "none"))
+
+
+@pytest.fixture(scope="module")
+def shell(founded: Federation) -> Iterator[Shell]:
+    """Yield a shell beside a real coordinator."""
+    with founded.start_coordinator() as daemon:
+        daemon.wait_for("coordinator_ready")
+        yield Shell(founded)
+
+
+@contextmanager
+def telling(federation: Federation, **answers: Callable[..., Any]) -> Iterator[Shell]:
+    """Yield a shell whose coordinator has this to tell, for what takes a study to come about."""
+    servicer = type("Servicer", (OperationsServiceServicer,), answers)()
+    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    add_OperationsServiceServicer_to_server(servicer, server)
+    tls = federation.keys[COORDINATOR].tls
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(tls))
+    server.start()
+    try:
+        yield Shell(replace(federation, port=port))
+    finally:
+        server.stop(None).wait()
+
+
+def newest_entry(shell: Shell) -> dict[str, Any]:
+    """The newest of the log."""
+    entries = shell.run("log", "--limit", "1", "--json").stdout.splitlines()
+    assert len(entries) == 1
+    entry: dict[str, Any] = json.loads(entries[0])
+    return entry
+
+
+def test_the_status_names_the_study_and_what_it_waits_for(shell: Shell) -> None:
+    told = shell.ask("status")
+    assert (told["study_id"], told["rounds_planned"], told["study_complete"]) == (STUDY, 2, False)
+    shown = shell.run("status").stdout
+    assert f"{STUDY} in dr-study" in shown
+    assert told["log_root"] in shown
+
+
+def test_participants_lists_every_enrolled_hospital(shell: Shell) -> None:
+    told = shell.ask("participants")
+    assert [each["node_id"] for each in told] == list(HOSPITALS)
+    # No limit has no number in JSON.
+    assert {each["epsilon_budget"] for each in told} == {None}
+    shown = shell.run("participants").stdout
+    assert all(node in shown for node in HOSPITALS)
+    assert "never" in shown
+
+
+def test_pause_and_resume_reach_the_study_and_the_log(shell: Shell) -> None:
+    assert shell.run("pause", "--reason", "maintenance").exit_code == 0
+    assert shell.ask("status")["paused"] is True
+    entry = newest_entry(shell)
+    assert (entry["event"], entry["operator"]) == ("study_paused", OPERATOR)
+    assert entry["reason"] == "maintenance"
+    assert shell.ask("resume", "--reason", "done") == {"order": "resume"}
+    assert shell.ask("status")["paused"] is False
+    assert newest_entry(shell)["event"] == "study_resumed"
+
+
+def test_start_round_tells_the_number_of_the_round(shell: Shell) -> None:
+    number = shell.ask("start-round", "--reason", "all are there")["round_id"]
+    assert number == 1
+    lines = shell.run("log", "--json").stdout.splitlines()
+    requested = [each for each in map(json.loads, lines) if each["event"] == "round_requested"]
+    assert [(each["round"], each["reason"]) for each in requested] == [(1, "all are there")]
+
+
+def test_quarantine_and_release_change_a_hospitals_standing(shell: Shell) -> None:
+    def state() -> str:
+        told = {each["node_id"]: each["state"] for each in shell.ask("participants")}
+        return str(told[HOSPITALS[2]])
+
+    before = state()
+    shell.ask("quarantine", HOSPITALS[2], "--reason", "labels under inquiry")
+    assert state() == "quarantined" != before
+    assert "labels under inquiry" in shell.run("log", "--limit", "1").stdout
+    shell.ask("release", HOSPITALS[2], "--reason", "labels corrected")
+    assert state() != "quarantined"
+
+
+def test_an_order_that_is_refused_says_why_and_fails(shell: Shell) -> None:
+    result = shell.run("release", HOSPITALS[0], "--reason", "to see")
+    assert result.exit_code == 1
+    assert "not quarantined" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_hospitals_certificate_gives_no_orders(shell: Shell) -> None:
+    hospital = shell.federation.keys[HOSPITALS[0]].tls
+    mine = ("--key", str(hospital.private_key), "--certificate", str(hospital.certificate_chain))
+    result = shell.run(*mine, "pause", "--reason", "mine now")
+    assert result.exit_code == 1
+    assert "participant may not call" in result.stderr
+
+
+def test_the_environment_alone_is_enough_and_a_flag_wins_over_it(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables = {f"MATL_OPERATOR_{key.upper()}": value for key, value in shell.table.items()}
+    assert run("status", **variables).exit_code == 0
+    elsewhere = run("--address", f"127.0.0.1:{free_port()}", "status", **variables)
+    assert elsewhere.exit_code == 1
+    assert "cannot be reached" in elsewhere.stderr
+
+
+def test_another_coordinators_name_is_not_accepted(shell: Shell) -> None:
+    other = str(COORDINATOR_NAME).replace("/coordinator/coordinator", "/coordinator/other")
+    assert shell.run("--coordinator", other, "status").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--coordinator", "spiffe://dr-study/operator/operator", "status"), "no coordinator"),
+        (("--address", "nowhere", "status"), "host:port"),
+        (("--key", "/nonexistent", "status"), "/nonexistent"),
+        (("pause",), "--reason"),
+        (("quarantine", "Not A Node", "--reason", "x"), "NODE"),
+        (("log", "--limit", "501"), "--limit"),
+    ],
+)
+def test_wrong_use_is_told_apart_from_a_refusal(
+    founded: Federation, arguments: tuple[str, ...], said: str
+) -> None:
+    result = Shell(founded).run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_without_any_configuration_the_error_lists_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("--address", "127.0.0.1:1", "status")
+    assert result.exit_code == 2
+    assert "--coordinator, --key, --certificate, --authority;" in result.stderr
+
+
+def test_rounds_shows_how_good_each_model_is(founded: Federation) -> None:
+    scores = pb.Evaluation(accuracy=0.8125, per_class_recall=[0.5, float("nan")], images=500)
+    part = pb.Contribution(node_id="hospital_a", status="admitted")
+    late = pb.Contribution(node_id="hospital_b", status="late")
+    past = {
+        number: pb.RoundSummary(
+            round_id=number, phase="released", evaluation=scores, contributions=[part, late]
+        )
+        for number in (1, 2)
+    }
+
+    def page(_: Any, request: Any, __: Any) -> Any:
+        later = [each for number, each in past.items() if number > request.after_round]
+        return pb.ListRoundsResponse(rounds=later)
+
+    with telling(founded, ListRounds=page) as shell:
+        told = shell.ask("rounds", "--after", "1")
+        shown = shell.run("rounds").stdout.splitlines()
+    assert [each["round_id"] for each in told] == [2]
+    assert told[0]["evaluation"]["recall"] == [0.5, None]
+    assert len(shown) == 3
+    assert shown[1].split()[:6] == ["1", "released", "1", "of", "2", "0.812"]
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(founded: Federation) -> None:
+    told = pb.ListParticipantsResponse(
+        participants=[pb.ParticipantSummary(node_id="hospital_a", reason="\x1b[2J[red]gone")]
+    )
+    with telling(founded, ListParticipants=lambda *_: told) as shell:
+        shown = shell.run("participants").stdout
+    assert "\x1b" not in shown
+    assert "[red]gone" in shown
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_installed_command_loads_and_explains_itself(name: str) -> None:
+    module, _, function = SCRIPTS[name].partition(":")
+    code = f"import sys; sys.argv[0] = {name!r}; from {module} import {function} as f; f()"
+    command = (sys.executable, "-c", code, "--help")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"Usage: {name}" in result.stdout
