@@ -24,6 +24,7 @@ from pydantic import (
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.ids import parse_federation_id, parse_node_id
 
+LABELS_FILE = "labels_deidentified.csv"
 _FOLDER = "folder"
 
 
@@ -107,3 +108,9 @@ def load(
 def _override(table: dict[str, Any], section: str, key: str, value: str | None) -> None:
     if value and isinstance(table.setdefault(section, {}), dict):
         table[section][key] = value
+
+
+def labels_beside(images: Path) -> Path:
+    """The labels of a folder of images: ``labels_deidentified.csv`` in it or beside it."""
+    inside = images / LABELS_FILE
+    return inside if inside.exists() else images.parent / LABELS_FILE

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from matl_common.configuration import labels_beside
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.certificates import Role
 from matl_coordinator.config import Config
-from matl_coordinator.scoring.client import labels_beside
 
 
 def check_paths(config: Config) -> None:

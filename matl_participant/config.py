@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from matl_common.configuration import Address, FilePath, NodeName, Seconds, Section, load
+from matl_common.configuration import (
+    Address,
+    FilePath,
+    NodeName,
+    Seconds,
+    Section,
+    labels_beside,
+    load,
+)
 from matl_common.errors import InvalidInputError
 from matl_common.identity.certificates import Role, SpiffeId, parse_spiffe_id
 from matl_common.identity.tls import TlsFiles
@@ -22,7 +30,6 @@ from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
 from matl_participant.core.limits import PrivacyLimits
 
-LABELS_FILE = "labels_deidentified.csv"
 _ENVIRONMENT = {
     "MATL_NODE_ID": ("identity", "node_id"),
     "MATL_PRIVATE_KEY": ("identity", "tls_key"),
@@ -86,8 +93,7 @@ class Data(Section):
     def labels_file(self) -> Path:
         if self.labels is not None:
             return self.labels
-        inside = self.images / LABELS_FILE
-        return inside if inside.exists() else self.images.parent / LABELS_FILE
+        return labels_beside(self.images)
 
 
 class Privacy(Section):

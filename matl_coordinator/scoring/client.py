@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from matl_common.configuration import labels_beside
 from matl_common.ids import Digest, NodeId, parse_digest
 from matl_common.worker import Message, WorkerCrashedError, WorkerProcess
 from matl_coordinator.config import Config
@@ -171,12 +172,6 @@ class WorkerScorer:
 
     def _resources(self) -> Message:
         return {"device": self._config.worker.device}
-
-
-def labels_beside(images: Path) -> Path:
-    """The labels of a folder of images: ``labels_deidentified.csv`` in it or beside it."""
-    inside = images / "labels_deidentified.csv"
-    return inside if inside.exists() else images.parent / inside.name
 
 
 def _parse(kind: type[AnswerT], message: Message) -> AnswerT:
