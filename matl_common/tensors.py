@@ -23,6 +23,7 @@ from typing_extensions import Buffer
 from matl_common.durable import write_named_by_digest
 from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, digest_of
+from matl_common.tlog.merkle import leaf_hash
 
 CHUNK_BYTES = 1 << 20
 DTYPE = "F32"
@@ -320,3 +321,8 @@ def iter_update_chunks(path: Path, *, first_chunk: int = 0) -> Iterator[bytes]:
         file.seek(first_chunk * CHUNK_BYTES)
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
+
+
+def hash_chunks(path: Path) -> list[bytes]:
+    """RFC 6962 leaf hash of every chunk of an update file, in order."""
+    return [leaf_hash(chunk) for chunk in iter_update_chunks(path)]

@@ -35,8 +35,8 @@ from matl_common.protocol import (
     UpdateManifest,
 )
 from matl_common.signing import Envelope, Signer
-from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, iter_update_chunks
-from matl_common.tlog.merkle import leaf_hash, merkle_root
+from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_chunks, iter_update_chunks
+from matl_common.tlog.merkle import merkle_root
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire.documents import (
     envelope_from_wire,
@@ -154,11 +154,6 @@ class UploadResult:
     """``None``: everything is there, and the coordinator has not admitted it yet."""
     envelope: Envelope | None
     sent_bytes: int
-
-
-def hash_chunks(file: Path) -> list[bytes]:
-    """RFC 6962 leaf hash of every chunk of an update file, in order."""
-    return [leaf_hash(chunk) for chunk in iter_update_chunks(file)]
 
 
 def seal_manifest(manifest: UpdateManifest, file: Path, signer: Signer) -> SealedUpdate:

@@ -16,12 +16,11 @@ from matl_common.errors import IntegrityError, InvalidInputError, MatlError
 from matl_common.ids import Digest, digest_of_file
 from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest
 from matl_common.signing import Signer
-from matl_common.tensors import CHUNK_BYTES
+from matl_common.tensors import CHUNK_BYTES, hash_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_participant.client import (
     SealedUpdate,
     SignedPlan,
-    hash_chunks,
     read_sealed,
     seal_manifest,
 )

@@ -30,7 +30,7 @@ from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
 from matl_common.logs import configure_logs
 from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest
 from matl_common.signing import load_pem_signer
-from matl_common.tensors import CHUNK_BYTES, read_update
+from matl_common.tensors import CHUNK_BYTES, hash_chunks, read_update
 from matl_common.tlog.merkle import merkle_root
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.core.admission import norm_limit
@@ -43,7 +43,6 @@ from matl_participant.client import (
     SignedPlan,
     UnavailableError,
     connect,
-    hash_chunks,
     seal_manifest,
 )
 from matl_participant.config import Config, load_config

@@ -16,8 +16,7 @@ from matl_common.errors import IntegrityError
 from matl_common.identity.allowlist import AllowedNode
 from matl_common.ids import Digest, NodeId, digest_of_file
 from matl_common.protocol import StudyPlan
-from matl_common.tensors import iter_update_chunks
-from matl_common.tlog.merkle import leaf_hash
+from matl_common.tensors import hash_chunks
 from matl_coordinator.aggregation import Row, aggregate_chunks, apply_update, measure
 from matl_coordinator.core.robust.gram import Gram, leave_one_out_cosines
 from matl_coordinator.core.robust.root import project_on_root, update_noise_std
@@ -149,7 +148,7 @@ class Judge:
         rows = []
         for each in rnd.admitted:
             path = self._spool.path(rnd.round_id, each.node_id)
-            found = b"".join(leaf_hash(chunk) for chunk in iter_update_chunks(path))
+            found = b"".join(hash_chunks(path))
             if found != declared[each.node_id]:
                 raise IntegrityError(
                     f"the spooled update of {each.node_id} is not the one that was admitted; "

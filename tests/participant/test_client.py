@@ -18,7 +18,7 @@ from matl_common.identity.tls import TlsFiles
 from matl_common.ids import NodeId, digest_of
 from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest
 from matl_common.signing import load_pem_signer
-from matl_common.tensors import CHUNK_BYTES, chunk_lengths
+from matl_common.tensors import CHUNK_BYTES, chunk_lengths, hash_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_participant.client import (
     FederationClient,
@@ -31,7 +31,6 @@ from matl_participant.client import (
     UntrustedCoordinatorError,
     UpdateDamagedError,
     connect,
-    hash_chunks,
     read_sealed,
     seal_manifest,
 )
