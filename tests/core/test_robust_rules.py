@@ -286,3 +286,15 @@ def test_the_size_cap_is_the_largest_that_keeps_the_f_largest_at_half(
         return 2 * sum(capped[:f]) <= sum(capped)
 
     assert size_cap(sizes, f=f) == max(cap for cap in range(1, max(sizes) + 1) if holds(cap))
+
+
+def test_a_gram_value_made_in_memory_counts_what_is_not_finite_and_keeps_the_rest() -> None:
+    vectors = {
+        NodeId("a"): np.array([3.0, 4.0], dtype=np.float32),
+        NodeId("b"): np.array([np.nan, 1.0], dtype=np.float32),
+    }
+
+    gram = Gram.of(vectors, {"root": np.array([1.0, 0.0])})
+
+    assert gram.matrix.tolist() == [[25.0, 4.0, 3.0], [4.0, 1.0, 0.0], [3.0, 0.0, 1.0]]
+    assert gram.non_finite_nodes() == (NodeId("b"),)

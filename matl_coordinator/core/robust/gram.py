@@ -23,12 +23,44 @@ class AggregationError(MatlError):
     """A rule cannot be applied to these updates."""
 
 
+PREVIOUS_AGGREGATE = "previous-aggregate"
+"""Name of the extra row that holds the last round's aggregate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a rule wants the first pass to measure beside inner products."""
+
+    subsets: int = 0
+    """Gram matrices over this many pseudo-random sets of coordinates."""
+    history: bool = False
+    """Inner products of the updates summed over rounds."""
+    previous: bool = False
+    """The last round's aggregate as an extra row."""
+    root: bool = False
+    """The root gradient as extra rows, with its coefficients in ``Gram.reference``."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowFacts:
     """What the first pass counted in one row beside its inner products."""
 
     non_finite: int = 0
     """Coordinates that are NaN or infinite; they entered the Gram matrix as 0."""
+    bins: tuple[int, ...] = ()
+    """Sampled coordinates between the quantiles of the privacy noise promised for this row,
+    equally probable under N(0, σ²); empty where none was promised."""
+
+
+# eq=False: the generated comparison would compare arrays elementwise.
+@dataclass(frozen=True, slots=True, eq=False)
+class PrivacyNoise:
+    """The noise the study's policy put into the updates, as the coordinator computes it."""
+
+    std: Float64Array
+    """Shape ``(n,)``: standard deviation of each coordinate of each update."""
+    signal_bound: float
+    """The longest an update can be without its noise, in the norm of the updates."""
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -50,6 +82,15 @@ class Gram:
     """One for each row of ``matrix``."""
     elements: int
     """Coordinates of a row, ``d``."""
+    reference: Float64Array | None = None
+    """Shape ``(n + q,)``: the root gradient, pointing downhill, as a mixture of the rows."""
+    noise: PrivacyNoise | None = None
+    """None where the study promises no privacy."""
+    subsets: tuple[Float64Array, ...] = ()
+    """Each as ``matrix``, over a pseudo-random set of the coordinates (DnC)."""
+    history: Float64Array | None = None
+    """Shape ``(n, n)``: inner products of each node's updates summed over rounds, this one
+    included (FoolsGold)."""
 
     def __post_init__(self) -> None:
         rows = len(self.nodes) + len(self.extras)
@@ -63,6 +104,44 @@ class Gram:
             raise AggregationError(f"{len(self.nodes)} updates, {self.weights.shape} weights")
         if not (np.isfinite(self.weights).all() and (self.weights >= 0).all()):
             raise AggregationError("a weight is negative or not finite")
+        if self.reference is not None and self.reference.shape != (rows,):
+            raise AggregationError(f"{rows} rows, {self.reference.shape} reference coefficients")
+        if self.noise is not None and self.noise.std.shape != (self.n,):
+            raise AggregationError(f"{self.n} updates, {self.noise.std.shape} noise levels")
+        if any(each.shape != self.matrix.shape for each in self.subsets):
+            raise AggregationError("a Gram matrix over some coordinates has another shape")
+        if self.history is not None and self.history.shape != (self.n, self.n):
+            raise AggregationError(f"{self.n} updates, a history of {self.history.shape}")
+
+    @staticmethod
+    def of(
+        updates: Mapping[NodeId, NDArray[np.floating]],
+        extras: Mapping[str, NDArray[np.floating]] | None = None,
+    ) -> Gram:
+        """The Gram value of updates held in memory, all weights 1; for study and for tests.
+
+        Args:
+            updates: one vector of shape ``(d,)`` for each node.
+            extras: further vectors of the same shape.
+
+        Raises:
+            AggregationError: no update, or vectors of different lengths.
+        """
+        rows = [*updates.values(), *(extras or {}).values()]
+        if not updates or len({row.shape for row in rows}) != 1:
+            raise AggregationError("a Gram matrix needs vectors of one length")
+        values = np.stack(rows).astype(np.float64)
+        finite = np.isfinite(values)
+        values[~finite] = 0.0
+        matrix = values @ values.T
+        return Gram(
+            matrix=np.triu(matrix) + np.triu(matrix, 1).T,
+            nodes=tuple(updates),
+            extras=tuple(extras or {}),
+            weights=np.ones(len(updates)),
+            facts=tuple(RowFacts(non_finite=int((~row).sum())) for row in finite),
+            elements=values.shape[1],
+        )
 
     @property
     def n(self) -> int:
@@ -99,12 +178,18 @@ class Gram:
         except ValueError as error:
             raise AggregationError("a selected node has no update in this round") from error
         rows = kept + list(range(self.n, self.matrix.shape[0]))
+        square = np.ix_(rows, rows)
+        noise = self.noise
         return replace(
             self,
-            matrix=self.matrix[np.ix_(rows, rows)],
+            matrix=self.matrix[square],
             nodes=tuple(nodes),
             weights=self.weights[kept],
             facts=tuple(self.facts[row] for row in rows),
+            reference=None if self.reference is None else self.reference[rows],
+            noise=None if noise is None else replace(noise, std=noise.std[kept]),
+            subsets=tuple(each[square] for each in self.subsets),
+            history=None if self.history is None else self.history[np.ix_(kept, kept)],
         )
 
     def with_weights(self, weights: Mapping[NodeId, float]) -> Gram:
