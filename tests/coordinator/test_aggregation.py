@@ -1,14 +1,13 @@
 import os
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from matl_common.ids import digest_of, digest_of_file
+from matl_common.ids import digest_of_file
 from matl_common.tensors import (
     Float32Vector,
     TensorSpec,
@@ -18,18 +17,20 @@ from matl_common.tensors import (
     store_model,
 )
 from matl_coordinator.aggregation import (
-    CHUNK_ELEMENTS,
     Row,
     aggregate_chunks,
     apply_update,
     measure,
     write_aggregate,
 )
+from matl_coordinator.aggregation.gram_pass import SINGLE_PRECISION_FROM
+from matl_coordinator.aggregation.rows import GROUP_ELEMENTS
 from matl_coordinator.core.robust.gram import AggregationError
 from matl_coordinator.core.robust.plan import CoordinateMedian, Identity, Plan
 from matl_coordinator.core.robust.registry import make_rule
+from tests.core.robust_rows import mean_around_median
 
-D = 2 * CHUNK_ELEMENTS + 137
+D = 2 * GROUP_ELEMENTS + 137
 
 
 def spooled(folder: Path, values: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> list[Row]:
@@ -59,7 +60,19 @@ def test_the_gram_matrix_is_the_one_numpy_computes_at_once(
     assert gram.elements == D
 
 
-@pytest.mark.parametrize("elements", [1, 7, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1])
+@pytest.mark.parametrize(
+    "elements",
+    [
+        1,
+        7,
+        511,
+        513,
+        GROUP_ELEMENTS - 1,
+        GROUP_ELEMENTS,
+        GROUP_ELEMENTS + 1,
+        16 * GROUP_ELEMENTS + 1,
+    ],
+)
 @pytest.mark.parametrize("n", [1, 2, 20])
 def test_every_rule_gives_what_numpy_gives_on_whole_rows(
     tmp_path: Path, elements: int, n: int
@@ -75,9 +88,10 @@ def test_every_rule_gives_what_numpy_gives_on_whole_rows(
         "clipped_weighted_mean": (clip * values).mean(axis=0),
         "coordinate_median": np.median(values.astype(np.float64), axis=0),
         "trimmed_mean": np.sort(values, axis=0)[f : n - f].mean(axis=0, dtype=np.float64),
+        "meamed": mean_around_median(values.astype(np.float64), n - f),
     }
     for name, exact in expected.items():
-        plan = make_rule(name, {"f": f} if name == "trimmed_mean" else {})(gram)
+        plan = make_rule(name, {"f": f} if name in {"trimmed_mean", "meamed"} else {})(gram)
         result = np.concatenate(list(aggregate_chunks(plan, rows, elements=elements)))
         assert result.dtype == np.float32
         np.testing.assert_allclose(result, exact, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -113,20 +127,31 @@ def test_the_number_of_threads_changes_no_bit(
 DIGEST_SCRIPT = """
 import sys
 from pathlib import Path
+import numpy as np
 from matl_common.ids import digest_of
-from matl_coordinator.aggregation import Row, measure
-rows = [Row(f"n{i}", Path(sys.argv[1]) / f"n{i}.f32") for i in range(5)]
-print(digest_of(measure(rows, elements=int(sys.argv[2])).matrix.tobytes()))
+from matl_coordinator.aggregation import Row, aggregate_chunks, measure
+from matl_coordinator.core.robust.plan import CoordinateMedian, Identity, Plan
+elements = int(sys.argv[2])
+rows = [Row(f"n{i}", Path(sys.argv[1]) / f"n{i}.f32") for i in range(20)]
+names, n = tuple(row.name for row in rows), len(rows)
+arrays = [measure(rows, elements=elements).matrix]
+for plan in (
+    Plan(names, np.full((1, n), 1 / n), Identity()),
+    Plan(names, np.full((n, n), 1 / n) + np.eye(n), CoordinateMedian()),
+):
+    arrays += aggregate_chunks(plan, rows, elements=elements)
+print(digest_of(b"".join(each.tobytes() for each in arrays)))
 """
 
 
+@pytest.mark.parametrize("elements", [D, SINGLE_PRECISION_FROM + 99])
 def test_the_threads_of_the_linear_algebra_library_change_no_bit(
-    tmp_path: Path, values: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    tmp_path: Path, elements: int
 ) -> None:
-    rows = spooled(tmp_path, values)
+    spooled(tmp_path, np.random.default_rng(0).standard_normal((20, elements), dtype=np.float32))
     printed = {
         subprocess.run(
-            [sys.executable, "-c", DIGEST_SCRIPT, str(tmp_path), str(D)],
+            [sys.executable, "-c", DIGEST_SCRIPT, str(tmp_path), str(elements)],
             env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
             capture_output=True,
             text=True,
@@ -134,7 +159,7 @@ def test_the_threads_of_the_linear_algebra_library_change_no_bit(
         ).stdout.strip()
         for threads in ("1", "2", "4")
     }
-    assert printed == {digest_of(measure(rows, elements=D).matrix.tobytes())}
+    assert len(printed) == 1
 
 
 @pytest.mark.hostile
@@ -187,28 +212,10 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
         measure([], elements=8)
 
 
-def test_memory_is_that_of_a_few_chunks_however_large_the_model(tmp_path: Path) -> None:
-    elements, rows = 140 * CHUNK_ELEMENTS, []
-    for index in range(6):
-        path = tmp_path / f"sparse{index}"
-        with path.open("wb") as file:
-            file.truncate(4 * elements)
-        rows.append(Row(f"n{index}", path))
-    tracemalloc.start()
-    gram = measure(rows, elements=elements, threads=2)
-    plan = make_rule("coordinate_median", {})(gram)
-    for _ in aggregate_chunks(plan, rows, elements=elements, threads=2):
-        pass
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    one_chunk_of_all_rows = 6 * 4 * CHUNK_ELEMENTS
-    assert peak < 2 * 8 * one_chunk_of_all_rows < 4 * elements
-
-
 SCHEMA = parse_schema(
     (
-        TensorSpec("projection", (3, CHUNK_ELEMENTS // 2), trainable=False),
-        TensorSpec("weight", (2, CHUNK_ELEMENTS)),
+        TensorSpec("projection", (3, GROUP_ELEMENTS // 2), trainable=False),
+        TensorSpec("weight", (2, GROUP_ELEMENTS)),
         TensorSpec("scale", (), trainable=False),
         TensorSpec("bias", (7,)),
     )
@@ -229,7 +236,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / f"{store_model(tmp_path, SCHEMA, blocks)}.safetensors"
 
 
-@pytest.mark.parametrize("size", [1000, CHUNK_ELEMENTS, 10**9])
+@pytest.mark.parametrize("size", [1000, GROUP_ELEMENTS, 10**9])
 def test_a_new_model_is_the_base_plus_the_aggregate_with_frozen_tensors_kept(
     tmp_path: Path, base: Path, size: int
 ) -> None:

@@ -167,6 +167,22 @@ class Gram:
             if facts.non_finite
         )
 
+    def squared_distances(self) -> Float64Array:
+        """Squared Euclidean distances between the updates, shape ``(n, n)``."""
+        inner = self.matrix[: self.n, : self.n]
+        squares = np.diagonal(inner)
+        return np.maximum(squares[:, None] + squares[None, :] - 2.0 * inner, 0.0)
+
+    def distances_to(self, mixture: Float64Array) -> Float64Array:
+        """Euclidean distances of the updates from a mixture of the rows, shape ``(n,)``.
+
+        Args:
+            mixture: coefficients over all rows, shape ``(n + q,)``.
+        """
+        products = self.matrix @ mixture
+        squared = np.diagonal(self.matrix) - 2.0 * products + mixture @ products
+        return np.sqrt(np.maximum(squared[: self.n], 0.0))
+
     def select(self, nodes: Sequence[NodeId]) -> Gram:
         """The Gram matrix of these nodes' updates only; every extra row stays.
 

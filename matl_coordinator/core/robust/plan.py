@@ -30,7 +30,18 @@ class CoordinateTrimmedMean:
     f: int
 
 
-Reduction = Identity | CoordinateMedian | CoordinateTrimmedMean
+@dataclass(frozen=True, slots=True)
+class MeanAroundMedian:
+    """Each coordinate is the mean of the ``keep`` mixed rows nearest its median there.
+
+    Of two rows equally near, the lower counts first; the median of an even number of rows
+    is the mean of the two in the middle.
+    """
+
+    keep: int
+
+
+Reduction = Identity | CoordinateMedian | CoordinateTrimmedMean | MeanAroundMedian
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -57,6 +68,8 @@ class Plan:
                 raise AggregationError(f"{m} mixed rows do not make one aggregate unreduced")
             case CoordinateTrimmedMean(f) if f < 0 or m <= 2 * f:
                 raise AggregationError(f"cannot trim {f} of {m} rows at either end")
+            case MeanAroundMedian(keep) if not 1 <= keep <= m:
+                raise AggregationError(f"cannot keep {keep} of {m} rows around their median")
             case _ if m < 1:
                 raise AggregationError("no row to aggregate")
             case _:

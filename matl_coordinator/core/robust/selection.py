@@ -51,15 +51,58 @@ def mean_of_ranks(rows: list[Float32Array], *, first: int, last: int) -> Float32
     """
     if not 0 <= first <= last < len(rows):
         raise AggregationError(f"no ranks {first} to {last} among {len(rows)} rows")
-    _run(rows, selection_network(len(rows), first, last))
-    if first == last:
+    _run(rows, selection_network(len(rows), (tuple(range(first, last + 1)),)))
+    return _mean(rows[first : last + 1])
+
+
+def mean_around_median(rows: list[Float32Array], *, keep: int) -> Float32Array:
+    """Coordinate-wise mean of the ``keep`` values nearest the median.
+
+    Of two equally near, the lower counts first; the median of an even number of rows is
+    the mean of the two in the middle. In sorted order the nearest are neighbours: a
+    window that starts at the lowest value moves up while the next value is nearer than
+    the one it leaves. The rows are overwritten; sums are taken in float64.
+
+    Raises:
+        AggregationError: not ``1 <= keep <= len(rows)``.
+    """
+    m = len(rows)
+    if not 1 <= keep <= m:
+        raise AggregationError(f"cannot keep {keep} of {m} rows around their median")
+    if keep == m:
+        return mean_of_ranks(rows, first=0, last=m - 1)
+    _run(rows, selection_network(m, _sums_around_median(m, keep)))
+    twice_median = np.add(rows[(m - 1) // 2], rows[m // 2], dtype=np.float64)
+    for left in range(m - keep):
+        entered = rows[left + keep]
+        # The one is nearer than the other when their mean is below the median.
+        nearer = np.add(rows[left], entered, dtype=np.float64) < twice_median
+        # One value of every ``keep``-th rank is in the window, wherever it is.
+        np.copyto(rows[left % keep], entered, where=nearer)
+    return _mean(rows[:keep])
+
+
+@cache
+def _sums_around_median(m: int, keep: int) -> tuple[tuple[int, ...], ...]:
+    """Ranks a window may leave or enter, each alone; of the others only sums are read."""
+    moving = {*range(m - keep), *range(keep, m)}
+    middle = {(m - 1) // 2, m // 2} - moving
+    always = set(range(m)) - moving - middle
+    together = (tuple(sorted(group)) for group in (middle, always) if group)
+    return (*together, *((rank,) for rank in sorted(moving)))
+
+
+def _mean(rows: list[Float32Array]) -> Float32Array:
+    if len(rows) == 1:
         # Adding 0 copies, and makes -0 and 0 (equal to the network) the same bytes.
-        return rows[first] + np.float32(0)
-    total = np.add(rows[first], rows[first + 1], dtype=np.float64)
-    for row in rows[first + 2 : last + 1]:
+        return rows[0] + np.float32(0)
+    total = np.add(rows[0], rows[1], dtype=np.float64)
+    for row in rows[2:]:
         total += row
-    total /= last - first + 1
-    return total.astype(np.float32)
+    total /= len(rows)
+    mean = total.astype(np.float32)
+    mean += np.float32(0)
+    return mean
 
 
 def _run(rows: list[Float32Array], network: tuple[Comparator, ...]) -> None:
@@ -78,25 +121,26 @@ def _run(rows: list[Float32Array], network: tuple[Comparator, ...]) -> None:
 
 
 @cache
-def selection_network(m: int, first: int, last: int) -> tuple[Comparator, ...]:
-    """Comparators that leave the sum of ranks ``first`` to ``last`` in those rows.
+def selection_network(m: int, sums: tuple[tuple[int, ...], ...]) -> tuple[Comparator, ...]:
+    """Comparators that leave, for each of ``sums``, the sum of those ranks in those rows.
 
     Batcher's odd-even merge sort (AFIPS 1968), walked backwards: a comparator neither
     output of which is read is dropped, and so is one whose two outputs are only
     added up, because it does not change their sum.
+
+    Args:
+        m: number of rows.
+        sums: disjoint sets of ranks; a rank that is read for itself is a set of its own.
     """
-    summed = set(range(first, last + 1))
-    ordered: set[int] = set()
+    read = {rank: index for index, ranks in enumerate(sums) for rank in ranks}
     kept: list[Comparator] = []
     for low, high in reversed(_batcher(m)):
-        read = summed | ordered
-        if low not in read and high not in read:
-            continue
-        if low in summed and high in summed:
+        # Neither is read, or both go into one sum.
+        if read.get(low) == read.get(high):
             continue
         kept.append(Comparator(low, high, keep_low=low in read, keep_high=high in read))
-        summed -= {low, high}
-        ordered |= {low, high}
+        # What enters a comparator must be there for itself.
+        read[low], read[high] = ~low, ~high
     return tuple(reversed(kept))
 
 

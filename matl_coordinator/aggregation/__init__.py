@@ -1,0 +1,17 @@
+"""Two passes over spooled updates: their geometry, then the plan a rule made of it."""
+
+from matl_coordinator.aggregation.apply import apply_update, write_aggregate
+from matl_coordinator.aggregation.gram_pass import measure
+from matl_coordinator.aggregation.plan_pass import aggregate_chunks
+from matl_coordinator.aggregation.rows import Row
+from matl_coordinator.aggregation.sketch import Histories, sketch_rows
+
+__all__ = [
+    "Histories",
+    "Row",
+    "aggregate_chunks",
+    "apply_update",
+    "measure",
+    "sketch_rows",
+    "write_aggregate",
+]

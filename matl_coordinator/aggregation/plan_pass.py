@@ -1,0 +1,175 @@
+"""Second pass: carry out the plan a rule made, chunk by chunk.
+
+Memory is one chunk of the rows the plan uses for each thread, whatever the size of the
+model. Results are the same to the bit for any number of threads, on one kind of machine.
+Nothing here decides which rows count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, TypeVar, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matl_coordinator.aggregation.rows import GROUP_ELEMENTS, Chunk, Row, map_chunks, opened
+from matl_coordinator.core.robust.gram import AggregationError, Float64Array
+from matl_coordinator.core.robust.plan import (
+    CoordinateMedian,
+    CoordinateTrimmedMean,
+    Identity,
+    MeanAroundMedian,
+    Plan,
+    Reduction,
+)
+from matl_coordinator.core.robust.selection import (
+    Float32Array,
+    mean_around_median,
+    mean_of_ranks,
+    median,
+)
+
+# Rows added up in single precision before double precision takes over. The result is as if
+# each value of an update had been off by at most this many half units of its last place.
+_LONGEST_RUN: Final = 32
+# OpenBLAS runs matrix times vector on the calling thread below 9,216 products, and matrix
+# times matrix up to 2^18. Every width divides a group, so that where chunks end has no effect.
+_SERIAL_VECTOR_PRODUCTS: Final = 9_215
+_WIDEST_VECTOR_BLOCK: Final = 1_024
+_MIXING_TILE, _MIXING_WIDTH = 32, 128
+
+# Values of one block of a network: together they stay in the second-level cache. No network
+# is worth running on less than the second number of coordinates. Neither enters the result.
+_NETWORK_VALUES: Final = 20 * 16_384
+_SHORTEST_NETWORK_BLOCK: Final = 4_096
+
+_Float = TypeVar("_Float", np.float32, np.float64)
+
+
+def aggregate_chunks(
+    plan: Plan, rows: Sequence[Row], *, elements: int, threads: int = 1
+) -> Iterator[Float32Array]:
+    """Carry out ``plan`` and yield the aggregate, chunk by chunk, in order.
+
+    A weighted sum is taken in single precision over at most 32 rows at a time, and in double
+    precision over those; other reductions mix and average in double precision.
+
+    Args:
+        plan: names the rows it mixes; those it gives no part in need not be at hand.
+        rows: where the rows are, in any order.
+        elements: coordinates of a row.
+        threads: chunks handled at once.
+
+    Raises:
+        AggregationError: a row is missing, a file has another size, or a value or a
+            coordinate of the aggregate is not finite.
+    """
+    used = np.flatnonzero(np.any(plan.mixing != 0.0, axis=0))
+    at_hand = {row.name: row for row in rows}
+    names = [plan.rows[column] for column in used]
+    if missing := [name for name in names if name not in at_hand]:
+        raise AggregationError(f"the plan needs rows that are not at hand: {', '.join(missing)}")
+    mixing = plan.mixing[:, used]
+    with opened([at_hand[name] for name in names], elements) as files:
+        yield from map_chunks(
+            partial(_of_chunk, plan.reduction, mixing), files, elements, threads=threads
+        )
+
+
+def _of_chunk(reduction: Reduction, mixing: Float64Array, chunk: Chunk) -> Float32Array:
+    values = chunk.values[:-1]
+    # Overflow and what is not finite show in the result, and are refused there.
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = (
+            _weighted_sum(mixing[0], values)
+            if isinstance(reduction, Identity)
+            else _by_block(_reducer(reduction, len(mixing)), mixing, values)
+        )
+    if not np.isfinite(result).all():
+        raise AggregationError("the aggregate is not finite; exclude updates with such values")
+    return result
+
+
+def _reducer(
+    reduction: CoordinateMedian | CoordinateTrimmedMean | MeanAroundMedian, m: int
+) -> Callable[[list[Float32Array]], Float32Array]:
+    match reduction:
+        case CoordinateMedian():
+            return median
+        case CoordinateTrimmedMean(f):
+            return partial(mean_of_ranks, first=f, last=m - f - 1)
+        case MeanAroundMedian(keep):
+            return partial(mean_around_median, keep=keep)
+        case _:
+            assert_never(reduction)
+
+
+def _by_block(
+    reduce: Callable[[list[Float32Array]], Float32Array],
+    mixing: Float64Array,
+    values: Float32Array,
+) -> Float32Array:
+    """Mix and reduce a chunk in pieces that stay in cache; the values are overwritten."""
+    selected = _selected(mixing)
+    result = np.empty(values.shape[1], dtype=np.float32)
+    longest = max(_SHORTEST_NETWORK_BLOCK, _NETWORK_VALUES // len(mixing))
+    block = min(GROUP_ELEMENTS, 1 << (longest.bit_length() - 1))
+    for start in range(0, values.shape[1], block):
+        piece = values[:, start : start + block]
+        if not np.isfinite(piece).all():
+            raise AggregationError("an update holds a value that is not finite; exclude it")
+        rows = list(_mixed(mixing, piece)) if selected is None else [piece[i] for i in selected]
+        result[start : start + block] = reduce(rows)
+    return result
+
+
+def _selected(mixing: Float64Array) -> NDArray[np.intp] | None:
+    """Which row each mixed row is, where each is a different one of them and unscaled."""
+    chosen = mixing != 0.0
+    if not (mixing[chosen] == 1.0).all() or (chosen.sum(axis=1) != 1).any():
+        return None
+    indices = np.argmax(chosen, axis=1)
+    return indices if len(set(indices.tolist())) == len(indices) else None
+
+
+def _weighted_sum(weights: Float64Array, values: Float32Array) -> Float32Array:
+    if len(weights) <= _LONGEST_RUN:
+        return _short_weighted_sum(weights, values)
+    total = np.zeros(values.shape[1])
+    for first in range(0, len(weights), _LONGEST_RUN):
+        run = slice(first, first + _LONGEST_RUN)
+        total += _short_weighted_sum(weights[run], values[run])
+    return total.astype(np.float32)
+
+
+def _short_weighted_sum(weights: Float64Array, values: Float32Array) -> Float32Array:
+    row = weights.astype(np.float32)[None]
+    widest = min(_WIDEST_VECTOR_BLOCK, _SERIAL_VECTOR_PRODUCTS // len(weights))
+    total: Float32Array = _multiplied(row, values, width=1 << (widest.bit_length() - 1))[0]
+    return total
+
+
+def _mixed(mixing: Float64Array, values: Float32Array) -> Float32Array:
+    """``mixing @ values`` in double precision, in products for one thread of OpenBLAS."""
+    wide = values.astype(np.float64)
+    result = np.zeros((len(mixing), values.shape[1]))
+    for top in range(0, len(mixing), _MIXING_TILE):
+        for left in range(0, mixing.shape[1], _MIXING_TILE):
+            tile = mixing[top : top + _MIXING_TILE, left : left + _MIXING_TILE]
+            result[top : top + _MIXING_TILE] += _multiplied(
+                tile, wide[left : left + _MIXING_TILE], width=_MIXING_WIDTH
+            )
+    return result.astype(np.float32)
+
+
+def _multiplied(matrix: NDArray[_Float], values: NDArray[_Float], *, width: int) -> NDArray[_Float]:
+    """``matrix @ values``, ``width`` coordinates at a time."""
+    m, n = matrix.shape
+    whole = values.shape[1] // width * width
+    result = np.empty((m, values.shape[1]), dtype=values.dtype)
+    blocks = values[:, :whole].reshape(n, -1, width).transpose(1, 0, 2)
+    result[:, :whole] = np.matmul(matrix, blocks).transpose(1, 0, 2).reshape(m, whole)
+    result[:, whole:] = matrix @ values[:, whole:]
+    return result
