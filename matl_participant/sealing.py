@@ -62,27 +62,45 @@ def seal_result(
             f"{start.round_id}; see its messages in the log"
         )
     file = study.take_result(result, start.round_id)
-    terms = plan.privacy
-    manifest = UpdateManifest(
+    manifest = manifest_of(
+        file,
+        start=start,
+        signed_plan=signed_plan,
+        base_model=attempt.base_model,
+        steps=attempt.steps,
+        now=now,
+    )
+    sealed = seal_manifest(manifest, file, signer)
+    study.write_manifest(start.round_id, sealed.envelope)
+    return Seal(sealed, digest_of_file(file))
+
+
+def manifest_of(
+    file: Path,
+    *,
+    start: RoundStart,
+    signed_plan: SignedPlan,
+    base_model: Digest,
+    steps: int,
+    now: datetime,
+) -> UpdateManifest:
+    """What is promised of an update file: trained for this round, as the plan asks."""
+    plan, terms = signed_plan.plan, signed_plan.plan.privacy
+    return UpdateManifest(
         federation_id=start.federation_id,
         study_id=start.study_id,
         round_id=start.round_id,
         nonce=start.nonce,
         plan_digest=signed_plan.digest,
-        base_model=attempt.base_model,
+        base_model=base_model,
         schema_digest=plan.schema.digest,
         byte_count=plan.schema.update_bytes,
         chunk_bytes=CHUNK_BYTES,
         chunk_root=merkle_root(hash_chunks(file)),
-        privacy=PrivacySpend(
-            terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, attempt.steps
-        ),
+        privacy=PrivacySpend(terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, steps),
         sealed_at=now,
         expires_at=start.deadline,
     )
-    sealed = seal_manifest(manifest, file, signer)
-    study.write_manifest(start.round_id, sealed.envelope)
-    return Seal(sealed, digest_of_file(file))
 
 
 def load_sealed(

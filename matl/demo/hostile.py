@@ -9,7 +9,7 @@ import asyncio
 import math
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,16 +22,17 @@ import structlog
 import typer
 from numpy.typing import NDArray
 
+from matl.attacks import ATTACKS, Honest, published
+from matl.attacks import Attack as Craft
 from matl.demo.study import Attack
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_common.identity.keys import parse_public_key
 from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
 from matl_common.logs import configure_logs
-from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest
+from matl_common.protocol import RoundStart
 from matl_common.signing import load_pem_signer
-from matl_common.tensors import CHUNK_BYTES, hash_chunks, read_update
-from matl_common.tlog.merkle import merkle_root
+from matl_common.tensors import read_update
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.core.admission import norm_limit
 from matl_participant.client import (
@@ -48,10 +49,16 @@ from matl_participant.client import (
 from matl_participant.config import Config, load_config
 from matl_participant.files import StateFolder
 from matl_participant.requests import prepare_request, train_request
+from matl_participant.sealing import manifest_of
 
-SIGN_FLIP_FACTOR: Final = -5.0
-NOISE_FACTOR: Final = 100.0
-SCALING_FACTOR: Final = 100.0
+_CRAFTS: Final[Mapping[Attack, Craft]] = {
+    Attack.SIGN_FLIP: ATTACKS["sign_flip_5"].craft,
+    Attack.NOISE: partial(published.gaussian, factor=100.0),
+    Attack.SCALING: partial(published.scaled, factor=100.0),
+    Attack.NAN: ATTACKS["nan"].craft,
+}
+_QUIET: Final = frozenset({Attack.SIGN_FLIP, Attack.NOISE})
+"""Would rather be admitted than loud."""
 _WITHIN_LIMIT: Final = 0.9
 _RETRY_SECONDS: Final = 2.0
 _ADMISSION_POLL_SECONDS: Final = 1.0
@@ -72,20 +79,12 @@ def forge(
         largest_norm: what the coordinator admits. The attacks that would rather be admitted
             than loud stay below it; the formula is public.
     """
-    match attack:
-        case Attack.NONE:
-            return honest
-        case Attack.SIGN_FLIP:
-            return _shortened(np.float32(SIGN_FLIP_FACTOR) * honest, largest_norm)
-        case Attack.NOISE:
-            # A new direction every round; an attack needs no seed.
-            direction = np.random.default_rng().standard_normal(honest.size)
-            length = NOISE_FACTOR * float(np.linalg.norm(honest)) / np.linalg.norm(direction)
-            return _shortened((length * direction).astype(np.float32), largest_norm)
-        case Attack.SCALING:
-            return np.float32(SCALING_FACTOR) * honest
-        case Attack.NAN:
-            return np.full_like(honest, np.nan)
+    if attack is Attack.NONE:
+        return honest
+    known = Honest.without_data(honest[None], f=1)
+    # A new direction every round; an attack needs no seed.
+    row = _CRAFTS[attack](known, np.random.default_rng())[0].astype(np.float32)
+    return _shortened(row, largest_norm) if attack in _QUIET else row
 
 
 def _shortened(update: NDArray[np.float32], largest_norm: float) -> NDArray[np.float32]:
@@ -171,26 +170,13 @@ class Attacker:
 
     def _sealed(self, signed: SignedPlan, start: RoundStart, file: Path) -> SealedUpdate:
         """A manifest that promises what the plan asks for."""
-        terms, schema = signed.plan.privacy, signed.plan.schema
-        manifest = UpdateManifest(
-            federation_id=start.federation_id,
-            study_id=start.study_id,
-            round_id=start.round_id,
-            nonce=start.nonce,
-            plan_digest=signed.digest,
+        manifest = manifest_of(
+            file,
+            start=start,
+            signed_plan=signed,
             base_model=start.base_model,
-            schema_digest=schema.digest,
-            byte_count=schema.update_bytes,
-            chunk_bytes=CHUNK_BYTES,
-            chunk_root=merkle_root(hash_chunks(file)),
-            privacy=PrivacySpend(
-                terms.noise_multiplier,
-                terms.max_grad_norm,
-                terms.sample_rate,
-                signed.plan.training.steps_per_round,
-            ),
-            sealed_at=datetime.now(UTC),
-            expires_at=start.deadline,
+            steps=signed.plan.training.steps_per_round,
+            now=datetime.now(UTC),
         )
         signer = load_pem_signer(self.config.identity.signing_key)
         return seal_manifest(manifest, file, signer)

@@ -1,0 +1,52 @@
+"""Attacks made for a coordinator that judges by direction, by label mix or by a root set.
+
+Nothing here breaks a rule of the protocol: every row looks like an update.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from matl.attacks.attack import AttackError, Honest, Knowledge, Rows, Vector, needed, unit
+
+
+def held_cosine(honest: Honest, draws: np.random.Generator, *, cosine: float) -> Rows:
+    """Of the honest length, at this cosine to ``μ``, the rest against ``s`` where it is not ``μ``.
+
+    Raises:
+        AttackError: the cosine is not in [−1, 1], or the honest updates are all alike.
+    """
+    if not -1.0 <= cosine <= 1.0:
+        raise AttackError(f"cosine is {cosine}; give one from −1 to 1")
+    towards = unit(honest.mean)
+    aside = unit(_without(honest.deviation, towards))
+    if not aside.any():
+        raise AttackError("the honest updates are all alike; there is no direction to hide in")
+    row = cosine * towards - np.sqrt(1.0 - cosine**2) * aside
+    return honest.repeated(_honest_length(honest) * row)
+
+
+def leaked_root(honest: Honest, draws: np.random.Generator, *, passes: float = 1.0) -> Rows:
+    """The update that does most harm among those that pass the coordinator's projection.
+
+    ``min ⟨x, μ⟩`` over ``⟨x, r⟩/‖r‖ ≥ passes · median_j ⟨x_j, r⟩/‖r‖`` and ``‖x‖`` the honest
+    length. The constraint holds with equality, and the rest goes against what ``μ`` has
+    beside ``r``.
+
+    Raises:
+        AttackError: ``Honest.root`` is absent.
+    """
+    reference, length = unit(needed(honest, Knowledge.ROOT)), _honest_length(honest)
+    floor = passes * float(np.median(honest.updates @ reference))
+    along = float(np.clip(floor, -length, length))
+    aside = unit(_without(honest.mean, reference))
+    return honest.repeated(along * reference - np.sqrt(length**2 - along**2) * aside)
+
+
+def _without(vector: Vector, direction: Vector) -> Vector:
+    """The part of a vector at right angles to a direction of length 1."""
+    return vector - float(vector @ direction) * direction
+
+
+def _honest_length(honest: Honest) -> float:
+    return float(np.median(np.linalg.norm(honest.updates, axis=1)))
