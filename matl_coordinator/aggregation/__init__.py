@@ -1,6 +1,6 @@
 """Two passes over spooled updates: their geometry, then the plan a rule made of it."""
 
-from matl_coordinator.aggregation.apply import apply_update, write_aggregate
+from matl_coordinator.aggregation.apply import apply_update
 from matl_coordinator.aggregation.gram_pass import measure
 from matl_coordinator.aggregation.plan_pass import aggregate_chunks
 from matl_coordinator.aggregation.rows import Row
@@ -13,5 +13,4 @@ __all__ = [
     "apply_update",
     "measure",
     "sketch_rows",
-    "write_aggregate",
 ]

@@ -1,4 +1,4 @@
-"""From the stream of an aggregate to files: the next model, or the aggregate itself.
+"""From the stream of an aggregate to the next model.
 
 Nothing here computes the aggregate or reads an update.
 """
@@ -11,7 +11,6 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from matl_common.durable import write_atomically
 from matl_common.ids import Digest
 from matl_common.tensors import (
     ELEMENT_BYTES,
@@ -24,11 +23,6 @@ from matl_coordinator.core.robust.gram import AggregationError
 from matl_coordinator.core.robust.selection import Float32Array
 
 _BLOCK_ELEMENTS: Final = 65_536
-
-
-def write_aggregate(path: Path, chunks: Iterable[Float32Array]) -> Digest:
-    """Store an aggregate durably as an update file; return the SHA-256 of its bytes."""
-    return write_atomically(path, (_little_endian(chunk) for chunk in chunks))
 
 
 def apply_update(base_model: Path, aggregate: Iterable[Float32Array], folder: Path) -> Digest:

@@ -170,7 +170,8 @@ class Aggregated:
 @dataclass(frozen=True, slots=True)
 class Evaluated:
     at: datetime
-    evaluation: Evaluation
+    evaluation: Evaluation | None
+    """``None`` where there is no holdout set to evaluate on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,22 @@
 ``update_trust`` is the only way trust changes by itself, ``quarantine`` and ``release``
 the only ways an operator changes it. The same inputs give the same records. The rule
 is a test of every update against the holdout set, whose outcome is averaged over
-rounds; agreement with the other hospitals may lower trust but never exclude. Nothing
-here reads a clock, draws a random number or performs I/O.
+rounds; agreement with the other hospitals may lower trust but never exclude. Without a
+holdout set that agreement and the protocol are all there is. Nothing here reads a clock,
+draws a random number or performs I/O.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from matl_common.ids import NodeId, RoundId
-from matl_coordinator.core.trust_reasons import reason_for
+from matl_coordinator.core.composite import SCHEDULED, Activity, composite_of
+from matl_coordinator.core.profile import Profile, read_profiles
+from matl_coordinator.core.trust_evidence import Reading, quality_of, read_score, reference_of
+from matl_coordinator.core.trust_reasons import reason_for, violation_reason
 from matl_coordinator.core.trust_record import (
     DEFAULT_POLICY,
     Components,
@@ -51,11 +55,15 @@ __all__ = [
 
 def update_trust(
     records: Sequence[TrustRecord],
-    scores: Sequence[HoldoutScore],
+    scores: Sequence[HoldoutScore] | None,
     *,
     round_id: RoundId,
     agreement: Mapping[NodeId, PeerAgreement] | None = None,
     violations: Mapping[NodeId, str] | None = None,
+    profiles: Sequence[Profile] = (),
+    clusters: Collection[frozenset[NodeId]] = (),
+    activity: Mapping[NodeId, Activity] | None = None,
+    byzantine: int = 0,
     policy: TrustPolicy = DEFAULT_POLICY,
 ) -> tuple[TrustRecord, ...]:
     """The records after a round.
@@ -65,30 +73,69 @@ def update_trust(
 
     Args:
         records: every enrolled hospital, quarantined ones included.
-        scores: at most one for each hospital.
+        scores: at most one for each hospital; ``None`` without a holdout set, and then
+            ``agreement`` names the hospitals whose updates were admitted.
         round_id: the round that was scored.
         agreement: with the other hospitals, where known.
         violations: what a hospital sent that no honest one sends, as a phrase such as
             "its update held values that are not finite".
+        profiles: of scored updates, where the enrolled label mix predicts them.
+        clusters: disjoint groups of nearly identical updates.
+        activity: when hospitals send, for the paper's composite; on a schedule unless given.
+        byzantine: f, how many of the scored hospitals may be hostile.
         policy: the constants.
 
     Raises:
         TrustError: a score that is not finite, or for a hospital without a record, or two.
     """
-    by_node = _checked_scores(records, scores)
-    reference = _Reference.of(scores, policy)
+    by_node = _checked_scores(records, scores or ())
+    reference = reference_of(scores or (), f=byzantine, policy=policy)
+    readings = read_profiles(records, profiles, f=byzantine, policy=policy)
+    agreement = agreement or {}
+    clones = {node: len(group) - 1 for group in clusters for node in group}
     updated = []
     for record in records:
-        score = by_node.get(record.node_id)
-        violation = (violations or {}).get(record.node_id)
+        node = record.node_id
+        score, peers = by_node.get(node), agreement.get(node)
+        copies = clones.get(node, 0)
         after = record
-        if violation is not None:
-            after = _after_violation(record, violation, round_id, policy)
+        if violation := (violations or {}).get(node):
+            after = _after_violation(record, violation, policy)
         elif score is not None:
-            peers = (agreement or {}).get(record.node_id)
-            after = _after_score(
-                record, score, reference, peers=peers, round_id=round_id, policy=policy
+            scored, reading = read_score(
+                record, score, reference, policy, profile=readings.get(node)
             )
+            parts = _components(score, reading, scored, reference.informativeness, policy)
+            paper = composite_of(
+                pogq=score.pogq,
+                clones=copies,
+                n=len(by_node),
+                activity=(activity or {}).get(node, SCHEDULED),
+            )
+            parts = replace(
+                parts,
+                peer_cosine=peers.cosine if peers else None,
+                clones=copies,
+                composite=paper.score,
+                tcdm=paper.tcdm,
+                entropy=paper.entropy,
+            )
+            if profile := readings.get(node):
+                parts = replace(
+                    parts,
+                    profile_class=profile.worst_class,
+                    profile_surplus=profile.surplus,
+                    profile_z=profile.z,
+                    profile_harm=profile.harm,
+                )
+            if policy.composite == "root-test":
+                after = _follow_test(record, scored, parts, peers=peers, policy=policy)
+            else:
+                after = _follow_paper(record, scored, parts, policy=policy)
+        elif scores is None and peers is not None:
+            after = _follow_peers(record, peers, clones=copies, policy=policy)
+        if after is not record:
+            after = replace(after, as_of_round=int(round_id))
         updated.append(after)
     return tuple(updated)
 
@@ -124,132 +171,124 @@ def release(record: TrustRecord, *, why: str, policy: TrustPolicy = DEFAULT_POLI
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """What the round's updates, taken together, say about the scale of a good one."""
-
-    projection: float
-    informativeness: float
-
-    @staticmethod
-    def of(scores: Sequence[HoldoutScore], policy: TrustPolicy) -> _Reference:
-        projection = _upper_quartile([score.projection for score in scores])
-        z = _upper_quartile([score.z for score in scores])
-        if projection <= 0 or z <= 0:
-            return _Reference(projection=0.0, informativeness=0.0)
-        return _Reference(projection, min(1.0, (z / policy.informative_z) ** 2))
-
-
-def _upper_quartile(values: Sequence[float]) -> float:
-    # The lower of the two neighbouring values: a quarter of the hospitals, at the least
-    # one of five, cannot move it by overstating.
-    return sorted(values)[3 * (len(values) - 1) // 4] if values else 0.0
-
-
-def _after_score(
-    record: TrustRecord,
+def _components(
     score: HoldoutScore,
-    reference: _Reference,
-    *,
-    peers: PeerAgreement | None,
-    round_id: RoundId,
+    reading: Reading,
+    scored: TrustRecord,
+    informativeness: float,
     policy: TrustPolicy,
-) -> TrustRecord:
-    kappa = reference.informativeness
-    relative, reliability = _relative(score, reference)
-    signal, information = _accumulated(record, score, policy)
-    accumulated_z = signal / math.sqrt(information) if information > 0 else 0.0
-    harm = score.z < policy.harm_z or accumulated_z < policy.accumulated_harm_z
-    step = 0.5 if harm else policy.evidence_rate * kappa * reliability
-    # A lucky round of a hospital that did harm over many rounds is no evidence for it.
-    observed = min(relative, 0.0) if harm else relative
-    scored = replace(
-        record,
-        as_of_round=int(round_id),
-        evidence=record.evidence + step * (observed - record.evidence),
-        signal=signal,
-        information=information,
-        log_odds=_log_odds(record, score, reference, policy),
-        sleeper_sum=max(0.0, record.sleeper_sum + kappa * reliability * (policy.slack - relative)),
-        rounds_against=record.rounds_against + 1 if score.z < 0 else 0,
-    )
-    quality = _quality(scored, accumulated_z, policy)
-    trust = _moved(record.trust, quality, kappa=kappa, harm=harm, policy=policy)
-    if not harm and scored.log_odds > -policy.exclusion_odds:
-        # Bad luck behind strong privacy noise may lower a weight, but excludes nobody.
-        trust = max(trust, min(record.trust, policy.excluded_below))
-    disagrees = _disagrees(peers, policy)
-    # In quarantine only the holdout set counts: peers must not be able to bar a return.
-    if disagrees and record.state is not TrustState.QUARANTINED:
-        trust = min(trust, max(policy.peer_floor, trust - policy.peer_step))
-    components = Components(
+) -> Components:
+    return Components(
         projection=score.projection,
         standard_error=math.sqrt(score.variance),
         z=score.z,
-        accumulated_z=accumulated_z,
-        relative=relative,
-        informativeness=kappa,
-        reliability=reliability,
-        quality=quality,
-        harm=harm,
+        accumulated_z=reading.accumulated_z,
+        relative=reading.relative,
+        informativeness=informativeness,
+        reliability=reading.reliability,
+        quality=quality_of(scored, reading.accumulated_z, policy),
+        harm=reading.harm,
         pogq=score.pogq,
         loss_improvement=score.loss_improvement,
-        peer_cosine=peers.cosine if peers else None,
+        peer_cosine=None,
     )
+
+
+def _follow_test(
+    record: TrustRecord,
+    scored: TrustRecord,
+    parts: Components,
+    *,
+    peers: PeerAgreement | None,
+    policy: TrustPolicy,
+) -> TrustRecord:
+    """Trust moves towards the quality that the holdout set has shown."""
+    trust = _moved(
+        record.trust, parts.quality, kappa=parts.informativeness, harm=parts.harm, policy=policy
+    )
+    if not parts.harm and scored.log_odds > -policy.exclusion_odds:
+        # Bad luck behind strong privacy noise may lower a weight, but excludes nobody.
+        trust = max(trust, min(record.trust, policy.excluded_below))
+    # A hospital of rare cases points against the others once they have learnt theirs: where
+    # the holdout set has spoken for it, they are not asked. Nor in quarantine, so that they
+    # cannot bar a return.
+    disagrees = (
+        peers is not None
+        and _leaning(peers, policy) < 0
+        and parts.accumulated_z < policy.proven_z
+        and record.state is not TrustState.QUARANTINED
+    )
+    if disagrees:
+        trust = _demoted(trust, policy)
+    return _settled(scored, trust, parts, policy=policy, disagrees=disagrees)
+
+
+def _follow_paper(
+    record: TrustRecord,
+    scored: TrustRecord,
+    parts: Components,
+    *,
+    policy: TrustPolicy,
+) -> TrustRecord:
+    """Trust is the moving average of the composite; the holdout test only watches."""
+    score = parts.composite or 0.0
+    trust = policy.composite_memory * record.trust + (1.0 - policy.composite_memory) * score
+    return _settled(scored, trust, replace(parts, quality=score, harm=False), policy=policy)
+
+
+def _follow_peers(
+    record: TrustRecord, peers: PeerAgreement, *, clones: int, policy: TrustPolicy
+) -> TrustRecord:
+    """Without a holdout set: agreement moves trust within bounds that exclude nobody."""
+    leaning = _leaning(peers, policy)
+    # An operator's order or a violation led here; the others must not be able to prolong it.
+    is_out = record.state is TrustState.QUARANTINED
+    quality = 1.0 if leaning > 0 or is_out else (policy.initial if leaning == 0 else 0.0)
+    if quality > 0.0:
+        # Undecided, trust drifts to where it began, from above as well as from below.
+        trust = record.trust + policy.rise_rate * (quality - record.trust)
+    else:
+        trust = _demoted(record.trust, policy)
+    parts = Components(
+        *(0.0,) * 7,
+        quality=quality,
+        harm=False,
+        pogq=0.5,
+        loss_improvement=0.0,
+        peer_cosine=peers.cosine,
+        mode="peers",
+        clones=clones,
+    )
+    return _settled(record, trust, parts, policy=policy, disagrees=leaning < 0)
+
+
+def _settled(
+    record: TrustRecord,
+    trust: float,
+    parts: Components,
+    *,
+    policy: TrustPolicy,
+    disagrees: bool = False,
+) -> TrustRecord:
+    """The record with this trust, the state that follows from it, and the reason."""
     scored = replace(
-        scored,
+        record,
         trust=trust,
-        rounds_clear=record.rounds_clear + 1 if quality > 0.5 else 0,
-        components=components,
+        rounds_clear=record.rounds_clear + 1 if parts.quality > 0.5 else 0,
+        components=parts,
     )
     settled = _with_state(scored, policy)
     return replace(settled, reason=reason_for(settled, policy, disagrees=disagrees))
 
 
-def _quality(record: TrustRecord, accumulated_z: float, policy: TrustPolicy) -> float:
-    """What trust moves towards: 0 for a harmful or sleeping hospital, 1 for a good one."""
-    if record.sleeper_sum > policy.sleeper_limit:
-        return 0.0
-    # Behind strong privacy noise a careless hospital can look good for a few rounds.
-    ceiling = 1.0 if accumulated_z >= policy.proven_z else policy.unproven_quality
-    return _clip((record.evidence - policy.evidence_floor) / policy.evidence_span, 0.0, ceiling)
+def _leaning(peers: PeerAgreement, policy: TrustPolicy) -> int:
+    """1 with the other hospitals, -1 against them, 0 where noise explains the cosine."""
+    margin = policy.peer_margin + policy.peer_z * peers.noise
+    return (peers.cosine > margin) - (peers.cosine < -margin)
 
 
-def _relative(score: HoldoutScore, reference: _Reference) -> tuple[float, float]:
-    """ρ, and the share of its variance that would be signal were the hospital honest."""
-    if reference.projection <= 0:
-        return 0.0, 0.0
-    relative = _clip(score.projection / reference.projection, -1.5, 1.5)
-    squared = reference.projection**2
-    return relative, squared / (squared + score.variance)
-
-
-def _accumulated(
-    record: TrustRecord, score: HoldoutScore, policy: TrustPolicy
-) -> tuple[float, float]:
-    # Precision-weighted, so that rounds with a weak reference count for little.
-    if score.variance <= 0:
-        return record.signal, record.information
-    return (
-        policy.memory * record.signal + score.projection / score.variance,
-        policy.memory**2 * record.information + 1.0 / score.variance,
-    )
-
-
-def _log_odds(
-    record: TrustRecord, score: HoldoutScore, reference: _Reference, policy: TrustPolicy
-) -> float:
-    """Wald's sequential test of "as good as the upper quartile" against "of no use".
-
-    Bounded, so that a long good past does not excuse a bad present.
-    """
-    faded = policy.memory * record.log_odds
-    if score.variance <= 0 or reference.projection <= 0:
-        return faded
-    good = reference.projection
-    step = good * (score.projection - good / 2.0) / score.variance
-    bound = 2.0 * policy.exclusion_odds
-    return _clip(faded + reference.informativeness * step, -bound, bound)
+def _demoted(trust: float, policy: TrustPolicy) -> float:
+    return min(trust, max(policy.peer_floor, trust - policy.peer_step))
 
 
 def _moved(trust: float, target: float, *, kappa: float, harm: bool, policy: TrustPolicy) -> float:
@@ -261,23 +300,15 @@ def _moved(trust: float, target: float, *, kappa: float, harm: bool, policy: Tru
     return trust + rate * (target - trust)
 
 
-def _disagrees(peers: PeerAgreement | None, policy: TrustPolicy) -> bool:
-    return peers is not None and peers.cosine < -(policy.peer_margin + policy.peer_z * peers.noise)
-
-
-def _after_violation(
-    record: TrustRecord, violation: str, round_id: RoundId, policy: TrustPolicy
-) -> TrustRecord:
+def _after_violation(record: TrustRecord, violation: str, policy: TrustPolicy) -> TrustRecord:
     after = replace(
         record,
         trust=_moved(record.trust, 0.0, kappa=1.0, harm=True, policy=policy),
         evidence=0.5 * min(record.evidence, policy.evidence_floor),
-        as_of_round=int(round_id),
         rounds_clear=0,
     )
     after = _with_state(after, policy)
-    verb = "excluded" if after.state is TrustState.QUARANTINED else "trust lowered"
-    return replace(after, reason=f"{verb}: {violation}")
+    return replace(after, reason=violation_reason(after, violation))
 
 
 def _with_state(record: TrustRecord, policy: TrustPolicy) -> TrustRecord:
@@ -302,10 +333,6 @@ def _with_state(record: TrustRecord, policy: TrustPolicy) -> TrustRecord:
     return replace(
         record, trust=trust, state=state_of(trust, policy), rounds_clear=0, sleeper_sum=0.0
     )
-
-
-def _clip(value: float, low: float, high: float) -> float:
-    return min(high, max(low, value))
 
 
 def _checked_scores(

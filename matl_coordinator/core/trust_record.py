@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from matl_common.errors import MatlError
 from matl_common.ids import NodeId
@@ -35,6 +36,9 @@ class TrustPolicy:
     initial: float = 0.6
     trusted_from: float = 0.7
     excluded_below: float = 0.4
+    initial_evidence: float = 0.08
+    """Of a hospital never scored: barely above the floor, so that trust lasts only if the
+    first rounds bear it out."""
     evidence_rate: float = 0.3
     """Share of a fully informative round in the evidence."""
     evidence_floor: float = 0.05
@@ -42,13 +46,27 @@ class TrustPolicy:
     evidence_span: float = 0.3
     """Evidence above the floor at which it is 1."""
     informative_z: float = 4.0
-    """Upper-quartile z from which a round counts in full."""
+    """z of the reference from which a round counts in full."""
     harm_z: float = -3.0
     """One round this far against the holdout set does harm."""
+    harm_informativeness: float = 0.2
+    """κ below which such a round is excused by rounds before it that speak louder for the
+    hospital. Late in training the update of a small one is what it overfits."""
+    harm_excuses: int = 2
+    """Excused rounds without a good one between them: a sleeper may wake in such rounds, and
+    precise early ones would speak for it for long."""
     accumulated_harm_z: float = -2.5
     """All rounds together this far against the holdout set do harm."""
     memory: float = 0.9
     """What a round's weight in the accumulated z is multiplied by, each round."""
+    profile_margin: float = 0.08
+    """Deficit of a class, in shares of its gradient, up to which a profile does no harm ..."""
+    profile_spread: float = 4.0
+    """... and multiple of a middling honest deficit up to which it does none either."""
+    profile_z: float = -4.0
+    """z of a deficit from which privacy noise does not explain it."""
+    profile_scale: float = 0.85
+    """Share of the common step length down to which a hospital is measured by its own."""
     fall_rate: float = 0.5
     rise_rate: float = 0.25
     proven_z: float = 2.0
@@ -75,7 +93,12 @@ class TrustPolicy:
     """Least sum of ψ over the hospitals that count; at most the number enrolled times
     ψ of the initial trust, so that a small federation can begin."""
     minimum_support: float = 0.5
-    """Least share of the enrolled (capped) patients behind an aggregate."""
+    """Least share, behind an aggregate, of the (capped) patients that are enrolled outside
+    the f largest hospitals: of those, the honest have all or as many."""
+    composite: Literal["root-test", "matl-paper"] = "root-test"
+    """What trust follows: the test against the holdout set, or the score of MATL's paper."""
+    composite_memory: float = 0.85
+    """Share of the past in trust where it follows the paper's score."""
 
 
 DEFAULT_POLICY = TrustPolicy()
@@ -124,7 +147,7 @@ class Components:
     z: float
     accumulated_z: float
     relative: float
-    """Projection over the upper quartile of all projections, within ±1.5."""
+    """Projection over the round's reference, within ±1.5."""
     informativeness: float
     """κ: how much this round tells about anybody, 0 to 1."""
     reliability: float
@@ -135,6 +158,20 @@ class Components:
     pogq: float
     loss_improvement: float
     peer_cosine: float | None
+    mode: Literal["root", "peers"] = "root"
+    """``peers``: there was no holdout set, and what comes from it is 0."""
+    clones: int = 0
+    """Other updates nearly identical to this one."""
+    composite: float | None = None
+    """The score of MATL's paper, 0 to 1; reported, unless the policy lets it decide."""
+    tcdm: float | None = None
+    entropy: float | None = None
+    profile_class: int | None = None
+    """The class its updates lack most of what the enrolled label mix predicts."""
+    profile_surplus: float | None = None
+    """Of that class, in shares of its gradient, over the rounds; negative if they lack it."""
+    profile_z: float | None = None
+    profile_harm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,25 +190,31 @@ class TrustRecord:
     information: float = 0.0
     """Its variance: signal / √information is the accumulated z."""
     log_odds: float = 0.0
-    """Faded log-likelihood ratio: updates as good as the upper quartile, over useless."""
+    """Faded log-likelihood ratio: updates as good as the round's reference, over useless."""
     sleeper_sum: float = 0.0
     rounds_against: int = 0
     """Scored rounds in a row against the holdout set."""
+    rounds_excused: int = 0
+    """Excused ones since the last round that was not against the holdout set."""
     rounds_clear: int = 0
     """Scored rounds in a row of quality above one half."""
     quarantines: int = 0
     operator_hold: bool = False
     """Only an operator's release ends the quarantine."""
+    profile_signal: tuple[float, ...] = ()
+    """By class of the holdout set: faded sum of profile surplus / variance."""
+    profile_information: tuple[float, ...] = ()
+    """By class: faded sum of 1 / variance."""
     components: Components | None = None
 
 
 def initial_record(node_id: NodeId, policy: TrustPolicy = DEFAULT_POLICY) -> TrustRecord:
-    """The record of a hospital never scored, its evidence in balance with its trust."""
+    """The record of a hospital never scored."""
     return TrustRecord(
         node_id=node_id,
         trust=policy.initial,
         state=state_of(policy.initial, policy),
-        evidence=policy.evidence_floor + policy.evidence_span * policy.initial,
+        evidence=policy.initial_evidence,
         reason="not scored yet",
     )
 

@@ -6,7 +6,7 @@ Nothing here changes trust.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from matl_common.ids import NodeId
@@ -58,17 +58,23 @@ def aggregation_weights(
     *,
     present: Sequence[NodeId],
     f: int,
+    clusters: Collection[frozenset[NodeId]] = (),
     policy: TrustPolicy = DEFAULT_POLICY,
 ) -> Weighting | Hold:
     """Share out the aggregate among the hospitals whose updates were admitted.
 
-    w ∝ ψ(trust) · 1[no harm this round] · min(patients, cap), with the cap of ``size_cap``.
+    w ∝ ψ(trust) · 1[no harm this round] · min(patients, cap) / |cluster|, with the cap of
+    ``size_cap``. The round is held for want of combined trust, or if those that count have
+    less than half of the capped patients that the others have when the f largest are
+    hostile: all the patients would ask for more than the honest alone may have. Clones count
+    in full towards that, so that copying a hospital cannot be used to hold rounds.
 
     Args:
         records: after this round's ``update_trust``.
         enrolled: patients by hospital as the operator enrolled them, absent ones included.
         present: hospitals with an admitted update.
         f: hospitals that together must not hold more than half of the weight.
+        clusters: disjoint groups of nearly identical updates; each shares one weight.
         policy: the constants.
 
     Raises:
@@ -83,17 +89,20 @@ def aggregation_weights(
     total = math.fsum(strength.values())
     wanted = min(policy.minimum_strength, len(enrolled) * _strength(policy.initial, policy))
     support = math.fsum(capped[node] for node in present if strength[node] > 0)
-    support /= math.fsum(capped.values())
+    # Whoever is hostile, the honest have at least this.
+    guaranteed = math.fsum(sorted(capped.values())[: len(capped) - f])
+    quorum = policy.minimum_support * guaranteed
     if total < wanted - 1e-9:
         return Hold(
             f"combined trust of the updates is {total:.2f}; at least {wanted:.2f} is needed"
         )
-    if support < policy.minimum_support - 1e-9:
+    if support < quorum * (1.0 - 1e-9):
         return Hold(
-            f"trusted updates stand for {support:.0%} of the enrolled patients; "
-            f"at least {policy.minimum_support:.0%} is needed"
+            f"trusted updates stand for {support:.0f} patients, counting at most {cap} of a "
+            f"hospital; at least {math.ceil(quorum)} are needed"
         )
-    raw = {node: strength[node] * capped[node] for node in present}
+    sharing = {node: len(cluster) for cluster in clusters for node in cluster}
+    raw = {node: strength[node] * capped[node] / sharing.get(node, 1) for node in present}
     whole = math.fsum(raw.values())
     return Weighting({node: weight / whole for node, weight in raw.items()})
 

@@ -209,7 +209,7 @@ def _start(
 
 
 def _write_config(federation: Federation, node: NodeId, patients: int) -> Path:
-    config = federation._participant_config(node, address="", changes={})
+    config = federation.participant_config(node, address="", changes={})
     told, declared = f"declared_patients = {PATIENTS}", f"declared_patients = {patients}"
     text = config.read_text()
     assert told in text

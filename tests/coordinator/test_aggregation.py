@@ -13,7 +13,6 @@ from matl_common.tensors import (
     TensorSpec,
     parse_schema,
     read_model,
-    read_update,
     store_model,
 )
 from matl_coordinator.aggregation import (
@@ -21,13 +20,12 @@ from matl_coordinator.aggregation import (
     aggregate_chunks,
     apply_update,
     measure,
-    write_aggregate,
 )
 from matl_coordinator.aggregation.gram_pass import SINGLE_PRECISION_FROM
 from matl_coordinator.aggregation.rows import GROUP_ELEMENTS
 from matl_coordinator.core.robust.gram import AggregationError
 from matl_coordinator.core.robust.plan import CoordinateMedian, Identity, Plan
-from matl_coordinator.core.robust.registry import make_rule
+from matl_coordinator.core.robust.registry import Choice, make_aggregator
 from tests.core.robust_rows import mean_around_median
 
 D = 2 * GROUP_ELEMENTS + 137
@@ -91,7 +89,7 @@ def test_every_rule_gives_what_numpy_gives_on_whole_rows(
         "meamed": mean_around_median(values.astype(np.float64), n - f),
     }
     for name, exact in expected.items():
-        plan = make_rule(name, {"f": f} if name in {"trimmed_mean", "meamed"} else {})(gram)
+        plan = make_aggregator(Choice(name), f=f)(gram)
         result = np.concatenate(list(aggregate_chunks(plan, rows, elements=elements)))
         assert result.dtype == np.float32
         np.testing.assert_allclose(result, exact, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -114,14 +112,12 @@ def test_the_number_of_threads_changes_no_bit(
     grams = [measure(rows, elements=D, threads=threads) for threads in (1, 2, 5)]
     assert len({gram.matrix.tobytes() for gram in grams}) == 1
     for name in ("clipped_weighted_mean", "coordinate_median"):
-        plan = make_rule(name, {})(grams[0])
-        digests = {
-            write_aggregate(
-                tmp_path / "out", aggregate_chunks(plan, rows, elements=D, threads=threads)
-            )
+        plan = make_aggregator(Choice(name), f=0)(grams[0])
+        results = {
+            b"".join(aggregate_chunks(plan, rows, elements=D, threads=threads))
             for threads in (1, 2, 5)
         }
-        assert len(digests) == 1
+        assert len(results) == 1
 
 
 DIGEST_SCRIPT = """
@@ -176,7 +172,7 @@ def test_a_value_that_is_not_finite_is_counted_and_spoils_no_other_row(
     assert gram.non_finite_nodes() == ("n2",)
     others = [node for node in gram.nodes if node != "n2"]
     np.testing.assert_array_equal(gram.select(others).matrix, clean.select(others).matrix)
-    plan = make_rule("coordinate_median", {})(gram.select(others))
+    plan = make_aggregator(Choice("coordinate_median"), f=0)(gram.select(others))
     assert all(np.isfinite(chunk).all() for chunk in aggregate_chunks(plan, rows, elements=D))
     for reckless in (
         Plan(gram.row_names, np.eye(5), CoordinateMedian()),
@@ -272,11 +268,3 @@ def test_a_model_that_overflows_is_not_stored(tmp_path: Path, base: Path) -> Non
     aggregate[-1] = np.inf
     with pytest.raises(AggregationError, match="tensor bias are not finite"):
         apply_update(base, [aggregate], tmp_path)
-
-
-def test_an_aggregate_is_stored_as_an_update_file(tmp_path: Path) -> None:
-    path = tmp_path / "aggregate.f32"
-    aggregate = np.arange(SCHEMA.update_elements, dtype=np.float32)
-    digest = write_aggregate(path, cut(aggregate, 5000))
-    assert digest == digest_of_file(path)
-    np.testing.assert_array_equal(read_update(path, SCHEMA), aggregate)

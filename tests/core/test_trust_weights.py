@@ -81,19 +81,47 @@ def test_new_hospitals_can_begin() -> None:
     assert isinstance(aggregation_weights(records[:1], single, present=NODES[:1], f=0), Weighting)
 
 
-def test_the_round_is_held_when_trusted_updates_stand_for_less_than_half_of_the_patients() -> None:
-    outcome = weighed(dict.fromkeys(NODES[:3], 0.1))
-    assert outcome == Hold(
-        "trusted updates stand for 25% of the enrolled patients; at least 50% is needed"
+def test_the_round_is_held_when_trusted_updates_stand_for_too_few_patients() -> None:
+    # Capped at 1000 the other four have 1100 at the least, whoever is hostile.
+    low = dict.fromkeys((NODES[0], NODES[1], NODES[4]), 0.1)
+    assert weighed(low, f=1) == Hold(
+        "trusted updates stand for 500 patients, counting at most 1000 of a hospital; "
+        "at least 550 are needed"
     )
-    assert isinstance(weighed(dict.fromkeys(NODES[:2], 0.1)), Weighting)
+    assert isinstance(weighed({**low, NODES[4]: 1.0}, f=1), Weighting)
+    assert isinstance(weighed(low, f=2), Weighting)
+
+
+@pytest.mark.parametrize(("n", "f"), [(5, 1), (5, 2), (20, 9), (7, 3)])
+def test_the_honest_alone_are_a_quorum_though_some_of_them_fall_out(n: int, f: int) -> None:
+    nodes = [NodeId(f"h{index}") for index in range(n)]
+    for sizes in ([100] * n, [2000 + 100 * (index % 11) for index in range(n)]):
+        enrolled = dict(zip(nodes, sizes, strict=True))
+        hostile = sorted(nodes, key=lambda node: -enrolled[node])[:f]
+        honest = [node for node in nodes if node not in hostile]
+        for out in range(len(honest)):
+            bad = {*hostile, *honest[:out]}
+            records = [standing(0.1 if node in bad else 1.0, node) for node in nodes]
+            outcome = aggregation_weights(records, enrolled, present=nodes, f=f)
+            enough = len(honest) - out >= 2 and 2 * (len(honest) - out) >= len(honest) + (
+                sizes[0] != sizes[-1]
+            )
+            if enough:
+                assert isinstance(outcome, Weighting), (sizes, out)
+            if 2 * (len(honest) - out) < len(honest) - 1:
+                assert isinstance(outcome, Hold), (sizes, out)
+
+
+def test_without_hostile_hospitals_half_of_all_patients_are_needed() -> None:
+    assert isinstance(weighed({NODES[0]: 0.1}, f=0), Weighting)
+    assert isinstance(weighed({NODES[0]: 0.1, NODES[4]: 0.1}, f=0), Hold)
 
 
 def test_absent_hospitals_count_as_enrolled() -> None:
-    assert isinstance(weighed({}, present=NODES[:2]), Weighting)
-    held = weighed({}, present=(NODES[1], NODES[3]))
+    assert isinstance(weighed({}, present=NODES[:2], f=1), Weighting)
+    held = weighed({}, present=NODES[2:4], f=1)
     assert isinstance(held, Hold)
-    assert "42%" in held.reason
+    assert "stand for 500 patients" in held.reason
 
 
 def test_the_round_is_held_when_combined_trust_is_too_small() -> None:

@@ -88,12 +88,12 @@ class Federation:
 
     def start_participant(self, node: NodeId, *, address: str = "", **changes: Scalar) -> Daemon:
         """The real daemon, training for real."""
-        config = self._participant_config(node, address=address, changes=changes)
+        config = self.participant_config(node, address=address, changes=changes)
         return Daemon("-m", "matl_participant", "-c", str(config))
 
     def start_scripted(self, node: NodeId, *, address: str = "", **changes: Scalar) -> Daemon:
         """The real daemon with a scripted training worker."""
-        config = self._participant_config(node, address=address, changes=changes)
+        config = self.participant_config(node, address=address, changes=changes)
         module = "tests.system.scripted_hospital"
         return Daemon("-m", module, str(config), str(self.control(node)), str(self.direction))
 
@@ -176,9 +176,10 @@ class Federation:
             table["database"] = self.database
         return table
 
-    def _participant_config(
+    def participant_config(
         self, node: NodeId, *, address: str, changes: Mapping[str, Scalar]
     ) -> Path:
+        """Write a hospital's configuration file; ``address`` of the coordinator if not empty."""
         mine = self.keys[node]
         table: Table = {
             "state_dir": str(self.folder / node),

@@ -32,7 +32,6 @@ __all__ = [
     "Aggregator",
     "Choice",
     "make_aggregator",
-    "make_rule",
 ]
 
 _Entry = TypeVar("_Entry")
@@ -144,15 +143,6 @@ def make_aggregator(rule: Choice, pre: Sequence[Choice] = (), *, f: int) -> Aggr
         _before=tuple(functions),
         _asked=(rule, tuple(pre)),
     )
-
-
-def make_rule(name: str, parameters: Values) -> Rule:
-    """The rule of this name with these parameters, f = 0 unless set.
-
-    Raises:
-        ConfigurationError: as ``make_aggregator``.
-    """
-    return make_aggregator(Choice(name, parameters), f=0)
 
 
 def _entry(name: str, entries: Mapping[str, _Entry], *, kind: str) -> _Entry:

@@ -95,12 +95,7 @@ def project_on_root(
     Raises:
         AggregationError: a row is not in ``gram``, or a class has a single fold.
     """
-    folds = _folds_by_class(rows)
-    columns = {name: gram.n + index for index, name in enumerate(gram.extras)}
-    if missing := [row.name for row in rows if row.name not in columns]:
-        raise AggregationError(f"root rows missing from the Gram matrix: {', '.join(missing)}")
-    members = [[columns[row.name] for row in folds[label]] for label in folds]
-    classes = list(folds)
+    classes, members = class_members(gram, rows)
     # Class c's gradient is the mean of its folds: coefficients over the Gram's rows.
     means = np.zeros((len(classes), gram.matrix.shape[0]))
     for index, member in enumerate(members):
@@ -111,6 +106,47 @@ def project_on_root(
         )
         for node in gram.nodes
     )
+
+
+def class_members(gram: Gram, rows: Sequence[RootRow]) -> tuple[list[int], list[list[int]]]:
+    """The classes of the root set, and for each the Gram rows of its folds.
+
+    Raises:
+        AggregationError: a row is not in ``gram``, or a class has a single fold.
+    """
+    folds = _folds_by_class(rows)
+    columns = {name: gram.n + index for index, name in enumerate(gram.extras)}
+    if missing := [row.name for row in rows if row.name not in columns]:
+        raise AggregationError(f"root rows missing from the Gram matrix: {', '.join(missing)}")
+    return list(folds), [[columns[row.name] for row in members] for members in folds.values()]
+
+
+def class_shares(classes: Sequence[int], shares: Sequence[float]) -> Float64Array:
+    """Enrolled label shares among the classes of the root set, summing to 1.
+
+    Uniform for a hospital that has only classes the root set lacks.
+
+    Raises:
+        AggregationError: a class has no share, or a share is negative or not finite.
+    """
+    if max(classes) >= len(shares):
+        raise AggregationError(f"{len(shares)} label shares are enrolled; more classes occur")
+    enrolled = np.array([shares[label] for label in classes], dtype=np.float64)
+    if not (np.isfinite(enrolled).all() and (enrolled >= 0).all()):
+        raise AggregationError("an enrolled label share is negative or not finite")
+    total = enrolled.sum()
+    found: Float64Array = enrolled / total if total > 0 else np.full(len(classes), 1 / len(classes))
+    return found
+
+
+def reference_rank(n: int, f: int) -> int:
+    """Which of the n largest projections stands for a good one; 1 is the largest.
+
+    In the middle of the honest if the hostile understate, which is the (n - f)/2-th. Below f
+    others, so that at least one honest projection is as large however the f overstate.
+    """
+    f = min(f, (n - 1) // 2)
+    return max(f + 1, -(-(n - f) // 2))
 
 
 def _project(
@@ -153,12 +189,5 @@ def _class_weights(classes: Sequence[int], shares: Sequence[float] | None) -> Fl
     uniform = np.full(len(classes), 1.0 / len(classes))
     if shares is None:
         return uniform
-    if max(classes) >= len(shares):
-        raise AggregationError(f"{len(shares)} label shares are enrolled; more classes occur")
-    enrolled = np.array([shares[label] for label in classes], dtype=np.float64)
-    if not (np.isfinite(enrolled).all() and (enrolled >= 0).all()):
-        raise AggregationError("an enrolled label share is negative or not finite")
-    total = enrolled.sum()
-    # A hospital may have only classes that the root set lacks.
-    mixed: Float64Array = 0.5 * (enrolled / total if total > 0 else uniform) + 0.5 * uniform
+    mixed: Float64Array = 0.5 * class_shares(classes, shares) + 0.5 * uniform
     return mixed

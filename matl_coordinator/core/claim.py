@@ -1,0 +1,50 @@
+"""How many hostile hospitals a federation may say it tolerates, and on what condition.
+
+The sentence belongs beside every figure that is printed. Nothing here measures anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """What updates are compared with."""
+
+    PEERS = "mode0"
+    """With one another only."""
+    ROOT = "mode1"
+    """With the coordinator's own holdout set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A tolerance and the sentence that must go with it."""
+
+    f: int
+    sentence: str
+
+
+def claimed_tolerance(mode: Mode, n: int) -> Claim:
+    """How many of ``n`` hospitals may be hostile.
+
+    Without a root set no rule tolerates f / n of 1/(2 + B²) and more, B² the spread of the
+    honest gradients over their mean (Allouah et al., NeurIPS 2023): a fifth, less one, for
+    spreads up to 3. With one, the bound is the 45 % that is measured, not a theorem.
+    """
+    match mode:
+        case Mode.PEERS:
+            f = max(0, (n - 1) // 5)
+            return Claim(
+                f,
+                f"without a holdout set up to {f} of {n} hospitals may be hostile; similar "
+                "hospitals and an honest majority among their updates are assumed",
+            )
+        case Mode.ROOT:
+            f = max(0, 45 * n // 100)
+            return Claim(
+                f,
+                f"up to {f} of {n} hospitals may be hostile (45 %), given a clean root set and "
+                "authenticated members",
+            )

@@ -1,0 +1,116 @@
+from collections.abc import Callable
+
+import pytest
+
+from matl_common.ids import NodeId, RoundId
+from matl_coordinator.core.robust.root import reference_rank
+from matl_coordinator.core.trust import (
+    DEFAULT_POLICY,
+    HoldoutScore,
+    TrustRecord,
+    TrustState,
+    initial_record,
+    update_trust,
+)
+
+SIZES = [(5, 2), (20, 9), (20, 4), (3, 1), (11, 5)]
+
+
+def played(
+    n: int,
+    f: int,
+    *,
+    hostile: Callable[[int], float],
+    rounds: int = 25,
+    declared: int | None = None,
+) -> tuple[TrustRecord, ...]:
+    """Records after rounds in which the last f of n project ``hostile(round)``, the rest 1."""
+    records = tuple(initial_record(NodeId(f"h{index:02d}")) for index in range(n))
+    for number in range(1, rounds + 1):
+        scores = [
+            HoldoutScore(record.node_id, 1.0 if index < n - f else hostile(number), 0.04, 0.0)
+            for index, record in enumerate(records)
+        ]
+        records = update_trust(
+            records,
+            scores,
+            round_id=RoundId(number),
+            byzantine=f,
+        )
+    return records
+
+
+def states(records: tuple[TrustRecord, ...]) -> set[TrustState]:
+    return {record.state for record in records}
+
+
+@pytest.mark.parametrize(("n", "f"), SIZES)
+def test_however_much_the_hostile_overstate_the_honest_stay_trusted(n: int, f: int) -> None:
+    records = played(n, f, hostile=lambda _: 100.0)
+    assert states(records[: n - f]) == {TrustState.TRUSTED}
+
+
+@pytest.mark.parametrize(("n", "f"), SIZES)
+def test_however_much_the_hostile_understate_they_are_excluded(n: int, f: int) -> None:
+    for depth in (-0.5, -1.0, -100.0):
+        records = played(n, f, hostile=lambda _, depth=depth: depth)  # type: ignore[misc] # the default binds the loop's value
+        assert states(records[: n - f]) == {TrustState.TRUSTED}
+        assert states(records[n - f :]) == {TrustState.QUARANTINED}
+
+
+@pytest.mark.parametrize(("n", "f"), SIZES)
+def test_overstating_first_and_turning_later_ruins_nobody_else(n: int, f: int) -> None:
+    records = played(n, f, hostile=lambda number: 100.0 if number <= 5 else -2.0, rounds=12)
+    assert states(records[: n - f]) == {TrustState.TRUSTED}
+    assert states(records[n - f :]) == {TrustState.QUARANTINED}
+
+
+def test_an_update_of_zeros_is_excluded_although_nothing_speaks_against_it() -> None:
+    # Its projection is known without error, so it has no z.
+    records = tuple(initial_record(NodeId(name)) for name in "abcde")
+    for number in range(1, 16):
+        scores = [HoldoutScore(record.node_id, 1.0, 0.04, 0.0) for record in records[:4]]
+        scores.append(HoldoutScore(records[4].node_id, 0.0, 0.0, 0.0))
+        records = update_trust(records, scores, round_id=RoundId(number), byzantine=1)
+    assert states(records[:4]) == {TrustState.TRUSTED}
+    assert records[4].state is TrustState.QUARANTINED
+
+
+def test_the_reference_is_safe_on_both_sides_wherever_the_honest_are_a_majority() -> None:
+    for n in range(1, 60):
+        for f in range((n - 1) // 2 + 1):
+            rank = reference_rank(n, f)
+            # f above it cannot all be hostile and reach it; n - f below it neither.
+            assert f + 1 <= rank <= n - f
+            assert rank >= (n - f) / 2
+        # Fewer came than may be hostile: still a rank of those who did.
+        assert 1 <= reference_rank(n, n) <= n
+
+
+def test_the_on_off_attacker_counts_in_fewer_rounds_each_time() -> None:
+    n, f = 5, 2
+    records = tuple(initial_record(NodeId(f"h{index:02d}")) for index in range(n))
+    counted = []
+    for number in range(1, 61):
+        value = 1.0 if (number - 1) // 5 % 2 == 0 else -3.0
+        scores = [
+            HoldoutScore(record.node_id, 1.0 if index < n - f else value, 0.04, 0.0)
+            for index, record in enumerate(records)
+        ]
+        records = update_trust(records, scores, round_id=RoundId(number), byzantine=f)
+        parts = records[-1].components
+        assert parts is not None
+        counted.append(records[-1].state is not TrustState.QUARANTINED and not parts.harm)
+    assert all(counted[:5])
+    # Every harmful round counts for nothing from its first on, and it runs out of chances.
+    assert not any(count for round_, count in enumerate(counted) if round_ // 5 % 2)
+    assert sum(counted[10:]) < 10
+    assert not any(counted[30:])
+    # Five good rounds in a row are fewer than the second quarantine asks for.
+    assert records[-1].state is TrustState.QUARANTINED
+    assert states(records[: n - f]) == {TrustState.TRUSTED}
+
+
+def test_without_scores_nothing_is_known_and_nothing_moves() -> None:
+    records = (initial_record(NodeId("a")),)
+    assert update_trust(records, (), round_id=RoundId(1), policy=DEFAULT_POLICY) == records
