@@ -21,7 +21,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from matl.operations import MAX_ENTRIES, OperationsClient, Round, Status, connect_operator
+from matl.operations import (
+    MAX_ENTRIES,
+    OperationsClient,
+    Participant,
+    Round,
+    Status,
+    connect_operator,
+)
 from matl_common.configuration import Address, FilePath, Section, load
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.certificates import Role, parse_spiffe_id
@@ -220,7 +227,8 @@ def status(context: typer.Context, *, as_json: Json = False) -> None:
 
 @app.command()
 def participants(context: typer.Context, *, as_json: Json = False) -> None:
-    """List every enrolled hospital, with its trust and the privacy budget it has declared.
+    """List every enrolled hospital: its trust and why, the privacy budget it has declared, and
+    its newest appeal.
 
     In JSON a budget of null is one without limit.
     """
@@ -239,7 +247,7 @@ def participants(context: typer.Context, *, as_json: Json = False) -> None:
             f"{each.epsilon_spent:.2f}",
             f"{each.epsilon_budget:g}",
             each.last_seen.isoformat(" ", "seconds") if each.last_seen else "never",
-            each.reason,
+            _why(each),
         )
         for each in answer
     )
@@ -331,6 +339,29 @@ def release(context: typer.Context, node: Node, *, reason: Reason, as_json: Json
     _confirm(f"{node} is released.", as_json=as_json, order="release", node_id=node)
 
 
+@app.command()
+def appeal(
+    context: typer.Context,
+    node: Node,
+    *,
+    text: Annotated[str, typer.Option(help="What the hospital says; the log keeps it for good.")],
+    as_json: Json = False,
+) -> None:
+    """Put a hospital's appeal against its trust on record.
+
+    Answer it with matl release, which ends a quarantine, or with matl deny.
+    """
+    _order(context, lambda client: client.appeal(node, text))
+    _confirm(f"The appeal of {node} is on record.", as_json=as_json, order="appeal", node_id=node)
+
+
+@app.command()
+def deny(context: typer.Context, node: Node, *, reason: Reason, as_json: Json = False) -> None:
+    """Answer a hospital's appeal with no: its trust stays as it is."""
+    _order(context, lambda client: client.deny(node, reason))
+    _confirm(f"The appeal of {node} is denied.", as_json=as_json, order="deny", node_id=node)
+
+
 @contextmanager
 def _connected(context: typer.Context) -> Iterator[OperationsClient]:
     """Yield a client; errors in the block end the program, said in one line."""
@@ -370,6 +401,9 @@ def status_table(status: Status) -> Table:
         ("Log", f"{status.log_size} entries, root {status.log_root}"),
         ("Coordinator", status.version),
     ]
+    if status.claim:
+        rows += [("Protection", status.claim), ("Rule", status.rule)]
+    rows += [("Warning", each) for each in status.warnings]
     if current is None:
         rows.append(("Round", "none yet"))
     else:
@@ -404,6 +438,14 @@ def _round_row(rnd: Round) -> tuple[str, ...]:
         rnd.released_model[:_SHORT_DIGEST],
         rnd.reason,
     )
+
+
+def _why(participant: Participant) -> str:
+    appeal = participant.appeal
+    if appeal is None:
+        return participant.reason
+    answer = f": {appeal.answer}" if appeal.answer else ""
+    return f"{participant.reason}; appeal {appeal.state} ({appeal.text}){answer}"
 
 
 def _log_row(entry: bytes) -> tuple[str, str, str]:

@@ -96,6 +96,21 @@ class Status:
     log_size: int
     log_root: str
     active_participants: int
+    mode: str = ""
+    rule: str = ""
+    claim: str = ""
+    """What the coordinator withstands, given what; empty from one that does not say."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Appeal:
+    """A hospital's newest appeal; ``state`` is open, granted or denied."""
+
+    text: str
+    filed_at: datetime
+    state: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +128,7 @@ class Participant:
     last_seen: datetime | None
     epsilon_spent: float
     epsilon_budget: float
+    appeal: Appeal | None = None
 
 
 class OperationsClient:
@@ -145,6 +161,10 @@ class OperationsClient:
             log_size=answer.log_size,
             log_root=answer.log_root,
             active_participants=answer.active_participants,
+            mode=answer.mode,
+            rule=answer.rule,
+            claim=answer.claim,
+            warnings=tuple(answer.warnings),
         )
 
     def rounds(self, *, after: int = 0) -> tuple[Round, ...]:
@@ -198,8 +218,16 @@ class OperationsClient:
         self._call(self._stub.Quarantine, pb.QuarantineRequest(node_id=node_id, reason=reason))
 
     def release(self, node_id: str, reason: str) -> None:
-        """End a hospital's quarantine. Raises OperationsError."""
+        """End a hospital's quarantine; grants its appeal. Raises OperationsError."""
         self._call(self._stub.Release, pb.ReleaseRequest(node_id=node_id, reason=reason))
+
+    def appeal(self, node_id: str, text: str) -> None:
+        """Put a hospital's appeal on record. Raises OperationsError."""
+        self._call(self._stub.Appeal, pb.AppealRequest(node_id=node_id, text=text))
+
+    def deny(self, node_id: str, reason: str) -> None:
+        """Answer a hospital's appeal with no. Raises OperationsError."""
+        self._call(self._stub.Deny, pb.DenyRequest(node_id=node_id, reason=reason))
 
     def _call(
         self, method: grpc.UnaryUnaryMultiCallable[_Request, _Answer], request: _Request
@@ -277,4 +305,14 @@ def _participant(message: pb.ParticipantSummary) -> Participant:
         last_seen=from_unix_ms(seen) if seen else None,
         epsilon_spent=message.epsilon_spent,
         epsilon_budget=message.epsilon_budget or math.inf,
+        appeal=_appeal(message.appeal) if message.HasField("appeal") else None,
+    )
+
+
+def _appeal(message: pb.Appeal) -> Appeal:
+    return Appeal(
+        text=message.text,
+        filed_at=from_unix_ms(message.filed_at_unix_ms),
+        state=message.state,
+        answer=message.answer,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,9 +32,13 @@ from matl_common.identity.tls import TlsFiles
 from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
 from matl_common.protocol import Recipe
-from matl_coordinator.core.robust.registry import DEFAULT_RULE, make_rule
+from matl_coordinator.core.robust.registry import DEFAULT_RULE, Aggregator, Choice, make_aggregator
 from matl_coordinator.core.rounds import RoundRules
+from matl_coordinator.core.trust_record import DEFAULT_POLICY, TrustPolicy
 from matl_coordinator.schedule import ByCalendar, ByHand, EveryInterval, Schedule
+
+NOT_ROBUST = frozenset({"weighted_mean", "clipped_weighted_mean", "foolsgold"})
+"""Rules that need the trust of a holdout set behind their weights."""
 
 _ENVIRONMENT = {
     "MATL_NODE_ID": ("federation", "node_id"),
@@ -123,6 +128,13 @@ class Study(Section):
         return self.steps_per_round * (self.rounds + self.spare_rounds)
 
 
+class PreAggregation(Section):
+    """A step before the rule, by name."""
+
+    name: str
+    parameters: dict[str, int | float] = Field(default_factory=dict)
+
+
 class Rounds(Section):
     """When rounds open, whom they wait for, and how updates become a model."""
 
@@ -138,8 +150,10 @@ class Rounds(Section):
     """A hospital counts as present this long after it was last heard from."""
     rule: str = DEFAULT_RULE
     rule_parameters: dict[str, int | float] = Field(default_factory=dict)
+    pre_aggregation: tuple[PreAggregation, ...] = Field(default=(), strict=False, max_length=4)
+    """Applied to the updates before the rule, first to last."""
     byzantine: int = Field(default=1, ge=0)
-    """f: hospitals that together must not hold more than half of the weight."""
+    """f: how many hospitals may be hostile; together they hold at most half of the weight."""
     keep_spooled: int = Field(default=2, ge=0)
     """Rounds whose updates stay on disk after they end."""
 
@@ -150,11 +164,19 @@ class Rounds(Section):
         if self.minimum_participants > self.maximum_participants:
             raise ValueError("minimum_participants is above maximum_participants")
         try:
-            make_rule(self.rule, self.rule_parameters)
-            _ = self.opening
+            _ = self.aggregator, self.opening
         except ConfigurationError as error:
             raise ValueError(str(error)) from error
         return self
+
+    @property
+    def aggregator(self) -> Aggregator:
+        """The rule with what goes before it, every parameter checked."""
+        return make_aggregator(
+            Choice(self.rule, self.rule_parameters),
+            [Choice(each.name, each.parameters) for each in self.pre_aggregation],
+            f=self.byzantine,
+        )
 
     @property
     def opening(self) -> Schedule:
@@ -174,6 +196,37 @@ class Rounds(Section):
             maximum_participants=self.maximum_participants,
             collect_for=timedelta(seconds=self.collect_seconds),
         )
+
+
+class Trust(Section):
+    """What an operator may set on the trust rule; the other constants are the rule's own."""
+
+    composite: Literal["root-test", "matl-paper"] = DEFAULT_POLICY.composite
+    """What trust follows: the test against the holdout set, or the score of MATL's paper."""
+    trusted_from: float = Field(default=DEFAULT_POLICY.trusted_from, ge=0.65, le=0.95)
+    """Trust from which a hospital counts as trusted."""
+    excluded_below: float = Field(default=DEFAULT_POLICY.excluded_below, ge=0.2, le=0.5)
+    """Trust below which it is quarantined: its updates weigh nothing."""
+    harm_z: float = Field(default=DEFAULT_POLICY.harm_z, ge=-10.0, le=-1.5)
+    """Standard errors against the holdout set from which a single round does harm."""
+    accumulated_harm_z: float = Field(default=DEFAULT_POLICY.accumulated_harm_z, ge=-10.0, le=-1.5)
+    """... and from which all rounds together do."""
+    readmit_after: int = Field(default=DEFAULT_POLICY.readmit_after, ge=1, le=100)
+    """Good rounds in a row that end a first quarantine; doubled for the second."""
+    operator_from: int = Field(default=DEFAULT_POLICY.operator_from, ge=1, le=100)
+    """The quarantine from which only an operator releases."""
+    minimum_strength: float = Field(default=DEFAULT_POLICY.minimum_strength, ge=0.1, le=1000.0)
+    """Combined trust below which a round is held."""
+    minimum_support: float = Field(default=DEFAULT_POLICY.minimum_support, ge=0.1, le=1.0)
+    """Share, of the patients enrolled outside the f largest hospitals, that trusted updates must
+    stand for; a round below it is held."""
+    cartel_alarm_share: float = Field(default=1.0 / 3.0, gt=0.0, le=1.0)
+    """Weight that nearly identical updates would together have had, above which to alarm."""
+
+    @property
+    def policy(self) -> TrustPolicy:
+        """The constants of the rule with what is set here."""
+        return replace(DEFAULT_POLICY, **self.model_dump(exclude={"cartel_alarm_share"}))
 
 
 class Holdout(Section):
@@ -216,7 +269,9 @@ class Config(Section):
     identity: Identity
     study: Study
     rounds: Rounds = Rounds()
-    holdout: Holdout
+    trust: Trust = Trust()
+    holdout: Holdout | None = None
+    """Without one the coordinator compares hospitals with one another only."""
     worker: Worker = Worker()
     limits: Limits = Limits()
 
@@ -227,7 +282,24 @@ class Config(Section):
                 make_url(self.database)
             except ArgumentError as error:
                 raise ValueError("database is not a URL such as postgresql://host/name") from error
+        if self.holdout is None:
+            self._check_peer_rule()
         return self
+
+    def _check_peer_rule(self) -> None:
+        rule = self.rounds.rule
+        if self.trust.composite == "matl-paper":
+            raise ValueError(
+                "trust.composite matl-paper rests on a holdout set; set holdout.images"
+            )
+        if self.rounds.aggregator.needs.root:
+            raise ValueError(f"rounds.rule {rule} compares with a holdout set; set holdout.images")
+        if rule in NOT_ROBUST:
+            raise ValueError(
+                f"without a holdout set, rounds.rule {rule} protects from nobody; set "
+                'holdout.images, or a robust rule: rule = "geometric_median" with '
+                'pre_aggregation name = "nnm", for example'
+            )
 
     @property
     def node_id(self) -> NodeId:

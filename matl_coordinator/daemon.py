@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,21 +28,30 @@ from matl_common.identity.tls import server_credentials
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
+from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer, load_pem_signer
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import StaleWriterError, StoreError
-from matl_coordinator.preflight import check_hospitals, check_paths
+from matl_coordinator.preflight import (
+    check_hospitals,
+    check_paths,
+    enrolled_participants,
+    noise_warnings,
+    rule_warnings,
+)
+from matl_coordinator.protection import Protection, protection_of
 from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.assembly import Outside, assemble
-from matl_coordinator.service.entries import entry
+from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
+from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.migrate import upgrade_apart
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.spool import DiskSpool
@@ -127,13 +137,16 @@ class Coordinator:
                     scorer=scorer,
                     signer=self._signer,
                     clock=utc_now,
+                    check=self._check_noise,
                 )
             )
+            protection = self._protection(plan)
             outside = Outside(
                 store=store,
                 spool=DiskSpool.open_folder(
                     config.state_dir / "spool", quota_bytes=config.limits.spool_bytes
                 ),
+                histories=FileHistories.open_folder(config.state_dir / "histories"),
                 models=models,
                 scorer=scorer,
                 signer=self._signer,
@@ -147,6 +160,7 @@ class Coordinator:
                 register=register,
                 allowlist=self._allowlist,
                 outside=outside,
+                protection=protection,
             )
             server = build_server(
                 config,
@@ -156,7 +170,7 @@ class Coordinator:
                 meter=self._metrics,
                 clock=utc_now,
             )
-            await self._note(register, "coordinator_started", version=__version__)
+            await self._note(register, "coordinator_started", **self._terms(protection))
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
@@ -165,6 +179,8 @@ class Coordinator:
             )
             port = await server.start(config.listen.address)
             state = await register.state()
+            if state.round is not None:
+                self._metrics.trust_changed(state.trust, state.round)
             log.info(
                 "coordinator_ready",
                 node=config.node_id,
@@ -179,6 +195,39 @@ class Coordinator:
                 await self._unless_stopped(use_cases.conductor.run())
             finally:
                 log.info("coordinator_draining", seconds_at_most=config.limits.drain_seconds)
+
+    def _check_noise(self, plan: StudyPlan) -> None:
+        noise_warnings(self._config, plan, self._allowlist)
+
+    def _protection(self, plan: StudyPlan) -> Protection:
+        """What this coordinator may claim, said once at start."""
+        protection = protection_of(
+            self._config,
+            enrolled=enrolled_participants(self._allowlist),
+            warnings=(
+                *noise_warnings(self._config, plan, self._allowlist),
+                *rule_warnings(self._config, self._allowlist),
+            ),
+        )
+        log.info(
+            "protection", mode=protection.mode.value, rule=protection.rule, claim=protection.claim
+        )
+        for warning in protection.warnings:
+            log.warning("protection_weaker", reason=warning)
+        return protection
+
+    def _terms(self, protection: Protection) -> dict[str, Fact]:
+        """What every later entry was decided by."""
+        policy: dict[str, Fact] = asdict(self._config.trust.policy)
+        return {
+            "version": __version__,
+            "mode": protection.mode.value,
+            "rule": protection.rule,
+            "claim": protection.claim,
+            "warnings": list(protection.warnings),
+            "byzantine": self._config.rounds.byzantine,
+            "trust_policy": policy,
+        }
 
     def _scorer(self, models: FileModelStore) -> WorkerScorer:
         settings = self._config.worker
@@ -219,10 +268,10 @@ class Coordinator:
                 'set listen.metrics to another host:port, or to "" for none'
             ) from error
 
-    async def _note(self, register: Register, event: str, **facts: str) -> None:
+    async def _note(self, register: Register, event: str, **facts: Fact) -> None:
         """Log an event of the daemon itself; a store that fails does not hinder stopping."""
         node = NodeId(self._config.node_id)
-        written = entry(event, at=utc_now(), node=node, **facts)
+        written = entry(event, at=utc_now(), **{"node": node, **facts})
 
         def decide(_: object) -> Decision[None]:
             return Decision(None, (), (written,))
@@ -237,7 +286,8 @@ class Coordinator:
 def serve(config: Config) -> int:
     """Run the daemon in this process until it is told to stop; returns the exit status."""
     bound_memory()
-    configure_logs(config.listen.logs, hidden=(config.holdout.images,))
+    images = () if config.holdout is None else (config.holdout.images,)
+    configure_logs(config.listen.logs, hidden=images)
     try:
         coordinator = Coordinator(config)
     except (ConfigurationError, InvalidInputError, OSError) as error:

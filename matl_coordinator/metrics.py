@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.rounds import Phase, Round
-from matl_coordinator.core.trust_record import TrustRecord
+from matl_coordinator.core.trust_record import TrustRecord, TrustState
 
 NAMESPACE = "matl"
+ADMITTED = "admitted"
+"""The outcome of an update that is no refusal."""
 
 
 class Metrics:
@@ -37,6 +40,23 @@ class Metrics:
             "store_failures_total", "Times the store did not confirm and the state was reloaded."
         )
         self._trust = self._gauge("trust_score", "Trust of a hospital, 0 to 1.", "node")
+        self._trust_state = self._gauge(
+            "trust_state", "1 for a hospital's state of trust.", "node", "state"
+        )
+        self._power = self._gauge(
+            "byzantine_power_ratio",
+            "Squared reputation that the last round spoke against, over that of all others.",
+        )
+        self._cartel = self._gauge(
+            "cartel_risk",
+            "Weight that the largest group of nearly identical updates would have had.",
+        )
+        self._refused_updates = self._counter(
+            "updates_refused_total", "Updates that do not count, by why.", "reason"
+        )
+        self._alarms = self._counter(
+            "alarms_total", "Times an operator was called to look at a round.", "kind"
+        )
         self._weight = self._gauge("aggregation_weight_ratio", "Share in the aggregate.", "node")
         self._round = self._gauge("round_number", "The newest round.")
         self._phase = self._gauge("round_phase", "1 for the newest round's phase.", "phase")
@@ -65,6 +85,8 @@ class Metrics:
 
     def update_decided(self, outcome: str) -> None:
         self._updates.labels(outcome=outcome).inc()
+        if outcome != ADMITTED:
+            self._refused_updates.labels(reason=outcome).inc()
 
     def bytes_received(self, count: int) -> None:
         self._received.inc(count)
@@ -98,7 +120,21 @@ class Metrics:
         weights = {each.node_id: each.weight for each in rnd.weights}
         for record in records:
             self._trust.labels(node=record.node_id).set(record.trust)
+            for state in TrustState:
+                self._trust_state.labels(node=record.node_id, state=state.value).set(
+                    state is record.state
+                )
             self._weight.labels(node=record.node_id).set(weights.get(record.node_id, 0.0))
+
+    def power_measured(self, power: ByzantinePower) -> None:
+        self._power.set(power.ratio)
+        self._cartel.set(power.cartel_share)
+
+    def update_refused(self, reason: str) -> None:
+        self._refused_updates.labels(reason=reason).inc()
+
+    def alarm_raised(self, kind: str) -> None:
+        self._alarms.labels(kind=kind).inc()
 
     def log_grew(self, size: int) -> None:
         self._log_size.set(size)

@@ -17,6 +17,7 @@ from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.signing import Envelope
 from matl_coordinator.core.admission import RefusalCode
+from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation, Phase, Round
 from matl_coordinator.core.trust_record import TrustRecord
@@ -88,6 +89,24 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Appeal:
+    """A hospital's appeal against its trust, as an operator filed it; open without an answer."""
+
+    node_id: NodeId
+    text: str
+    filed_by: NodeId
+    filed_at: datetime
+    granted: bool | None = None
+    answer: str = ""
+    answered_by: NodeId | None = None
+    answered_at: datetime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.granted is None
+
+
+@dataclass(frozen=True, slots=True)
 class StudyRecord:
     """What the study is, and where it stands."""
 
@@ -95,6 +114,8 @@ class StudyRecord:
     plan_digest: Digest
     paused: bool
     pause_reason: str
+    appeals: tuple[Appeal, ...] = ()
+    """The newest of each hospital; all of them are in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +261,30 @@ class Spool(Protocol):
         ...
 
     def scratch(self, round_id: RoundId) -> Path:
-        """An existing folder for files that live as long as the round's updates."""
+        """An existing folder for files that can be made again, emptied by ``clear_scratch``."""
+        ...
+
+    def clear_scratch(self, round_id: RoundId) -> None:
+        """Delete the round's scratch folder, if there is one."""
         ...
 
     def discard_before(self, round_id: RoundId) -> None:
         """Delete everything of rounds below ``round_id``."""
+        ...
+
+
+class Histories(Protocol):
+    """What hospitals sent over all rounds, for rules that look back. Blocking."""
+
+    def before(self, round_id: RoundId) -> bytes | None:
+        """The newest history of a round below ``round_id``; ``None`` if there is none."""
+        ...
+
+    def put(self, round_id: RoundId, data: bytes) -> None:
+        """Keep a round's history durably; doing it again replaces it.
+
+        What ``before(round_id)`` returns stays until a later round's history is put.
+        """
         ...
 
 
@@ -301,6 +341,9 @@ class RootGradient:
 
     row: RootRow
     path: Path
+    """Not durable: it is written again when it is needed again."""
+    digest: Digest
+    """SHA-256 of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +375,8 @@ class InitialModel:
 class Scorer(Protocol):
     """Judges models and updates on the holdout set, in another process.
 
-    Every method raises ``WorkerError`` when that process fails; asking again starts
-    a new one.
+    Without a holdout set only ``initial_model`` may be called. Every method raises
+    ``WorkerError`` when that process fails; asking again starts a new one.
     """
 
     async def initial_model(self, folder: Path) -> InitialModel:
@@ -377,5 +420,17 @@ class Meter(Protocol):
     def round_changed(self, rnd: Round) -> None: ...
 
     def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None: ...
+
+    def power_measured(self, power: ByzantinePower) -> None:
+        """How much say a round spoke against, and what a cartel would have had."""
+        ...
+
+    def update_refused(self, reason: str) -> None:
+        """An admitted update turned out not to be what the study promised."""
+        ...
+
+    def alarm_raised(self, kind: str) -> None:
+        """An operator should look now."""
+        ...
 
     def log_grew(self, size: int) -> None: ...

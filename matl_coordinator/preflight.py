@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from matl_common.configuration import labels_beside
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.certificates import Role
+from matl_common.protocol import StudyPlan
 from matl_coordinator.config import Config
+from matl_coordinator.core.robust.dominance import Severity, check_against_noise
+from matl_coordinator.service.judging import fitted
 
 
 def check_paths(config: Config) -> None:
@@ -16,30 +21,106 @@ def check_paths(config: Config) -> None:
         ConfigurationError: names the key and the path.
     """
     study, holdout = config.study, config.holdout
-    wanted = {"holdout.images": holdout.images, "study.public_images": study.public_images}
-    for key, folder in wanted.items():
-        if folder is not None and not folder.is_dir():
-            raise ConfigurationError(f"{key} is {folder}, which is not a folder")
-    labels = {
-        "holdout.labels": holdout.labels or labels_beside(holdout.images),
+    folders = {"study.public_images": study.public_images}
+    files = {
+        "study.public_labels": _labels(study.public_images, study.public_labels),
         "study.weights_file": study.weights_file,
     }
-    for key, file in labels.items():
+    if holdout is not None:
+        folders["holdout.images"] = holdout.images
+        files["holdout.labels"] = _labels(holdout.images, holdout.labels)
+    for key, folder in folders.items():
+        if folder is not None and not folder.is_dir():
+            raise ConfigurationError(f"{key} is {folder}, which is not a folder")
+    for key, file in files.items():
         if file is not None and not file.is_file():
             raise ConfigurationError(f"{key}: there is no file {file}")
 
 
+def _labels(images: Path | None, labels: Path | None) -> Path | None:
+    return labels or (None if images is None else labels_beside(images))
+
+
+def enrolled_participants(allowlist: Allowlist) -> int:
+    """How many hospitals may take part."""
+    return sum(node.role is Role.PARTICIPANT for node in allowlist.nodes.values())
+
+
 def check_hospitals(config: Config, allowlist: Allowlist) -> None:
-    """Refuse rounds that the enrolled hospitals can never fill.
+    """Refuse rounds that the enrolled hospitals can never fill, or the rule never aggregate.
 
     Raises:
-        ConfigurationError: the quorum, or the least number of participants, is too high.
+        ConfigurationError: the quorum, the least number of participants or the number of
+            Byzantine hospitals is too high, or the rule needs more updates than a round
+            may have.
     """
-    enrolled = sum(node.role is Role.PARTICIPANT for node in allowlist.nodes.values())
+    enrolled, rounds = enrolled_participants(allowlist), config.rounds
     for key in ("quorum", "minimum_participants"):
-        needed = getattr(config.rounds, key)
+        needed = getattr(rounds, key)
         if needed > enrolled:
             raise ConfigurationError(
                 f"rounds.{key} is {needed}, and the allow-list enrols {enrolled} participants; "
                 "no round could ever open"
             )
+    if 2 * rounds.byzantine >= enrolled:
+        raise ConfigurationError(
+            f"rounds.byzantine is {rounds.byzantine} of {enrolled} enrolled participants; "
+            f"use at most {max(0, (enrolled - 1) // 2)}, less than half of them"
+        )
+    _check_rule(config, most=min(enrolled, rounds.maximum_participants))
+
+
+def rule_warnings(config: Config, allowlist: Allowlist) -> tuple[str, ...]:
+    """What an operator should know about the rule before it is too late to change it."""
+    enrolled, f = enrolled_participants(allowlist), config.rounds.byzantine
+    aggregator = config.rounds.aggregator
+    for excluded in range(1, f + 1):
+        if fitted(aggregator, f=f, counting=enrolled - excluded, excluded=excluded) is None:
+            warning = (
+                f"rounds.rule {aggregator.describe()} needs {aggregator.least_n} updates; once "
+                f"{excluded} of {enrolled} hospitals are excluded, every round is held until an "
+                "operator acts"
+            )
+            return (warning,)
+    return ()
+
+
+def noise_warnings(config: Config, plan: StudyPlan, allowlist: Allowlist) -> tuple[str, ...]:
+    """Judge the rule by the privacy noise that the study's plan puts into updates.
+
+    Raises:
+        ConfigurationError: the noise would make the rule choose hostile updates.
+    """
+    patients = [
+        node.enrolled_patients for node in allowlist.nodes.values() if node.role is Role.PARTICIPANT
+    ]
+    verdict = check_against_noise(
+        config.rounds.aggregator,
+        plan.training,
+        plan.privacy,
+        elements=plan.schema.update_elements,
+        patients=patients,
+    )
+    if verdict.severity is Severity.REFUSAL:
+        raise ConfigurationError(f"rounds.rule does not stand this study's noise: {verdict.text}")
+    return (verdict.text,) if verdict.severity is Severity.WARNING else ()
+
+
+def _check_rule(config: Config, *, most: int) -> None:
+    rounds, aggregator = config.rounds, config.rounds.aggregator
+    least, name = aggregator.least_n, aggregator.describe()
+    if least > most:
+        raise ConfigurationError(
+            f"rounds.rule {name} needs {least} updates, and a round has at most {most}; "
+            "choose another rule, or a smaller f"
+        )
+    if least > rounds.quorum:
+        raise ConfigurationError(
+            f"rounds.rule {name} needs {least} updates, and rounds.quorum closes a round with "
+            f"{rounds.quorum}; set rounds.quorum = {least}"
+        )
+    if aggregator.most_n is not None and most > aggregator.most_n:
+        raise ConfigurationError(
+            f"rounds.rule {name} can handle {aggregator.most_n} updates, and a round may have "
+            f"{most}; set rounds.maximum_participants = {aggregator.most_n}"
+        )

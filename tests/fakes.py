@@ -315,6 +315,9 @@ class FakeSpool:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def clear_scratch(self, round_id: RoundId) -> None:
+        shutil.rmtree(self._folder / str(round_id) / "scratch", ignore_errors=True)
+
     def discard_before(self, round_id: RoundId) -> None:
         for key in [key for key in self._parts if key[0] < round_id]:
             self._parts.pop(key).is_open = False

@@ -50,6 +50,10 @@ class GetStatusResponse(_message.Message):
     LOG_ROOT_FIELD_NUMBER: _builtins.int
     NEXT_ROUND_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     ACTIVE_PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     federation_id: _builtins.str
     study_id: _builtins.str
@@ -65,9 +69,19 @@ class GetStatusResponse(_message.Message):
     """0 when none is due"""
     active_participants: _builtins.int
     """heard from within two poll intervals"""
+    mode: _builtins.str
+    """"mode0" compares peers, "mode1" has a holdout set"""
+    rule: _builtins.str
+    """the aggregation, every parameter in it"""
+    claim: _builtins.str
+    """what it withstands, given what"""
     @_builtins.property
     def current_round(self) -> Global___RoundSummary:
         """absent between rounds"""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """where the configuration asks for more than that"""
 
     def __init__(
         self,
@@ -85,10 +99,14 @@ class GetStatusResponse(_message.Message):
         log_root: _builtins.str = ...,
         next_round_at_unix_ms: _builtins.int = ...,
         active_participants: _builtins.int = ...,
+        mode: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        claim: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current_round", b"current_round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "current_round", b"current_round", "federation_id", b"federation_id", "latest_model", b"latest_model", "log_root", b"log_root", "log_size", b"log_size", "next_round_at_unix_ms", b"next_round_at_unix_ms", "paused", b"paused", "rounds_planned", b"rounds_planned", "rounds_released", b"rounds_released", "study_complete", b"study_complete", "study_id", b"study_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "claim", b"claim", "current_round", b"current_round", "federation_id", b"federation_id", "latest_model", b"latest_model", "log_root", b"log_root", "log_size", b"log_size", "mode", b"mode", "next_round_at_unix_ms", b"next_round_at_unix_ms", "paused", b"paused", "rounds_planned", b"rounds_planned", "rounds_released", b"rounds_released", "rule", b"rule", "study_complete", b"study_complete", "study_id", b"study_id", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,6 +322,7 @@ class ParticipantSummary(_message.Message):
     CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
     EPSILON_SPENT_FIELD_NUMBER: _builtins.int
     EPSILON_BUDGET_FIELD_NUMBER: _builtins.int
+    APPEAL_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     role: _builtins.str
     trust: _builtins.float
@@ -316,6 +335,10 @@ class ParticipantSummary(_message.Message):
     """RFC 3339, of the last certificate seen"""
     epsilon_spent: _builtins.float
     epsilon_budget: _builtins.float
+    @_builtins.property
+    def appeal(self) -> Global___Appeal:
+        """the newest; absent if there was none"""
+
     def __init__(
         self,
         *,
@@ -329,14 +352,44 @@ class ParticipantSummary(_message.Message):
         certificate_not_after: _builtins.str = ...,
         epsilon_spent: _builtins.float = ...,
         epsilon_budget: _builtins.float = ...,
+        appeal: Global___Appeal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["appeal", b"appeal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_not_after", b"certificate_not_after", "enrolled_patients", b"enrolled_patients", "epsilon_budget", b"epsilon_budget", "epsilon_spent", b"epsilon_spent", "last_seen_unix_ms", b"last_seen_unix_ms", "node_id", b"node_id", "reason", b"reason", "role", b"role", "state", b"state", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appeal", b"appeal", "certificate_not_after", b"certificate_not_after", "enrolled_patients", b"enrolled_patients", "epsilon_budget", b"epsilon_budget", "epsilon_spent", b"epsilon_spent", "last_seen_unix_ms", b"last_seen_unix_ms", "node_id", b"node_id", "reason", b"reason", "role", b"role", "state", b"state", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParticipantSummary: _TypeAlias = ParticipantSummary  # noqa: Y015
+
+@_typing.final
+class Appeal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    FILED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    filed_at_unix_ms: _builtins.int
+    state: _builtins.str
+    """"open", "granted", "denied" """
+    answer: _builtins.str
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        filed_at_unix_ms: _builtins.int = ...,
+        state: _builtins.str = ...,
+        answer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "filed_at_unix_ms", b"filed_at_unix_ms", "state", b"state", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Appeal: _TypeAlias = Appeal  # noqa: Y015
 
 @_typing.final
 class TailLogRequest(_message.Message):
@@ -596,3 +649,77 @@ class ReleaseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
+
+@_typing.final
+class AppealRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppealRequest: _TypeAlias = AppealRequest  # noqa: Y015
+
+@_typing.final
+class AppealResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppealResponse: _TypeAlias = AppealResponse  # noqa: Y015
+
+@_typing.final
+class DenyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyRequest: _TypeAlias = DenyRequest  # noqa: Y015
+
+@_typing.final
+class DenyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyResponse: _TypeAlias = DenyResponse  # noqa: Y015

@@ -79,6 +79,16 @@ class OperationsServiceStub:
                 request_serializer=matl_dot_v1_dot_operations__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=matl_dot_v1_dot_operations__pb2.ReleaseResponse.FromString,
                 _registered_method=True)
+        self.Appeal = channel.unary_unary(
+                '/matl.v1.OperationsService/Appeal',
+                request_serializer=matl_dot_v1_dot_operations__pb2.AppealRequest.SerializeToString,
+                response_deserializer=matl_dot_v1_dot_operations__pb2.AppealResponse.FromString,
+                _registered_method=True)
+        self.Deny = channel.unary_unary(
+                '/matl.v1.OperationsService/Deny',
+                request_serializer=matl_dot_v1_dot_operations__pb2.DenyRequest.SerializeToString,
+                response_deserializer=matl_dot_v1_dot_operations__pb2.DenyResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServiceServicer:
@@ -138,6 +148,18 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Appeal(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Deny(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -185,6 +207,16 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=matl_dot_v1_dot_operations__pb2.ReleaseRequest.FromString,
                     response_serializer=matl_dot_v1_dot_operations__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'Appeal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Appeal,
+                    request_deserializer=matl_dot_v1_dot_operations__pb2.AppealRequest.FromString,
+                    response_serializer=matl_dot_v1_dot_operations__pb2.AppealResponse.SerializeToString,
+            ),
+            'Deny': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deny,
+                    request_deserializer=matl_dot_v1_dot_operations__pb2.DenyRequest.FromString,
+                    response_serializer=matl_dot_v1_dot_operations__pb2.DenyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -430,6 +462,60 @@ class OperationsService:
             '/matl.v1.OperationsService/Release',
             matl_dot_v1_dot_operations__pb2.ReleaseRequest.SerializeToString,
             matl_dot_v1_dot_operations__pb2.ReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Appeal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matl.v1.OperationsService/Appeal',
+            matl_dot_v1_dot_operations__pb2.AppealRequest.SerializeToString,
+            matl_dot_v1_dot_operations__pb2.AppealResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deny(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matl.v1.OperationsService/Deny',
+            matl_dot_v1_dot_operations__pb2.DenyRequest.SerializeToString,
+            matl_dot_v1_dot_operations__pb2.DenyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class OperationsServiceStub:
     StartRound: _grpc.UnaryUnaryMultiCallable[_operations_pb2.StartRoundRequest, _operations_pb2.StartRoundResponse]
     Quarantine: _grpc.UnaryUnaryMultiCallable[_operations_pb2.QuarantineRequest, _operations_pb2.QuarantineResponse]
     Release: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ReleaseRequest, _operations_pb2.ReleaseResponse]
+    Appeal: _grpc.UnaryUnaryMultiCallable[_operations_pb2.AppealRequest, _operations_pb2.AppealResponse]
+    Deny: _grpc.UnaryUnaryMultiCallable[_operations_pb2.DenyRequest, _operations_pb2.DenyResponse]
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
@@ -53,6 +55,8 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     StartRound: _aio.UnaryUnaryMultiCallable[_operations_pb2.StartRoundRequest, _operations_pb2.StartRoundResponse]  # type: ignore[assignment]
     Quarantine: _aio.UnaryUnaryMultiCallable[_operations_pb2.QuarantineRequest, _operations_pb2.QuarantineResponse]  # type: ignore[assignment]
     Release: _aio.UnaryUnaryMultiCallable[_operations_pb2.ReleaseRequest, _operations_pb2.ReleaseResponse]  # type: ignore[assignment]
+    Appeal: _aio.UnaryUnaryMultiCallable[_operations_pb2.AppealRequest, _operations_pb2.AppealResponse]  # type: ignore[assignment]
+    Deny: _aio.UnaryUnaryMultiCallable[_operations_pb2.DenyRequest, _operations_pb2.DenyResponse]  # type: ignore[assignment]
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -117,5 +121,19 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ReleaseResponse, _abc.Awaitable[_operations_pb2.ReleaseResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Appeal(
+        self,
+        request: _operations_pb2.AppealRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.AppealResponse, _abc.Awaitable[_operations_pb2.AppealResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Deny(
+        self,
+        request: _operations_pb2.DenyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.DenyResponse, _abc.Awaitable[_operations_pb2.DenyResponse]]: ...
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -44,6 +44,8 @@ ROLES: dict[str, frozenset[Role]] = {
             "StartRound",
             "Quarantine",
             "Release",
+            "Appeal",
+            "Deny",
         )
     },
     "/grpc.health.v1.Health/Check": _ANYONE_ENROLLED,

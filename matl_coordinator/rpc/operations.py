@@ -15,7 +15,7 @@ from matl_common.ids import NodeId, RoundId, parse_node_id
 from matl_common.wire import operations_pb2 as pb
 from matl_common.wire import operations_pb2_grpc as pb_grpc
 from matl_common.wire.documents import to_unix_ms
-from matl_coordinator.core.rounds import Evaluation, Round
+from matl_coordinator.core.rounds import Evaluation, Phase, Round
 from matl_coordinator.ports import State, UpdateStatus
 from matl_coordinator.rpc.guard import caller
 from matl_coordinator.service.invitations import standing_of
@@ -63,6 +63,10 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             log_root=page.head.root,
             next_round_at_unix_ms=_unix_ms(facts.next_round_at),
             active_participants=facts.present,
+            mode=facts.protection.mode.value,
+            rule=facts.protection.rule,
+            claim=facts.protection.claim,
+            warnings=facts.protection.warnings,
         )
 
     async def ListRounds(
@@ -106,6 +110,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             last_seen_unix_ms=_unix_ms(self._overview.last_seen(node_id)),
             epsilon_spent=epsilon_spent,
             epsilon_budget=self._overview.epsilon_budget,
+            appeal=_appeal(node_id, state),
         )
 
     async def TailLog(self, request: pb.TailLogRequest, context: Context) -> pb.TailLogResponse:
@@ -146,6 +151,16 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         await self._operations.release(caller().node_id, node_id, request.reason)
         return pb.ReleaseResponse()
 
+    async def Appeal(self, request: pb.AppealRequest, context: Context) -> pb.AppealResponse:
+        node_id = parse_node_id(request.node_id)
+        await self._operations.appeal(caller().node_id, node_id, request.text)
+        return pb.AppealResponse()
+
+    async def Deny(self, request: pb.DenyRequest, context: Context) -> pb.DenyResponse:
+        node_id = parse_node_id(request.node_id)
+        await self._operations.deny(caller().node_id, node_id, request.reason)
+        return pb.DenyResponse()
+
     def _round(self, rnd: Round, state: State, waiting_for: str) -> pb.RoundSummary:
         trust = {(rnd.round_id, record.node_id): record.trust for record in state.trust}
         summary = _past_round(rnd, trust)
@@ -161,6 +176,20 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         return summary
 
 
+def _appeal(node_id: NodeId, state: State) -> pb.Appeal | None:
+    appeals = () if state.study is None else state.study.appeals
+    found = next((each for each in appeals if each.node_id == node_id), None)
+    if found is None:
+        return None
+    answered = "granted" if found.granted else "denied"
+    return pb.Appeal(
+        text=found.text,
+        filed_at_unix_ms=to_unix_ms(found.filed_at),
+        state="open" if found.is_open else answered,
+        answer=found.answer,
+    )
+
+
 def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]) -> pb.RoundSummary:
     return pb.RoundSummary(
         round_id=rnd.round_id,
@@ -171,7 +200,7 @@ def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]) -> pb
         ended_at_unix_ms=_unix_ms(rnd.ended_at),
         contributions=_contributions(rnd, trust),
         base_model=rnd.base_model,
-        released_model=(rnd.candidate or "") if rnd.evaluation else "",
+        released_model=(rnd.candidate or "") if rnd.phase is Phase.RELEASED else "",
         evaluation=None if rnd.evaluation is None else _evaluation(rnd.evaluation),
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from matl_common.configuration import labels_beside
+from matl_common.errors import ConfigurationError
 from matl_common.ids import Digest, NodeId, parse_digest
 from matl_common.worker import Message, WorkerCrashedError, WorkerProcess
 from matl_coordinator.config import Config
@@ -49,6 +50,7 @@ class _RootAnswer(_Answer):
     class_index: int
     fold: int
     images: int
+    sha256: str
 
 
 class _ScoreAnswer(_Answer):
@@ -82,7 +84,8 @@ class WorkerScorer:
             "out_dir": str(folder),
             "dimensions": study.dimensions,
             "whitening": study.whitening,
-            "public": self._images(study.public_images or self._config.holdout.images),
+            # The full recipe looks at no image: its first model comes from the network's name.
+            "public": self._images(study.public_images or self._config.state_dir),
             "resources": self._resources(),
         }
         if study.public_labels is not None:
@@ -115,7 +118,9 @@ class WorkerScorer:
         return HoldoutReport(
             root=tuple(
                 RootGradient(
-                    RootRow(each.name, each.class_index, each.fold, each.images), Path(each.path)
+                    RootRow(each.name, each.class_index, each.fold, each.images),
+                    Path(each.path),
+                    parse_digest(each.sha256),
                 )
                 for each in answer.root_rows
             ),
@@ -151,9 +156,12 @@ class WorkerScorer:
         }
 
     def _holdout(self) -> Message:
-        holdout = self._images(self._config.holdout.images)
-        if self._config.holdout.labels is not None:
-            holdout["labels_csv"] = str(self._config.holdout.labels)
+        wanted = self._config.holdout
+        if wanted is None:
+            raise ConfigurationError("there is no holdout set to score on; set holdout.images")
+        holdout = self._images(wanted.images)
+        if wanted.labels is not None:
+            holdout["labels_csv"] = str(wanted.labels)
         return holdout
 
     def _images(self, folder: Path) -> dict[str, Any]:

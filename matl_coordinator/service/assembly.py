@@ -16,8 +16,12 @@ from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer
 from matl_common.version import __version__
 from matl_coordinator.config import Config
-from matl_coordinator.core.robust.registry import make_rule
-from matl_coordinator.ports import Meter, ModelStore, Scorer, Spool, Store
+from matl_coordinator.core.composite import Activity
+from matl_coordinator.core.judgement import Enrolment
+from matl_coordinator.core.rounds import Round
+from matl_coordinator.ports import Histories, Meter, ModelStore, Scorer, Spool, Store
+from matl_coordinator.protection import Protection, protection_of
+from matl_coordinator.service.activity import activities
 from matl_coordinator.service.conductor import Conductor, Settings
 from matl_coordinator.service.intake import Intake
 from matl_coordinator.service.invitations import Invitations
@@ -26,6 +30,7 @@ from matl_coordinator.service.operations import Operations
 from matl_coordinator.service.overview import Overview
 from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.register import Register
+from matl_coordinator.service.survey import Surveyor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Outside:
 
     store: Store
     spool: Spool
+    histories: Histories
     models: ModelStore
     scorer: Scorer
     signer: Signer
@@ -52,12 +58,20 @@ class UseCases:
     operations: Operations
     overview: Overview
     conductor: Conductor
+    judge: Judge
+    """What the conductor judges rounds with."""
 
 
 def assemble(
-    config: Config, *, plan: StudyPlan, register: Register, allowlist: Allowlist, outside: Outside
+    config: Config,
+    *,
+    plan: StudyPlan,
+    register: Register,
+    allowlist: Allowlist,
+    outside: Outside,
+    protection: Protection | None = None,
 ) -> UseCases:
-    """Wire the use cases of one coordinator."""
+    """Wire the use cases of one coordinator; ``protection`` is what operators are told."""
     enrolled = {
         node_id: node for node_id, node in allowlist.nodes.items() if node.role is Role.PARTICIPANT
     }
@@ -82,12 +96,13 @@ def assemble(
         meter=outside.meter,
         clock=outside.clock,
     )
+    judge = _judge(config, plan, enrolled, outside)
     conductor = Conductor(
         register=register,
         spool=outside.spool,
         models=outside.models,
         scorer=outside.scorer,
-        judge=_judge(config, plan, enrolled, outside),
+        judge=judge,
         presence=presence,
         meter=outside.meter,
         settings=_settings(config, len(enrolled), outside.tick_seconds),
@@ -105,27 +120,58 @@ def assemble(
         version=__version__,
         plan=plan,
         rounds_planned=config.study.rounds,
+        protection=protection or protection_of(config, enrolled=len(enrolled)),
         store=outside.store,
         presence=presence,
         upload_fraction=intake.upload_fraction,
         waiting=conductor.waiting,
     )
-    return UseCases(invitations, intake, operations, overview, conductor)
+    return UseCases(invitations, intake, operations, overview, conductor, judge)
 
 
 def _judge(
     config: Config, plan: StudyPlan, enrolled: Mapping[NodeId, AllowedNode], outside: Outside
 ) -> Judge:
-    return Judge(
+    attested = {
+        node_id: Enrolment(node.enrolled_patients, _shares(node.label_histogram))
+        for node_id, node in enrolled.items()
+    }
+    surveyor = Surveyor(
         plan=plan,
         spool=outside.spool,
         models=outside.models,
         scorer=outside.scorer,
-        enrolled=enrolled,
-        rule=make_rule(config.rounds.rule, config.rounds.rule_parameters),
+        enrolled=attested,
+        histories=outside.histories,
+        round_of=outside.store.round,
+        threads=config.worker.aggregation_threads,
+    )
+    return Judge(
+        plan=plan,
+        surveyor=surveyor,
+        spool=outside.spool,
+        models=outside.models,
+        enrolled=attested,
+        aggregator=config.rounds.aggregator,
+        policy=config.trust.policy,
+        has_root=config.holdout is not None,
+        activity=_activity(config, outside),
         byzantine=config.rounds.byzantine,
         threads=config.worker.aggregation_threads,
     )
+
+
+def _activity(config: Config, outside: Outside) -> Callable[[Round], Mapping[NodeId, Activity]]:
+    """When hospitals send, where trust follows the score of MATL's paper; else nobody asks."""
+    if config.trust.composite != "matl-paper":
+        return lambda _: {}
+    return lambda rnd: activities(outside.store, rnd)
+
+
+def _shares(histogram: tuple[int, ...] | None) -> tuple[float, ...] | None:
+    if histogram is None or sum(histogram) == 0:
+        return None
+    return tuple(count / sum(histogram) for count in histogram)
 
 
 def _settings(config: Config, enrolled: int, tick_seconds: float) -> Settings:
@@ -139,6 +185,8 @@ def _settings(config: Config, enrolled: int, tick_seconds: float) -> Settings:
         rounds_planned=config.study.rounds,
         keep_spooled=config.rounds.keep_spooled,
         worker_attempts=config.worker.attempts,
+        has_holdout=config.holdout is not None,
+        cartel_alarm_share=config.trust.cartel_alarm_share,
         tick_seconds=tick_seconds,
         retry_seconds=tick_seconds,
     )

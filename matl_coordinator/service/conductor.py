@@ -8,7 +8,8 @@ matters, so after a crash the first step goes on where the last one stood.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -22,6 +23,7 @@ from matl_coordinator.core.rounds import (
     Aborted,
     Aggregated,
     Evaluated,
+    Evaluation,
     Event,
     Phase,
     Round,
@@ -47,10 +49,21 @@ from matl_coordinator.ports import (
     StoreError,
 )
 from matl_coordinator.schedule import Schedule, next_due
-from matl_coordinator.service.entries import Fact, entry, round_entry, trust_facts
-from matl_coordinator.service.judging import Judge
+from matl_coordinator.service.alarms import Alarm, alarms_of
+from matl_coordinator.service.entries import (
+    Fact,
+    alarm_entry,
+    entry,
+    round_entry,
+    score_entries,
+)
+from matl_coordinator.service.judging import Judge, Verdict
 from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.register import Decision, Register
+from matl_coordinator.service.survey import coordinate_seed
+
+NON_COMPLIANT = "non_compliant"
+"""Why an admitted update was refused when it was scored: no trace of the promised noise."""
 
 _REMEDY = "no round opens until an operator has looked: matl participants, then matl resume"
 
@@ -66,6 +79,9 @@ class Settings:
     rounds_planned: int
     keep_spooled: int
     worker_attempts: int
+    has_holdout: bool
+    """Whether models can be evaluated."""
+    cartel_alarm_share: float
     tick_seconds: float = 1.0
     """How often to look at the clock when nothing happens."""
     retry_seconds: float = 1.0
@@ -131,6 +147,7 @@ class Conductor:
     async def step(self, state: State) -> float:
         """Do what is due in ``state``; returns how long to wait for a change, in seconds."""
         self._meter.present(len(self._presence.present()))
+        self._meter.log_grew(self._register.log_size)
         rnd = state.round
         if rnd is None or rnd.phase.is_final:
             return await self._between_rounds(state)
@@ -258,7 +275,7 @@ class Conductor:
         changes: tuple[Change, ...] = (),
         entries: tuple[bytes, ...] = (),
         pause_because: str | None = None,
-        **facts: Fact,
+        facts: Mapping[str, Fact] | None = None,
     ) -> Round | None:
         """Apply an event, if the round is still where ``rnd`` was, with all that goes with it.
 
@@ -276,7 +293,7 @@ class Conductor:
             if current is None or (current.round_id, current.phase) != (rnd.round_id, rnd.phase):
                 return Decision(None)
             after = advance(self._with_present_rules(current), event)
-            written = (*entries, round_entry(after, event, at=self._clock(), **facts))
+            written = (*entries, round_entry(after, event, at=self._clock(), **facts or {}))
             put: tuple[Change, ...] = (PutRound(after), *changes)
             if pause_because is not None and state.study is not None:
                 study = replace(state.study, paused=True, pause_reason=pause_because)
@@ -302,32 +319,53 @@ class Conductor:
         self._meter.round_changed(after)
 
     async def _score(self, state: State, rnd: Round) -> None:
-        judgement = await self._judge.judge(
+        verdict = await self._judge.judge(
             rnd, state.trust, updates=state.updates, violations=violations_in(state)
         )
-        now = self._clock()
-        event: Event = Scored(judgement.weights)
-        if judgement.hold is not None:
-            event = Aborted(now, f"held: {judgement.hold}")
-        scored = entry(
-            "round_scored",
-            at=now,
-            round=rnd.round_id,
-            trust={each.node_id: trust_facts(each) for each in judgement.records},
-        )
+        now, judgement = self._clock(), verdict.judgement
+        event: Event = Scored(verdict.weights)
+        if verdict.hold is not None:
+            event = Aborted(now, f"held: {verdict.hold}")
+        alarms = alarms_of(judgement.power, cartel_share=self._settings.cartel_alarm_share)
         after = await self._advance(
             rnd,
             event,
             changes=(PutTrust(rnd.round_id, judgement.records),),
-            entries=(scored,),
-            pause_because=judgement.hold,
-            weights={each.node_id: each.weight for each in judgement.weights} or None,
+            entries=(
+                *score_entries(rnd, verdict, seed=coordinate_seed(rnd), at=now),
+                *(alarm_entry(each, round_id=rnd.round_id, at=now) for each in alarms),
+            ),
+            pause_because=verdict.hold,
+            facts={"weights": {each.node_id: each.weight for each in verdict.weights} or None},
         )
         if after is None:
             return
         self._report_trust(judgement.records, after)
-        if judgement.hold is not None:
-            log.error("study_paused", round=rnd.round_id, reason=judgement.hold, remedy=_REMEDY)
+        self._report_verdict(verdict, alarms, after)
+
+    def _report_verdict(self, verdict: Verdict, alarms: tuple[Alarm, ...], after: Round) -> None:
+        judgement = verdict.judgement
+        self._meter.power_measured(judgement.power)
+        for node, reason in sorted(judgement.refused.items()):
+            self._meter.update_refused(NON_COMPLIANT)
+            log.warning("update_not_compliant", round=after.round_id, node=node, reason=reason)
+        for cluster in judgement.clusters:
+            log.warning(
+                "updates_nearly_identical", round=after.round_id, nodes=", ".join(sorted(cluster))
+            )
+        for alarm in alarms:
+            self._meter.alarm_raised(alarm.kind)
+            log.critical(
+                f"alarm_{alarm.kind}",
+                round=after.round_id,
+                # JSON has no infinity, which stands for "nobody else took part".
+                figure=round(alarm.figure, 3) if math.isfinite(alarm.figure) else None,
+                bound=round(alarm.bound, 3),
+                reason=alarm.reason,
+                remedy=alarm.remedy,
+            )
+        if verdict.hold is not None:
+            log.error("study_paused", round=after.round_id, reason=verdict.hold, remedy=_REMEDY)
 
     def _report_trust(self, records: tuple[TrustRecord, ...], after: Round) -> None:
         self._meter.trust_changed(records, after)
@@ -344,36 +382,36 @@ class Conductor:
             )
 
     async def _aggregate(self, state: State, rnd: Round) -> None:
-        candidate = await self._judge.build(rnd, updates=state.updates)
+        released_in = 0 if state.latest_model is None else state.latest_model.round_id
+        candidate = await self._judge.build(rnd, updates=state.updates, released_in=released_in)
         await self._advance(
             rnd,
             Aggregated(candidate),
-            model=candidate,
-            updates={each.node_id: each.update_digest for each in rnd.admitted},
+            facts={
+                "model": candidate,
+                "updates": {each.node_id: each.update_digest for each in rnd.admitted},
+            },
         )
 
     async def _evaluate(self, rnd: Round) -> None:
         assert rnd.candidate is not None, "an evaluating round has a candidate"
-        evaluation = await self._scorer.evaluate(rnd.candidate)
+        evaluation: Evaluation | None = None
+        if self._settings.has_holdout:
+            evaluation = await self._scorer.evaluate(rnd.candidate)
         now, size = self._clock(), self._models.path(rnd.candidate).stat().st_size
         after = await self._advance(
             rnd,
             Evaluated(now, evaluation),
             changes=(PutModel(ModelRecord(rnd.candidate, size, rnd.round_id, now)),),
-            model=rnd.candidate,
-            accuracy=evaluation.accuracy,
-            balanced_accuracy=evaluation.balanced_accuracy,
-            kappa=evaluation.quadratic_weighted_kappa,
-            per_class_recall=list(evaluation.per_class_recall),
-            images=evaluation.images,
+            facts={"model": rnd.candidate, **_evaluation_facts(evaluation)},
         )
         if after is not None:
             log.info(
                 "model_released",
                 round=rnd.round_id,
                 model=rnd.candidate[:12],
-                accuracy=round(evaluation.accuracy, 4),
-                kappa=round(evaluation.quadratic_weighted_kappa, 4),
+                accuracy=None if evaluation is None else round(evaluation.accuracy, 4),
+                kappa=None if evaluation is None else round(evaluation.quadratic_weighted_kappa, 4),
             )
 
     async def _tidy(self, state: State) -> None:
@@ -384,6 +422,18 @@ class Conductor:
         await asyncio.to_thread(self._spool.discard_before, RoundId(max(1, oldest_kept)))
         await asyncio.to_thread(release_memory)
         self._tidied = state.round.round_id
+
+
+def _evaluation_facts(evaluation: Evaluation | None) -> dict[str, Fact]:
+    if evaluation is None:
+        return {}
+    return {
+        "accuracy": evaluation.accuracy,
+        "balanced_accuracy": evaluation.balanced_accuracy,
+        "kappa": evaluation.quadratic_weighted_kappa,
+        "per_class_recall": list(evaluation.per_class_recall),
+        "images": evaluation.images,
+    }
 
 
 def violations_in(state: State) -> dict[NodeId, str]:

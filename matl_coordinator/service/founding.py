@@ -54,24 +54,39 @@ async def found_or_resume(
     scorer: Scorer,
     signer: Signer,
     clock: Callable[[], datetime],
+    check: Callable[[StudyPlan], None] = lambda _: None,
 ) -> StudyPlan:
     """The study's plan; the study begins if the store has none.
 
+    Args:
+        config: describes the study.
+        register: where it begins.
+        models: takes the first model.
+        scorer: makes it, and looks over the holdout set.
+        signer: of the coordinator.
+        clock: now.
+        check: refuses plans that cannot work by raising, before a study begins with one.
+
     Raises:
+        ConfigurationError: the holdout set is too small, or what ``check`` raises.
         StudyMismatchError: the store holds another study, or one with other terms.
         WorkerError: the first model could not be made.
         StoreError: the store did not confirm; start again.
     """
     state = await register.state()
     if state.study is None:
-        log.info("founding_study", study=config.federation.study, step="reading the holdout set")
-        await _check_holdout(scorer)
+        if config.holdout is not None:
+            log.info(
+                "founding_study", study=config.federation.study, step="reading the holdout set"
+            )
+            await _check_holdout(scorer)
         log.info("founding_study", study=config.federation.study, step="making the first model")
         first = await scorer.initial_model(models.incoming)
         digest = await asyncio.to_thread(models.adopt, first.path)
         schema = await asyncio.to_thread(read_schema, models.path(digest))
         noise_multiplier = await _calibrated(config)
         plan = planned(config, schema, first.backbone_digest, noise_multiplier=noise_multiplier)
+        check(plan)
         model = ModelRecord(digest, schema.file_bytes, 0, clock())
         await _found(plan, model, register=register, signer=signer)
         state = await register.state()
@@ -79,6 +94,7 @@ async def found_or_resume(
     payload = verify(state.study.plan, signer.public_key, PayloadType.STUDY_PLAN)
     plan = parse_study_plan(payload)
     _check_same_study(plan, config)
+    check(plan)
     return plan
 
 

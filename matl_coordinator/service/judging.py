@@ -1,70 +1,96 @@
 """From admitted updates to trust, weights and the next model.
 
-Two passes over the spooled updates: their geometry together with the holdout set's
-gradients, and the aggregate. What the numbers mean is decided in ``core``. The same
-updates, trust and holdout set give the same model, to the bit.
+Two passes over the spooled updates: their geometry together with what trust and rule
+compare them with, and the aggregate. What the numbers mean is decided in ``core``. The
+same updates, trust and holdout set give the same model, to the bit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from matl_common.errors import IntegrityError
-from matl_common.identity.allowlist import AllowedNode
-from matl_common.ids import Digest, NodeId, digest_of_file
+from matl_common.ids import Digest, NodeId
 from matl_common.protocol import StudyPlan
-from matl_common.tensors import hash_chunks
-from matl_coordinator.aggregation import Row, aggregate_chunks, apply_update, measure
-from matl_coordinator.core.robust.gram import Gram, leave_one_out_cosines
-from matl_coordinator.core.robust.root import project_on_root, update_noise_std
-from matl_coordinator.core.robust.rules import Rule
+from matl_coordinator.aggregation import aggregate_chunks, apply_update
+from matl_coordinator.core.composite import Activity
+from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round
+from matl_coordinator.core.robust.gram import AggregationError, Needs
+from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import NodeWeight, Round
-from matl_coordinator.core.trust import update_trust
-from matl_coordinator.core.trust_record import (
-    HoldoutScore,
-    PeerAgreement,
-    TrustRecord,
-    with_newcomers,
-)
-from matl_coordinator.core.weighting import Hold, aggregation_weights, trust_weight
-from matl_coordinator.ports import HoldoutReport, ModelStore, Scorer, Spool, UpdateRecord
+from matl_coordinator.core.trust_record import TrustPolicy, TrustRecord
+from matl_coordinator.ports import ModelStore, RootGradient, Spool, UpdateRecord
+from matl_coordinator.service.survey import Survey, Surveyor, checked_model
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a round's updates did to trust, and what each counts for."""
+class Verdict:
+    """What a round's updates did to trust, what each counts for, and what it was held against."""
 
-    records: tuple[TrustRecord, ...]
+    judgement: Judgement
     weights: tuple[NodeWeight, ...]
     """One for each admitted hospital; empty when the round is held."""
-    hold: str | None
-    """Why no model can be made of these updates."""
+    root: tuple[RootGradient, ...]
+    rule: str
+    """What the updates will be aggregated by, every parameter in it."""
+
+    @property
+    def hold(self) -> str | None:
+        """Why no model can be made of these updates."""
+        return self.judgement.hold
+
+
+def fitted(aggregator: Aggregator, *, f: int, counting: int, excluded: int) -> Aggregator | None:
+    """The aggregator for the updates that count, with as much of ``f`` as they allow.
+
+    Hospitals that trust excluded are no longer among those the rule must withstand, but any
+    of them may have been honest: ``f`` is lowered only as far as the rule needs it.
+
+    Args:
+        aggregator: as configured.
+        f: hospitals that may be hostile.
+        counting: updates with a weight above 0.
+        excluded: updates that trust left without one.
+
+    Returns:
+        ``None`` where the rule needs more updates than count.
+    """
+    for left in range(f, max(0, f - excluded) - 1, -1):
+        candidate = aggregator.with_f(left)
+        if candidate.least_n <= counting:
+            return candidate
+    return None
 
 
 class Judge:
-    """Reads spooled updates; owns no state."""
+    """Judges and aggregates; owns no state."""
 
     def __init__(
         self,
         *,
         plan: StudyPlan,
+        surveyor: Surveyor,
         spool: Spool,
         models: ModelStore,
-        scorer: Scorer,
-        enrolled: Mapping[NodeId, AllowedNode],
-        rule: Rule,
+        enrolled: Mapping[NodeId, Enrolment],
+        aggregator: Aggregator,
+        policy: TrustPolicy,
+        has_root: bool,
+        activity: Callable[[Round], Mapping[NodeId, Activity]],
         byzantine: int,
         threads: int,
     ) -> None:
         self._plan = plan
+        self._surveyor = surveyor
         self._spool = spool
         self._models = models
-        self._scorer = scorer
         self._enrolled = enrolled
-        self._rule = rule
+        self._aggregator = aggregator
+        self._policy = policy
+        self._has_root = has_root
+        self._activity = activity
         self._byzantine = byzantine
         self._threads = threads
 
@@ -75,7 +101,7 @@ class Judge:
         *,
         updates: Sequence[UpdateRecord],
         violations: Mapping[NodeId, str],
-    ) -> Judgement:
+    ) -> Verdict:
         """Score the admitted updates and share out the aggregate.
 
         Args:
@@ -89,121 +115,108 @@ class Judge:
             IntegrityError: an update on disk is not the one that was admitted.
             AggregationError: the updates cannot be compared.
         """
-        rows = await asyncio.to_thread(self._rows, rnd, updates)
-        report = await self._scorer.report(
-            rnd.base_model,
-            {NodeId(row.name): row.path for row in rows},
-            folder=self._spool.scratch(rnd.round_id),
-        )
-        gram = await asyncio.to_thread(self._measure, rows, report)
-        trust = with_newcomers(trust, self._enrolled)
-        by_node = {record.node_id: record for record in trust}
-        weighted = gram.with_weights(
-            {node: trust_weight(by_node[node]) * self._patients(node) for node in gram.nodes}
-        )
-        records = update_trust(
-            trust,
-            self._scores(weighted, report),
-            round_id=rnd.round_id,
-            agreement=self._agreement(weighted),
+        with self._scratch(rnd):
+            survey = await self._surveyor.survey(
+                rnd,
+                updates,
+                nodes=rnd.admitted_nodes,
+                needs=Needs(root=self._has_root),
+                released_in=0,
+                scores=True,
+            )
+        activity = await asyncio.to_thread(self._activity, rnd)
+        judgement = judge_round(
+            survey.gram,
+            root=[each.row for each in survey.root] if self._has_root else None,
+            loss_improvement=survey.loss_improvement,
+            trust=trust,
+            enrolled=self._enrolled,
             violations=violations,
+            round_id=rnd.round_id,
+            byzantine=self._byzantine,
+            steps=self._plan.training.steps_per_round,
+            quiet=survey.quiet,
+            activity=activity,
+            policy=self._policy,
         )
-        shared = aggregation_weights(
-            records,
-            {node: self._patients(node) for node in self._enrolled},
-            present=gram.nodes,
-            f=self._byzantine,
-        )
-        if isinstance(shared, Hold):
-            return Judgement(records, (), shared.reason)
-        weights = tuple(NodeWeight(node, share) for node, share in sorted(shared.shares.items()))
-        return Judgement(records, weights, None)
+        aggregator = self._aggregator
+        if judgement.hold is None:
+            aggregator, judgement = self._within_rule(judgement, len(rnd.admitted))
+        weights: tuple[NodeWeight, ...] = ()
+        if judgement.hold is None:
+            weights = tuple(
+                NodeWeight(node, judgement.shares.get(node, 0.0))
+                for node in sorted(rnd.admitted_nodes)
+            )
+        return Verdict(judgement, weights, survey.root, aggregator.describe())
 
-    async def build(self, rnd: Round, *, updates: Sequence[UpdateRecord]) -> Digest:
+    def _within_rule(self, judgement: Judgement, admitted: int) -> tuple[Aggregator, Judgement]:
+        """Hold a round that leaves the rule too few updates to keep its promise."""
+        counting = sum(share > 0.0 for share in judgement.shares.values())
+        found = self._fitted(counting, admitted)
+        if found is not None:
+            return found, judgement
+        reason = (
+            f"{counting} updates count and {self._aggregator.describe()} needs "
+            f"{self._aggregator.least_n}; release a hospital, or restart with another "
+            "rounds.rule or a smaller rounds.byzantine"
+        )
+        return self._aggregator, replace(judgement, shares={}, hold=reason)
+
+    def _fitted(self, counting: int, admitted: int) -> Aggregator | None:
+        return fitted(
+            self._aggregator, f=self._byzantine, counting=counting, excluded=admitted - counting
+        )
+
+    async def build(
+        self, rnd: Round, *, updates: Sequence[UpdateRecord], released_in: int
+    ) -> Digest:
         """Aggregate a scored round and keep the new model; returns its digest.
 
+        Args:
+            rnd: a round that is aggregating.
+            updates: what was declared of each update.
+            released_in: the round that released its base model; 0 for the study's first.
+
         Raises:
-            IntegrityError: an update, or the base model, on disk is not what was admitted.
+            WorkerError: the scoring worker failed.
+            IntegrityError: an update, or a model, on disk is not what it was.
             AggregationError: the rule cannot be applied, or the result is not finite.
         """
-        return await asyncio.to_thread(self._build, rnd, updates)
-
-    def _build(self, rnd: Round, updates: Sequence[UpdateRecord]) -> Digest:
         shares = {each.node_id: each.weight for each in rnd.weights if each.weight > 0.0}
-        rows = [row for row in self._rows(rnd, updates) if row.name in shares]
-        elements = self._plan.schema.update_elements
-        gram = measure(rows, elements=elements, threads=self._threads).with_weights(shares)
-        chunks = aggregate_chunks(self._rule(gram), rows, elements=elements, threads=self._threads)
-        base, incoming = self._models.path(rnd.base_model), self._models.incoming
-        if digest_of_file(base) != rnd.base_model:
-            raise IntegrityError(
-                f"the file of model {rnd.base_model[:12]} is not that model; restore it"
+        with self._scratch(rnd):
+            survey = await self._surveyor.survey(
+                rnd,
+                updates,
+                # What everybody sent belongs into the histories, whether it counts or not.
+                nodes=rnd.admitted_nodes if self._aggregator.needs.history else shares,
+                needs=self._aggregator.needs,
+                released_in=released_in,
             )
-        digest = apply_update(base, chunks, incoming)
-        return self._models.adopt(incoming / f"{digest}.safetensors")
+            return await asyncio.to_thread(self._build, rnd, survey, shares)
 
-    def _rows(self, rnd: Round, updates: Sequence[UpdateRecord]) -> list[Row]:
-        """The admitted updates on disk, after a look that they are still what was admitted."""
-        declared = {each.node_id: each.chunk_hashes for each in updates}
-        rows = []
-        for each in rnd.admitted:
-            path = self._spool.path(rnd.round_id, each.node_id)
-            found = b"".join(hash_chunks(path))
-            if found != declared[each.node_id]:
-                raise IntegrityError(
-                    f"the spooled update of {each.node_id} is not the one that was admitted; "
-                    "look for a failing disk, or for who can write to the state folder"
-                )
-            rows.append(Row(each.node_id, path))
-        return rows
-
-    def _measure(self, rows: list[Row], report: HoldoutReport) -> Gram:
-        return measure(
-            rows,
-            [Row(each.row.name, each.path) for each in report.root],
+    def _build(self, rnd: Round, survey: Survey, shares: Mapping[NodeId, float]) -> Digest:
+        gram = survey.gram.select(sorted(shares)).with_weights(shares)
+        aggregator = self._fitted(len(shares), len(rnd.admitted))
+        if aggregator is None:
+            raise AggregationError(
+                f"{len(shares)} updates count and {self._aggregator.describe()} needs "
+                f"{self._aggregator.least_n}; restart with the rounds.rule the round began with"
+            )
+        chunks = aggregate_chunks(
+            aggregator(gram),
+            [*survey.updates, *survey.extras],
             elements=self._plan.schema.update_elements,
             threads=self._threads,
         )
+        base, incoming = checked_model(self._models, rnd.base_model), self._models.incoming
+        digest = apply_update(base, chunks, incoming)
+        return self._models.adopt(incoming / f"{digest}.safetensors")
 
-    def _scores(self, gram: Gram, report: HoldoutReport) -> tuple[HoldoutScore, ...]:
-        projections = project_on_root(
-            gram,
-            [each.row for each in report.root],
-            label_shares=self._label_shares(gram.nodes),
-        )
-        return tuple(
-            HoldoutScore(
-                node_id=each.node_id,
-                projection=each.projection,
-                variance=each.standard_error**2
-                + (self._noise(each.node_id) * each.reference_norm) ** 2,
-                loss_improvement=report.loss_improvement[each.node_id],
-            )
-            for each in projections
-        )
-
-    def _label_shares(self, nodes: tuple[NodeId, ...]) -> dict[NodeId, list[float]]:
-        shares = {}
-        for node in nodes:
-            histogram = self._enrolled[node].label_histogram
-            if histogram is not None and sum(histogram) > 0:
-                shares[node] = [count / sum(histogram) for count in histogram]
-        return shares
-
-    def _agreement(self, gram: Gram) -> dict[NodeId, PeerAgreement]:
-        cosines = leave_one_out_cosines(gram)
-        # The cosine of a fixed direction with isotropic noise has this deviation.
-        noise = 1.0 / math.sqrt(gram.elements)
-        is_private = self._plan.privacy.noise_multiplier > 0.0
-        return {
-            node: PeerAgreement(float(cosine), noise if is_private else 0.0)
-            for node, cosine in zip(gram.nodes, cosines, strict=True)
-        }
-
-    def _patients(self, node: NodeId) -> int:
-        return self._enrolled[node].enrolled_patients
-
-    def _noise(self, node: NodeId) -> float:
-        return update_noise_std(
-            self._plan.training, self._plan.privacy, patients=self._patients(node)
-        )
+    @contextmanager
+    def _scratch(self, rnd: Round) -> Iterator[None]:
+        """Root rows of a large network are gigabytes: they go as soon as they were used."""
+        try:
+            yield
+        finally:
+            self._spool.clear_scratch(rnd.round_id)

@@ -16,12 +16,15 @@ from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.core.trust import quarantine, release
 from matl_coordinator.core.trust_record import TrustRecord, TrustState, with_newcomers
 from matl_coordinator.ports import (
+    Appeal,
+    Change,
     LoggedEntry,
     LogHead,
     PutStudy,
     PutTrust,
     State,
     Store,
+    StudyRecord,
 )
 from matl_coordinator.service.entries import entry
 from matl_coordinator.service.register import Decision, Register
@@ -130,8 +133,56 @@ class Operations:
             operator, node_id, reason, "node_quarantined", lambda r: quarantine(r, why=reason)
         )
 
+    async def appeal(self, operator: NodeId, node_id: NodeId, text: str) -> None:
+        """Put a hospital's appeal on record; ``release`` or ``deny`` answers it."""
+
+        def decide(state: State) -> Decision[None]:
+            study, standing = self._study_of(node_id, state), None
+            if _open_appeal(study, node_id) is not None:
+                raise OperationError(f"an appeal of {node_id} is open; release or deny it first")
+            for record in with_newcomers(state.trust, self._enrolled):
+                standing = record if record.node_id == node_id else standing
+            now = self._clock()
+            filed = Appeal(node_id, _required(text), filed_by=operator, filed_at=now)
+            written = entry(
+                "appeal_filed",
+                at=now,
+                operator=operator,
+                node=node_id,
+                text=filed.text,
+                state=None if standing is None else standing.state.value,
+                against=None if standing is None else standing.reason,
+            )
+            return Decision(None, (PutStudy(_with_appeal(study, filed)),), (written,))
+
+        await self._register.decide(decide)
+
+    async def deny(self, operator: NodeId, node_id: NodeId, reason: str) -> None:
+        """Answer a hospital's appeal: its trust stays as it is."""
+
+        def decide(state: State) -> Decision[None]:
+            study = self._study_of(node_id, state)
+            found = _open_appeal(study, node_id)
+            if found is None:
+                raise OperationError(f"no appeal of {node_id} is open")
+            now = self._clock()
+            denied = _answered(found, operator, reason, granted=False, at=now)
+            written = entry(
+                "appeal_denied", at=now, operator=operator, node=node_id, reason=denied.answer
+            )
+            return Decision(None, (PutStudy(_with_appeal(study, denied)),), (written,))
+
+        await self._register.decide(decide)
+
+    def _study_of(self, node_id: NodeId, state: State) -> StudyRecord:
+        if node_id not in self._enrolled:
+            raise OperationError(f"{node_id} is not an enrolled participant")
+        if state.study is None:
+            raise OperationError("the study has not begun")
+        return state.study
+
     async def release(self, operator: NodeId, node_id: NodeId, reason: str) -> None:
-        """End a hospital's quarantine."""
+        """End a hospital's quarantine, and grant its appeal if one is open."""
 
         def released(record: TrustRecord) -> TrustRecord:
             if record.state is not TrustState.QUARANTINED:
@@ -155,13 +206,47 @@ class Operations:
                 change(record) if record.node_id == node_id else record
                 for record in with_newcomers(state.trust, self._enrolled)
             )
+            now = self._clock()
+            changes: tuple[Change, ...] = (PutTrust(_newest_round(state), records),)
+            found = _open_appeal(state.study, node_id)
+            granted = found is not None and event == "node_released"
+            if granted and found is not None and state.study is not None:
+                answered = _answered(found, operator, reason, granted=True, at=now)
+                changes = (*changes, PutStudy(_with_appeal(state.study, answered)))
             written = entry(
-                event, at=self._clock(), operator=operator, node=node_id, reason=_required(reason)
+                event,
+                at=now,
+                operator=operator,
+                node=node_id,
+                reason=_required(reason),
+                appeal="granted" if granted else None,
             )
-            newest = 0 if state.round is None else state.round.round_id
-            return Decision(None, (PutTrust(RoundId(newest), records),), (written,))
+            return Decision(None, changes, (written,))
 
         await self._register.decide(decide)
+
+
+def _newest_round(state: State) -> RoundId:
+    return RoundId(0 if state.round is None else state.round.round_id)
+
+
+def _open_appeal(study: StudyRecord | None, node_id: NodeId) -> Appeal | None:
+    appeals = () if study is None else study.appeals
+    return next((each for each in appeals if each.node_id == node_id and each.is_open), None)
+
+
+def _answered(
+    appeal: Appeal, operator: NodeId, answer: str, *, granted: bool, at: datetime
+) -> Appeal:
+    return replace(
+        appeal, granted=granted, answer=_required(answer), answered_by=operator, answered_at=at
+    )
+
+
+def _with_appeal(study: StudyRecord, appeal: Appeal) -> StudyRecord:
+    others = (each for each in study.appeals if each.node_id != appeal.node_id)
+    kept = sorted((*others, appeal), key=lambda each: each.node_id)
+    return replace(study, appeals=tuple(kept))
 
 
 def _required(reason: str) -> str:

@@ -11,6 +11,7 @@ from matl_common.ids import NodeId
 from matl_common.privacy.budget import gaussian_epsilon
 from matl_common.protocol import Recipe, StudyPlan
 from matl_coordinator.ports import State, Store
+from matl_coordinator.protection import Protection
 from matl_coordinator.service.presence import Presence
 
 
@@ -26,6 +27,7 @@ class Facts:
     present: int
     waiting_for: str
     next_round_at: datetime | None
+    protection: Protection
 
 
 class Overview:
@@ -37,6 +39,7 @@ class Overview:
         version: str,
         plan: StudyPlan,
         rounds_planned: int,
+        protection: Protection,
         store: Store,
         presence: Presence,
         upload_fraction: Callable[[NodeId], float],
@@ -45,6 +48,7 @@ class Overview:
         self._version = version
         self._plan = plan
         self._rounds_planned = rounds_planned
+        self._protection = protection
         self._store = store
         self._presence = presence
         self._waiting = waiting
@@ -66,6 +70,7 @@ class Overview:
             present=len(self._presence.present()),
             waiting_for=waiting_for,
             next_round_at=next_round_at,
+            protection=self._protection,
         )
 
     async def epsilon_declared(self) -> dict[NodeId, float]:

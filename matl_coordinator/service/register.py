@@ -56,6 +56,8 @@ class Register:
         self._state: State | None = None
         # Another coordinator took over; this one must not take the study back.
         self._superseded: StaleWriterError | None = None
+        # Leaves of the log as far as this process has seen it grow.
+        self._log_size = 0
         # Set when the state changes, then replaced; see wait_for_change.
         self._turn = asyncio.Event()
         # Decisions under way, kept so that they are not collected as garbage.
@@ -115,8 +117,15 @@ class Register:
                 self._superseded = error
                 raise
             self._state = applied(before, decided.changes, logged)
+            if logged:
+                self._log_size = logged[-1].index + 1
             self._wake()
             return decided.outcome, logged
+
+    @property
+    def log_size(self) -> int:
+        """Leaves of the log as of this process's last entry; 0 before it wrote one."""
+        return self._log_size
 
     def _wake(self) -> None:
         self._turn.set()

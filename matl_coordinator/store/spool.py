@@ -102,7 +102,7 @@ class DiskSpool:
         return path
 
     def scratch(self, round_id: RoundId) -> Path:
-        """An existing folder for files that live as long as the round's updates.
+        """An existing folder for files that can be made again, emptied by ``clear_scratch``.
 
         What is in it does not count against the quota.
 
@@ -114,6 +114,15 @@ class DiskSpool:
             self._files.make_folder(folder.parent)
             self._files.make_folder(folder)
         return folder
+
+    def clear_scratch(self, round_id: RoundId) -> None:
+        """Delete the round's scratch folder, if there is one; not durable, which costs nothing.
+
+        Raises:
+            SpoolError: the disk failed.
+        """
+        with self._lock, _disk_errors("cannot clear a scratch folder"), suppress(FileNotFoundError):
+            self._files.remove_tree(self._round_folder(round_id) / SCRATCH)
 
     def discard_before(self, round_id: RoundId) -> None:
         """Delete everything of rounds below ``round_id``, ending their open sinks.

@@ -227,6 +227,21 @@ def test_a_sink_of_a_discarded_round_does_not_close_its_successor(open_spool: Op
     assert new.finish().read_bytes() == b"".join(CHUNKS)
 
 
+def test_scratch_is_cleared_without_touching_updates(open_spool: OpenSpool) -> None:
+    spool = open_spool(AMPLE)
+    sink = open_sink(spool)
+    fill(sink)
+    path = sink.finish()
+    sink.close()
+    row = spool.scratch(ROUND) / "row"
+    row.write_bytes(b"row")
+    spool.clear_scratch(ROUND)
+    spool.clear_scratch(ROUND)
+    assert not row.parent.exists()
+    assert path.read_bytes() == b"".join(CHUNKS)
+    assert spool.scratch(ROUND).is_dir()
+
+
 def test_scratch_stays_while_the_round_does(open_spool: OpenSpool) -> None:
     folder = open_spool(AMPLE).scratch(ROUND)
     (folder / "row").write_bytes(b"row")

@@ -21,15 +21,15 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from numpy.typing import NDArray
 
-from matl_common.durable import write_atomically
 from matl_common.identity.allowlist import AllowedNode, Allowlist, load_allowlist
+from matl_common.identity.certificates import Role
 from matl_common.identity.development import (
     DevelopmentFederation,
     Enrolment,
     NodeFolder,
     create_development_keys,
 )
-from matl_common.ids import Digest, FederationId, NodeId
+from matl_common.ids import Digest, FederationId, NodeId, digest_of
 from matl_common.protocol import (
     PayloadType,
     PrivacySpend,
@@ -58,6 +58,7 @@ from matl_coordinator.service.assembly import Outside, UseCases, assemble
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.intake import Progress
 from matl_coordinator.service.register import Register
+from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
@@ -98,6 +99,13 @@ class Site:
     def coordinator_key(self) -> EllipticCurvePublicKey:
         return load_pem_signer(self.config.identity.signing_key).public_key
 
+    @property
+    def hospitals(self) -> tuple[NodeId, ...]:
+        """Every enrolled participant."""
+        return tuple(
+            sorted(n for n, each in self.allowlist.nodes.items() if each.role is Role.PARTICIPANT)
+        )
+
     def allowed(self, node_id: NodeId) -> AllowedNode:
         return self.allowlist.nodes[node_id]
 
@@ -105,12 +113,20 @@ class Site:
         return SqlStore.connect(self.config.database_url)
 
 
-def make_site(folder: Path, **rounds: object) -> Site:
-    """Keys and configuration of a federation of three hospitals."""
+def make_site(
+    folder: Path,
+    *,
+    sizes: Mapping[str, int] = SIZES,
+    study: Mapping[str, object] | None = None,
+    trust: Mapping[str, object] | None = None,
+    has_holdout: bool = True,
+    **rounds: object,
+) -> Site:
+    """Keys and configuration of a federation, of three hospitals unless told otherwise."""
     wanted = DevelopmentFederation(
         federation=FEDERATION,
         coordinator=COORDINATOR,
-        participants={NodeId(name): Enrolment(size) for name, size in SIZES.items()},
+        participants={NodeId(name): Enrolment(size) for name, size in sizes.items()},
         operators=(OPERATOR,),
     )
     nodes = create_development_keys(folder / "keys", wanted, now=utc_now())
@@ -137,11 +153,14 @@ def make_site(folder: Path, **rounds: object) -> Site:
             "learning_rate": 1.0,
             "epsilon": float("inf"),
             "public_images": str(folder),
+            **(study or {}),
         },
         "rounds": {"interval_seconds": 0.0, "collect_seconds": 60.0, "quorum": 2, **rounds},
-        "holdout": {"images": str(folder)},
+        "trust": dict(trust or {}),
         "limits": {"idle_seconds": 5.0},
     }
+    if has_holdout:
+        table["holdout"] = {"images": str(folder)}
     config = Config.model_validate(table, context={"folder": folder})
     return Site(folder, config, load_allowlist(mine.allowlist), nodes)
 
@@ -151,6 +170,7 @@ class QuadraticScorer:
     """A ``ports.Scorer`` whose loss is half the squared distance to ``TARGET``."""
 
     models: FileModelStore
+    has_holdout: bool = True
     fail_next: list[Exception] = field(default_factory=list)
 
     async def initial_model(self, folder: Path) -> InitialModel:
@@ -159,6 +179,7 @@ class QuadraticScorer:
         return InitialModel(folder / f"{digest}{MODEL_SUFFIX}", None)
 
     async def prepare(self) -> HoldoutFacts:
+        self._fail()
         return HoldoutFacts(images=500, skipped=0, per_class=(100,) * 5)
 
     async def report(
@@ -187,6 +208,7 @@ class QuadraticScorer:
         return None
 
     def _fail(self) -> None:
+        assert self.has_holdout, "asked about a holdout set that there is none of"
         if self.fail_next:
             raise self.fail_next.pop(0)
 
@@ -197,8 +219,9 @@ class QuadraticScorer:
         draws = np.random.default_rng([class_index, fold])
         row = descent + draws.normal(0.0, 0.1, ELEMENTS) / np.sqrt(ELEMENTS)
         path = folder / f"root-{class_index}-{fold}.f32"
-        write_atomically(path, [row.astype("<f4").tobytes()])
-        return RootGradient(RootRow(path.stem, class_index, fold, 50), path)
+        data = row.astype("<f4").tobytes()
+        path.write_bytes(data)
+        return RootGradient(RootRow(path.stem, class_index, fold, 50), path, digest_of(data))
 
 
 def weights_of(model: Path) -> NDArray[np.float64]:
@@ -215,6 +238,8 @@ class Running:
     """One lifetime of a coordinator."""
 
     site: Site
+    store: Store
+    meter: Metrics
     register: Register
     use_cases: UseCases
     plan: StudyPlan
@@ -228,7 +253,7 @@ async def running(site: Site, store: Store | None = None) -> AsyncIterator[Runni
     store = store or site.connect_store()
     register = Register(store)
     models = FileModelStore.open(site.config.state_dir / "models")
-    scorer = QuadraticScorer(models)
+    scorer = QuadraticScorer(models, has_holdout=site.config.holdout is not None)
     signer = load_pem_signer(site.config.identity.signing_key)
     plan = await found_or_resume(
         config=site.config,
@@ -238,13 +263,15 @@ async def running(site: Site, store: Store | None = None) -> AsyncIterator[Runni
         signer=signer,
         clock=utc_now,
     )
+    meter = Metrics()
     outside = Outside(
         store=store,
         spool=DiskSpool.open_folder(site.config.state_dir / "spool"),
+        histories=FileHistories.open_folder(site.config.state_dir / "histories"),
         models=models,
         scorer=scorer,
         signer=signer,
-        meter=Metrics(),
+        meter=meter,
         clock=utc_now,
         entropy=secrets.token_bytes,
         tick_seconds=TICK_SECONDS,
@@ -254,7 +281,7 @@ async def running(site: Site, store: Store | None = None) -> AsyncIterator[Runni
     )
     conducting = asyncio.create_task(use_cases.conductor.run())
     try:
-        yield Running(site, register, use_cases, plan, models, scorer)
+        yield Running(site, store, meter, register, use_cases, plan, models, scorer)
         if conducting.done():
             conducting.result()
     finally:
@@ -372,7 +399,7 @@ async def play(coordinator: Running, *, make: Mapping[NodeId, Make] | None = Non
     await together(
         *(
             take_part(coordinator, node_id, make=(make or {}).get(node_id, honest_update))
-            for node_id in NODES
+            for node_id in coordinator.site.hospitals
         )
     )
 

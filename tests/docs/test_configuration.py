@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -23,7 +23,8 @@ def keys_of(model: Any) -> set[str]:
     """Every key of a configuration, with its section."""
     keys = set()
     for name, field in model.model_fields.items():
-        section = field.annotation
+        # An optional section is its own first alternative.
+        section = next(iter(get_args(field.annotation)), field.annotation)
         if hasattr(section, "model_fields"):
             keys |= {f"{name}.{key}" for key in section.model_fields}
         else:
@@ -35,7 +36,10 @@ def keys_shown(text: str) -> set[str]:
     """Every key in a TOML example, those that are commented out included."""
     keys, section = set(), ""
     for line in text.splitlines():
-        if heading := re.match(r"\[(\w+)\]", line):
+        if re.match(r"# \[\[", line):
+            section = "rounds.pre_aggregation."
+            keys.add("rounds.pre_aggregation")
+        elif heading := re.match(r"\[(\w+)\]", line):
             section = f"{heading[1]}."
         elif key := re.match(r"(?:# )?(\w+) =", line):
             keys.add(section + key[1])

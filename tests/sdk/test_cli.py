@@ -125,6 +125,31 @@ def test_the_status_names_the_study_and_what_it_waits_for(shell: Shell) -> None:
     assert told["log_root"] in shown
 
 
+def test_the_status_tells_what_the_coordinator_withstands_and_given_what(shell: Shell) -> None:
+    told = shell.ask("status")
+    assert told["mode"] == "mode1"
+    assert "given a clean root set and authenticated members" in told["claim"]
+    shown = shell.run("status").stdout
+    assert told["claim"] in shown
+    assert told["rule"] in shown
+    assert told["warnings"] == []
+
+
+def test_an_appeal_is_shown_until_it_is_denied_and_both_reach_the_log(shell: Shell) -> None:
+    node = HOSPITALS[1]
+    assert shell.run("appeal", node, "--text", "our labels are right").exit_code == 0
+    entry = newest_entry(shell)
+    assert (entry["event"], entry["node"], entry["operator"]) == ("appeal_filed", node, OPERATOR)
+    assert "appeal open (our labels are right)" in shell.run("participants").stdout
+    shell.ask("deny", node, "--reason", "second reading disagrees")
+    assert newest_entry(shell)["event"] == "appeal_denied"
+    (told,) = [each["appeal"] for each in shell.ask("participants") if each["node_id"] == node]
+    assert (told["state"], told["answer"]) == ("denied", "second reading disagrees")
+    refused = shell.run("deny", node, "--reason", "again")
+    assert refused.exit_code == 1
+    assert "no appeal" in refused.stderr
+
+
 def test_participants_lists_every_enrolled_hospital(shell: Shell) -> None:
     told = shell.ask("participants")
     assert [each["node_id"] for each in told] == list(HOSPITALS)

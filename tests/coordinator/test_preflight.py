@@ -1,0 +1,238 @@
+"""What a coordinator refuses, or warns of, before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matl_common.errors import ConfigurationError
+from matl_common.protocol import StudyPlan
+from matl_coordinator.config import Config, load_config
+from matl_coordinator.core.claim import Mode
+from matl_coordinator.core.robust.registry import DEFAULT_RULE
+from matl_coordinator.core.trust_record import DEFAULT_POLICY
+from matl_coordinator.preflight import (
+    check_hospitals,
+    check_paths,
+    noise_warnings,
+    rule_warnings,
+)
+from matl_coordinator.protection import protection_of
+from matl_coordinator.service.founding import planned
+from tests.coordinator.harness import SCHEMA, Site, make_site
+
+FIVE = {f"hospital_{letter}": 1000 for letter in "abcde"}
+
+
+def written(folder: Path, extra: str) -> Path:
+    """A configuration file with what every coordinator needs, and more."""
+    path = folder / "coordinator.toml"
+    path.write_text(
+        f"""
+state_dir = "state"
+[federation]
+id = "dr-study"
+study = "dr-2026"
+node_id = "coordinator"
+allowlist = "allowlist.toml"
+[identity]
+tls_key = "k"
+tls_certificate = "c"
+participant_authority = "a"
+signing_key = "s"
+[study]
+public_images = "public"
+{extra}
+"""
+    )
+    return path
+
+
+def loaded(folder: Path, extra: str) -> Config:
+    return load_config(written(folder, extra), environment={})
+
+
+def refusal(folder: Path, extra: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(folder, extra)
+    return str(caught.value)
+
+
+HOLDOUT = '[holdout]\nimages = "holdout"\n'
+
+
+def test_a_rule_and_what_goes_before_it_are_read_with_their_parameters(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        """
+        [rounds]
+        rule = "geometric_median"
+        rule_parameters = { steps = 50 }
+        byzantine = 2
+        [[rounds.pre_aggregation]]
+        name = "arc"
+        [[rounds.pre_aggregation]]
+        name = "nnm"
+        parameters = { f = 1 }
+        """,
+    )
+    told = config.rounds.aggregator.describe()
+    assert told.startswith("arc(f=2) then nnm(f=1) then geometric_median(")
+    assert "steps=50" in told
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ('[rounds]\nrule = "krumm"\n', "choose one of weighted_mean, clipped_weighted_mean"),
+        ('[rounds]\nrule = "krum"\nrule_parameters = { m = 3 }\n', "it takes: f"),
+        ('[rounds]\nrule = "krum"\nrule_parameters = { f = -1 }\n', "use a whole number from 0"),
+        ('[[rounds.pre_aggregation]]\nname = "nnnm"\n', "choose one of clip_to_median_norm"),
+        ('[[rounds.pre_aggregation]]\nname = "arc"\nparameters = { g = 1 }\n', "it takes: f"),
+        ("[trust]\nharm_z = 3.0\n", "trust.harm_z"),
+        ("[trust]\nexcluded_below = 0.9\n", "trust.excluded_below"),
+        ("[trust]\nfloor = 0.5\n", "trust.floor"),
+    ],
+)
+def test_what_is_unknown_or_out_of_range_is_refused_with_what_is_valid(
+    tmp_path: Path, extra: str, said: str
+) -> None:
+    assert said in refusal(tmp_path, HOLDOUT + extra)
+
+
+def test_the_trust_section_changes_the_rule_only_where_it_is_set(tmp_path: Path) -> None:
+    assert loaded(tmp_path, HOLDOUT).trust.policy == DEFAULT_POLICY
+    policy = loaded(tmp_path, HOLDOUT + "[trust]\nharm_z = -4.0\n").trust.policy
+    assert (policy.harm_z, policy.excluded_below) == (-4.0, DEFAULT_POLICY.excluded_below)
+
+
+@pytest.mark.parametrize("rule", ["weighted_mean", "clipped_weighted_mean", "foolsgold"])
+def test_without_a_holdout_set_a_rule_that_protects_from_nobody_is_refused(
+    tmp_path: Path, rule: str
+) -> None:
+    assert "protects from nobody" in refusal(tmp_path, f'[rounds]\nrule = "{rule}"\n')
+    assert loaded(tmp_path, f'{HOLDOUT}[rounds]\nrule = "{rule}"\n').rounds.rule == rule
+
+
+@pytest.mark.parametrize("rule", ["fltrust", "zeno_plus_plus"])
+def test_without_a_holdout_set_a_rule_that_compares_with_it_is_refused(
+    tmp_path: Path, rule: str
+) -> None:
+    assert "set holdout.images" in refusal(tmp_path, f'[rounds]\nrule = "{rule}"\n')
+
+
+def test_the_papers_score_is_refused_without_the_holdout_set_it_rests_on(tmp_path: Path) -> None:
+    extra = '[rounds]\nrule = "coordinate_median"\n[trust]\ncomposite = "matl-paper"\n'
+    assert "set holdout.images" in refusal(tmp_path, extra)
+    assert loaded(tmp_path, HOLDOUT + extra).trust.policy.composite == "matl-paper"
+
+
+def site_of(folder: Path, **settings: Any) -> Site:
+    return make_site(folder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"quorum": 6}, "rounds.quorum is 6, and the allow-list enrols 5"),
+        ({"minimum_participants": 6}, "rounds.minimum_participants is 6"),
+        ({"byzantine": 3}, "use at most 2, less than half"),
+        ({"rule": "bulyan", "quorum": 5}, "needs 7 updates, and a round has at most 5"),
+        ({"rule": "krum", "quorum": 4}, "set rounds.quorum = 5"),
+        ({"rule": "krum", "quorum": 5, "maximum_participants": 4, "minimum_participants": 3}, ""),
+    ],
+)
+def test_rounds_that_no_rule_could_aggregate_are_refused_with_the_figure(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    if not said:
+        with pytest.raises(ValueError, match="quorum is above maximum_participants"):
+            site_of(tmp_path, sizes=FIVE, **settings)
+        return
+    site = site_of(tmp_path, sizes=FIVE, **settings)
+    with pytest.raises(ConfigurationError, match="rounds") as caught:
+        check_hospitals(site.config, site.allowlist)
+    assert said in str(caught.value)
+
+
+def test_a_rule_that_the_federation_can_fill_is_taken(tmp_path: Path) -> None:
+    site = site_of(tmp_path, sizes=FIVE, rule="krum", quorum=5)
+    check_hospitals(site.config, site.allowlist)
+    assert rule_warnings(site.config, site.allowlist) == ()
+
+
+def test_a_fixed_f_that_leaves_no_room_for_an_exclusion_is_warned_of(tmp_path: Path) -> None:
+    site = site_of(tmp_path, sizes=FIVE, rule="krum", rule_parameters={"f": 1}, quorum=5)
+    (warning,) = rule_warnings(site.config, site.allowlist)
+    assert "needs 5 updates; once 1 of 5 hospitals are excluded" in warning
+
+
+def test_paths_that_are_not_there_are_refused_with_their_key(tmp_path: Path) -> None:
+    config = loaded(tmp_path, HOLDOUT)
+    for folder in ("holdout", "public"):
+        with pytest.raises(ConfigurationError, match=r"is not a folder"):
+            check_paths(config)
+        (tmp_path / folder).mkdir()
+    with pytest.raises(ConfigurationError, match=r"study\.public_labels: there is no file"):
+        check_paths(config)
+    (tmp_path / "public" / "labels_deidentified.csv").write_text("")
+    with pytest.raises(ConfigurationError, match=r"holdout\.labels: there is no file"):
+        check_paths(config)
+    (tmp_path / "holdout" / "labels_deidentified.csv").write_text("")
+    check_paths(config)
+
+
+def test_a_peer_coordinator_needs_no_holdout_folder(tmp_path: Path) -> None:
+    config = loaded(tmp_path, '[rounds]\nrule = "coordinate_median"\n')
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public" / "labels_deidentified.csv").write_text("")
+    check_paths(config)
+
+
+def test_the_claim_without_a_holdout_set_is_the_smaller_one(tmp_path: Path) -> None:
+    site = site_of(tmp_path, sizes=FIVE, rule="coordinate_median", has_holdout=False)
+    many = protection_of(site.config, enrolled=11)
+    assert many.mode is Mode.PEERS
+    assert many.claim.startswith("MODE0: ")
+    assert "up to 2 of 11 hospitals" in many.claim
+    assert "no update is scored on a holdout set" in many.claim
+    assert many.warnings == ()
+    few = protection_of(site.config, enrolled=5, warnings=("noise",))
+    assert "up to 0 of 5" in few.claim
+    assert few.warnings[0] == "noise"
+    assert "rounds.byzantine is 1, and MODE0 with 5 hospitals claims nothing" in few.warnings[1]
+    assert "45" not in few.claim
+
+
+def test_the_claim_with_a_holdout_set_names_its_conditions(tmp_path: Path) -> None:
+    protection = protection_of(site_of(tmp_path).config, enrolled=3)
+    assert protection.mode is Mode.ROOT
+    assert "given a clean root set and authenticated members" in protection.claim
+    assert protection.rule.startswith(DEFAULT_RULE)
+
+
+def plan_with(site: Site, noise_multiplier: float) -> StudyPlan:
+    return planned(site.config, SCHEMA, None, noise_multiplier=noise_multiplier)
+
+
+@pytest.mark.privacy
+def test_noise_that_turns_a_rule_round_is_refused_or_warned_of_with_the_figure(
+    tmp_path: Path,
+) -> None:
+    site = site_of(tmp_path, rule="coordinate_median")
+    assert noise_warnings(site.config, plan_with(site, 0.0), site.allowlist) == ()
+    # The median of 1000, 500 and 300 patients; one step: the ratio is z·√d / 500.
+    unit = 500 / SCHEMA.update_elements**0.5
+    assert noise_warnings(site.config, plan_with(site, 0.1 * unit), site.allowlist) == ()
+    (warning,) = noise_warnings(site.config, plan_with(site, 0.5 * unit), site.allowlist)
+    assert "0.5 times" in warning
+    with pytest.raises(ConfigurationError, match="2 times as long"):
+        noise_warnings(site.config, plan_with(site, 2.0 * unit), site.allowlist)
+
+
+@pytest.mark.privacy
+def test_a_rule_that_does_not_go_by_nearness_stands_any_noise(tmp_path: Path) -> None:
+    site = site_of(tmp_path, rule="clipped_weighted_mean")
+    assert noise_warnings(site.config, plan_with(site, 1e6), site.allowlist) == ()
