@@ -16,7 +16,7 @@ TESTS ?= test
 	format lint types imports wire-drift migrations-drift
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  make demo EPSILON=4 ATTACK=sign-flip PATIENTS=2100 ROUNDS=8    change the demo"
 	@echo "  make test ARGS='-m hostile'                                   run one subject"
@@ -70,7 +70,7 @@ migrations-drift: $(VENV)/dev.stamp
 
 # One benchmark a file: benchmarks/aggregation.py is `make bench-aggregation`.
 
-BENCHMARKS := $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out %/__init__.py benchmarks/evidence_%,$(wildcard benchmarks/*.py))
 ifneq ($(BENCHMARKS),)
 .PHONY: bench
 bench: $(BENCHMARKS:benchmarks/%.py=bench-%) ## Run every benchmark; figures in out/bench/
@@ -78,6 +78,27 @@ bench: $(BENCHMARKS:benchmarks/%.py=bench-%) ## Run every benchmark; figures in 
 bench-%: benchmarks/%.py $(VENV)/dev.stamp
 	@$(RUN) -m benchmarks.$*
 endif
+
+# Evidence is a figure that a claim rests on: benchmarks/evidence_robust.py is `make evidence-robust`.
+
+.PHONY: evidence-robust evidence-robust-quick
+evidence-robust: $(VENV)/dev.stamp ## Every attack against every rule, on two data sets; tens of minutes
+	@$(RUN) -m benchmarks.evidence_robust $(ARGS)
+
+evidence-robust-quick: $(VENV)/dev.stamp ## The same on little data, in a minute
+	@$(RUN) -m benchmarks.evidence_robust --quick $(ARGS)
+
+# Flower's dependencies differ from ours, so what is compared with it runs in an environment of its own.
+
+FLOWER := out/venv-flower
+.PHONY: peers
+peers: $(VENV)/dev.stamp $(FLOWER)/stamp ## Compare our rules with ByzFL's and Flower's
+	@$(RUN) -m pytest -m peers $(ARGS)
+
+$(FLOWER)/stamp:
+	@$(PYTHON) -m venv $(FLOWER)
+	@$(FLOWER)/bin/pip --disable-pip-version-check install -qq flwr==1.41.0 psutil cryptography
+	@touch $@
 
 # The environment. A stamp is newer than what it was installed from, or the install runs again;
 # the development extra contains the demo's, so nothing is installed twice.

@@ -1,0 +1,1 @@
+"""A simulated federation under attack, for measuring the product's own rules."""

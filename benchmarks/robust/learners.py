@@ -1,0 +1,369 @@
+"""Local training of every hospital at once, and what the coordinator computes of a model.
+
+Two models: a small network trained by local steps without noise, and the head recipe's
+linear model under its mechanism at ε = 1. Noise comes from a seeded generator here, so
+that every rule meets the same noise; a participant draws it from the system's.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.robust.cohort import Cohort, Indices
+from benchmarks.robust.datasets import CLASSES, Float32Array, Labels
+from matl_common.privacy.budget import calibrate_noise
+from matl_common.protocol import PrivacyTerms, Recipe, StudyPlan, TrainingPlan
+from matl_common.tensors import TensorSpec, parse_schema
+from matl_common.vision.linear_head import (
+    Float64Array,
+    clipped_gradient_sum,
+    fit_projection,
+    head_logits,
+    project,
+    residuals,
+)
+
+HIDDEN: Final = 32
+Layers = tuple[Float32Array, Float32Array, Float32Array, Float32Array]
+DELTA: Final = 1e-5
+EPSILON: Final = 1.0
+
+
+# eq=False: the generated comparison would compare arrays elementwise.
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalUpdates:
+    """What training gave, hospital by hospital; shape ``(n, d)`` each."""
+
+    sent: Float32Array
+    """With the privacy noise of the recipe."""
+    clean: Float32Array
+    """The same less the noise: what only the hospital itself knows."""
+
+
+class Learner(Protocol):
+    """Trains and judges one kind of model on one split."""
+
+    plan: StudyPlan
+
+    def initial(self) -> Float32Array:
+        """The parameters that every run of this split starts from."""
+        ...
+
+    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
+        """One round at every hospital; its draws do not depend on who made ``base``."""
+        ...
+
+    def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
+        """Minus the gradient of the mean loss over these images of the root set."""
+        ...
+
+    def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
+        """What the root set's images give as a hospital's would, without noise."""
+        ...
+
+    def root_losses(
+        self, base: Float32Array, updates: Float32Array, root_rows: Indices
+    ) -> Float64Array:
+        """Mean loss over these images after each update alone, shape ``(len(updates),)``."""
+        ...
+
+    def predict(self, base: Float32Array, values: Float32Array) -> Labels:
+        """The likeliest class of each image."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecipe:
+    """Local stochastic gradient descent without noise."""
+
+    rounds: int = 30
+    steps: int = 20
+    batch: int = 32
+    learning_rate: float = 0.2
+    longest_gradient: float = 10.0
+    """For the coordinator's limit on the norm of an update."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecipe:
+    """The ``head`` recipe at ε = 1, without spare rounds."""
+
+    rounds: int = 20
+    steps: int = 2
+    learning_rate: float = 24.0
+    dimensions: int = 48
+    whitening: float = 0.5
+
+
+class NetworkLearner:
+    """Pixels, 32 rectified units, 10 classes."""
+
+    def __init__(self, cohort: Cohort, *, seed: int, recipe: NetworkRecipe) -> None:
+        self._cohort = cohort
+        self._seed = seed
+        self._recipe = recipe
+        self._pixels = cohort.values.shape[1]
+        self.plan = _plan(
+            tensors={
+                "hidden.weight": (self._pixels, HIDDEN),
+                "hidden.bias": (HIDDEN,),
+                "head.weight": (HIDDEN, CLASSES),
+                "head.bias": (CLASSES,),
+            },
+            training=_training(Recipe.FULL, recipe.steps, recipe.learning_rate),
+            noise_multiplier=0.0,
+            max_grad_norm=recipe.longest_gradient,
+            max_steps=recipe.rounds * recipe.steps,
+        )
+
+    def initial(self) -> Float32Array:
+        """As ``Learner.initial``: He's initialisation, the last layer zero."""
+        rng = np.random.default_rng([self._seed, 1])
+        hidden = rng.normal(0.0, math.sqrt(2.0 / self._pixels), self._pixels * HIDDEN)
+        rest = HIDDEN + HIDDEN * CLASSES + CLASSES
+        return np.concatenate([hidden, np.zeros(rest)]).astype(np.float32)
+
+    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
+        """As ``Learner.train``."""
+        rng = np.random.default_rng([self._seed, 2, round_number])
+        n, recipe = len(self._cohort.members), self._recipe
+        # (steps, n, batch): drawn first, so that they do not depend on the model.
+        batches = np.stack(
+            [
+                rows[rng.integers(len(rows), size=(recipe.steps, recipe.batch))]
+                for rows in self._cohort.members
+            ],
+            axis=1,
+        )
+        updates = self._descended(
+            np.tile(base, (n, 1)), self._cohort.values, self._cohort.labels, batches
+        )
+        return LocalUpdates(updates, updates)
+
+    def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
+        """As ``Learner.root_update``."""
+        rng = np.random.default_rng([self._seed, 6, round_number])
+        labels = self._cohort.root_labels
+        batches = rng.integers(len(labels), size=(self._recipe.steps, 1, self._recipe.batch))
+        moved = self._descended(base[None], self._cohort.root_values, labels, batches)
+        update: Float32Array = moved[0]
+        return update
+
+    def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
+        """As ``Learner.descent``."""
+        values, labels = self._cohort.root_values[root_rows], self._cohort.root_labels[root_rows]
+        gradients = self._gradients(self._layers(base[None]), values[None], labels[None])
+        return -np.concatenate([gradient.ravel() for gradient in gradients])
+
+    def root_losses(
+        self, base: Float32Array, updates: Float32Array, root_rows: Indices
+    ) -> Float64Array:
+        """As ``Learner.root_losses``."""
+        values, labels = self._cohort.root_values[root_rows], self._cohort.root_labels[root_rows]
+        logits = _forward(self._layers(base + updates), values[None])[1]
+        return _mean_losses(logits.astype(np.float64), labels)
+
+    def predict(self, base: Float32Array, values: Float32Array) -> Labels:
+        """As ``Learner.predict``."""
+        logits = _forward(self._layers(base[None]), values[None])[1][0]
+        classes: Labels = np.argmax(logits, axis=1)
+        return classes
+
+    def _descended(
+        self, start: Float32Array, values: Float32Array, labels: Labels, batches: Indices
+    ) -> Float32Array:
+        """How far local steps over these batches ``(steps, m, batch)`` move each row."""
+        parameters = start.copy()
+        layers, rate = self._layers(parameters), np.float32(self._recipe.learning_rate)
+        for rows in batches:
+            for layer, gradient in zip(
+                layers, self._gradients(layers, values[rows], labels[rows]), strict=True
+            ):
+                np.subtract(layer, rate * gradient, out=layer)
+        moved: Float32Array = parameters - start
+        return moved
+
+    def _layers(self, parameters: Float32Array) -> Layers:
+        """Weights and biases as views of rows of parameters, shape ``(m, d)``."""
+        m, first = len(parameters), self._pixels * HIDDEN
+        second = first + HIDDEN
+        third = second + HIDDEN * CLASSES
+        return (
+            parameters[:, :first].reshape(m, self._pixels, HIDDEN),
+            parameters[:, None, first:second],
+            parameters[:, second:third].reshape(m, HIDDEN, CLASSES),
+            parameters[:, None, third:],
+        )
+
+    def _gradients(self, layers: Layers, values: Float32Array, labels: Labels) -> Layers:
+        """Gradients of the mean cross-entropy, row by row; labels of shape ``(m, b)``."""
+        hidden, logits = _forward(layers, values)
+        m, b = labels.shape
+        flat = residuals(logits.reshape(m * b, CLASSES).astype(np.float64), labels.ravel())
+        error = (flat / b).astype(np.float32).reshape(m, b, CLASSES)
+        back = error @ layers[2].transpose(0, 2, 1)
+        back[hidden <= 0] = 0
+        return (
+            values.transpose(0, 2, 1) @ back,
+            back.sum(axis=1, keepdims=True),
+            hidden.transpose(0, 2, 1) @ error,
+            error.sum(axis=1, keepdims=True),
+        )
+
+
+def _forward(layers: Layers, values: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """Hidden activations and logits; values of shape ``(m or 1, b, pixels)``."""
+    hidden_weight, hidden_bias, head_weight, head_bias = layers
+    hidden = np.maximum(values @ hidden_weight + hidden_bias, np.float32(0))
+    return hidden, hidden @ head_weight + head_bias
+
+
+class HeadLearner:
+    """A linear head over a public projection, trained with noise for ε = 1."""
+
+    def __init__(self, cohort: Cohort, *, seed: int, recipe: HeadRecipe) -> None:
+        self._cohort = cohort
+        self._seed = seed
+        self._recipe = recipe
+        self._projection = projection = fit_projection(
+            cohort.public_values, dimensions=recipe.dimensions, whitening=recipe.whitening
+        )
+        self._inputs = [project(cohort.values[rows], projection) for rows in cohort.members]
+        self._root = project(cohort.root_values, projection)
+        steps = recipe.rounds * recipe.steps
+        self.plan = _plan(
+            tensors={"head.weight": (CLASSES, recipe.dimensions), "head.bias": (CLASSES,)},
+            training=_training(Recipe.HEAD, recipe.steps, recipe.learning_rate),
+            noise_multiplier=calibrate_noise(EPSILON, DELTA, steps=steps),
+            max_grad_norm=1.0,
+            max_steps=steps,
+        )
+
+    def initial(self) -> Float32Array:
+        """As ``Learner.initial``: the recipe starts from zero."""
+        return np.zeros(self.plan.schema.update_elements, dtype=np.float32)
+
+    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
+        """As ``Learner.train``."""
+        rng = np.random.default_rng([self._seed, 3, round_number])
+        stddev = self.plan.privacy.noise_multiplier * self.plan.privacy.max_grad_norm
+        noise = rng.normal(0.0, stddev, (self._recipe.steps, len(self._cohort.members), len(base)))
+        pairs = [self._trained(base, number, noise) for number in range(noise.shape[1])]
+        return LocalUpdates(
+            sent=np.stack([sent for sent, _ in pairs]),
+            clean=np.stack([clean for _, clean in pairs]),
+        )
+
+    def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
+        """As ``Learner.descent``."""
+        labels = self._cohort.root_labels[root_rows]
+        total = self._gradient_sum(base.astype(np.float64), self._root[root_rows], labels)
+        return (-total / len(root_rows)).astype(np.float32)
+
+    def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
+        """As ``Learner.root_update``: full batches, so every round's draws are the same."""
+        moved = base.astype(np.float64)
+        labels = self._cohort.root_labels
+        for _ in range(self._recipe.steps):
+            gradient = self._gradient_sum(moved, self._root, labels) / len(labels)
+            moved = moved - self._recipe.learning_rate * gradient
+        return (moved - base).astype(np.float32)
+
+    def root_losses(
+        self, base: Float32Array, updates: Float32Array, root_rows: Indices
+    ) -> Float64Array:
+        """As ``Learner.root_losses``."""
+        inputs, labels = self._root[root_rows], self._cohort.root_labels[root_rows]
+        logits = np.stack([head_logits(inputs, *self._parts(base + each)) for each in updates])
+        return _mean_losses(logits, labels)
+
+    def predict(self, base: Float32Array, values: Float32Array) -> Labels:
+        """As ``Learner.predict``."""
+        inputs = project(values, self._projection)
+        classes: Labels = np.argmax(head_logits(inputs, *self._parts(base)), axis=1)
+        return classes
+
+    def _trained(
+        self, base: Float32Array, number: int, noise: Float64Array
+    ) -> tuple[Float32Array, Float32Array]:
+        rows = self._cohort.members[number]
+        labels = self._cohort.labels[rows]
+        rate = self._recipe.learning_rate
+        patients = self._cohort.patients[number]
+        # On digits a hospital owns fewer images than it stands for.
+        times = patients / len(rows)
+        parameters, added = base.astype(np.float64), np.zeros(len(base))
+        for step_noise in noise[:, number]:
+            total = times * self._gradient_sum(parameters, self._inputs[number], labels)
+            parameters = parameters - rate / patients * (total + step_noise)
+            added = added - rate / patients * step_noise
+        update = parameters - base
+        return update.astype(np.float32), (update - added).astype(np.float32)
+
+    def _gradient_sum(
+        self, parameters: Float64Array, inputs: Float64Array, labels: Labels
+    ) -> Float64Array:
+        weight, bias = self._parts(parameters)
+        gradients = clipped_gradient_sum(
+            inputs, labels, weight, bias, max_grad_norm=self.plan.privacy.max_grad_norm
+        )
+        return np.concatenate([gradients[0].ravel(), gradients[1]])
+
+    def _parts(self, parameters: NDArray[np.floating]) -> tuple[Float64Array, Float64Array]:
+        wide = parameters.astype(np.float64)
+        return wide[:-CLASSES].reshape(CLASSES, -1), wide[-CLASSES:]
+
+
+def _mean_losses(logits: Float64Array, labels: Labels) -> Float64Array:
+    """Mean cross-entropy of each block of logits ``(m, b, classes)``; at most 1e6."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        shifted = logits - logits.max(axis=2, keepdims=True)
+        normaliser = np.log(np.exp(shifted).sum(axis=2))
+        losses = normaliser - shifted[:, np.arange(len(labels)), labels]
+    bounded = np.minimum(np.nan_to_num(losses, nan=1e6, posinf=1e6), 1e6)
+    means: Float64Array = bounded.mean(axis=1)
+    return means
+
+
+def _training(recipe: Recipe, steps: int, learning_rate: float) -> TrainingPlan:
+    return TrainingPlan(
+        recipe=recipe,
+        backbone="none",
+        backbone_digest=None,
+        image_size=28,
+        views=1,
+        steps_per_round=steps,
+        learning_rate=learning_rate,
+        batch_size=32,
+    )
+
+
+def _plan(
+    *,
+    tensors: Mapping[str, tuple[int, ...]],
+    training: TrainingPlan,
+    noise_multiplier: float,
+    max_grad_norm: float,
+    max_steps: int,
+) -> StudyPlan:
+    """The plan as the coordinator would sign it; its checks read their limits from it."""
+    return StudyPlan(
+        federation_id="robustness",
+        study_id="simulation",
+        schema=parse_schema(tuple(TensorSpec(name, shape) for name, shape in tensors.items())),
+        training=training,
+        privacy=PrivacyTerms(
+            unit="patient",
+            adjacency="add-or-remove-one",
+            target_epsilon=EPSILON if noise_multiplier else math.inf,
+            target_delta=DELTA,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            sample_rate=1.0,
+            max_steps=max_steps,
+        ),
+    )
