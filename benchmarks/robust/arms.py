@@ -12,12 +12,14 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.robust.datasets import CLASSES, Float32Array
+from benchmarks.robust.datasets import Float32Array
 from matl_common.ids import NodeId, RoundId
-from matl_common.protocol import Recipe, StudyPlan
+from matl_common.protocol import StudyPlan
+from matl_common.tensors import update_views
 from matl_coordinator.aggregation import Row, aggregate_chunks, measure
 from matl_coordinator.core.compliance import QuietPart, quiet_part
 from matl_coordinator.core.judgement import Enrolment, judge_round
+from matl_coordinator.core.profile import has_profiles
 from matl_coordinator.core.robust.gram import PREVIOUS_AGGREGATE, Gram, Needs, PrivacyNoise
 from matl_coordinator.core.robust.registry import (
     DEFAULT_RULE,
@@ -30,6 +32,7 @@ from matl_coordinator.core.robust.registry import (
 from matl_coordinator.core.robust.root import RootRow, update_noise_std
 from matl_coordinator.core.robust.sizes import size_cap
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
+from matl_coordinator.service.survey import classifier_of
 
 
 class ArmName(StrEnum):
@@ -172,6 +175,7 @@ class Arm:
             byzantine=self._federation.byzantine,
             steps=self._federation.plan.training.steps_per_round,
             quiet=self._quiet(closed.updates),
+            compare_profiles=has_profiles(self._federation.plan),
         )
         self.trust = judged.records
         self.refused = frozenset(judged.refused) | frozenset(closed.violations)
@@ -235,14 +239,14 @@ class Arm:
         return update_noise_std(plan.training, plan.privacy, patients=patients)
 
     def _quiet(self, updates: Mapping[NodeId, Float32Array]) -> dict[NodeId, QuietPart] | None:
-        """Where the head recipe leaves nothing but noise."""
+        """Where training leaves nothing but noise."""
         plan = self._federation.plan
-        if plan.training.recipe is not Recipe.HEAD or plan.privacy.noise_multiplier == 0.0:
+        names = classifier_of(plan.schema)
+        if names is None or plan.privacy.noise_multiplier == 0.0:
             return None
-        return {
-            node: quiet_part(update[:-CLASSES].reshape(CLASSES, -1), update[-CLASSES:])
-            for node, update in updates.items()
-        }
+        weight, bias = names
+        views = {node: update_views(update, plan.schema) for node, update in updates.items()}
+        return {node: quiet_part(each[weight], each[bias]) for node, each in views.items()}
 
     def _spooled(
         self, vectors: Mapping[NodeId, Float32Array] | Mapping[str, Float32Array]

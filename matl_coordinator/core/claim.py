@@ -45,6 +45,6 @@ def claimed_tolerance(mode: Mode, n: int) -> Claim:
             f = max(0, 45 * n // 100)
             return Claim(
                 f,
-                f"up to {f} of {n} hospitals may be hostile (45 %), given a clean root set and "
-                "authenticated members",
+                f"up to {f} of {n} hospitals may be hostile (45 %), given a clean root set of at "
+                "least 500 images and authenticated members",
             )

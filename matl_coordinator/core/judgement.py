@@ -34,6 +34,8 @@ from matl_coordinator.core.trust_record import (
 )
 from matl_coordinator.core.weighting import Hold, aggregation_weights, trust_weight
 
+NON_FINITE = "its update held values that are not finite"
+
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
@@ -54,7 +56,8 @@ class Judgement:
     hold: str | None
     """Why no model can be made of these updates."""
     refused: Mapping[NodeId, str]
-    """Updates without the noise the study promised, each with a sentence."""
+    """Updates without the noise the study promised, or with values that are not finite, each
+    with a phrase."""
     clusters: tuple[frozenset[NodeId], ...]
     """Groups of nearly identical updates; each group shares one weight."""
     power: ByzantinePower
@@ -72,6 +75,7 @@ def judge_round(
     byzantine: int,
     steps: int = 1,
     quiet: Mapping[NodeId, QuietPart] | None = None,
+    compare_profiles: bool = False,
     activity: Mapping[NodeId, Activity] | None = None,
     policy: TrustPolicy = DEFAULT_POLICY,
 ) -> Judgement:
@@ -88,8 +92,9 @@ def judge_round(
         round_id: of this round.
         byzantine: f, how many hospitals may be hostile.
         steps: gradient steps in a round.
-        quiet: of the admitted updates, where the recipe has a part without signal. That is
-            where it trains a linear head on full batches, so that profiles are compared too.
+        quiet: of the admitted updates, where the model has a part without signal.
+        compare_profiles: whether an update is the sum of its classes' gradients; see
+            ``profile.has_profiles``.
         activity: when hospitals send, for the paper's composite; on a schedule unless given.
         policy: the constants of the rule.
 
@@ -103,7 +108,11 @@ def judge_round(
     records = with_newcomers(trust, enrolled, policy)
     before = {record.node_id: record for record in records}
     gram = _in_order(gram)
-    refused = refusals(gram, steps=steps, quiet=quiet)
+    refused = {
+        **refusals(gram, steps=steps, quiet=quiet),
+        # Elsewhere such values count as 0, and the rest of the update would pass for it.
+        **dict.fromkeys(gram.non_finite_nodes(), NON_FINITE),
+    }
     broken = {**refused, **violations}
     sound = gram.select([node for node in gram.nodes if node not in broken])
     capped = _capped_sizes(enrolled, f=byzantine)
@@ -120,7 +129,9 @@ def judge_round(
         round_id=round_id,
         agreement=_agreement(weighted, unheard=unheard),
         violations=broken,
-        profiles=_profiles(sound, root, enrolled, quiet=quiet, f=byzantine, policy=policy),
+        profiles=(
+            _profiles(sound, root, enrolled, f=byzantine, policy=policy) if compare_profiles else ()
+        ),
         clusters=clusters,
         activity=activity,
         byzantine=byzantine,
@@ -204,12 +215,10 @@ def _profiles(
     root: Sequence[RootRow] | None,
     enrolled: Mapping[NodeId, Enrolment],
     *,
-    quiet: Mapping[NodeId, QuietPart] | None,
     f: int,
     policy: TrustPolicy,
 ) -> tuple[Profile, ...]:
-    # Many local steps of a network are not the sum of their classes' gradients.
-    if root is None or not quiet or gram.noise is None:
+    if root is None or gram.noise is None:
         return ()
     shares = {node: enrolled[node].label_shares for node in gram.nodes}
     known = {node: each for node, each in shares.items() if each is not None}

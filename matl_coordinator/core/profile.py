@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from matl_common.ids import NodeId
+from matl_common.protocol import Recipe, StudyPlan
 from matl_coordinator.core.robust.gram import Float64Array, Gram
 from matl_coordinator.core.robust.root import (
     RootRow,
@@ -51,6 +52,14 @@ class ProfileReading:
     z: float
     """The same in standard errors; understated where the past has faded."""
     harm: bool = False
+
+
+def has_profiles(plan: StudyPlan) -> bool:
+    """Whether an update of this study is the sum of its classes' gradients, behind noise.
+
+    Many local steps of a network are not such a sum: there honest updates would be refused.
+    """
+    return plan.training.recipe is Recipe.HEAD and plan.privacy.noise_multiplier > 0.0
 
 
 def profiles_of(

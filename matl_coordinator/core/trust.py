@@ -18,7 +18,7 @@ from matl_common.ids import NodeId, RoundId
 from matl_coordinator.core.composite import SCHEDULED, Activity, composite_of
 from matl_coordinator.core.profile import Profile, read_profiles
 from matl_coordinator.core.trust_evidence import Reading, quality_of, read_score, reference_of
-from matl_coordinator.core.trust_reasons import reason_for, violation_reason
+from matl_coordinator.core.trust_reasons import cause_of, reason_for, violation_reason
 from matl_coordinator.core.trust_record import (
     DEFAULT_POLICY,
     Components,
@@ -147,6 +147,7 @@ def quarantine(record: TrustRecord, *, why: str) -> TrustRecord:
         state=TrustState.QUARANTINED,
         rounds_clear=0,
         operator_hold=True,
+        quarantine_cause=f'an operator said "{why}"',
         reason=f"excluded by an operator: {why}",
     )
 
@@ -278,7 +279,16 @@ def _settled(
         components=parts,
     )
     settled = _with_state(scored, policy)
-    return replace(settled, reason=reason_for(settled, policy, disagrees=disagrees))
+    entered = _has_entered(record, settled)
+    if entered:
+        settled = replace(settled, quarantine_cause=cause_of(settled, policy))
+    reason = reason_for(settled, policy, disagrees=disagrees, entered=entered)
+    return replace(settled, reason=reason)
+
+
+def _has_entered(before: TrustRecord, after: TrustRecord) -> bool:
+    """Whether this round led into quarantine."""
+    return after.state is TrustState.QUARANTINED and after.state is not before.state
 
 
 def _leaning(peers: PeerAgreement, policy: TrustPolicy) -> int:
@@ -306,8 +316,12 @@ def _after_violation(record: TrustRecord, violation: str, policy: TrustPolicy) -
         trust=_moved(record.trust, 0.0, kappa=1.0, harm=True, policy=policy),
         evidence=0.5 * min(record.evidence, policy.evidence_floor),
         rounds_clear=0,
+        # It was not scored; those of an earlier round would pass for this one's.
+        components=None,
     )
     after = _with_state(after, policy)
+    if _has_entered(record, after):
+        after = replace(after, quarantine_cause=violation)
     return replace(after, reason=violation_reason(after, violation))
 
 
@@ -331,7 +345,12 @@ def _with_state(record: TrustRecord, policy: TrustPolicy) -> TrustRecord:
         return record
     trust = min(record.trust, policy.readmit_at_most)
     return replace(
-        record, trust=trust, state=state_of(trust, policy), rounds_clear=0, sleeper_sum=0.0
+        record,
+        trust=trust,
+        state=state_of(trust, policy),
+        rounds_clear=0,
+        sleeper_sum=0.0,
+        quarantine_cause="",
     )
 
 

@@ -20,11 +20,34 @@ _VERDICTS = {
 }
 
 
-def reason_for(record: TrustRecord, policy: TrustPolicy, *, disagrees: bool) -> str:
-    """One sentence on a record just scored; ``disagrees``: with the other hospitals."""
+def cause_of(record: TrustRecord, policy: TrustPolicy) -> str:
+    """Why a record just scored entered quarantine, as a phrase."""
+    parts = record.components
+    if parts is None or parts.mode == "peers":
+        return _too_low(record, policy)
+    if policy.composite == "matl-paper":
+        return _composite(parts)
+    if parts.quality > 0.5 and not parts.harm:
+        return _too_low(record, policy)
+    return _against(record, parts, policy)
+
+
+def reason_for(
+    record: TrustRecord, policy: TrustPolicy, *, disagrees: bool, entered: bool = False
+) -> str:
+    """One sentence on a record just scored.
+
+    Args:
+        record: with its state and, in quarantine, with the cause of it.
+        policy: the constants.
+        disagrees: with the other hospitals.
+        entered: this round led into quarantine.
+    """
     parts = record.components
     if parts is None:
         return record.reason
+    if entered:
+        return f"{_verdict(record)}: {record.quarantine_cause}"
     sentence = _reason(record, parts, policy, disagrees=disagrees)
     if parts.clones and record.state is not TrustState.QUARANTINED:
         updates = "update" if parts.clones == 1 else "updates"
@@ -34,30 +57,48 @@ def reason_for(record: TrustRecord, policy: TrustPolicy, *, disagrees: bool) -> 
 
 def violation_reason(record: TrustRecord, violation: str) -> str:
     """One sentence on a record just lowered because of what the hospital sent."""
-    verb = "excluded" if record.state is TrustState.QUARANTINED else "trust lowered"
-    return f"{verb}: {violation}"
+    if record.state is not TrustState.QUARANTINED:
+        return f"trust lowered: {violation}"
+    if record.operator_hold and record.quarantine_cause not in ("", violation):
+        return f"{_verdict(record)}: {record.quarantine_cause}; now {violation}"
+    return f"{_verdict(record)}: {violation}"
+
+
+def _verdict(record: TrustRecord) -> str:
+    held = " until an operator releases it" if record.operator_hold else ""
+    return f"{_VERDICTS[record.state]}{held}"
 
 
 def _reason(record: TrustRecord, parts: Components, policy: TrustPolicy, *, disagrees: bool) -> str:
     verdict = _VERDICTS[record.state]
-    against = _against(record, parts, policy)
     if record.operator_hold:
-        return f"{verdict} until an operator releases it: {against}"
+        cause = record.quarantine_cause or "an operator's order, or quarantines before"
+        now = _standing(record, parts, policy, disagrees=disagrees)
+        return f"{_verdict(record)}: {cause}; now {now}"
     if record.state is TrustState.QUARANTINED and parts.quality > 0.5:
         return f"excluded for now: {_return(record, parts, policy)}"
+    return f"{verdict}: {_standing(record, parts, policy, disagrees=disagrees)}"
+
+
+def _standing(
+    record: TrustRecord, parts: Components, policy: TrustPolicy, *, disagrees: bool
+) -> str:
+    """What this round and those before it say, whatever state that left."""
     if parts.mode == "peers":
-        return f"{verdict}: {_beside_peers(parts, policy, disagrees=disagrees)}"
+        return _beside_peers(parts, policy, disagrees=disagrees)
     if policy.composite == "matl-paper":
-        return f"{verdict}: {_composite(parts)}"
+        return _composite(parts)
     if disagrees and not parts.harm and not record.rounds_against:
-        return f"{verdict}: points against the other hospitals, cosine {parts.peer_cosine:+.2f}"
+        return f"points against the other hospitals, cosine {parts.peer_cosine:+.2f}"
     if parts.quality < 0.5 or parts.harm:
-        return f"{verdict}: {against}"
+        return _against(record, parts, policy)
     if record.state is TrustState.MARGINAL:
-        return f"{verdict}: too little evidence yet, accumulated z = {parts.accumulated_z:+.1f}"
-    return (
-        f"{verdict}: agrees with the holdout reference, accumulated z = {parts.accumulated_z:+.1f}"
-    )
+        return f"too little evidence yet, accumulated z = {parts.accumulated_z:+.1f}"
+    return f"agrees with the holdout reference, accumulated z = {parts.accumulated_z:+.1f}"
+
+
+def _too_low(record: TrustRecord, policy: TrustPolicy) -> str:
+    return f"its trust of {record.trust:.2f} is below {policy.excluded_below:.2f}"
 
 
 def _return(record: TrustRecord, parts: Components, policy: TrustPolicy) -> str:
@@ -85,8 +126,6 @@ def _composite(parts: Components) -> str:
 
 
 def _against(record: TrustRecord, parts: Components, policy: TrustPolicy) -> str:
-    if parts.mode == "peers":
-        return "the operator's order, or three or more quarantines"
     if parts.profile_harm and parts.z > policy.harm_z and parts.profile_z is not None:
         return (
             "its updates lack what its enrolled label mix predicts for class "
@@ -97,9 +136,11 @@ def _against(record: TrustRecord, parts: Components, policy: TrustPolicy) -> str
             f"{_rounds(record.rounds_against)} against the holdout reference, "
             f"z = {parts.z:+.1f}, accumulated {parts.accumulated_z:+.1f}"
         )
+    if parts.projection == 0.0 and parts.standard_error == 0.0 and not parts.harm:
+        return "its update changes nothing that the holdout set can see"
     if record.sleeper_sum > policy.sleeper_limit:
         return f"persistently helps the holdout set less than others do, z = {parts.z:+.1f}"
-    if parts.accumulated_z > 0:
+    if parts.accumulated_z >= 0:
         return (
             f"helps the holdout set too little so far, accumulated z = {parts.accumulated_z:+.1f}"
         )

@@ -78,8 +78,6 @@ class TrustPolicy:
     slack: float = 0.2
     """Relative projection below which the sum for sleepers grows."""
     sleeper_limit: float = 2.5
-    peer_floor: float = 0.45
-    """Below this, disagreement with other hospitals lowers trust no further."""
     peer_step: float = 0.15
     peer_margin: float = 0.1
     peer_z: float = 2.5
@@ -99,6 +97,19 @@ class TrustPolicy:
     """What trust follows: the test against the holdout set, or the score of MATL's paper."""
     composite_memory: float = 0.85
     """Share of the past in trust where it follows the paper's score."""
+
+    @property
+    def peer_floor(self) -> float:
+        """Below this, disagreement with other hospitals lowers trust no further.
+
+        Above ``excluded_below`` wherever that is set, so that peers exclude nobody.
+        """
+        return max(0.45, self.excluded_below + 0.05)
+
+    @property
+    def weightless_at(self) -> float:
+        """Trust at which ψ would be 0; below ``excluded_below``, so that the marginal count."""
+        return self.excluded_below - 0.1
 
 
 DEFAULT_POLICY = TrustPolicy()
@@ -201,6 +212,8 @@ class TrustRecord:
     quarantines: int = 0
     operator_hold: bool = False
     """Only an operator's release ends the quarantine."""
+    quarantine_cause: str = ""
+    """Why it was last excluded, as a phrase; empty outside quarantine."""
     profile_signal: tuple[float, ...] = ()
     """By class of the holdout set: faded sum of profile surplus / variance."""
     profile_information: tuple[float, ...] = ()

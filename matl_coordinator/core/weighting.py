@@ -40,7 +40,7 @@ class Hold:
 
 
 def trust_weight(record: TrustRecord, policy: TrustPolicy = DEFAULT_POLICY) -> float:
-    """ψ: 0 in quarantine or after a round that did harm, else growing from trust 0.4 to 0.7."""
+    """ψ: 0 in quarantine, else growing with trust up to 1 at ``trusted_from``."""
     if record.state is TrustState.QUARANTINED:
         return 0.0
     return _strength(record.trust, policy)
@@ -49,7 +49,8 @@ def trust_weight(record: TrustRecord, policy: TrustPolicy = DEFAULT_POLICY) -> f
 def _strength(trust: float, policy: TrustPolicy) -> float:
     if trust < policy.excluded_below:
         return 0.0
-    return min(1.0, max(0.0, (trust - 0.3) / 0.4))
+    start = policy.weightless_at
+    return min(1.0, (trust - start) / (policy.trusted_from - start))
 
 
 def aggregation_weights(

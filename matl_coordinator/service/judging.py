@@ -17,6 +17,7 @@ from matl_common.protocol import StudyPlan
 from matl_coordinator.aggregation import aggregate_chunks, apply_update
 from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round
+from matl_coordinator.core.profile import has_profiles
 from matl_coordinator.core.robust.gram import AggregationError, Needs
 from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import NodeWeight, Round
@@ -136,6 +137,7 @@ class Judge:
             byzantine=self._byzantine,
             steps=self._plan.training.steps_per_round,
             quiet=survey.quiet,
+            compare_profiles=has_profiles(self._plan),
             activity=activity,
             policy=self._policy,
         )

@@ -15,9 +15,12 @@ from benchmarks.robust.arms import Arm, ArmName, RoundInput
 from benchmarks.robust.cohort import Cohort, Mix, Setting, split_images
 from benchmarks.robust.datasets import DataSet, Images, load_images
 from benchmarks.robust.report import misses
-from benchmarks.robust.simulation import NO_ATTACK, Outcome, prepare, settings_of
+from benchmarks.robust.simulation import FOLDS, NO_ATTACK, Outcome, prepare, settings_of
 from benchmarks.robust.summary import cells_of, summarise
 from matl_common.errors import ConfigurationError
+from matl_common.protocol import Recipe
+from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.scoring.split import split_holdout
 
 # The quick run takes ten seconds of a core, and minutes where many share one.
 pytestmark = pytest.mark.timeout(600)
@@ -148,6 +151,38 @@ def test_the_oracle_counts_no_hostile_hospital_and_the_mean_counts_all(
     }
     for name, expected in ((ArmName.ORACLE, hostile), (ArmName.MEAN, set())):
         assert Arm(name, study.federation, tmp_path).decide(closed).weightless == expected
+
+
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_matl_compares_profiles_of_heads_alone_and_refuses_missing_noise_in_networks_too(
+    digits: Images, tmp_path: Path, recipe: Recipe
+) -> None:
+    study = prepare(digits, replace(SETTING, private=True), NO_ATTACK)
+    learner, nodes = study.learner, study.cohort.nodes
+    split = split_holdout(study.cohort.root_labels, folds=FOLDS)
+    base = learner.initial()
+    local = learner.train(base, round_number=1)
+    updates = dict(zip(nodes, local.sent, strict=True)) | {nodes[0]: local.clean[0]}
+    rows = [RootRow(f"root-{c}-{k}", c, k, len(own)) for (c, k), own in split.folds.items()]
+    closed = RoundInput(
+        number=1,
+        updates=updates,
+        violations={},
+        root=rows,
+        root_values={
+            row.name: learner.descent(base, split.folds[row.class_index, row.fold]) for row in rows
+        },
+        root_update=base,
+        loss_improvement=dict.fromkeys(nodes, 0.01),
+    )
+    plan = study.federation.plan
+    plan = replace(plan, training=replace(plan.training, recipe=recipe))
+    arm = Arm(ArmName.MATL, replace(study.federation, plan=plan), tmp_path)
+    arm.decide(closed)
+    assert nodes[0] in arm.refused
+    parts = [record.components for record in arm.trust if record.node_id not in arm.refused]
+    compared = {each is not None and each.profile_z is not None for each in parts}
+    assert compared == {recipe is Recipe.HEAD}
 
 
 def outcome(

@@ -183,6 +183,27 @@ def test_the_quiet_part_reveals_what_length_cannot() -> None:
     assert "0.00 times the promised privacy noise" in outcome.refused[E]
 
 
+def test_an_update_with_values_that_are_not_finite_is_refused_and_does_not_count() -> None:
+    gram = gram_of(updates(1, e=np.where(np.arange(ELEMENTS) == 7, np.nan, DOWNHILL)))
+    outcome = judged(gram)
+    assert outcome.refused == {E: "its update held values that are not finite"}
+    assert E not in outcome.shares
+    assert record_of(outcome, E).reason == "excluded: its update held values that are not finite"
+
+
+def test_a_refused_update_has_no_components_of_an_earlier_round() -> None:
+    scored = judged(gram_of(updates(1)))
+    assert record_of(scored, E).components is not None
+    refused = judged(
+        gram_of(updates(2)), trust=scored.records, number=2, violations={E: "too long"}
+    )
+    record = record_of(refused, E)
+    assert (record.as_of_round, record.components) == (2, None)
+    assert refused.power.against > 0.0
+    document = codec.TRUST.encode(refused.records)
+    assert codec.TRUST.decode(document) == refused.records
+
+
 def test_a_violation_outweighs_what_the_update_says() -> None:
     outcome = judged(gram_of(updates(1)), violations={E: "it sent two updates"})
     assert E not in outcome.shares

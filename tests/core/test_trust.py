@@ -368,6 +368,45 @@ def test_an_operators_quarantine_holds_whatever_the_scores() -> None:
     after = played([6.0] * 20, records=(*fresh()[:4], held))
     assert all(record.state is TrustState.QUARANTINED for record in after)
     assert after[-1].as_of_round == 20
+    assert after[-1].components is not None
+    assert after[-1].reason == (
+        'excluded until an operator releases it: an operator said "camera under repair"; '
+        "now agrees with the holdout reference, "
+        f"accumulated z = {after[-1].components.accumulated_z:+.1f}"
+    )
+    (sent,) = update_trust(
+        after[-1:], (), round_id=RoundId(21), violations={E: "its update was too long"}
+    )
+    assert sent.reason == (
+        'excluded until an operator releases it: an operator said "camera under repair"; '
+        "now its update was too long"
+    )
+    assert release(sent, why="repaired").quarantine_cause == ""
+
+
+def test_the_cause_of_a_quarantine_is_kept_until_it_ends() -> None:
+    excluded = played([-6.0, -6.0])[-1]
+    cause = "one round against the holdout reference, z = -6.0, accumulated -6.0"
+    assert excluded.quarantine_cause == cause
+    back = played([6.0] * 12, records=(*fresh()[:4], excluded))
+    causes = {record.state is TrustState.QUARANTINED: record.quarantine_cause for record in back}
+    assert causes == {True: cause, False: ""}
+
+
+def test_a_first_update_of_zeros_is_told_that_it_changes_nothing() -> None:
+    nothing = HoldoutScore(E, projection=0.0, variance=0.0, loss_improvement=0.0)
+    after = after_one(initial_record(E), nothing)
+    assert after.reason.endswith(": its update changes nothing that the holdout set can see")
+
+
+def test_a_hospital_newly_excluded_in_a_good_round_is_told_why() -> None:
+    strict = replace(DEFAULT_POLICY, excluded_below=0.5)
+    record = replace(initial_record(E), trust=0.31, evidence=0.9, signal=20.0, information=1.0)
+    scores = [score(node, z=6.0) for node in NODES]
+    after = update_trust((*fresh()[:4], record), scores, round_id=RoundId(1), policy=strict)[-1]
+    assert after.components is not None
+    assert after.components.quality > 0.5
+    assert after.reason == "excluded: its trust of 0.48 is below 0.50"
 
 
 def unproven(node: NodeId) -> HoldoutScore:

@@ -1,6 +1,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from matl_common.ids import NodeId, RoundId
 from matl_coordinator.core.claim import Mode, claimed_tolerance
@@ -8,6 +10,7 @@ from matl_coordinator.core.trust import (
     DEFAULT_POLICY,
     HoldoutScore,
     PeerAgreement,
+    TrustPolicy,
     TrustRecord,
     TrustState,
     initial_record,
@@ -20,7 +23,12 @@ A = NodeId("a")
 
 
 def after(
-    record: TrustRecord, cosines: list[float], *, noise: float = 0.0, violation: str | None = None
+    record: TrustRecord,
+    cosines: list[float],
+    *,
+    noise: float = 0.0,
+    violation: str | None = None,
+    policy: TrustPolicy = DEFAULT_POLICY,
 ) -> TrustRecord:
     """The record after rounds without a holdout set."""
     for cosine in cosines:
@@ -30,6 +38,7 @@ def after(
             round_id=RoundId(record.as_of_round + 1),
             agreement={A: PeerAgreement(cosine, noise)},
             violations={A: violation} if violation else None,
+            policy=policy,
         )
     return record
 
@@ -51,6 +60,17 @@ def test_however_much_a_hospital_disagrees_peers_never_exclude_it(start: float) 
     assert record.reason == (
         "reduced weight: points against the other hospitals, cosine -1.00; there is no holdout set"
     )
+
+
+@given(below=st.floats(0.2, 0.5), trusted=st.floats(0.65, 0.95), start=st.floats(0.0, 1.0))
+def test_peers_exclude_nobody_wherever_exclusion_is_set(
+    below: float, trusted: float, start: float
+) -> None:
+    policy = TrustPolicy(excluded_below=below, trusted_from=trusted)
+    record = replace(initial_record(A, policy), trust=max(start, below))
+    after_all = after(record, [-1.0] * 20, policy=policy)
+    assert below <= after_all.trust <= policy.peer_floor < trusted
+    assert after_all.state is TrustState.MARGINAL
 
 
 @pytest.mark.parametrize("start", [0.45, 1.0])
@@ -76,7 +96,10 @@ def test_an_operators_order_holds_without_a_holdout_set_too() -> None:
     held = quarantine(initial_record(A), why="camera under repair")
     record = after(held, [0.9] * 20)
     assert record.state is TrustState.QUARANTINED
-    assert record.reason.startswith("excluded until an operator releases it")
+    assert record.reason == (
+        'excluded until an operator releases it: an operator said "camera under repair"; '
+        "now points the same way as the other hospitals, cosine +0.90; there is no holdout set"
+    )
     assert release(record, why="repaired").state is TrustState.MARGINAL
 
 
@@ -105,4 +128,7 @@ def test_the_claim_with_a_root_set_carries_its_condition() -> None:
     for n, f in ((5, 2), (20, 9), (1, 0), (3, 1)):
         claim = claimed_tolerance(Mode.ROOT, n)
         assert claim.f == f
-        assert "given a clean root set and authenticated members" in claim.sentence
+        assert (
+            "given a clean root set of at least 500 images and authenticated members"
+            in claim.sentence
+        )

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from matl_common.ids import NodeId, RoundId
+from matl_common.protocol import PrivacyTerms, Recipe, StudyPlan, TrainingPlan
+from matl_common.tensors import TensorSpec, parse_schema
 from matl_coordinator.core.compliance import QuietPart
 from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round
-from matl_coordinator.core.profile import Profile, profiles_of, read_profiles
+from matl_coordinator.core.profile import Profile, has_profiles, profiles_of, read_profiles
 from matl_coordinator.core.robust.gram import Float64Array, Gram, PrivacyNoise
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.trust import DEFAULT_POLICY, TrustRecord, TrustState, initial_record
@@ -123,6 +125,24 @@ def test_there_is_no_profile_without_an_enrolled_mix_or_a_step_downhill() -> Non
     assert nobody == ()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "noise", "has"),
+    [(Recipe.HEAD, 1.0, True), (Recipe.FULL, 1.0, False), (Recipe.HEAD, 0.0, False)],
+)
+def test_only_the_private_head_recipe_has_profiles(
+    *, recipe: Recipe, noise: float, has: bool
+) -> None:
+    plan = StudyPlan(
+        federation_id="dr-study",
+        study_id="dr-2026",
+        # Both end in a linear layer, so that both have a quiet part.
+        schema=parse_schema([TensorSpec("head.weight", (3, 54)), TensorSpec("head.bias", (3,))]),
+        training=TrainingPlan(recipe, "resnet50", None, 224, 2, 4, 0.5, 1),
+        privacy=PrivacyTerms("patient", "add-or-remove-one", 1.0, 1e-5, noise, 1.0, 1.0, 32),
+    )
+    assert has_profiles(plan) is has
+
+
 def fresh() -> tuple[TrustRecord, ...]:
     return tuple(initial_record(node) for node in NODES)
 
@@ -222,7 +242,8 @@ def judged(
     is_head: bool = True,
     shares: tuple[float, ...] | None = SHARES,
 ) -> Judgement:
-    quiet = {node: QuietPart(STD**2 * 40, 40) for node in rows} if is_head else None
+    # A network that ends in a linear layer has a quiet part too, and yet no profile.
+    quiet = {node: QuietPart(STD**2 * 40, 40) for node in rows}
     return judge_round(
         gram_of(rows),
         root=ROOT,
@@ -233,6 +254,7 @@ def judged(
         round_id=RoundId(number),
         byzantine=3,
         quiet=quiet,
+        compare_profiles=is_head,
     )
 
 

@@ -10,6 +10,7 @@ from matl_coordinator.core.trust import (
     Hold,
     HoldoutScore,
     TrustError,
+    TrustPolicy,
     TrustRecord,
     TrustState,
     Weighting,
@@ -53,6 +54,22 @@ def test_full_trust_gives_the_capped_sizes() -> None:
 )
 def test_the_weight_grows_with_trust(trust: float, weight: float) -> None:
     assert trust_weight(standing(trust)) == pytest.approx(weight)
+
+
+@given(
+    below=st.floats(0.2, 0.5),
+    trusted=st.floats(0.65, 0.95),
+    share=st.floats(0.0, 1.0),
+)
+def test_wherever_the_bounds_are_set_the_marginal_count_and_the_trusted_count_in_full(
+    below: float, trusted: float, share: float
+) -> None:
+    policy = TrustPolicy(excluded_below=below, trusted_from=trusted)
+    trust = min(trusted, below + share * (trusted - below))
+    record = replace(initial_record(NODES[0], policy), trust=trust)
+    assert 0.1 < trust_weight(record, policy) <= 1.0
+    assert trust_weight(replace(record, trust=trusted), policy) == pytest.approx(1.0)
+    assert trust_weight(replace(record, trust=below - 1e-6), policy) == 0.0
 
 
 def test_a_quarantined_hospital_counts_for_nothing_however_high_its_shadow_trust() -> None:

@@ -128,7 +128,9 @@ def test_the_status_names_the_study_and_what_it_waits_for(shell: Shell) -> None:
 def test_the_status_tells_what_the_coordinator_withstands_and_given_what(shell: Shell) -> None:
     told = shell.ask("status")
     assert told["mode"] == "mode1"
-    assert "given a clean root set and authenticated members" in told["claim"]
+    assert (
+        "given a clean root set of at least 500 images and authenticated members" in told["claim"]
+    )
     shown = shell.run("status").stdout
     assert told["claim"] in shown
     assert told["rule"] in shown
