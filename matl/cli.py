@@ -327,9 +327,14 @@ def start_round(context: typer.Context, *, reason: Reason, as_json: Json = False
 def quarantine(
     context: typer.Context, node: Node, *, reason: Reason, as_json: Json = False
 ) -> None:
-    """Give a hospital's updates no weight until you release it."""
+    """Give a hospital's updates no weight until you release it.
+
+    A round that is being scored is scored again; weights that a round has shared out
+    already stay, and the quarantine counts from the next round on.
+    """
     _order(context, lambda client: client.quarantine(node, reason))
-    _confirm(f"{node} is quarantined.", as_json=as_json, order="quarantine", node_id=node)
+    said = f"{node} is quarantined; if this round's weights are shared out, from the next round on."
+    _confirm(said, as_json=as_json, order="quarantine", node_id=node)
 
 
 @app.command()

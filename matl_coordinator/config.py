@@ -179,6 +179,22 @@ class Rounds(Section):
         )
 
     @property
+    def fixed_below_byzantine(self) -> tuple[tuple[str, int | float], ...]:
+        """Stages whose own ``f`` is set, and below ``byzantine``: their names and ``f``."""
+        stages = (
+            (f"rounds.rule {self.rule}", self.rule_parameters),
+            *(
+                (f"rounds.pre_aggregation {each.name}", each.parameters)
+                for each in self.pre_aggregation
+            ),
+        )
+        return tuple(
+            (name, parameters["f"])
+            for name, parameters in stages
+            if parameters.get("f", self.byzantine) < self.byzantine
+        )
+
+    @property
     def opening(self) -> Schedule:
         match self.schedule:
             case "interval":
@@ -299,6 +315,12 @@ class Config(Section):
                 f"without a holdout set, rounds.rule {rule} protects from nobody; set "
                 'holdout.images, or a robust rule: rule = "geometric_median" with '
                 'pre_aggregation name = "nnm", for example'
+            )
+        for name, f in self.rounds.fixed_below_byzantine:
+            raise ValueError(
+                f"without a holdout set, {name} must withstand all of rounds.byzantine = "
+                f"{self.rounds.byzantine} hospitals, and its f is {f}; leave f out, or set "
+                "holdout.images"
             )
 
     @property

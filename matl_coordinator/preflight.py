@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 from matl_common.configuration import labels_beside
 from matl_common.errors import ConfigurationError
@@ -10,8 +11,19 @@ from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.certificates import Role
 from matl_common.protocol import StudyPlan
 from matl_coordinator.config import Config
-from matl_coordinator.core.robust.dominance import Severity, check_against_noise
+from matl_coordinator.core.robust.dominance import (
+    REFUSED_ABOVE,
+    Severity,
+    check_against_noise,
+    noise_ratios,
+)
 from matl_coordinator.service.judging import fitted
+
+CLASSES = 5
+"""Grades of diabetic retinopathy, 0 to 4; the workers' own constant stands beside torch."""
+
+DROPS_DISTANCES = "matl"
+"""The rule that leaves its trimming out where noise is longer than any signal."""
 
 
 def check_paths(config: Config) -> None:
@@ -51,9 +63,16 @@ def check_hospitals(config: Config, allowlist: Allowlist) -> None:
 
     Raises:
         ConfigurationError: the quorum, the least number of participants or the number of
-            Byzantine hospitals is too high, or the rule needs more updates than a round
-            may have.
+            Byzantine hospitals is too high, the rule needs more updates than a round
+            may have, or a label histogram is not one of all grades.
     """
+    for node_id, node in sorted(allowlist.nodes.items()):
+        counts = node.label_histogram
+        if counts is not None and len(counts) != CLASSES:
+            raise ConfigurationError(
+                f"label_histogram of {node_id} in the allow-list has {len(counts)} numbers; "
+                f"give {CLASSES}, the patients of each grade from 0 to {CLASSES - 1}"
+            )
     enrolled, rounds = enrolled_participants(allowlist), config.rounds
     for key in ("quorum", "minimum_participants"):
         needed = getattr(rounds, key)
@@ -71,9 +90,16 @@ def check_hospitals(config: Config, allowlist: Allowlist) -> None:
 
 
 def rule_warnings(config: Config, allowlist: Allowlist) -> tuple[str, ...]:
-    """What an operator should know about the rule before it is too late to change it."""
-    enrolled, f = enrolled_participants(allowlist), config.rounds.byzantine
-    aggregator = config.rounds.aggregator
+    """What an operator should know about rule and allow-list before a study relies on them."""
+    return (
+        *_exclusion_warnings(config, enrolled_participants(allowlist)),
+        *_fixed_f_warnings(config),
+        *_histogram_warnings(allowlist),
+    )
+
+
+def _exclusion_warnings(config: Config, enrolled: int) -> tuple[str, ...]:
+    f, aggregator = config.rounds.byzantine, config.rounds.aggregator
     for excluded in range(1, f + 1):
         if fitted(aggregator, f=f, counting=enrolled - excluded, excluded=excluded) is None:
             warning = (
@@ -85,6 +111,30 @@ def rule_warnings(config: Config, allowlist: Allowlist) -> tuple[str, ...]:
     return ()
 
 
+def _fixed_f_warnings(config: Config) -> tuple[str, ...]:
+    return tuple(
+        f"{name} is set to withstand f = {f} hospitals, and rounds.byzantine is "
+        f"{config.rounds.byzantine}; the trust rule alone stands against the others"
+        for name, f in config.rounds.fixed_below_byzantine
+    )
+
+
+def _histogram_warnings(allowlist: Allowlist) -> tuple[str, ...]:
+    empty = sorted(
+        node_id
+        for node_id, node in allowlist.nodes.items()
+        if node.label_histogram is not None and not any(node.label_histogram)
+    )
+    if not empty:
+        return ()
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    warning = (
+        f"label_histogram of {', '.join(empty[:5])}{more} in the allow-list is all zeros and "
+        "counts as unknown; leave it out, or give the patients of each grade"
+    )
+    return (warning,)
+
+
 def noise_warnings(config: Config, plan: StudyPlan, allowlist: Allowlist) -> tuple[str, ...]:
     """Judge the rule by the privacy noise that the study's plan puts into updates.
 
@@ -94,6 +144,7 @@ def noise_warnings(config: Config, plan: StudyPlan, allowlist: Allowlist) -> tup
     patients = [
         node.enrolled_patients for node in allowlist.nodes.values() if node.role is Role.PARTICIPANT
     ]
+    _check_peer_noise(config, plan, patients)
     verdict = check_against_noise(
         config.rounds.aggregator,
         plan.training,
@@ -104,6 +155,21 @@ def noise_warnings(config: Config, plan: StudyPlan, allowlist: Allowlist) -> tup
     if verdict.severity is Severity.REFUSAL:
         raise ConfigurationError(f"rounds.rule does not stand this study's noise: {verdict.text}")
     return (verdict.text,) if verdict.severity is Severity.WARNING else ()
+
+
+def _check_peer_noise(config: Config, plan: StudyPlan, patients: list[int]) -> None:
+    """Refuse the rule that leaves its distances out under such noise, where it stands alone."""
+    if config.holdout is not None or config.rounds.rule != DROPS_DISTANCES or not patients:
+        return
+    elements = plan.schema.update_elements
+    ratio = median(noise_ratios(plan.training, plan.privacy, elements=elements, patients=patients))
+    if ratio > REFUSED_ABOVE:
+        raise ConfigurationError(
+            f"the median hospital's privacy noise is {ratio:.2g} times as long as the longest "
+            f"signal (limit {REFUSED_ABOVE:g}), under which rounds.rule {DROPS_DISTANCES} is a "
+            "clipped weighted mean and, without a holdout set, protects from nobody; set "
+            "holdout.images, or use a smaller trainable part or a larger epsilon"
+        )
 
 
 def _check_rule(config: Config, *, most: int) -> None:

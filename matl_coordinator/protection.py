@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from matl_coordinator.config import Config
 from matl_coordinator.core.claim import Mode, claimed_tolerance
+from matl_coordinator.service.founding import RECOMMENDED_HOLDOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +35,36 @@ def protection_of(config: Config, *, enrolled: int, warnings: tuple[str, ...] = 
         warnings: found elsewhere, kept in front.
     """
     mode = Mode.PEERS if config.holdout is None else Mode.ROOT
-    claim = claimed_tolerance(mode, enrolled)
-    sentence = f"{mode.value.upper()}: {claim.sentence}"
-    if mode is Mode.PEERS:
-        sentence += "; no update is scored on a holdout set and no model evaluated"
-    if config.rounds.byzantine > claim.f:
+    tolerated = claimed_tolerance(mode, enrolled).f
+    if config.rounds.byzantine > tolerated:
         remedy = "enrol more hospitals"
         if mode is Mode.PEERS:
             remedy = f"set holdout.images, or {remedy}"
         beyond = (
             f"rounds.byzantine is {config.rounds.byzantine}, and {mode.value.upper()} with "
-            f"{enrolled} hospitals claims nothing above {claim.f}; {remedy}"
+            f"{enrolled} hospitals claims nothing above {tolerated}; {remedy}"
         )
         warnings = (*warnings, beyond)
+    claim = _claim(config, mode, f=min(tolerated, config.rounds.byzantine), enrolled=enrolled)
+    sentence = f"{mode.value.upper()}: {claim}"
     return Protection(mode, config.rounds.aggregator.describe(), sentence, warnings)
+
+
+def _claim(config: Config, mode: Mode, *, f: int, enrolled: int) -> str:
+    """What may be said of this configuration, and on what condition."""
+    if mode is Mode.PEERS:
+        return (
+            f"without a holdout set up to {f} of {enrolled} hospitals may be hostile; similar "
+            "hospitals and an honest majority among their updates are assumed; no update is "
+            "scored on a holdout set and no model evaluated"
+        )
+    if config.trust.composite == "matl-paper":
+        return (
+            "no claim: trust.composite matl-paper scores hospitals as MATL's paper does, for "
+            "comparison, and the test against the holdout set decides nothing"
+        )
+    return (
+        f"up to {f} of {enrolled} hospitals may be hostile, given a clean root set of at least "
+        f"{RECOMMENDED_HOLDOUT} images and authenticated members; the trust rule carries this, "
+        "whatever rounds.rule is"
+    )

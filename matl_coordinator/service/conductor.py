@@ -54,7 +54,7 @@ from matl_coordinator.service.entries import (
     Fact,
     alarm_entry,
     entry,
-    round_entry,
+    round_entries,
     score_entries,
 )
 from matl_coordinator.service.judging import Judge, Verdict
@@ -143,6 +143,10 @@ class Conductor:
                 self._meter.store_failed()
                 log.error("store_failed", reason=str(error))
                 await asyncio.sleep(self._settings.retry_seconds)
+            except (MatlError, OSError) as error:
+                # Nothing was decided; a daemon without a conductor would open no round again.
+                log.error("step_failed", reason=str(error))
+                await asyncio.sleep(self._settings.retry_seconds)
 
     async def step(self, state: State) -> float:
         """Do what is due in ``state``; returns how long to wait for a change, in seconds."""
@@ -153,7 +157,7 @@ class Conductor:
             return await self._between_rounds(state)
         match rnd.phase:
             case Phase.SCHEDULED | Phase.COLLECTING:
-                return await self._tick(state, rnd)
+                return await self._attempt(rnd, self._tick(rnd))
             case Phase.SCORING:
                 return await self._attempt(rnd, self._score(state, rnd))
             case Phase.AGGREGATING:
@@ -219,7 +223,7 @@ class Conductor:
         )
         return Decision(None, (PutRound(rnd),), (written,))
 
-    async def _tick(self, state: State, rnd: Round) -> float:
+    async def _tick(self, rnd: Round) -> float:
         rnd = self._with_present_rules(rnd)
         event, _ = next_event(rnd, self._clock(), present=self._presence.present())
         if event is None:
@@ -233,15 +237,14 @@ class Conductor:
             return rnd
         return replace(rnd, rules=self._settings.rules)
 
-    async def _attempt(self, rnd: Round, work: Awaitable[None]) -> float:
+    async def _attempt(self, rnd: Round, work: Awaitable[float | None]) -> float:
         """Do a phase's work; a failure costs a retry, and in the end the round."""
         try:
-            await work
+            return await work or 0.0
         except StoreError:
             raise
         except (MatlError, OSError) as error:
             return await self._failed(rnd, error)
-        return 0.0
 
     async def _failed(self, rnd: Round, error: Exception) -> float:
         number, phase, count = self._failures
@@ -276,6 +279,7 @@ class Conductor:
         entries: tuple[bytes, ...] = (),
         pause_because: str | None = None,
         facts: Mapping[str, Fact] | None = None,
+        judged: tuple[TrustRecord, ...] | None = None,
     ) -> Round | None:
         """Apply an event, if the round is still where ``rnd`` was, with all that goes with it.
 
@@ -286,14 +290,19 @@ class Conductor:
             entries: logged before the round's own.
             pause_because: also pause the study, until an operator has looked.
             facts: added to the round's log entry.
+            judged: the trust that ``changes`` follow from; if it is no longer the state's,
+                an operator has given an order meanwhile, and nothing happens.
         """
 
         def decide(state: State) -> Decision[Round | None]:
             current = state.round
             if current is None or (current.round_id, current.phase) != (rnd.round_id, rnd.phase):
                 return Decision(None)
+            if judged is not None and state.trust != judged:
+                log.info("judged_again", round=rnd.round_id, reason="an operator changed trust")
+                return Decision(None)
             after = advance(self._with_present_rules(current), event)
-            written = (*entries, round_entry(after, event, at=self._clock(), **facts or {}))
+            written = (*entries, *round_entries(after, event, at=self._clock(), **facts or {}))
             put: tuple[Change, ...] = (PutRound(after), *changes)
             if pause_because is not None and state.study is not None:
                 study = replace(state.study, paused=True, pause_reason=pause_because)
@@ -337,6 +346,7 @@ class Conductor:
             ),
             pause_because=verdict.hold,
             facts={"weights": {each.node_id: each.weight for each in verdict.weights} or None},
+            judged=state.trust,
         )
         if after is None:
             return

@@ -29,11 +29,12 @@ from matl_coordinator.core.rounds import (
 from matl_coordinator.core.trust_record import TrustRecord
 from matl_coordinator.service.alarms import Alarm
 from matl_coordinator.service.judging import Verdict
+from matl_coordinator.service.parts import Fact, in_parts, numbered
 
-Fact = None | bool | int | float | str | list["Fact"] | dict[str, "Fact"]
+__all__ = ["Fact", "alarm_entry", "entries", "entry", "round_entries", "score_entries"]
 
-HOSPITALS_PER_ENTRY = 30
-"""Scores of so many hospitals fit one log entry with room to spare."""
+LONGEST_REASON = 2000
+"""Characters of a reason that may name every hospital."""
 
 
 def entry(event: str, *, at: datetime, **facts: Fact) -> bytes:
@@ -41,6 +42,18 @@ def entry(event: str, *, at: datetime, **facts: Fact) -> bytes:
     present = {name: fact for name, fact in facts.items() if fact is not None}
     moment = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return encode_entry({"v": 1, "event": event, "at": moment, **present})
+
+
+def entries(event: str, *, at: datetime, round_id: int, **facts: Fact) -> Iterator[bytes]:
+    """Encode an event that may have facts of every hospital.
+
+    One entry, or several of the same kind with ``part`` and ``parts`` in a large federation;
+    see ``parts`` for how they go together.
+    """
+    parts = in_parts({name: fact for name, fact in facts.items() if fact is not None})
+    for number, part in enumerate(parts, start=1):
+        numbers = {"part": number, "parts": len(parts)} if len(parts) > 1 else {}
+        yield entry(event, at=at, **{"round": round_id, **part, **numbers})
 
 
 _EVENTS: dict[type[Event], str] = {
@@ -56,7 +69,7 @@ _EVENTS: dict[type[Event], str] = {
 }
 
 
-def round_entry(after: Round, event: Event, *, at: datetime, **facts: Fact) -> bytes:
+def round_entries(after: Round, event: Event, *, at: datetime, **facts: Fact) -> Iterator[bytes]:
     """Encode what an event made of a round, with what the event itself says."""
     said: dict[str, Fact] = {}
     match event:
@@ -72,62 +85,51 @@ def round_entry(after: Round, event: Event, *, at: datetime, **facts: Fact) -> b
             said = {"reason": reason}
         case _:
             pass
-    return entry(_EVENTS[type(event)], at=at, round=after.round_id, **said, **facts)
+    return entries(_EVENTS[type(event)], at=at, round_id=after.round_id, **said, **facts)
 
 
 def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> Iterator[bytes]:
-    """Everything that decided a round: scores with their components, clusters, power.
-
-    One entry, or several of the same kind with ``part`` and ``parts`` in a large federation.
-    """
+    """Everything that decided a round: scores with their components, clusters, power."""
     judgement = verdict.judgement
-    parts = [
-        judgement.records[start : start + HOSPITALS_PER_ENTRY]
-        for start in range(0, len(judgement.records), HOSPITALS_PER_ENTRY)
-    ] or [()]
-    shared: dict[str, Fact] = {
-        "rule": verdict.rule,
-        "coordinate_seed": f"{seed:015x}",
-        "root": {each.row.name: each.digest for each in verdict.root},
-        "clusters": [_names(cluster) for cluster in judgement.clusters],
-        "power": {
+    trust: dict[str, Fact] = {each.node_id: trust_facts(each) for each in judgement.records}
+    refused: dict[str, Fact] = {
+        each.node_id: judgement.refused[each.node_id]
+        for each in judgement.records
+        if each.node_id in judgement.refused
+    }
+    return entries(
+        "round_scored",
+        at=at,
+        round_id=rnd.round_id,
+        rule=verdict.rule,
+        coordinate_seed=f"{seed:015x}",
+        root={each.row.name: each.digest for each in verdict.root},
+        clusters=numbered([_names(cluster) for cluster in judgement.clusters]),
+        power={
             "against": judgement.power.against,
             "honest": judgement.power.honest,
             "cartel": _names(judgement.power.cartel),
             "cartel_share": judgement.power.cartel_share,
         },
-        "hold": judgement.hold,
-    }
-    for number, records in enumerate(parts, start=1):
-        scores: dict[str, Fact] = {each.node_id: trust_facts(each) for each in records}
-        refused: dict[str, Fact] = {
-            each.node_id: judgement.refused[each.node_id]
-            for each in records
-            if each.node_id in judgement.refused
-        }
-        yield entry(
-            "round_scored",
-            at=at,
-            round=rnd.round_id,
-            trust=scores,
-            refused=refused or None,
-            part=number if len(parts) > 1 else None,
-            parts=len(parts) if len(parts) > 1 else None,
-            **(shared if number == 1 else {}),
-        )
+        hold=judgement.hold,
+        trust=trust,
+        refused=refused or None,
+    )
 
 
 def alarm_entry(alarm: Alarm, *, round_id: int, at: datetime) -> bytes:
     """What brought an operator, or should have."""
+    is_finite = math.isfinite(alarm.figure)
     return entry(
         "alarm",
         at=at,
         round=round_id,
         kind=alarm.kind,
-        # Infinite where every hospital that sent something was spoken against.
-        figure=alarm.figure if math.isfinite(alarm.figure) else None,
+        figure=alarm.figure if is_finite else None,
+        # Where every hospital that sent something was spoken against; JSON has no infinity.
+        unbounded=None if is_finite else True,
         bound=alarm.bound,
-        reason=alarm.reason,
+        reason=alarm.reason[:LONGEST_REASON],
     )
 
 

@@ -1,7 +1,7 @@
 """The beginning of a study: its first model, and the plan that never changes after.
 
-Done once, by the first start on an empty store. Every later start reads the plan back
-and refuses to go on with a configuration that contradicts it.
+Done once, by the first start on an empty store. Every later start reads the plan back,
+looks over the holdout set again, and refuses to go on with a configuration that contradicts it.
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ async def found_or_resume(
         StoreError: the store did not confirm; start again.
     """
     state = await register.state()
+    if state.study is not None:
+        # Before the holdout set is read: another study's configuration is seen at once.
+        _check_same_study(_plan_of(state.study, signer), config)
+    if config.holdout is not None:
+        # At every start: a set that lost images since would fail rounds that cost budget.
+        log.info("holdout_reading", study=config.federation.study)
+        await _check_holdout(scorer)
     if state.study is None:
-        if config.holdout is not None:
-            log.info(
-                "founding_study", study=config.federation.study, step="reading the holdout set"
-            )
-            await _check_holdout(scorer)
         log.info("founding_study", study=config.federation.study, step="making the first model")
         first = await scorer.initial_model(models.incoming)
         digest = await asyncio.to_thread(models.adopt, first.path)
@@ -91,11 +93,15 @@ async def found_or_resume(
         await _found(plan, model, register=register, signer=signer)
         state = await register.state()
     assert state.study is not None, "the study has just been founded"
-    payload = verify(state.study.plan, signer.public_key, PayloadType.STUDY_PLAN)
-    plan = parse_study_plan(payload)
+    plan = _plan_of(state.study, signer)
     _check_same_study(plan, config)
     check(plan)
     return plan
+
+
+def _plan_of(study: StudyRecord, signer: Signer) -> StudyPlan:
+    payload = verify(study.plan, signer.public_key, PayloadType.STUDY_PLAN)
+    return parse_study_plan(payload)
 
 
 async def _check_holdout(scorer: Scorer) -> None:

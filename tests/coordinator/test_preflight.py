@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from matl_common.errors import ConfigurationError
+from matl_common.identity.allowlist import Allowlist
 from matl_common.protocol import StudyPlan
+from matl_common.vision.dataset import CLASSES as WORKER_CLASSES
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.core.claim import Mode
 from matl_coordinator.core.robust.registry import DEFAULT_RULE
 from matl_coordinator.core.trust_record import DEFAULT_POLICY
 from matl_coordinator.preflight import (
+    CLASSES,
     check_hospitals,
     check_paths,
     noise_warnings,
@@ -21,7 +25,7 @@ from matl_coordinator.preflight import (
 )
 from matl_coordinator.protection import protection_of
 from matl_coordinator.service.founding import planned
-from tests.coordinator.harness import SCHEMA, Site, make_site
+from tests.coordinator.harness import NODES, SCHEMA, Site, make_site
 
 FIVE = {f"hospital_{letter}": 1000 for letter in "abcde"}
 
@@ -66,7 +70,8 @@ HOLDOUT = '[holdout]\nimages = "holdout"\n'
 def test_a_rule_and_what_goes_before_it_are_read_with_their_parameters(tmp_path: Path) -> None:
     config = loaded(
         tmp_path,
-        """
+        HOLDOUT
+        + """
         [rounds]
         rule = "geometric_median"
         rule_parameters = { steps = 50 }
@@ -193,7 +198,10 @@ def test_a_peer_coordinator_needs_no_holdout_folder(tmp_path: Path) -> None:
 
 def test_the_claim_without_a_holdout_set_is_the_smaller_one(tmp_path: Path) -> None:
     site = site_of(tmp_path, sizes=FIVE, rule="coordinate_median", has_holdout=False)
-    many = protection_of(site.config, enrolled=11)
+    two = site.config.model_copy(
+        update={"rounds": site.config.rounds.model_copy(update={"byzantine": 2})}
+    )
+    many = protection_of(two, enrolled=11)
     assert many.mode is Mode.PEERS
     assert many.claim.startswith("MODE0: ")
     assert "up to 2 of 11 hospitals" in many.claim
@@ -209,8 +217,88 @@ def test_the_claim_without_a_holdout_set_is_the_smaller_one(tmp_path: Path) -> N
 def test_the_claim_with_a_holdout_set_names_its_conditions(tmp_path: Path) -> None:
     protection = protection_of(site_of(tmp_path).config, enrolled=3)
     assert protection.mode is Mode.ROOT
-    assert "given a clean root set and authenticated members" in protection.claim
+    condition = "given a clean root set of at least 500 images and authenticated members"
+    assert condition in protection.claim
     assert protection.rule.startswith(DEFAULT_RULE)
+
+
+@pytest.mark.parametrize("rule", ["weighted_mean", "krum"])
+@pytest.mark.parametrize(("byzantine", "claimed"), [(0, 0), (1, 1), (3, 3), (9, 9), (10, 9)])
+def test_no_more_is_claimed_than_the_hospitals_that_are_configured_as_hostile(
+    tmp_path: Path, rule: str, byzantine: int, claimed: int
+) -> None:
+    config = loaded(
+        tmp_path, f'{HOLDOUT}[rounds]\nrule = "{rule}"\nbyzantine = {byzantine}\nquorum = 23\n'
+    )
+    protection = protection_of(config, enrolled=20)
+    assert f"up to {claimed} of 20 hospitals" in protection.claim
+    assert "the trust rule carries this" in protection.claim
+    assert bool(protection.warnings) == (byzantine > claimed)
+
+
+def test_nothing_is_claimed_for_the_score_of_the_paper(tmp_path: Path) -> None:
+    config = loaded(tmp_path, HOLDOUT + '[trust]\ncomposite = "matl-paper"\n')
+    claim = protection_of(config, enrolled=20).claim
+    assert claim.startswith("MODE1: no claim: trust.composite matl-paper")
+    assert "of 20" not in claim
+
+
+FIXED = [
+    ('[rounds]\nrule = "trimmed_mean"\nrule_parameters = { f = 0 }\n', "rounds.rule trimmed_mean"),
+    ('[rounds]\nrule = "krum"\nrule_parameters = { f = 2 }\n', "rounds.rule krum"),
+    (
+        '[rounds]\npre_aggregation = [{ name = "nnm", parameters = { f = 1 } }]\n',
+        "rounds.pre_aggregation nnm",
+    ),
+]
+
+
+@pytest.mark.parametrize(("extra", "named"), FIXED)
+def test_an_f_set_below_the_hostile_hospitals_is_refused_without_a_holdout_set(
+    tmp_path: Path, extra: str, named: str
+) -> None:
+    assert f"{named} must withstand all of rounds.byzantine = 3" in refusal(
+        tmp_path, f"{extra}byzantine = 3\n"
+    )
+    enough = extra.replace("f = 0", "f = 3").replace("f = 2", "f = 3").replace("f = 1", "f = 3")
+    assert loaded(tmp_path, f"{enough}byzantine = 3\n").rounds.fixed_below_byzantine == ()
+
+
+def test_an_f_set_below_the_hostile_hospitals_is_warned_of_with_a_holdout_set(
+    tmp_path: Path,
+) -> None:
+    site = site_of(tmp_path, sizes=FIVE, rule="trimmed_mean", rule_parameters={"f": 0}, byzantine=1)
+    (warning,) = rule_warnings(site.config, site.allowlist)
+    assert "rounds.rule trimmed_mean is set to withstand f = 0" in warning
+
+
+def with_histogram(site: Site, *counts: int) -> Allowlist:
+    nodes = dict(site.allowlist.nodes)
+    nodes[NODES[0]] = replace(nodes[NODES[0]], label_histogram=counts)
+    return replace(site.allowlist, nodes=nodes)
+
+
+def test_the_grades_are_those_that_the_workers_know() -> None:
+    assert CLASSES == WORKER_CLASSES
+
+
+@pytest.mark.parametrize("counts", [(10, 20, 30, 40), (1, 2, 3, 4, 5, 6)])
+def test_a_label_histogram_of_another_length_is_refused_with_the_node(
+    tmp_path: Path, counts: tuple[int, ...]
+) -> None:
+    site = site_of(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"label_histogram of hospital_a .* give 5"):
+        check_hospitals(site.config, with_histogram(site, *counts))
+
+
+def test_a_label_histogram_of_nobody_is_warned_of_and_a_full_one_taken(tmp_path: Path) -> None:
+    site = site_of(tmp_path)
+    full, empty = with_histogram(site, 5, 4, 3, 2, 0), with_histogram(site, 0, 0, 0, 0, 0)
+    check_hospitals(site.config, full)
+    assert rule_warnings(site.config, full) == ()
+    check_hospitals(site.config, empty)
+    (warning,) = rule_warnings(site.config, empty)
+    assert "label_histogram of hospital_a in the allow-list is all zeros" in warning
 
 
 def plan_with(site: Site, noise_multiplier: float) -> StudyPlan:
@@ -236,3 +324,18 @@ def test_noise_that_turns_a_rule_round_is_refused_or_warned_of_with_the_figure(
 def test_a_rule_that_does_not_go_by_nearness_stands_any_noise(tmp_path: Path) -> None:
     site = site_of(tmp_path, rule="clipped_weighted_mean")
     assert noise_warnings(site.config, plan_with(site, 1e6), site.allowlist) == ()
+
+
+@pytest.mark.privacy
+def test_matls_rule_is_refused_under_dominating_noise_without_a_holdout_set(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "alone").mkdir()
+    alone = site_of(tmp_path / "alone", has_holdout=False)
+    unit = 500 / SCHEMA.update_elements**0.5
+    assert noise_warnings(alone.config, plan_with(alone, 0.9 * unit), alone.allowlist) == ()
+    with pytest.raises(ConfigurationError, match=r"1\.1 times as long .* protects from nobody"):
+        noise_warnings(alone.config, plan_with(alone, 1.1 * unit), alone.allowlist)
+    (tmp_path / "judged").mkdir()
+    judged = site_of(tmp_path / "judged")
+    assert noise_warnings(judged.config, plan_with(judged, 9.0 * unit), judged.allowlist) == ()

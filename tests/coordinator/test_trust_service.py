@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 
 from matl_common.ids import NodeId
 from matl_common.protocol import RoundStart
+from matl_common.tlog.entry import parse_entry
 from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.rounds import Phase
 from matl_coordinator.core.trust_record import TrustState
@@ -178,11 +179,15 @@ async def test_hospitals_that_send_the_same_raise_a_cartel_alarm_and_share_one_w
     assert sum(weights[each] for each in (A, B, C)) == pytest.approx(weights[NodeId("hospital_d")])
 
 
-def test_power_without_anybody_honest_left_is_logged_without_a_number() -> None:
+def test_power_without_anybody_honest_left_is_logged_as_unbounded() -> None:
     power = ByzantinePower(against=1.0, honest=0.0)
     (alarm,) = alarms_of(power, cartel_share=0.3)
     assert alarm.figure == math.inf
-    assert b'"figure"' not in alarm_entry(alarm, round_id=1, at=utc_now())
+    told = parse_entry(alarm_entry(alarm, round_id=1, at=utc_now()))
+    assert "figure" not in told
+    assert told["unbounded"] is True
+    (bounded,) = alarms_of(ByzantinePower(1.0, 2.0), cartel_share=0.3)
+    assert "unbounded" not in parse_entry(alarm_entry(bounded, round_id=1, at=utc_now()))
     assert alarms_of(ByzantinePower(1.0, 3.0), cartel_share=0.3) == ()
 
 
