@@ -81,12 +81,15 @@ endif
 
 # Evidence is a figure that a claim rests on: benchmarks/evidence_robust.py is `make evidence-robust`.
 
-.PHONY: evidence-robust evidence-robust-quick
+.PHONY: evidence-robust evidence-robust-quick evidence-privacy
 evidence-robust: $(VENV)/dev.stamp ## Every attack against every rule, on two data sets; tens of minutes
 	@$(RUN) -m benchmarks.evidence_robust $(ARGS)
 
 evidence-robust-quick: $(VENV)/dev.stamp ## The same on little data, in a minute
 	@$(RUN) -m benchmarks.evidence_robust --quick $(ARGS)
+
+evidence-privacy: $(VENV)/dev.stamp ## Attack the privacy promise and check its accounting; tens of minutes
+	@$(RUN) -m benchmarks.evidence_privacy $(ARGS)
 
 # Flower's dependencies differ from ours, so what is compared with it runs in an environment of its own.
 

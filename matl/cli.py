@@ -6,21 +6,17 @@ decides and repeats nothing: the coordinator judges every order and logs it with
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import typer
 from pydantic import AfterValidator, Field, ValidationError
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from matl.ledger_commands import ledger_app
 from matl.operations import (
     MAX_ENTRIES,
     OperationsClient,
@@ -29,6 +25,7 @@ from matl.operations import (
     Status,
     connect_operator,
 )
+from matl.terminal import console, print_json, printable, table
 from matl_common.configuration import Address, FilePath, Section, load
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.certificates import Role, parse_spiffe_id
@@ -39,8 +36,6 @@ from matl_common.tlog.entry import parse_entry
 EXIT_FAILED, EXIT_WRONG_USE = 1, 2
 DEFAULT_CONFIG: Final = Path("operator.toml")
 _SECTION: Final = "operator"
-# A table in a file or a pipe is not cut to a terminal's width.
-_WIDTH_OF_NO_TERMINAL: Final = 200
 _SHORT_DIGEST: Final = 12
 
 _Answer = TypeVar("_Answer")
@@ -51,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.add_typer(ledger_app, name="ledger")
 
 
 def _coordinator_id(text: str) -> str:
@@ -220,9 +216,9 @@ def status(context: typer.Context, *, as_json: Json = False) -> None:
     with _connected(context) as client:
         answer = client.status()
     if as_json:
-        _print_json(asdict(answer))
+        print_json(asdict(answer))
     else:
-        _console().print(status_table(answer))
+        console().print(status_table(answer))
 
 
 @app.command()
@@ -235,7 +231,7 @@ def participants(context: typer.Context, *, as_json: Json = False) -> None:
     with _connected(context) as client:
         answer = client.participants()
     if as_json:
-        _print_json([asdict(each) for each in answer])
+        print_json([asdict(each) for each in answer])
         return
     columns = ("Hospital", "State", "Trust", "Patients", "ε spent", "ε budget", "Last seen", "Why")
     rows = (
@@ -251,7 +247,7 @@ def participants(context: typer.Context, *, as_json: Json = False) -> None:
         )
         for each in answer
     )
-    _console().print(_table(columns, rows))
+    console().print(table(columns, rows))
 
 
 @app.command()
@@ -268,10 +264,10 @@ def rounds(
     with _connected(context) as client:
         answer = client.rounds(after=after)
     if as_json:
-        _print_json([asdict(each) for each in answer])
+        print_json([asdict(each) for each in answer])
         return
     columns = ("Round", "Phase", "Admitted", "Accuracy", "Balanced", "Kappa", "Model", "Why")
-    _console().print(_table(columns, map(_round_row, answer)))
+    console().print(table(columns, map(_round_row, answer)))
 
 
 @app.command()
@@ -294,7 +290,7 @@ def log(
         for entry in entries:
             typer.echo(entry)
     else:
-        _console().print(_table(("At", "Event", "Facts"), rows))
+        console().print(table(("At", "Event", "Facts"), rows))
 
 
 @app.command()
@@ -377,7 +373,7 @@ def _connected(context: typer.Context) -> Iterator[OperationsClient]:
         with connect_operator(wanted.address, files, parse_spiffe_id(wanted.coordinator)) as client:
             yield client
     except MatlError as error:
-        typer.echo(f"matl: {_printable(str(error))}", err=True)
+        typer.echo(f"matl: {printable(str(error))}", err=True)
         wrong_use = isinstance(error, ConfigurationError)
         raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None
 
@@ -389,7 +385,7 @@ def _order(context: typer.Context, give: Callable[[OperationsClient], _Answer]) 
 
 def _confirm(sentence: str, *, as_json: bool, **facts: str | int) -> None:
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         typer.echo(sentence)
 
@@ -422,7 +418,7 @@ def status_table(status: Status) -> Table:
             )
             for each in current.contributions
         ]
-    return _table(None, rows)
+    return table(None, rows)
 
 
 def _round_row(rnd: Round) -> tuple[str, ...]:
@@ -457,38 +453,3 @@ def _log_row(entry: bytes) -> tuple[str, str, str]:
     facts = dict(parse_entry(entry))
     at, event = str(facts.pop("at", "")), str(facts.pop("event", ""))
     return at, event, " ".join(f"{name}={value}" for name, value in facts.items())
-
-
-def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*(columns or ()), box=None, pad_edge=False, show_header=columns is not None)
-    for row in rows:
-        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in row))
-    return table
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=_WIDTH_OF_NO_TERMINAL)
-
-
-def _printable(text: str) -> str:
-    # What others wrote must not steer the terminal.
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(_plain(value), allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither moments nor numbers that are not finite; those are null."""
-    match value:
-        case dict():
-            return {key: _plain(each) for key, each in value.items()}
-        case list() | tuple():
-            return [_plain(each) for each in value]
-        case float():
-            return value if math.isfinite(value) else None
-        case datetime():
-            return value.isoformat()
-    return value

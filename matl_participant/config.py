@@ -29,6 +29,7 @@ from matl_common.identity.tls import TlsFiles
 from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
 from matl_participant.core.limits import PrivacyLimits
+from matl_participant.core.spending import DatasetLimit
 
 _ENVIRONMENT = {
     "MATL_NODE_ID": ("identity", "node_id"),
@@ -88,6 +89,9 @@ class Data(Section):
     on_bad_image: Literal["skip", "fail"] = "skip"
     declared_patients: int = Field(ge=1, le=10_000_000)
     """Rounded and public; normalises updates, so that the exact number stays private."""
+    images_per_patient: int | None = Field(default=None, ge=1, le=1000)
+    """The most images any patient has, where the labels have no ``group_key``; without
+    either, every image is taken for a patient of its own."""
 
     @property
     def labels_file(self) -> Path:
@@ -102,12 +106,23 @@ class Privacy(Section):
     max_epsilon: float = Field(default=1.0, gt=0.0)
     """``inf`` allows studies that add no noise."""
     max_delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
+    dataset_epsilon: float | None = Field(default=None, gt=0.0)
+    """What all studies together may cost the patients of the data set; each study's own
+    budget alone if unset."""
+    dataset_delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
+    """The δ at which ``dataset_epsilon`` holds."""
     attempts_per_round: int = Field(default=1, ge=1, le=10)
     """How often one round may be charged when training is interrupted."""
 
     @property
     def limits(self) -> PrivacyLimits:
         return PrivacyLimits(self.max_epsilon, self.max_delta)
+
+    @property
+    def dataset_limit(self) -> DatasetLimit | None:
+        if self.dataset_epsilon is None:
+            return None
+        return DatasetLimit(self.dataset_epsilon, self.dataset_delta)
 
 
 class Training(Section):

@@ -14,7 +14,6 @@ import random
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -29,14 +28,15 @@ from matl_common.signing import load_pem_signer
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_participant.client import FederationClient, connect
 from matl_participant.config import Config, load_config
-from matl_participant.data.inspect import inspect_data
+from matl_participant.core.spending import record
+from matl_participant.data.inspect import check_patient_unit, inspect_data
 from matl_participant.engine import Outcome, Participant
 from matl_participant.files import StateFolder
 from matl_participant.ledger import read_summaries
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
 from matl_participant.metrics import Metrics
-from matl_participant.reports import Reports, shown_epsilon
+from matl_participant.reports import Reports
 
 WORKER = (sys.executable, "-m", "matl_participant.training.worker")
 EXIT_FAILED, EXIT_CONFIGURATION, EXIT_HALTED = 1, 2, 3
@@ -54,7 +54,9 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
     Raises:
         MatlError: the configuration does not work, or the ledger cannot be relied upon.
     """
-    inspect_data(config.data.images, config.data.labels_file)
+    columns = inspect_data(config.data.images, config.data.labels_file)
+    if warning := check_patient_unit(columns, config.data.images_per_patient):
+        structlog.get_logger("matl.participant").warning("participant.patient_unit", why=warning)
     _warn_of_readable_keys(config)
     metrics = Metrics()
     if config.daemon.metrics:
@@ -164,12 +166,9 @@ def participant(
 
 
 def _print_budgets(config: Config) -> None:
-    for summary in read_summaries(StateFolder(config.state_dir).ledger):
-        shown = asdict(summary) | {
-            "epsilon_spent": shown_epsilon(summary.epsilon_spent),
-            "target_epsilon": shown_epsilon(summary.target_epsilon),
-        }
-        typer.echo(json.dumps(shown, ensure_ascii=False))
+    folder = StateFolder(config.state_dir).ledger
+    for summary in read_summaries(folder, limit=config.privacy.dataset_limit):
+        typer.echo(json.dumps(record(summary), ensure_ascii=False))
 
 
 def serve(config: Config) -> int:

@@ -30,6 +30,7 @@ from matl_participant.client import (
 )
 from matl_participant.config import Config
 from matl_participant.core.account import Account, AttemptState, Planned
+from matl_participant.core.evidence import why_behind
 from matl_participant.core.limits import why_changed, why_refused
 from matl_participant.core.session import (
     Abandon,
@@ -49,6 +50,7 @@ from matl_participant.core.session import (
     backoff,
     next_action,
 )
+from matl_participant.core.spending import ALONE
 from matl_participant.files import StateFolder, StudyFolder
 from matl_participant.ledger import BudgetExhaustedError, Ledger, open_ledger
 from matl_participant.reports import Reports, text_of
@@ -148,6 +150,7 @@ class Participant:
         start = run.round_start
         return View(
             account=run.ledger.account if run.ledger else Account(),
+            shared=run.ledger.shared if run.ledger else ALONE,
             sealed_until=run.sealed.manifest.expires_at if run.sealed else None,
             has_model=start is not None and self.folder.has_model(start.base_model),
             draining=self._draining.is_set(),
@@ -254,17 +257,19 @@ class Participant:
         dataset = self.config.data.dataset
         run.signed_plan = signed
         run.study = self.folder.study(plan.study_id)
-        run.ledger = open_ledger(self.folder.ledger, dataset=dataset, study_id=plan.study_id)
-        account = run.ledger.account
-        if unknown := sorted(
-            each for each in run.study.receipt_rounds() if each > account.last_round
-        ):
-            run.refusal = (
-                f"there are receipts for rounds {unknown} that the privacy ledger does not know: "
-                "it was emptied or replaced by an older one. Restore it from a backup; what was "
-                "spent is spent"
-            )
+        ledger = open_ledger(
+            self.folder.ledger,
+            dataset=dataset,
+            study_id=plan.study_id,
+            limit=self.config.privacy.dataset_limit,
+        )
+        account = ledger.account
+        run.refusal = why_behind(account, run.study.evidence())
+        if run.refusal is not None:
+            # Nothing is written into a copy that has to be replaced, and no evidence removed.
+            ledger.close()
             return
+        run.ledger = ledger
         if account.plan is not None:
             run.refusal = why_changed(account.plan, plan, signed.digest)
             self._show_budget()
@@ -417,7 +422,7 @@ class Participant:
                 await asyncio.wait({job}, timeout=self.config.daemon.drain_seconds)
             if not job.done():
                 return False
-            job.result()
+            self.reports.trained(job.result())
             return True
         finally:
             for each in (job, stop):

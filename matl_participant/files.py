@@ -17,9 +17,12 @@ from matl_common.durable import (
     remove_leftovers,
     write_atomically,
 )
+from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId, digest_of
 from matl_common.signing import Envelope, encode_envelope, parse_envelope
 from matl_common.tensors import MODEL_SUFFIX
+from matl_common.wire.documents import parse_receipt
+from matl_participant.core.evidence import Evidence
 
 _STUDY_CHARACTERS = 16
 
@@ -87,12 +90,17 @@ class StateFolder:
 
     def study(self, study_id: str) -> "StudyFolder":
         """The folder of one study; study ids are free text."""
-        name = digest_of(study_id.encode())[:_STUDY_CHARACTERS]
-        folder = StudyFolder(self.path / "studies" / name)
+        folder = self.study_as_it_is(study_id)
         for each in (folder.sealed, folder.receipts):
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
             remove_leftovers(each)
+        for each in (folder.path, folder.path.parent, self.path):
+            fsync_directory(each)
         return folder
+
+    def study_as_it_is(self, study_id: str) -> "StudyFolder":
+        """The folder of one study, which may not be there, for those who only read."""
+        return StudyFolder(self.path / "studies" / digest_of(study_id.encode())[:_STUDY_CHARACTERS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +147,11 @@ class StudyFolder:
         """Keep the coordinator's receipt as evidence."""
         write_atomically(self.receipts / f"round-{round_id:06d}.json", [encode_envelope(envelope)])
 
-    def receipt_rounds(self) -> tuple[int, ...]:
-        """Rounds for which a receipt is kept."""
-        return tuple(int(file.stem.removeprefix("round-")) for file in self.receipts.glob("*.json"))
+    def evidence(self) -> tuple[Evidence, ...]:
+        """Which rounds the files beside the ledger show to have been charged."""
+        receipts = (_receipt_evidence(file) for file in sorted(self.receipts.glob("*.json")))
+        sealed = {_round_of(file) for file in self.sealed.glob("round-*")}
+        return (*receipts, *(Evidence(round_id, None) for round_id in sorted(sealed)))
 
     def discard_others(self, keep: RoundId | None) -> None:
         """Delete sealed files of every round but one."""
@@ -149,3 +159,18 @@ class StudyFolder:
         for file in self.sealed.iterdir():
             if file not in kept:
                 file.unlink(missing_ok=True)
+
+
+def _round_of(file: Path) -> RoundId:
+    return RoundId(int(file.name.split(".")[0].removeprefix("round-")))
+
+
+def _receipt_evidence(file: Path) -> Evidence:
+    """What a receipt shows; a damaged one still shows its round."""
+    try:
+        # Its signature was verified when it arrived, and the key may have been replaced since.
+        # Here it can only raise doubts about the ledger, never put any to rest.
+        receipt = parse_receipt(parse_envelope(file.read_bytes()).payload)
+    except InvalidInputError:
+        return Evidence(_round_of(file), None)
+    return Evidence(receipt.round_id, receipt.update_digest)

@@ -26,12 +26,16 @@ from matl_participant.core.account import (
     Planned,
     Reserved,
     Sealed,
-    Summary,
     after,
-    exceeds_budget,
-    summarise,
 )
-from matl_participant.core.journal import format_line, replay
+from matl_participant.core.journal import LedgerCorruptError, format_line, replay
+from matl_participant.core.spending import (
+    DatasetLimit,
+    Shared,
+    Summary,
+    summarise,
+    why_over_budget,
+)
 
 LEDGER_SUFFIX = ".ledger.jsonl"
 _STUDY_DIGEST_CHARACTERS = 16
@@ -46,7 +50,7 @@ class LedgerUnusableError(MatlError):
 
 
 class BudgetExhaustedError(MatlError):
-    """A reservation would pass the study's budget; the study is now halted."""
+    """A reservation would pass the study's or the data set's budget; the study is now halted."""
 
 
 class LedgerStorage(Protocol):
@@ -114,9 +118,13 @@ class FileStorage:
         os.fsync(self._descriptor)
 
     def sync_name(self) -> None:
-        """Flush the folder, and the name of the folder in its parent."""
+        """Flush the folder, and the name of every folder above it: any may be new."""
         fsync_directory(self._folder)
         fsync_directory(self._folder.parent)
+        for ancestor in self._folder.parent.parents:
+            # Whoever may not read a folder did not make it, and its names are old.
+            with suppress(PermissionError):
+                fsync_directory(ancestor)
 
     def close(self) -> None:
         """Release the lock with the descriptor."""
@@ -129,11 +137,22 @@ def ledger_path(folder: Path, *, dataset: str, study_id: str) -> Path:
     return folder / f"{dataset}-{study}{LEDGER_SUFFIX}"
 
 
+def _alone() -> Shared:
+    return Shared()
+
+
 class Ledger:
     """The single writer of one ledger."""
 
-    def __init__(self, storage: LedgerStorage) -> None:
+    def __init__(
+        self, storage: LedgerStorage, *, read_shared: Callable[[], Shared] = _alone
+    ) -> None:
         """Read a ledger back, dropping an incomplete last line.
+
+        Args:
+            storage: the ledger's bytes, which nobody else writes.
+            read_shared: reads the other ledgers of the hospital; asked before every
+                reservation, since a study may have spent since.
 
         Raises:
             LedgerCorruptError: the file is damaged beyond that.
@@ -142,6 +161,8 @@ class Ledger:
         # Owned by this object; nobody else writes the storage.
         self._storage = storage
         self._usable = True
+        self._read_shared = read_shared
+        self._shared = read_shared()
         journal = replay(storage.read())
         self._account, self._head, self._lines = journal.account, journal.head, journal.lines
         self._do(lambda: storage.truncate(journal.sound_bytes))
@@ -167,7 +188,12 @@ class Ledger:
         Raises:
             IllegalEntryError: there is no plan yet.
         """
-        return summarise(self._account)
+        return summarise(self._account, self._shared)
+
+    @property
+    def shared(self) -> Shared:
+        """The other studies, as they were at the last reservation or at the opening."""
+        return self._shared
 
     def plan(self, planned: Planned) -> None:
         """Freeze what the study may cost."""
@@ -182,13 +208,10 @@ class Ledger:
         """
         entry = Reserved(at, round_id, steps, base_model)
         after(self._account, entry)
-        if exceeds_budget(self._account, steps=steps):
-            reason = (
-                f"round {round_id} asks for {steps} steps, and "
-                f"{self._account.steps_spent} of the study's steps are spent"
-            )
-            self._write(Halted(at, reason))
-            raise BudgetExhaustedError(f"the privacy budget does not allow it: {reason}")
+        self._shared = self._read_shared()
+        if why := why_over_budget(self._account, steps=steps, shared=self._shared):
+            self._write(Halted(at, f"the privacy budget is spent: {why}"))
+            raise BudgetExhaustedError(f"the privacy budget does not allow round {round_id}: {why}")
         self._write(entry)
 
     def seal(
@@ -244,30 +267,74 @@ class Ledger:
             ) from error
 
 
-def open_ledger(folder: Path, *, dataset: str, study_id: str) -> Ledger:
+def open_ledger(
+    folder: Path, *, dataset: str, study_id: str, limit: DatasetLimit | None = None
+) -> Ledger:
     """Open the ledger of a data set and a study, creating it on the first day.
+
+    Args:
+        folder: of all ledgers of this hospital; those on the same patients compose.
+        dataset: the data set's name.
+        study_id: free text.
+        limit: what all studies together may cost the data set's patients.
 
     Raises:
         LedgerBusyError: another process has it open.
-        LedgerCorruptError: the file is damaged.
+        LedgerCorruptError: the file, or another study's, is damaged.
         LedgerUnusableError: the disk refused.
     """
-    storage = FileStorage(ledger_path(folder, dataset=dataset, study_id=study_id))
+    path = ledger_path(folder, dataset=dataset, study_id=study_id)
+
+    def read_shared() -> Shared:
+        others = (read_account(each) for each in ledger_files(folder) if each != path)
+        return Shared(limit, tuple(others))
+
+    storage = FileStorage(path)
     try:
-        return Ledger(storage)
+        return Ledger(storage, read_shared=read_shared)
     except BaseException:
         with suppress(OSError):
             storage.close()
         raise
 
 
-def read_summaries(folder: Path) -> tuple[Summary, ...]:
+def ledger_files(folder: Path) -> tuple[Path, ...]:
+    """Every ledger in a folder, in a fixed order."""
+    return tuple(sorted(folder.glob(f"*{LEDGER_SUFFIX}")))
+
+
+def read_account(path: Path) -> Account:
+    """What a ledger's entries amount to, without locking or changing anything.
+
+    Raises:
+        LedgerCorruptError: the file is damaged; the message names it.
+    """
+    try:
+        return replay(path.read_bytes()).account
+    except LedgerCorruptError as error:
+        raise LedgerCorruptError(f"{path.name}: {error}", line=error.line) from error
+
+
+def read_accounts(
+    folder: Path, *, limit: DatasetLimit | None = None
+) -> tuple[tuple[Account, Shared], ...]:
+    """Every account in a folder that has a plan, and the others beside it; changes nothing.
+
+    Raises:
+        LedgerCorruptError: a file is damaged; the message names it.
+    """
+    accounts = [read_account(path) for path in ledger_files(folder)]
+    return tuple(
+        (account, Shared(limit, tuple(accounts[:at] + accounts[at + 1 :])))
+        for at, account in enumerate(accounts)
+        if account.plan is not None
+    )
+
+
+def read_summaries(folder: Path, *, limit: DatasetLimit | None = None) -> tuple[Summary, ...]:
     """Summarise every ledger in a folder, without locking or changing anything.
 
     Raises:
-        LedgerCorruptError: a file is damaged.
+        LedgerCorruptError: a file is damaged; the message names it.
     """
-    accounts = (
-        replay(path.read_bytes()).account for path in sorted(folder.glob(f"*{LEDGER_SUFFIX}"))
-    )
-    return tuple(summarise(account) for account in accounts if account.plan is not None)
+    return tuple(summarise(*each) for each in read_accounts(folder, limit=limit))

@@ -4,10 +4,12 @@ Nothing here describes patients, labels or training: no loss, no counts, no timi
 a round. Labels are bounded. Nothing here changes what the participant does.
 """
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from matl_common.protocol import Standing
-from matl_participant.core.account import Summary
+from matl_participant.core.spending import Summary
 
 NAMESPACE = "matl_participant"
 
@@ -42,6 +44,13 @@ class Metrics:
         self.budget_fraction = self._gauge(
             "budget_fraction", "Share of the study's steps spent; linear, as epsilon is not."
         )
+        self.dataset_epsilon_spent = self._gauge(
+            "dataset_epsilon_spent",
+            "Spent by all studies on the data set, for add-or-remove-one patient.",
+        )
+        self.dataset_epsilon_limit = self._gauge(
+            "dataset_epsilon_limit", "What all studies together may spend; +Inf without a limit."
+        )
         self.rounds_left = self._gauge("rounds_left", "Rounds the budget still allows.")
 
     def show_budget(self, summary: Summary) -> None:
@@ -50,6 +59,11 @@ class Metrics:
         self.epsilon_target.set(summary.target_epsilon)
         self.budget_fraction.set(summary.budget_fraction)
         self.rounds_left.set(summary.rounds_left)
+        together = summary.together
+        self.dataset_epsilon_spent.set(together.epsilon_spent)
+        self.dataset_epsilon_limit.set(
+            math.inf if together.limit_epsilon is None else together.limit_epsilon
+        )
         self.halted.set(summary.halted is not None)
 
     def show_standing(self, standing: Standing) -> None:

@@ -4,7 +4,6 @@ Every event the daemon logs is a method here, so that this page is what to read 
 what a log can hold: no loss, no tensor, no path, no row of data.
 """
 
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +19,7 @@ from matl_participant.client import (
     UntrustedCoordinatorError,
     Welcome,
 )
-from matl_participant.core.account import Summary
+from matl_participant.core.spending import Summary, dataset_statement, record
 from matl_participant.metrics import Metrics
 
 LARGEST_HARMLESS_CLOCK_ERROR = timedelta(minutes=2)
@@ -35,6 +34,7 @@ class Reports:
         self.metrics = metrics
         self._log: Any = structlog.get_logger("matl.participant")
         self._standing: Standing | None = None
+        self._warned_of_budget = False
 
     def action(self, name: str, why: str) -> None:
         self._log.debug("participant.action", action=name, why=why)
@@ -84,18 +84,15 @@ class Reports:
 
     def budget(self, summary: Summary) -> None:
         self.metrics.show_budget(summary)
-        self._log.info(
-            "participant.budget",
-            study=summary.study_id,
-            dataset=summary.dataset,
-            epsilon_spent=shown_epsilon(summary.epsilon_spent),
-            target_epsilon=shown_epsilon(summary.target_epsilon),
-            target_delta=summary.target_delta,
-            adjacency=summary.adjacency,
-            unit=summary.unit,
-            budget_fraction=round(summary.budget_fraction, 6),
-            rounds_left=summary.rounds_left,
-        )
+        self._log.info("participant.budget", **record(summary))
+        if summary.is_half_spent and not self._warned_of_budget:
+            self._warned_of_budget = True
+            self._log.warning(
+                "participant.budget_half_spent",
+                budget_fraction=round(summary.budget_fraction, 6),
+                rounds_left=summary.rounds_left,
+                together=dataset_statement(summary),
+            )
 
     def budget_exhausted(self, error: Exception) -> None:
         self._log.error("participant.budget_exhausted", error=str(error))
@@ -132,6 +129,11 @@ class Reports:
         self.metrics.rounds_joined.inc()
         self.metrics.round.set(round_id)
         self._log.info("participant.training", round=round_id, steps=steps)
+
+    def trained(self, answer: Message) -> None:
+        """Count on site what a damaged image or model made unusable."""
+        if left_out := answer.get("gradients_left_out"):
+            self._log.warning("participant.gradients_left_out", count=left_out)
 
     def training_failed(self, round_id: RoundId, error: Exception) -> None:
         self.metrics.failures.labels("train").inc()
@@ -176,8 +178,3 @@ def text_of(error: Exception) -> str:
     return (
         (error.strerror or "input or output failed") if isinstance(error, OSError) else str(error)
     )
-
-
-def shown_epsilon(epsilon: float) -> float | str:
-    """JSON has no infinity."""
-    return round(epsilon, 4) if math.isfinite(epsilon) else "no privacy"

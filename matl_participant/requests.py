@@ -46,6 +46,7 @@ def train_request(
         "max_grad_norm": privacy.max_grad_norm,
         "sample_rate": privacy.sample_rate,
         "declared_patients": config.data.declared_patients,
+        "images_per_patient": config.data.images_per_patient or 1,
         "dataset_digest": dataset_digest,
         "data": _data(config, plan, cache=cache),
         "resources": _resources(config),

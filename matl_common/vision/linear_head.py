@@ -9,7 +9,7 @@ no clipping bias. Numpy only; nothing here draws noise or reads a file.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,17 +166,35 @@ def clipped_gradient_sum(
     bias: Float64Array,
     *,
     max_grad_norm: float,
+    on_left_out: Callable[[int], None] | None = None,
 ) -> tuple[Float64Array, Float64Array]:
     """The sum over rows of cross-entropy gradients, each of norm at most ``max_grad_norm``.
 
-    With ``max_grad_norm`` at least 1 nothing is clipped.
+    With ``max_grad_norm`` at least 1 nothing is clipped. A row whose gradient is not finite
+    contributes nothing; one alone would otherwise make the whole sum NaN, and so tell of
+    itself through any noise.
+
+    Args:
+        inputs: projected rows ``(n, k)``.
+        labels: ``(n,)``.
+        weight: ``(classes, k)``.
+        bias: ``(classes,)``.
+        max_grad_norm: C.
+        on_left_out: told how many rows contribute nothing, if any; for this site only.
 
     Returns:
         The gradient for ``weight`` ``(classes, k)`` and for ``bias`` ``(classes,)``.
     """
-    errors = residuals(head_logits(inputs, weight, bias), labels)
-    input_norms = np.sqrt(np.square(inputs).sum(axis=1) + BIAS_INPUT**2)
-    norms = np.linalg.norm(errors, axis=1) * input_norms
+    with np.errstate(over="ignore", invalid="ignore"):
+        errors = residuals(head_logits(inputs, weight, bias), labels)
+        input_norms = np.sqrt(np.square(inputs).sum(axis=1) + BIAS_INPUT**2)
+        norms = np.linalg.norm(errors, axis=1) * input_norms
+    finite = np.isfinite(norms)
+    if not finite.all():
+        # Left out, not multiplied by zero: zero times NaN is still NaN.
+        errors, inputs, norms = errors[finite], inputs[finite], norms[finite]
+        if on_left_out is not None:
+            on_left_out(int((~finite).sum()))
     factors = max_grad_norm / np.maximum(norms, max_grad_norm)
     clipped = errors * factors[:, None]
     return clipped.T @ inputs, BIAS_INPUT * clipped.sum(axis=0)

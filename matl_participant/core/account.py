@@ -2,7 +2,8 @@
 
 ``after`` is the only way an account changes, and no entry lowers what was spent:
 a reservation counts from the moment it is made, whatever became of it. Nothing here
-reads a clock, a file or data. The durable record of these entries is ``ledger.py``.
+reads a clock, a file or data. The durable record of these entries is ``ledger.py``; what
+they amount to beside other studies is ``spending.py``.
 """
 
 import math
@@ -109,6 +110,7 @@ class Attempt:
     state: AttemptState = AttemptState.RESERVED
     update_digest: Digest | None = None
     content_digest: Digest | None = None
+    reserved_at: datetime | None = None
 
     @property
     def is_open(self) -> bool:
@@ -157,7 +159,7 @@ def after(account: Account, entry: Entry) -> Account:
             return replace(account, plan=entry)
         case Reserved():
             _check_reservation(account, entry)
-            attempt = Attempt(entry.round_id, entry.steps, entry.base_model)
+            attempt = Attempt(entry.round_id, entry.steps, entry.base_model, reserved_at=entry.at)
             return replace(account, attempts=(*account.attempts, attempt))
         case Sealed():
             attempt = _open(account, entry.round_id, AttemptState.RESERVED)
@@ -263,51 +265,3 @@ def epsilon_of(terms: PrivacyTerms, *, steps: int) -> float:
         plan = PoissonPlan(terms.noise_multiplier, terms.sample_rate, terms.max_steps)
         return poisson_guarantee(plan.events(steps), terms.target_delta).epsilon
     return gaussian_epsilon(math.sqrt(steps) / terms.noise_multiplier, terms.target_delta)
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What the hospital's privacy officer asks for."""
-
-    study_id: str
-    dataset: str
-    epsilon_spent: float
-    target_epsilon: float
-    target_delta: float
-    adjacency: str
-    unit: str
-    budget_fraction: float
-    """Share of the steps used; equals the share of Σ 1/σ², as σ is fixed. ε is not linear."""
-    steps_spent: int
-    max_steps: int
-    rounds_left: int
-    rounds_acknowledged: int
-    halted: str | None
-
-
-def summarise(account: Account) -> Summary:
-    """Summarise an account.
-
-    Raises:
-        IllegalEntryError: it has no plan yet.
-    """
-    if account.plan is None:
-        raise IllegalEntryError("the ledger has no plan yet; nothing was spent")
-    plan, terms = account.plan, account.plan.privacy
-    left = 0 if account.halted else (terms.max_steps - account.steps_spent) // plan.steps_per_round
-    acknowledged = [a for a in account.attempts if a.state is AttemptState.ACKNOWLEDGED]
-    return Summary(
-        study_id=plan.study_id,
-        dataset=plan.dataset,
-        epsilon_spent=epsilon_of(terms, steps=account.steps_spent),
-        target_epsilon=terms.target_epsilon,
-        target_delta=terms.target_delta,
-        adjacency=terms.adjacency,
-        unit=terms.unit,
-        budget_fraction=account.steps_spent / terms.max_steps,
-        steps_spent=account.steps_spent,
-        max_steps=terms.max_steps,
-        rounds_left=max(0, left),
-        rounds_acknowledged=len(acknowledged),
-        halted=account.halted,
-    )

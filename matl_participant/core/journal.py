@@ -46,6 +46,11 @@ _KIND_OF = {kind: name for name, kind in _KINDS.items()}
 class LedgerCorruptError(IntegrityError):
     """The ledger is damaged in a way that no crash explains."""
 
+    def __init__(self, message: str, *, line: int) -> None:
+        """Keep the number of the first broken line, counted from 1."""
+        super().__init__(message)
+        self.line = line
+
 
 @dataclass(frozen=True, slots=True)
 class Journal:
@@ -62,7 +67,11 @@ class Journal:
 
 
 def format_line(entry: Entry, *, sequence: int, previous: Digest) -> tuple[bytes, Digest]:
-    """Return an entry's line and its hash."""
+    """Return an entry's line and its hash.
+
+    Raises:
+        IllegalEntryError: the line would be longer than a line may be.
+    """
     body = _canonical(
         {
             "sequence": sequence,
@@ -72,7 +81,12 @@ def format_line(entry: Entry, *, sequence: int, previous: Digest) -> tuple[bytes
         }
     )
     digest = digest_of(body)
-    return b'{"line":%b,"sha256":"%b"}\n' % (body, digest.encode()), digest
+    line = b'{"line":%b,"sha256":"%b"}\n' % (body, digest.encode())
+    if len(line) > MAX_LINE_BYTES:
+        raise IllegalEntryError(
+            f"the entry would take {len(line)} bytes of the ledger; {MAX_LINE_BYTES} is the most"
+        )
+    return line, digest
 
 
 def replay(data: bytes) -> Journal:
@@ -124,13 +138,12 @@ def _accept(
         raise LedgerCorruptError(
             f"line {sequence + 1} of the privacy ledger is damaged ({error}). What was spent is no "
             "longer certain: do not delete the file; restore it from the newest backup, or end "
-            "this hospital's part in the study"
+            "this hospital's part in the study",
+            line=sequence + 1,
         ) from error
 
 
 def _parse_line(line: bytes) -> Entry:
-    if len(line) > MAX_LINE_BYTES:
-        raise InvalidInputError(f"it has more than {MAX_LINE_BYTES} bytes")
     try:
         document = json.loads(line)["line"]
         return _from_json(document["kind"], document["entry"])

@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 
 from matl_common.ids import Digest, RoundId
 from matl_common.protocol import RoundStart
-from matl_participant.core.account import Account, Attempt, AttemptState, exceeds_budget
+from matl_participant.core.account import Account, Attempt, AttemptState
+from matl_participant.core.spending import ALONE, Shared, why_over_budget
 
 MAX_BACKOFF_SECONDS = 300.0
 _FIRST_BACKOFF_SECONDS = 1.0
@@ -120,6 +121,8 @@ class View:
 
     # Durable: from the ledger, and from the files beside it.
     account: Account = field(default_factory=Account)
+    shared: Shared = ALONE
+    """The other studies on the same patients, and what all may cost."""
     sealed_until: datetime | None = None
     """When the sealed update on disk stops being wanted; ``None``: its files are not there."""
     has_model: bool = False
@@ -179,11 +182,8 @@ def _next_of_round(view: View, now: datetime) -> tuple[Action, str]:
         return AwaitRound(_have_round(view)), "no round is known"
     if done := _why_done(view, start, now):
         return AwaitRound(_have_round(view)), done
-    if exceeds_budget(view.account, steps=plan.steps_per_round):
-        return Halt(is_final=True), (
-            f"the privacy budget is spent: {view.account.steps_spent} of "
-            f"{plan.privacy.max_steps} steps, and a round takes {plan.steps_per_round}"
-        )
+    if why := why_over_budget(view.account, steps=plan.steps_per_round, shared=view.shared):
+        return Halt(is_final=True), f"the privacy budget is spent: {why}"
     if not view.has_model:
         pull = PullModel(start.base_model, start.base_model_bytes)
         return pull, f"round {start.round_id} starts from a model that is not here yet"

@@ -58,3 +58,24 @@ def parse_header(line: str) -> tuple[str, ...]:
     if len(set(columns)) != len(columns):
         raise LabelsRefusedError("the labels file names a column twice")
     return columns
+
+
+def check_patient_unit(columns: tuple[str, ...], images_per_patient: int | None) -> str | None:
+    """Check how images are known to belong to one patient; return a warning, or nothing.
+
+    Raises:
+        ConfigurationError: both ways are given, and the second would weaken the update.
+    """
+    if "group_key" in columns:
+        if images_per_patient is not None:
+            raise ConfigurationError(
+                "the labels have a group_key, so data.images_per_patient must not be set; remove "
+                "one of the two"
+            )
+        return None
+    if images_per_patient is not None:
+        return None
+    return (
+        "every image is taken for a patient of its own; if a patient may have several, add a "
+        "group_key column or set data.images_per_patient, or the promise to that patient is weaker"
+    )

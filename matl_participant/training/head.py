@@ -3,6 +3,11 @@
 Every step uses every patient, so the mechanism is a plain Gaussian one and its budget an
 exact sum (``matl_common.privacy.budget``). The true number of patients is never used:
 the noised sum is divided by the declared, public one.
+
+A row is a patient: the images of one ``group_key`` were averaged before (``features.py``).
+Where nobody knows which images belong together, each row counts for 1/k of a patient who
+has at most k images, so that k of them still move the sum by at most C. The noise, which
+keeps its size, is k times as large beside each image.
 """
 
 from collections.abc import Callable
@@ -32,6 +37,7 @@ class HeadTraining:
         noise_multiplier: the noise on a summed gradient, in units of ``max_grad_norm``.
         max_grad_norm: C. At 1 and above nothing is clipped (``linear_head``).
         declared_patients: the public divisor N̄.
+        images_per_patient: k, the most rows that can belong to one patient.
     """
 
     steps: int
@@ -39,6 +45,7 @@ class HeadTraining:
     noise_multiplier: float
     max_grad_norm: float
     declared_patients: int
+    images_per_patient: int = 1
 
 
 def train_head(
@@ -48,6 +55,7 @@ def train_head(
     *,
     training: HeadTraining,
     on_step: Callable[[int], None] | None = None,
+    on_left_out: Callable[[int], None] | None = None,
 ) -> Float32Array:
     """Train on all patients and return the update of ``head.weight`` and ``head.bias``.
 
@@ -57,6 +65,8 @@ def train_head(
         labels: ``(patients,)``.
         training: the round's parameters.
         on_step: told the number of each finished step.
+        on_left_out: told, at a step where any gradient is not finite, how many are not.
+            They contribute nothing, and their number must not leave the hospital.
 
     Returns:
         The flat float32 difference, in schema order.
@@ -77,9 +87,10 @@ def train_head(
             weight.reshape(classes, dimensions),
             bias,
             max_grad_norm=training.max_grad_norm,
+            on_left_out=on_left_out,
         )
         released = noised_sum(
-            np.concatenate([gradients[0].ravel(), gradients[1]]),
+            np.concatenate([gradients[0].ravel(), gradients[1]]) / training.images_per_patient,
             noise_multiplier=training.noise_multiplier,
             max_grad_norm=training.max_grad_norm,
         )

@@ -63,6 +63,8 @@ class TrainRequest(Strict):
     max_grad_norm: Positive
     sample_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     declared_patients: int = Field(ge=1)
+    images_per_patient: int = Field(default=1, ge=1, le=1000)
+    """The most images any patient has, where the labels have no ``group_key``."""
     dataset_digest: DigestText
     """As ``prepare`` returned it; the budget was opened for exactly this data set."""
     data: ImageSource
@@ -87,4 +89,9 @@ def parse_request(message: dict[str, Any]) -> Request:
             raise InvalidInputError(
                 "recipe 'head' uses every patient at every step; sample_rate must be 1"
             )
+    elif isinstance(request, TrainRequest) and request.images_per_patient != 1:
+        raise InvalidInputError(
+            "recipe 'full' draws one image of each patient; give the labels a group_key column "
+            "instead of images_per_patient"
+        )
     return request

@@ -112,6 +112,7 @@ def _train(request: TrainRequest, device: torch.device, report: ReportProgress) 
     def on_step(step: int) -> None:
         report({"step": step, "steps": request.steps})
 
+    left_out: list[int] = []
     match request.recipe:
         case Recipe.HEAD:
             found = _pinned_features(request, device)
@@ -125,14 +126,17 @@ def _train(request: TrainRequest, device: torch.device, report: ReportProgress) 
                     noise_multiplier=request.noise_multiplier,
                     max_grad_norm=request.max_grad_norm,
                     declared_patients=request.declared_patients,
+                    images_per_patient=request.images_per_patient,
                 ),
                 on_step=on_step,
+                on_left_out=left_out.append,
             )
         case Recipe.FULL:
             update = _train_full(request, schema, tensors, device=device, on_step=on_step)
         case _:
             assert_never(request.recipe)
-    return _write_update(update, schema, request.out_path)
+    written = _write_update(update, schema, request.out_path)
+    return written | {"gradients_left_out": sum(left_out)}
 
 
 def _train_full(

@@ -153,3 +153,36 @@ def test_a_model_that_is_no_head_or_is_not_finite_is_refused() -> None:
     tensors["head.bias"] = np.full(5, np.nan, np.float32)
     with pytest.raises(InvalidInputError, match="not finite"):
         parse_head(schema, tensors)
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf, 1e308])
+def test_a_row_whose_gradient_is_not_finite_contributes_nothing_and_is_counted(
+    damage: float,
+) -> None:
+    rng = np.random.default_rng(3)
+    inputs, labels = rng.normal(size=(20, 6)), rng.integers(0, 5, 20)
+    weight, bias = 10.0 * rng.normal(size=(5, 6)), np.zeros(5)
+    sound = clipped_gradient_sum(inputs[2:], labels[2:], weight, bias, max_grad_norm=1.0)
+    inputs[0], inputs[1, 3] = damage, damage
+    counted: list[int] = []
+    found = clipped_gradient_sum(
+        inputs, labels, weight, bias, max_grad_norm=1.0, on_left_out=counted.append
+    )
+    assert counted == [2]
+    assert np.array_equal(found[0], sound[0])
+    assert np.array_equal(found[1], sound[1])
+
+
+def test_finite_gradients_are_not_counted() -> None:
+    rng = np.random.default_rng(3)
+    counted: list[int] = []
+    clipped_gradient_sum(
+        rng.normal(size=(9, 6)),
+        rng.integers(0, 5, 9),
+        rng.normal(size=(5, 6)),
+        np.zeros(5),
+        max_grad_norm=0.1,
+        on_left_out=counted.append,
+    )
+    assert counted == []

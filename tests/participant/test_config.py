@@ -10,7 +10,13 @@ import structlog
 from matl_common.errors import ConfigurationError
 from matl_common.logs import configure_logs
 from matl_participant.config import Config, load_config
-from matl_participant.data.inspect import LabelsRefusedError, inspect_data, parse_header
+from matl_participant.core.spending import DatasetLimit
+from matl_participant.data.inspect import (
+    LabelsRefusedError,
+    check_patient_unit,
+    inspect_data,
+    parse_header,
+)
 
 MINIMAL = """
 state_dir = "state"
@@ -172,3 +178,24 @@ def test_logs_are_one_json_object_a_line_and_mask_what_lies_below_data_folders(
     event = json.loads(line)
     assert event["error"] == "cannot open '<data>': gone\n<data>"
     assert (event["event"], event["level"], event["round"]) == ("seen", "info", 3)
+
+
+@pytest.mark.privacy
+def test_how_images_belong_to_patients_is_known_in_one_way_or_complained_of() -> None:
+    plain, grouped = ("image_id", "dr_level"), ("image_id", "dr_level", "group_key")
+    assert check_patient_unit(grouped, None) is None
+    assert check_patient_unit(plain, 2) is None
+    assert check_patient_unit(plain, 1) is None
+    assert "patient of its own" in (check_patient_unit(plain, None) or "")
+    with pytest.raises(ConfigurationError, match="remove one of the two"):
+        check_patient_unit(grouped, 2)
+
+
+@pytest.mark.privacy
+def test_a_data_sets_limit_is_none_unless_it_is_set(tmp_path: Path) -> None:
+    assert load(tmp_path).privacy.dataset_limit is None
+    told = load(tmp_path, f"{MINIMAL}\n[privacy]\ndataset_epsilon = 2.0\ndataset_delta = 1e-6\n")
+    assert told.privacy.dataset_limit == DatasetLimit(2.0, 1e-6)
+    for bad in ("dataset_epsilon = 0.0", "dataset_epsilon = -1.0", "dataset_delta = 1.0"):
+        with pytest.raises(ConfigurationError, match="privacy"):
+            load(tmp_path, f"{MINIMAL}\n[privacy]\n{bad}\n")

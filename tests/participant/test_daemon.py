@@ -463,6 +463,61 @@ async def test_a_spent_budget_halts_for_good(
     assert len(hospital.jobs("train")) == ROUNDS
 
 
+@pytest.mark.privacy
+async def test_a_second_study_halts_for_good_where_the_data_sets_budget_ends(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.extra = "[privacy]\ndataset_epsilon = 1.0"
+    for number in (1, 2, 3):
+        coordinator.open_round(number)
+        async with running(hospital) as run:
+            await until(lambda n=number: hospital.states() == [ACKNOWLEDGED] * n)  # type: ignore[misc]
+            run.participant.drain()
+            await run.outcome()
+    coordinator.plan = replace(PLAN, study_id="study-2")
+    async with running(hospital) as run:
+        for number in (4, 5):
+            coordinator.open_round(number)
+            await until(lambda n=number: len(coordinator.receipts) == n)  # type: ignore[misc]
+        pulls = len(coordinator.pull_offsets)
+        coordinator.open_round(6, fill=9)
+        assert await run.outcome() is Outcome.HALTED
+    # It knew before it fetched the round's model.
+    assert len(coordinator.pull_offsets) == pulls
+    folder = hospital.folder / "state/ledger"
+    second = replay(ledger_path(folder, dataset="retina", study_id="study-2").read_bytes()).account
+    assert second.halted is not None
+    assert "dataset_epsilon" in second.halted
+    assert second.steps_spent == 2 * STEPS_PER_ROUND
+    assert len(hospital.jobs("train")) == ROUNDS
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("lines_kept", [1, 2, 3, 4])
+async def test_a_ledger_restored_from_an_older_copy_is_noticed_at_the_first_connection(
+    hospital: Hospital, coordinator: SimulatedCoordinator, lines_kept: int
+) -> None:
+    path = ledger_path(hospital.folder / "state/ledger", dataset="retina", study_id=PLAN.study_id)
+    for number in (1, 2):
+        coordinator.open_round(number)
+        async with running(hospital) as run:
+            await until(lambda n=number: hospital.states() == [ACKNOWLEDGED] * n)  # type: ignore[misc]
+            run.participant.drain()
+            await run.outcome()
+    whole = path.read_bytes()
+    older = b"".join(whole.splitlines(keepends=True)[:lines_kept])
+    path.write_bytes(older)
+    coordinator.open_round(3)
+    for _ in range(2):
+        async with running(hospital) as run:
+            assert await run.outcome() is Outcome.HALTED
+        assert path.read_bytes() == older
+    assert len(hospital.jobs("train")) == 2
+    path.write_bytes(whole)
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ACKNOWLEDGED] * 3)
+
+
 async def test_a_damaged_model_on_disk_costs_a_download_and_no_budget(
     hospital: Hospital, coordinator: SimulatedCoordinator
 ) -> None:

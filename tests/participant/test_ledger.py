@@ -25,7 +25,8 @@ from matl_participant.core.account import (
     Planned,
     exceeds_budget,
 )
-from matl_participant.core.journal import LedgerCorruptError, replay
+from matl_participant.core.journal import MAX_LINE_BYTES, LedgerCorruptError, replay
+from matl_participant.core.spending import why_over_budget
 from matl_participant.ledger import (
     BudgetExhaustedError,
     FileStorage,
@@ -335,7 +336,7 @@ def test_the_whole_budget_can_be_spent_and_not_one_step_more() -> None:
     assert ledger.summary().budget_fraction == 1.0
     assert ledger.summary().rounds_left == 0
     assert 0.9999 < ledger.summary().epsilon_spent <= 1.0
-    with pytest.raises(BudgetExhaustedError, match="150 of the study's steps"):
+    with pytest.raises(BudgetExhaustedError, match="150 of the study's 150 steps"):
         reserve(ledger, 6, steps=1)
     reread = Ledger(DiskStorage(disk)).account
     assert reread.halted is not None
@@ -440,6 +441,21 @@ def test_a_round_that_was_sealed_gets_no_second_update(base: Digest) -> None:
     abandon(ledger)
     with pytest.raises(IllegalEntryError, match="only one"):
         reserve(ledger, base=base)
+
+
+def test_an_entry_too_long_to_be_read_back_is_refused_and_writes_nothing() -> None:
+    ledger, disk = planned()
+    before = disk.seen
+    with pytest.raises(IllegalEntryError, match="65536 is the most"):
+        ledger.halt(at=NOW, reason="x" * MAX_LINE_BYTES)
+    assert disk.seen == before
+    ledger.halt(at=NOW, reason="x" * (MAX_LINE_BYTES - 500))
+    assert Ledger(DiskStorage(disk)).account.halted is not None
+
+
+def test_nothing_may_be_spent_without_a_plan() -> None:
+    assert exceeds_budget(Account(), steps=1)
+    assert why_over_budget(Account(), steps=1) is not None
 
 
 def test_an_empty_ledger_has_no_summary() -> None:

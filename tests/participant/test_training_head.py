@@ -163,3 +163,41 @@ def test_data_that_does_not_fit_the_model_is_refused() -> None:
     ):
         with pytest.raises(InvalidInputError):
             train_head(base, *bad, training=training())
+
+
+def test_a_patient_with_several_ungrouped_images_still_moves_a_step_by_the_clipping_norm() -> None:
+    base = head()
+    features, labels = patients(40)
+    # Three images of one patient, as alike as can be, which the hospital cannot tell apart.
+    features[:3], labels[:3] = features[0], labels[0]
+    step = HeadTraining(1, 200.0, 0.0, 0.5, 200, images_per_patient=3)
+    whole = train_head(base, features, labels, training=step).astype(np.float64)
+    without = train_head(base, features[3:], labels[3:], training=step).astype(np.float64)
+    assert np.linalg.norm(whole - without) == pytest.approx(0.5, rel=1e-5)
+    one_missing = train_head(base, features[1:], labels[1:], training=step).astype(np.float64)
+    assert np.linalg.norm(whole - one_missing) == pytest.approx(0.5 / 3, rel=1e-5)
+
+
+def test_ungrouped_images_do_not_lessen_the_noise() -> None:
+    base = head(dimensions=20)
+    empty = (np.zeros((0, 24)), np.zeros(0, dtype=np.int64))
+    settings = HeadTraining(1, 1.0, 7.0, 0.5, 1, images_per_patient=4)
+    draws = np.concatenate([train_head(base, *empty, training=settings) for _ in range(1000)])
+    statistic = np.square(draws.astype(np.float64) / (7.0 * 0.5)).sum()
+    low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], df=draws.size)
+    assert low < statistic < high
+
+
+def test_a_damaged_row_is_left_out_at_every_step_and_the_update_stays_finite() -> None:
+    base = head()
+    features, labels = patients(30)
+    features[4] = np.nan
+    counted: list[int] = []
+    update = train_head(
+        base, features, labels, training=training(steps=3), on_left_out=counted.append
+    )
+    assert counted == [1, 1, 1]
+    kept = np.arange(30) != 4
+    assert np.array_equal(
+        update, train_head(base, features[kept], labels[kept], training=training(steps=3))
+    )

@@ -116,6 +116,7 @@ def test_prepare_reports_rows_and_train_writes_the_update(hospital: Hospital) ->
         "update": str(hospital.folder / "update.bin"),
         "sha256": digest_of_file(path),
         "bytes": schema.update_bytes,
+        "gradients_left_out": 0,
     }
     update = read_update(path, schema)
     assert np.isfinite(update).all()
@@ -210,6 +211,8 @@ def test_a_diverging_training_releases_nothing(hospital: Hospital) -> None:
         {"learning_rate": 0.0},
         {"max_grad_norm": 0.0},
         {"declared_patients": 0},
+        {"images_per_patient": 0},
+        {"recipe": "full", "images_per_patient": 2},
         {"sample_rate": 0.5},
         {"recipe": "none"},
         {"job": "delete"},

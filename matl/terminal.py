@@ -1,0 +1,53 @@
+"""What the commands print: tables for people, JSON for machines. Decides nothing."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# A table in a file or a pipe is not cut to a terminal's width.
+_WIDTH_OF_NO_TERMINAL: Final = 200
+
+
+def table(columns: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines; without ``columns`` it has no header."""
+    found = Table(*(columns or ()), box=None, pad_edge=False, show_header=columns is not None)
+    for row in rows:
+        found.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
+    return found
+
+
+def console() -> Console:
+    """Standard output."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(width=_WIDTH_OF_NO_TERMINAL)
+
+
+def printable(text: str) -> str:
+    """Text that others wrote, which must not steer the terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def print_json(value: object) -> None:
+    """One line of JSON."""
+    typer.echo(json.dumps(_plain(value), allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither moments nor numbers that are not finite; those are null."""
+    match value:
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_plain(each) for each in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case datetime():
+            return value.isoformat()
+    return value

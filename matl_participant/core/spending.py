@@ -1,0 +1,335 @@
+"""What a study, and all studies of one data set together, have cost and may cost.
+
+A patient does not care which study an ε was spent in: studies on the same patients
+compose. Full-batch studies do so exactly, by the sum Σ 1/σ², which is a valid filter
+whatever was chosen after seeing what (Smith & Thakurta, arXiv 2210.17520). As soon as one
+of them samples, no sum of that kind exists, and every study counts with its complete
+frozen plan, composed as privacy loss distributions; that assumes that no plan was made
+with another study's releases in view (arXiv 2602.06756).
+
+The words and the record in which a budget is shown, everywhere, are here too. Nothing
+reads a clock, a file or data.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from matl_common.privacy.budget import (
+    Budget,
+    gaussian_epsilon,
+    inverse_variance,
+    rounds_left,
+    would_exceed,
+)
+from matl_common.privacy.mechanisms import (
+    DpEvent,
+    GaussianEvent,
+    PoissonSampledGaussianEvent,
+    PrivacyGuarantee,
+)
+from matl_common.privacy.poisson import composed_guarantee
+from matl_participant.core.account import (
+    Account,
+    AttemptState,
+    IllegalEntryError,
+    Planned,
+    epsilon_of,
+    exceeds_budget,
+)
+
+WARNING_FRACTION = 0.5
+_SHOWN_PARTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetLimit:
+    """What all studies together may cost the patients of one data set."""
+
+    epsilon: float
+    delta: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it limits anything."""
+        return math.isfinite(self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a study shares its patients with."""
+
+    limit: DatasetLimit | None = None
+    """``None``: only each study's own budget counts."""
+    accounts: tuple[Account, ...] = ()
+    """Of the other ledgers of this hospital, those of other data sets included."""
+
+
+ALONE = Shared()
+
+
+def on_same_patients(planned: Planned, shared: Shared) -> tuple[Account, ...]:
+    """The other studies that spent anything on these patients.
+
+    A data set is the same by its name, and by its content under another name.
+    """
+    return tuple(
+        account
+        for account in shared.accounts
+        if account.plan is not None
+        and account.steps_spent > 0
+        and (
+            account.plan.dataset == planned.dataset
+            or account.plan.dataset_digest == planned.dataset_digest
+        )
+    )
+
+
+def why_over_budget(account: Account, *, steps: int, shared: Shared = ALONE) -> str | None:
+    """Say why ``steps`` more may not be spent, or nothing."""
+    plan = account.plan
+    if plan is None:
+        return "there is no plan to charge them to"
+    if exceeds_budget(account, steps=steps):
+        return (
+            f"{account.steps_spent} of the study's {plan.privacy.max_steps} steps are spent, and a "
+            f"round takes {steps}"
+        )
+    limit, others = shared.limit, on_same_patients(plan, shared)
+    if limit is None or not limit.is_finite:
+        return None
+    if not _exceeds_limit(limit, account, steps=steps, others=others):
+        return None
+    spent = _composed((account, *others), limit.delta)
+    return (
+        f"all studies on data set {plan.dataset!r} together may cost its patients "
+        f"ε = {limit.epsilon:g} (privacy.dataset_epsilon); {len(others) + 1} have spent {spent}, "
+        f"and {steps} more steps of study {plan.study_id!r} do not fit. These patients' data can "
+        "serve no further round of it"
+    )
+
+
+def _exceeds_limit(
+    limit: DatasetLimit, account: Account, *, steps: int, others: tuple[Account, ...]
+) -> bool:
+    terms = _planned(account).privacy
+    if any(_planned(each).privacy.noise_multiplier == 0.0 for each in (account, *others)):
+        return True
+    if _is_sampled((account, *others)):
+        plans: list[DpEvent] = [_complete_plan(each) for each in (account, *others)]
+        return composed_guarantee(plans, limit.delta).epsilon > limit.epsilon
+    return would_exceed(
+        Budget(limit.epsilon, limit.delta),
+        [_full_batch(each) for each in (account, *others)],
+        GaussianEvent(terms.noise_multiplier, steps),
+    )
+
+
+def _is_sampled(accounts: tuple[Account, ...]) -> bool:
+    return any(_planned(each).privacy.sample_rate < 1.0 for each in accounts)
+
+
+def _full_batch(account: Account) -> GaussianEvent:
+    return GaussianEvent(_planned(account).privacy.noise_multiplier, account.steps_spent)
+
+
+def _complete_plan(account: Account) -> DpEvent:
+    return _event(account, steps=_planned(account).privacy.max_steps)
+
+
+def _event(account: Account, *, steps: int) -> DpEvent:
+    terms = _planned(account).privacy
+    if terms.sample_rate < 1.0:
+        return PoissonSampledGaussianEvent(terms.noise_multiplier, terms.sample_rate, steps)
+    return GaussianEvent(terms.noise_multiplier, steps)
+
+
+def _planned(account: Account) -> Planned:
+    if account.plan is None:
+        raise IllegalEntryError("the ledger has no plan yet; nothing was spent")
+    return account.plan
+
+
+def _composed(accounts: tuple[Account, ...], delta: float) -> PrivacyGuarantee:
+    """What was spent so far, all studies together. For display, never for stopping."""
+    if any(_planned(each).privacy.noise_multiplier == 0.0 for each in accounts):
+        return PrivacyGuarantee(math.inf, delta)
+    if not _is_sampled(accounts):
+        mu = math.sqrt(inverse_variance(_full_batch(each) for each in accounts))
+        return PrivacyGuarantee(gaussian_epsilon(mu, delta), delta)
+    return composed_guarantee([_event(each, steps=each.steps_spent) for each in accounts], delta)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSummary:
+    """What the studies on one data set's patients come to."""
+
+    studies: int
+    """Those that spent anything, and the one this summary belongs to."""
+    epsilon_spent: float
+    delta: float
+    limit_epsilon: float | None
+    budget_fraction: float | None
+    """Of the limit's Σ 1/σ²; ``None`` without a limit, or where a study samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the hospital's privacy officer asks for."""
+
+    study_id: str
+    dataset: str
+    epsilon_spent: float
+    target_epsilon: float
+    target_delta: float
+    adjacency: str
+    unit: str
+    budget_fraction: float
+    """Share of the steps used; equals the share of Σ 1/σ², as σ is fixed. ε is not linear."""
+    steps_spent: int
+    max_steps: int
+    rounds_left: int
+    rounds_acknowledged: int
+    halted: str | None
+    together: DatasetSummary
+
+    @property
+    def is_half_spent(self) -> bool:
+        """Whether the study's or the data set's budget, not ε, has passed its half."""
+        fractions = (self.budget_fraction, self.together.budget_fraction or 0.0)
+        return max(fractions) >= WARNING_FRACTION
+
+
+def summarise(account: Account, shared: Shared = ALONE) -> Summary:
+    """Summarise an account among the others on the same patients.
+
+    Raises:
+        IllegalEntryError: it has no plan yet.
+    """
+    plan = _planned(account)
+    terms = plan.privacy
+    acknowledged = [a for a in account.attempts if a.state is AttemptState.ACKNOWLEDGED]
+    return Summary(
+        study_id=plan.study_id,
+        dataset=plan.dataset,
+        epsilon_spent=epsilon_of(terms, steps=account.steps_spent),
+        target_epsilon=terms.target_epsilon,
+        target_delta=terms.target_delta,
+        adjacency=terms.adjacency,
+        unit=terms.unit,
+        budget_fraction=account.steps_spent / terms.max_steps,
+        steps_spent=account.steps_spent,
+        max_steps=terms.max_steps,
+        rounds_left=_rounds_left(account, shared),
+        rounds_acknowledged=len(acknowledged),
+        halted=account.halted,
+        together=_together(account, shared),
+    )
+
+
+def _rounds_left(account: Account, shared: Shared) -> int:
+    plan = _planned(account)
+    steps = plan.steps_per_round
+    if account.halted is not None or why_over_budget(account, steps=steps, shared=shared):
+        return 0
+    left = (plan.privacy.max_steps - account.steps_spent) // steps
+    limit, together = shared.limit, (account, *on_same_patients(plan, shared))
+    if limit is None or not limit.is_finite or _is_sampled(together):
+        # Sampled studies fit with their complete plans or not at all.
+        return left
+    spent = [_full_batch(each) for each in together]
+    per_round = GaussianEvent(plan.privacy.noise_multiplier, steps)
+    return min(left, rounds_left(Budget(limit.epsilon, limit.delta), spent, per_round))
+
+
+def _together(account: Account, shared: Shared) -> DatasetSummary:
+    plan = _planned(account)
+    accounts = (account, *on_same_patients(plan, shared))
+    limit = shared.limit
+    delta = limit.delta if limit else max(_planned(each).privacy.target_delta for each in accounts)
+    fraction = None
+    is_noisy = all(_planned(each).privacy.noise_multiplier > 0.0 for each in accounts)
+    if limit and limit.is_finite and is_noisy and not _is_sampled(accounts):
+        capacity = Budget(limit.epsilon, limit.delta).capacity
+        fraction = inverse_variance(_full_batch(each) for each in accounts) / capacity
+    return DatasetSummary(
+        studies=len(accounts),
+        epsilon_spent=_composed(accounts, delta).epsilon,
+        delta=delta,
+        limit_epsilon=limit.epsilon if limit else None,
+        budget_fraction=fraction,
+    )
+
+
+def projected_end(account: Account, *, rounds: int, now: datetime) -> datetime | None:
+    """When ``rounds`` more will have been charged, at the mean pace so far.
+
+    ``None`` before the second reservation, and where no round is left. A round that is
+    overdue at that pace is expected now.
+    """
+    charged = [each.reserved_at for each in account.attempts if each.reserved_at is not None]
+    if rounds < 1 or len(charged) < 2:
+        return None
+    pace = (charged[-1] - charged[0]) / (len(charged) - 1)
+    return max(charged[-1] + pace, now) + pace * (rounds - 1)
+
+
+def shown_epsilon(epsilon: float) -> float | str:
+    """ε for a record, rounded up: a rounded figure understates nothing. JSON has no infinity."""
+    if not math.isfinite(epsilon):
+        return "no privacy"
+    # What ``repr`` shows, so that 0.1 + 0.2 does not become 0.3001.
+    scaled = round(epsilon * _SHOWN_PARTS, 6)
+    return math.ceil(scaled) / _SHOWN_PARTS
+
+
+def statement(summary: Summary) -> str:
+    """What a study has cost, in the one form in which it is told to people."""
+    if not math.isfinite(summary.target_epsilon):
+        promise = "without limit: this study protects nobody"
+    else:
+        promise = (
+            f"{shown_epsilon(summary.epsilon_spent)} of {summary.target_epsilon:g} spent at "
+            f"δ = {summary.target_delta:g} ({summary.adjacency} {summary.unit})"
+        )
+    left = "1 round" if summary.rounds_left == 1 else f"{summary.rounds_left} rounds"
+    return f"ε {promise}; {summary.budget_fraction:.1%} of the budget, {left} left"
+
+
+def dataset_statement(summary: Summary) -> str:
+    """What all studies on the same patients have cost, in the one form for it."""
+    together = summary.together
+    of = "" if together.limit_epsilon is None else f" of {together.limit_epsilon:g}"
+    share = (
+        ""
+        if together.budget_fraction is None
+        else f"; {together.budget_fraction:.1%} of the budget"
+    )
+    return (
+        f"ε {shown_epsilon(together.epsilon_spent)}{of} spent at δ = {together.delta:g} "
+        f"({summary.adjacency} {summary.unit}) by {together.studies} "
+        f"{'study' if together.studies == 1 else 'studies'} on data set "
+        f"{summary.dataset!r}{share}"
+    )
+
+
+def record(summary: Summary) -> dict[str, Any]:
+    """A summary as JSON: the same keys in logs, in answers and in ``--json``."""
+    together = summary.together
+    values = asdict(summary)
+    del values["together"]
+    limit = together.limit_epsilon
+    return values | {
+        "epsilon_spent": shown_epsilon(summary.epsilon_spent),
+        "target_epsilon": shown_epsilon(summary.target_epsilon),
+        "budget_fraction": round(summary.budget_fraction, 6),
+        "dataset_studies": together.studies,
+        "dataset_epsilon_spent": shown_epsilon(together.epsilon_spent),
+        "dataset_delta": together.delta,
+        "dataset_epsilon_limit": None if limit is None else shown_epsilon(limit),
+        "dataset_budget_fraction": (
+            None if together.budget_fraction is None else round(together.budget_fraction, 6)
+        ),
+        "statement": statement(summary),
+    }
