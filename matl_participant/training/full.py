@@ -1,9 +1,9 @@
 """The ``full`` recipe: DP-SGD with Poisson sampling over a whole GroupNorm network.
 
-Opacus computes per-sample gradients; sampling, clipping, noise and normalisation are done
-here. One step: every patient is drawn independently with the sample rate, one of its
-images is augmented, its gradient is clipped to C, the sum is noised (an empty batch too)
-and divided by the *expected* batch of the declared, public number of patients.
+One step: every patient is drawn independently with the sample rate, one of its images is
+augmented, its gradient is clipped to C, the sum is noised (an empty batch too) and divided
+by the *expected* batch of the declared, public number of patients. ``clipping`` computes
+and clips the per-sample gradients; sampling, noise and normalisation are done here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import (
-    GradSampleModule,
-)
 from torch import Tensor, nn
-from torch.nn import functional
 
 from matl_common.privacy.noise import Float64Array, poisson_sample, uniforms
 from matl_common.vision.dataset import OnBadImage, Record, RowDefect, SkippedRow, bad_row
 from matl_common.vision.images import BadImageError, augmentation, load_image, render
+from matl_participant.training.clipping.clipper import Clipper
 from matl_participant.training.noising import noised_sum
 
 Batch = tuple[Tensor, Tensor]
@@ -38,7 +35,7 @@ class FullTraining:
         sample_rate: q, the probability of each patient at each step.
         declared_patients: the public N̄; sums are divided by q · N̄.
         image_size: pixels a side.
-        physical_batch: samples whose gradients are in memory at once.
+        physical_batch: samples that pass through the network together.
     """
 
     steps: int
@@ -59,76 +56,49 @@ def train_full(
     device: torch.device,
     on_bad_image: OnBadImage,
     on_step: Callable[[int], None] | None = None,
+    on_left_out: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Train ``network`` in place and return the flat float32 update of all parameters.
+    """Train ``network`` in place and return the flat float32 update of its trainable parameters.
+
+    Args:
+        on_step: told the number of every finished step.
+        on_left_out: told, at the end, how many gradients were not finite and counted as zero.
+            The number depends on the data and must not leave the hospital.
 
     Raises:
         BadRowError: an image cannot be decoded and ``on_bad_image`` is ``FAIL``.
+        UnsupportedLayerError: the network's per-sample gradients cannot be computed exactly.
     """
-    module = GradSampleModule(network.to(device), loss_reduction="sum")
-    module.train()
+    network.to(device).train()
+    clipper = Clipper(network)
     patients = _records_by_patient(records)
     base = _flat(network)
     parameters = base.astype(np.float64)
     scale = training.learning_rate / (training.sample_rate * training.declared_patients)
-    try:
-        for step in range(training.steps):
-            drawn = poisson_sample(len(patients), sample_rate=training.sample_rate)
-            total = np.zeros(parameters.size, dtype=np.float64)
-            for images, labels in _batches(
-                _one_image_each(patients, drawn), training=training, on_bad_image=on_bad_image
-            ):
-                total += clipped_sum(
-                    module,
-                    images.to(device),
-                    labels.to(device),
-                    max_grad_norm=training.max_grad_norm,
-                )
-            parameters -= scale * noised_sum(
+    left_out = 0
+    for step in range(training.steps):
+        drawn = poisson_sample(len(patients), sample_rate=training.sample_rate)
+        total = np.zeros(parameters.size, dtype=np.float64)
+        for images, labels in _batches(
+            _one_image_each(patients, drawn), training=training, on_bad_image=on_bad_image
+        ):
+            left_out += clipper.add_clipped(
                 total,
-                noise_multiplier=training.noise_multiplier,
+                images.to(device),
+                labels.to(device),
                 max_grad_norm=training.max_grad_norm,
             )
-            _set_flat(network, parameters)
-            if on_step is not None:
-                on_step(step + 1)
-    finally:
-        module.remove_hooks()
+        parameters -= scale * noised_sum(
+            total,
+            noise_multiplier=training.noise_multiplier,
+            max_grad_norm=training.max_grad_norm,
+        )
+        _set_flat(network, parameters)
+        if on_step is not None:
+            on_step(step + 1)
+    if on_left_out is not None:
+        on_left_out(left_out)
     return (parameters - base).astype(np.float32)
-
-
-def clipped_sum(
-    module: GradSampleModule, images: Tensor, labels: Tensor, *, max_grad_norm: float
-) -> Float64Array:
-    """The flat sum of per-sample cross-entropy gradients, each of norm at most ``max_grad_norm``.
-
-    A sample whose gradient is not finite contributes nothing.
-    """
-    module.zero_grad(set_to_none=True)
-    # Opacus's hooks warn of inputs without gradient. The sum, not the mean: a sample's
-    # gradient must not depend on the others.
-    logits = module(images.detach().requires_grad_())
-    loss = functional.cross_entropy(logits, labels, reduction="sum")
-    torch.autograd.backward(loss)
-    samples = [_grad_sample(parameter) for parameter in module.parameters()]
-    norms = torch.stack(
-        [torch.linalg.vector_norm(s.flatten(1), dim=1, dtype=torch.float64) for s in samples]
-    ).norm(dim=0)
-    finite = torch.isfinite(norms)
-    factors = (max_grad_norm / norms.clamp_min(max_grad_norm))[finite].float()
-    if not bool(finite.all()):
-        # Left out, not multiplied by zero: zero times NaN is still NaN.
-        samples = [s[finite] for s in samples]
-    total = [torch.tensordot(factors, s, dims=1).flatten() for s in samples]
-    module.zero_grad(set_to_none=True)
-    result: Float64Array = torch.cat(total).cpu().numpy().astype(np.float64)
-    return result
-
-
-def _grad_sample(parameter: Tensor) -> Tensor:
-    sample = parameter.grad_sample  # type: ignore[attr-defined]  # set by Opacus's hooks
-    assert isinstance(sample, Tensor)  # a list only with batch accumulation
-    return sample
 
 
 def _records_by_patient(records: Sequence[Record]) -> list[list[Record]]:
@@ -175,15 +145,20 @@ def _augmented(
 
 
 def _flat(network: nn.Module) -> NDArray[np.float32]:
-    parts = [parameter.detach().cpu().numpy().ravel() for parameter in network.parameters()]
+    parts = [parameter.detach().cpu().numpy().ravel() for parameter in _trainable(network)]
     return np.concatenate(parts).astype(np.float32)
 
 
 def _set_flat(network: nn.Module, values: Float64Array) -> None:
     start = 0
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in _trainable(network):
             end = start + parameter.numel()
             part = torch.from_numpy(values[start:end].astype(np.float32))
             parameter.copy_(part.reshape(parameter.shape))
             start = end
+
+
+def _trainable(network: nn.Module) -> list[nn.Parameter]:
+    """In the order of ``Clipper``; a frozen parameter gets neither gradient nor noise."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -147,7 +147,7 @@ def _train_full(
     device: torch.device,
     on_step: Callable[[int], None],
 ) -> NDArray[np.float32]:
-    # Opacus and torchvision: two seconds and 230 MiB that the head recipe does without.
+    # torchvision: seconds and memory that the head recipe does without.
     from matl_common.vision.heads import load_network
     from matl_participant.training.full import FullTraining, train_full
 
