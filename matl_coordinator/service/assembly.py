@@ -89,6 +89,7 @@ def assemble(
     )
     intake = Intake(
         register=register,
+        store=outside.store,
         spool=outside.spool,
         signer=outside.signer,
         plan=plan,

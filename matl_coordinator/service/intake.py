@@ -44,6 +44,7 @@ from matl_coordinator.ports import (
     PutUpdate,
     Spool,
     State,
+    Store,
     UpdateRecord,
     UpdateStatus,
 )
@@ -88,6 +89,7 @@ class Intake:
         self,
         *,
         register: Register,
+        store: Store,
         spool: Spool,
         signer: Signer,
         plan: StudyPlan,
@@ -96,6 +98,7 @@ class Intake:
         clock: Callable[[], datetime],
     ) -> None:
         self._register = register
+        self._store = store
         self._spool = spool
         self._signer = signer
         self._plan = plan
@@ -112,12 +115,18 @@ class Intake:
     ) -> Progress:
         """Take note of a sealed update, once; one that is wholly there is judged.
 
+        One that was decided is answered as it was, also after its round: the hospital may
+        never have had the answer.
+
         Raises:
             RefusedError: it cannot count; the refusal is in the log.
         """
         self._presence.saw(node.node_id)
         manifest = await self._verified_manifest(node, envelope)
         digest = digest_of(envelope.payload)
+        earlier = await self._decided_in_earlier_round(node.node_id, manifest.round_id)
+        if earlier is not None and earlier.update_digest == digest:
+            return self._decided(earlier)
 
         def decide(state: State) -> Decision[UpdateRecord | Refusal]:
             known = record_of(node.node_id, manifest.round_id, state)
@@ -163,6 +172,17 @@ class Intake:
             return await self.complete(node, reception)
         durable = await reception.durable_chunks()
         return Progress(digest, durable, chunk_count(found.byte_count), None)
+
+    async def _decided_in_earlier_round(
+        self, node_id: NodeId, round_id: RoundId
+    ) -> UpdateRecord | None:
+        state = await self._register.state()
+        if state.round is None or round_id >= state.round.round_id:
+            return None
+        record = await asyncio.to_thread(self._store.update, round_id, node_id)
+        if record is None or record.status is UpdateStatus.RECEIVING:
+            return None
+        return record
 
     async def _verified_manifest(self, node: AllowedNode, envelope: Envelope) -> UpdateManifest:
         verdict = _verified(envelope, node)

@@ -104,6 +104,33 @@ async def test_an_admission_is_in_the_log_that_its_receipt_names(site: Site) -> 
     assert parse_receipt(again.receipt.payload) == receipt
 
 
+async def test_an_answer_that_never_arrived_is_given_again_after_the_round(site: Site) -> None:
+    store = site.connect_store()
+    async with running(site, store) as coordinator:
+        start = await first_round(coordinator)
+        sealed = {
+            node: seal(site, node, start, coordinator.plan, honest_update(node, start))
+            for node in NODES
+        }
+        not_finite = honest_update(C, start)
+        not_finite[0] = np.nan
+        sealed[C] = seal(site, C, start, coordinator.plan, not_finite)
+        unfinished = seal(site, B, start, coordinator.plan, 2 * honest_update(B, start))
+        first = {node: await send(coordinator, node, sealed[node]) for node in (A, B)}
+        assert await refused(coordinator, C, sealed[C]) is RefusalCode.NOT_FINITE
+        await next_round(coordinator, A, have_round=start.round_id)
+        entries = len(events_of(store))
+        for node in (A, B):
+            again = await send(coordinator, node, sealed[node])
+            assert again.receipt is not None
+            assert first[node].receipt is not None
+            assert again.receipt.payload == first[node].receipt.payload
+        assert await refused(coordinator, C, sealed[C]) is RefusalCode.NOT_FINITE
+        assert len(events_of(store)) == entries
+        # Another update than the one decided is late, and nothing else.
+        assert await refused(coordinator, B, unfinished) is RefusalCode.NO_ROUND
+
+
 async def test_an_upload_that_broke_goes_on_from_its_last_durable_chunk(site: Site) -> None:
     async with running(site) as coordinator:
         start = await first_round(coordinator)
