@@ -94,7 +94,7 @@ def _of_chunk(reduction: Reduction, mixing: Float64Array, chunk: Chunk) -> Float
 
 def _reducer(
     reduction: CoordinateMedian | CoordinateTrimmedMean | MeanAroundMedian, m: int
-) -> Callable[[list[Float32Array]], Float32Array]:
+) -> Callable[[Float32Array], Float32Array]:
     match reduction:
         case CoordinateMedian():
             return median
@@ -107,7 +107,7 @@ def _reducer(
 
 
 def _by_block(
-    reduce: Callable[[list[Float32Array]], Float32Array],
+    reduce: Callable[[Float32Array], Float32Array],
     mixing: Float64Array,
     values: Float32Array,
 ) -> Float32Array:
@@ -120,7 +120,7 @@ def _by_block(
         piece = values[:, start : start + block]
         if not np.isfinite(piece).all():
             raise AggregationError("an update holds a value that is not finite; exclude it")
-        rows = list(_mixed(mixing, piece)) if selected is None else [piece[i] for i in selected]
+        rows = _mixed(mixing, piece) if selected is None else piece[selected]
         result[start : start + block] = reduce(rows)
     return result
 

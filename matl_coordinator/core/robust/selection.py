@@ -1,8 +1,8 @@
 """Selection networks: order statistics over the rows of a block, coordinate by coordinate.
 
-A network of minima and maxima has no branches, so numpy runs it at memory speed
-where sorting each column does not. Pruned to the ranks a reduction reads. Values
-must be finite; nothing here checks.
+A network of minima and maxima has no branches, so a processor runs it on many
+coordinates at once, where sorting each column would take them one by one. Pruned to the
+ranks a reduction reads; ``compiled`` runs it. Values must be finite; nothing here checks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from matl_coordinator.core.robust.compiled import compiled_loops
 from matl_coordinator.core.robust.gram import AggregationError
 
 Float32Array = NDArray[np.float32]
@@ -31,17 +32,17 @@ class Comparator:
     keep_high: bool
 
 
-def median(rows: list[Float32Array]) -> Float32Array:
+def median(rows: Float32Array) -> Float32Array:
     """Coordinate-wise median of the rows, which are overwritten; even counts average.
 
     Args:
-        rows: at least one array; all of the same shape ``(b,)``, none sharing memory.
+        rows: shape ``(m, b)``, at least one row, each contiguous.
     """
     m = len(rows)
     return mean_of_ranks(rows, first=(m - 1) // 2, last=m // 2)
 
 
-def mean_of_ranks(rows: list[Float32Array], *, first: int, last: int) -> Float32Array:
+def mean_of_ranks(rows: Float32Array, *, first: int, last: int) -> Float32Array:
     """Mean of the coordinate-wise order statistics ``first`` to ``last``, both included.
 
     The rows are overwritten. Sums are taken in float64.
@@ -52,10 +53,10 @@ def mean_of_ranks(rows: list[Float32Array], *, first: int, last: int) -> Float32
     if not 0 <= first <= last < len(rows):
         raise AggregationError(f"no ranks {first} to {last} among {len(rows)} rows")
     _run(rows, selection_network(len(rows), (tuple(range(first, last + 1)),)))
-    return _mean(rows[first : last + 1])
+    return compiled_loops().mean_of_rows(rows[first : last + 1])
 
 
-def mean_around_median(rows: list[Float32Array], *, keep: int) -> Float32Array:
+def mean_around_median(rows: Float32Array, *, keep: int) -> Float32Array:
     """Coordinate-wise mean of the ``keep`` values nearest the median.
 
     Of two equally near, the lower counts first; the median of an even number of rows is
@@ -79,7 +80,7 @@ def mean_around_median(rows: list[Float32Array], *, keep: int) -> Float32Array:
         nearer = np.add(rows[left], entered, dtype=np.float64) < twice_median
         # One value of every ``keep``-th rank is in the window, wherever it is.
         np.copyto(rows[left % keep], entered, where=nearer)
-    return _mean(rows[:keep])
+    return compiled_loops().mean_of_rows(rows[:keep])
 
 
 @cache
@@ -92,32 +93,18 @@ def _sums_around_median(m: int, keep: int) -> tuple[tuple[int, ...], ...]:
     return (*together, *((rank,) for rank in sorted(moving)))
 
 
-def _mean(rows: list[Float32Array]) -> Float32Array:
-    if len(rows) == 1:
-        # Adding 0 copies, and makes -0 and 0 (equal to the network) the same bytes.
-        return rows[0] + np.float32(0)
-    total = np.add(rows[0], rows[1], dtype=np.float64)
-    for row in rows[2:]:
-        total += row
-    total /= len(rows)
-    mean = total.astype(np.float32)
-    mean += np.float32(0)
-    return mean
+def _run(rows: Float32Array, network: tuple[Comparator, ...]) -> None:
+    if network:
+        compiled_loops().exchange(rows, _table(network))
 
 
-def _run(rows: list[Float32Array], network: tuple[Comparator, ...]) -> None:
-    spare = np.empty_like(rows[0])
-    for step in network:
-        low, high = rows[step.low], rows[step.high]
-        if step.keep_low and step.keep_high:
-            np.minimum(low, high, out=spare)
-            np.maximum(low, high, out=high)
-            # Swap instead of copying: the old array becomes the spare one.
-            rows[step.low], spare = spare, low
-        elif step.keep_low:
-            np.minimum(low, high, out=low)
-        else:
-            np.maximum(low, high, out=high)
+@cache
+def _table(network: tuple[Comparator, ...]) -> NDArray[np.intp]:
+    """Columns: the two rows, and what to keep (1: the low one, 2: the high one, 3: both)."""
+    return np.array(
+        [(each.low, each.high, each.keep_low + 2 * each.keep_high) for each in network],
+        dtype=np.intp,
+    )
 
 
 @cache
