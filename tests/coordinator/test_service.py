@@ -122,9 +122,10 @@ async def test_an_answer_that_never_arrived_is_given_again_after_the_round(site:
         entries = len(events_of(store))
         for node in (A, B):
             again = await send(coordinator, node, sealed[node])
-            assert again.receipt is not None
-            assert first[node].receipt is not None
-            assert again.receipt.payload == first[node].receipt.payload
+            given, given_again = first[node].receipt, again.receipt
+            assert given is not None
+            assert given_again is not None
+            assert given_again.payload == given.payload
         assert await refused(coordinator, C, sealed[C]) is RefusalCode.NOT_FINITE
         assert len(events_of(store)) == entries
         # Another update than the one decided is late, and nothing else.
