@@ -5,7 +5,7 @@
 Identity, TLS, ledger, sealing and client are the product's, and the ledger believes that
 what was sealed was sent. The conduct says what is sent instead: one word for each round,
 the last one for all that follow, and within a round attempts joined by ``+``, made one after
-another until one is admitted: ``honest,honest,nan``, ``honest,replay+too_long``.
+another until one is admitted: ``honest,honest,nan``, ``honest,old_round+too_long``.
 """
 
 # Before gRPC, which reads its TLS settings once.
@@ -114,9 +114,12 @@ def exchanged(shop: Workshop, sealed: SealedUpdate, *, craft: Attack) -> SealedU
     return shop.with_vector(sealed, craft)
 
 
-def replay(shop: Workshop, sealed: SealedUpdate) -> SealedUpdate:
-    """The first update again, manifest and all."""
-    return shop.earlier()
+def old_round(shop: Workshop, sealed: SealedUpdate) -> SealedUpdate:
+    """Today's update as if it were the first round's."""
+    first = shop.earlier().manifest
+    return shop.with_manifest(
+        sealed, round_id=first.round_id, nonce=first.nonce, base_model=first.base_model
+    )
 
 
 def old_nonce(shop: Workshop, sealed: SealedUpdate) -> SealedUpdate:
@@ -146,7 +149,7 @@ def claimed_size(shop: Workshop, sealed: SealedUpdate) -> SealedUpdate:
 
 FORGERIES: Mapping[str, Forge] = {
     "honest": honest,
-    "replay": replay,
+    "old_round": old_round,
     "old_nonce": old_nonce,
     "old_vector": old_vector,
     "other_promises": other_promises,

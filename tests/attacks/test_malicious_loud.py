@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.system, pytest.mark.hostile]
 ROUNDS = 3
 HEROES = HONEST[:4]
 POISONER, FLIPPER, FORGER = ATTACKERS[:3]
-ATTEMPTS = "too_long+too_short+truncated+replay+old_nonce+other_promises"
+ATTEMPTS = "too_long+too_short+truncated+old_round+old_nonce+other_promises"
 
 
 @pytest.fixture(scope="module")

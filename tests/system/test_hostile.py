@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from matl_common.ids import digest_of
 from matl_common.protocol import PayloadType, RoundStart
 from matl_common.signing import sign
+from matl_common.wire import federation_pb2 as pb
 from tests.system.federation import (
     EXTRA_HOSPITALS,
     HOSPITALS,
@@ -43,6 +44,8 @@ class Arena:
     start: RoundStart
     earlier: Sealed
     """The forger's update of round 1, which was admitted."""
+    receipt: pb.Envelope
+    """What it got for that update."""
 
     def update(self, *, scale: float = 0.01, extra: int = 0) -> NDArray[np.float32]:
         elements = self.earlier.manifest.byte_count // 4 + extra
@@ -90,11 +93,12 @@ def arena(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Itera
             hospital.wait_for("participant.update_admitted", round=1)
             federation.control(node).write_text("wait")
         # The last update of round 1; the poisoner was not there yet.
-        assert forger.send(earlier).HasField("receipt")
+        admitted = forger.send(earlier)
+        assert admitted.HasField("receipt")
         coordinator.wait_for("model_released", round=1)
         start = forger.next_round(have_round=1)
         assert poisoner.next_round(have_round=1) == start
-        yield Arena(federation, coordinator, forger, poisoner, start, earlier)
+        yield Arena(federation, coordinator, forger, poisoner, start, earlier, admitted.receipt)
 
 
 def expect_code(code: grpc.StatusCode, call: Callable[[], object]) -> str:
@@ -164,7 +168,14 @@ DECLARATIONS: dict[str, tuple[str, grpc.StatusCode, Make]] = {
     "the manifest of an earlier round": (
         "no_round",
         Code.FAILED_PRECONDITION,
-        lambda a: a.earlier,
+        # Sealed again: the one that was admitted would be given its receipt.
+        lambda a: a.forger.seal(
+            a.start,
+            a.update(),
+            round_id=a.earlier.manifest.round_id,
+            nonce=a.earlier.manifest.nonce,
+            base_model=a.earlier.manifest.base_model,
+        ),
     ),
     "the nonce of an earlier round": (
         "replayed",
@@ -208,6 +219,18 @@ def test_a_declaration_that_breaks_a_rule_is_refused_and_logged(arena: Arena, ca
     refused, code, make = DECLARATIONS[case]
     sealed = make(arena)
     expect_refusal(arena, refused, code, lambda: arena.forger.open(sealed.envelope, sealed.hashes))
+
+
+def test_an_update_of_an_earlier_round_is_answered_as_it_was_and_counts_once(arena: Arena) -> None:
+    with arena.federation.operator() as operator:
+        before = operator.newest_log_entries()
+    for _ in range(2):
+        again = arena.forger.open(arena.earlier.envelope, arena.earlier.hashes)
+        assert again.update_digest == arena.earlier.digest
+        assert again.receipt == arena.receipt
+    with arena.federation.operator() as operator:
+        assert operator.newest_log_entries() == before
+    assert arena.phase() == "2 collecting"
 
 
 @pytest.fixture(scope="module")
