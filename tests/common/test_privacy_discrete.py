@@ -76,7 +76,8 @@ def test_one_row_moves_the_integer_sum_by_at_most_the_norm_in_grid_units(
     seed: int, bits: int, norm: float, scale: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    grid = 2.0 ** math.floor(math.log2(norm)) * 2.0**-bits
+    # The largest power of two up to the norm; log2 would round the norm itself up to one.
+    grid = math.ldexp(0.5, math.frexp(norm)[1] - bits)
     if norm / grid > 1 << 30:
         grid *= 2.0
     rows = scale * rng.normal(size=(6, 5))
