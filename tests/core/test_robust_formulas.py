@@ -334,7 +334,7 @@ def matl_by_coordinates(
         pull = shares / np.maximum(floor, np.linalg.norm(x - v, axis=1))
         v = pull @ x / pull.sum()
     gaps = np.linalg.norm(x - v, axis=1)
-    radius = tau * weighted_median(gaps, shares)
+    radius = tau * max(weighted_median(gaps, shares), np.median(gaps[counted]))
     result: Float64Array = v + (shares * np.minimum(1.0, radius / gaps)) @ (x - v)
     return result
 
@@ -353,6 +353,25 @@ def test_matls_rule_clips_centres_and_steps(seed: int) -> None:
         plan = matl(gram_of(rows, weights=weights.tolist()), clip=clip, steps=steps, tau=tau)
         assert plan.mixing[0, 3] == 0.0
         np.testing.assert_allclose(carried_out(plan, rows), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("largest", [2.0, 3.0, 30.0])
+def test_matls_rule_lets_the_others_count_beside_one_that_holds_half_the_weight(
+    largest: float,
+) -> None:
+    rows = np.eye(3, 5) + 0.5
+    weights = [largest, 1.0, 1.0]
+    plan = matl(gram_of(rows, weights=weights))
+    # Nobody is far from the others, so nobody is clipped: the mean by weight.
+    np.testing.assert_allclose(plan.mixing[0], np.array(weights) / sum(weights), atol=1e-9)
+
+
+def test_matls_rule_bounds_what_is_far_from_one_that_holds_half_the_weight() -> None:
+    rows = np.vstack([np.eye(3, 5) + 0.5, -60.0 * np.ones((1, 5))])
+    plan = matl(gram_of(rows, weights=[3.0, 1.0, 1.0, 1.0]), clip=1e9)
+    far = np.linalg.norm(carried_out(plan, rows) - rows[0])
+    honest = max(np.linalg.norm(rows[0] - row) for row in rows[1:3])
+    assert far <= (2.0 / 6.0) * honest + (1.0 / 6.0) * 2.0 * honest + 1e-9
 
 
 def test_matls_rule_allows_each_hospital_the_length_of_its_own_noise() -> None:

@@ -27,11 +27,14 @@ def matl(gram: Gram, *, clip: float = 1.5, steps: int = 5, tau: float = 2.0) -> 
 
     1. Updates longer than ``clip`` times the median are scaled down to that.
     2. v = their weighted geometric median, by ``steps`` steps of Weiszfeld's.
-    3. v + Σ w_i (x_i − v) min(1, τ/‖x_i − v‖), τ = ``tau`` times the weighted median of
-       the distances.
+    3. v + Σ w_i (x_i − v) min(1, τ/‖x_i − v‖), τ = ``tau`` times the median of the
+       distances, by weight or by number, whichever is larger.
 
-    What is hostile must hold less than half of the weight: trust takes the weight of
-    hospitals that go against the root set, and this rule bounds what is left of them.
+    What is hostile must be less than half, by weight and by number: trust takes the weight
+    of hospitals that go against the root set, and this rule bounds what is left of them.
+    Either median is then at most the distance of an honest update. That by weight alone is
+    zero where one update holds half of it, as when few are left, and v is that update: the
+    others would not count at all.
 
     Under differential privacy an honest update is as long as its noise makes it: with
     σ ∝ 1/N that of a hospital a tenth the size is ten times longer, and a bound on its
@@ -48,7 +51,7 @@ def matl(gram: Gram, *, clip: float = 1.5, steps: int = 5, tau: float = 2.0) -> 
         gram: the round; updates of weight 0 have no part in anything.
         clip: longest update, in medians.
         steps: of the geometric median.
-        tau: radius of the last step, in weighted medians of the distance.
+        tau: radius of the last step, in medians of the distance.
 
     Raises:
         AggregationError: no update, no positive weight, or a value is not finite.
@@ -65,7 +68,9 @@ def _trimmed(steps: int, tau: float) -> Rule:
         start = central_start(gram, shares)
         floor = _SMOOTHING * float(np.median(gram.distances_to(start)[shares > 0]))
         v = weiszfeld(gram, shares, start=start, steps=steps, floor=floor)
-        radius = tau * weighted_median(gram.distances_to(v), shares)
+        distances = gram.distances_to(v)
+        by_number = float(np.median(distances[shares > 0]))
+        radius = tau * max(weighted_median(distances, shares), by_number)
         return mixture_of(gram, clipping_step(gram, shares, v, radius=radius))
 
     return rule
