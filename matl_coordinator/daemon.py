@@ -33,6 +33,7 @@ from matl_common.signing import Signer, load_pem_signer
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
+from matl_coordinator.core.robust.compiled import compiled_loops
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import StaleWriterError, StoreError
 from matl_coordinator.preflight import (
@@ -141,6 +142,9 @@ class Coordinator:
                 )
             )
             protection = self._protection(plan)
+            if config.rounds.aggregator.coordinatewise:
+                # Now rather than in the first round; the connections of hospitals can wait.
+                await asyncio.to_thread(compiled_loops)
             outside = Outside(
                 store=store,
                 spool=DiskSpool.open_folder(

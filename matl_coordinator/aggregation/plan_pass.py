@@ -14,7 +14,14 @@ from typing import Final, TypeVar, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from matl_coordinator.aggregation.rows import GROUP_ELEMENTS, Chunk, Row, map_chunks, opened
+from matl_coordinator.aggregation.rows import (
+    GROUP_ELEMENTS,
+    Chunk,
+    Row,
+    map_chunks,
+    map_streams,
+    opened,
+)
 from matl_coordinator.core.robust.gram import AggregationError, Float64Array
 from matl_coordinator.core.robust.plan import (
     CoordinateMedian,
@@ -22,7 +29,6 @@ from matl_coordinator.core.robust.plan import (
     Identity,
     MeanAroundMedian,
     Plan,
-    Reduction,
 )
 from matl_coordinator.core.robust.selection import (
     Float32Array,
@@ -34,10 +40,8 @@ from matl_coordinator.core.robust.selection import (
 # Rows added up in single precision before double precision takes over. The result is as if
 # each value of an update had been off by at most this many half units of its last place.
 _LONGEST_RUN: Final = 32
-# OpenBLAS runs matrix times vector on the calling thread below 9,216 products, and matrix
-# times matrix up to 2^18. Every width divides a group, so that where chunks end has no effect.
-_SERIAL_VECTOR_PRODUCTS: Final = 9_215
-_WIDEST_VECTOR_BLOCK: Final = 1_024
+# OpenBLAS multiplies matrices on the calling thread up to 2^18 products. The width divides a
+# group, so that where chunks end has no effect.
 _MIXING_TILE, _MIXING_WIDTH = 32, 128
 
 # Values of one block of a network: together they stay in the second-level cache. No network
@@ -73,23 +77,16 @@ def aggregate_chunks(
         raise AggregationError(f"the plan needs rows that are not at hand: {', '.join(missing)}")
     mixing = plan.mixing[:, used]
     with opened([at_hand[name] for name in names], elements) as files:
-        yield from map_chunks(
-            partial(_of_chunk, plan.reduction, mixing), files, elements, threads=threads
-        )
-
-
-def _of_chunk(reduction: Reduction, mixing: Float64Array, chunk: Chunk) -> Float32Array:
-    values = chunk.values[:-1]
-    # Overflow and what is not finite show in the result, and are refused there.
-    with np.errstate(over="ignore", invalid="ignore"):
-        result = (
-            _weighted_sum(mixing[0], values)
-            if isinstance(reduction, Identity)
-            else _by_block(_reducer(reduction, len(mixing)), mixing, values)
-        )
-    if not np.isfinite(result).all():
-        raise AggregationError("the aggregate is not finite; exclude updates with such values")
-    return result
+        if isinstance(plan.reduction, Identity):
+            chunks = map_streams(
+                partial(_weighted_sum, mixing[0]), files, elements, threads=threads
+            )
+        else:
+            reduce = _reducer(plan.reduction, len(mixing))
+            chunks = map_chunks(
+                partial(_by_block, reduce, mixing), files, elements, threads=threads
+            )
+        yield from chunks
 
 
 def _reducer(
@@ -109,9 +106,10 @@ def _reducer(
 def _by_block(
     reduce: Callable[[Float32Array], Float32Array],
     mixing: Float64Array,
-    values: Float32Array,
+    chunk: Chunk,
 ) -> Float32Array:
     """Mix and reduce a chunk in pieces that stay in cache; the values are overwritten."""
+    values = chunk.values[:-1]
     selected = _selected(mixing)
     result = np.empty(values.shape[1], dtype=np.float32)
     longest = max(_SHORTEST_NETWORK_BLOCK, _NETWORK_VALUES // len(mixing))
@@ -120,9 +118,10 @@ def _by_block(
         piece = values[:, start : start + block]
         if not np.isfinite(piece).all():
             raise AggregationError("an update holds a value that is not finite; exclude it")
-        rows = _mixed(mixing, piece) if selected is None else piece[selected]
-        result[start : start + block] = reduce(rows)
-    return result
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = _mixed(mixing, piece) if selected is None else piece[selected]
+            result[start : start + block] = reduce(rows)
+    return _finite(result)
 
 
 def _selected(mixing: Float64Array) -> NDArray[np.intp] | None:
@@ -134,21 +133,26 @@ def _selected(mixing: Float64Array) -> NDArray[np.intp] | None:
     return indices if len(set(indices.tolist())) == len(indices) else None
 
 
-def _weighted_sum(weights: Float64Array, values: Float32Array) -> Float32Array:
-    if len(weights) <= _LONGEST_RUN:
-        return _short_weighted_sum(weights, values)
-    total = np.zeros(values.shape[1])
-    for first in range(0, len(weights), _LONGEST_RUN):
-        run = slice(first, first + _LONGEST_RUN)
-        total += _short_weighted_sum(weights[run], values[run])
-    return total.astype(np.float32)
+def _weighted_sum(weights: Float64Array, rows: Iterator[Float32Array]) -> Float32Array:
+    """Σ w_i x_i; the rows are overwritten."""
+    total: Float64Array | None = None
+    part: Float32Array | None = None
+    with np.errstate(over="ignore", invalid="ignore"):
+        for index, (weight, row) in enumerate(zip(weights.astype(np.float32), rows, strict=True)):
+            if part is not None and index % _LONGEST_RUN == 0:
+                total = part.astype(np.float64) if total is None else total + part
+                part = None
+            scaled = np.multiply(row, weight, out=row)
+            part = scaled.copy() if part is None else np.add(part, scaled, out=part)
+        assert part is not None  # a plan mixes at least one row
+        return _finite(part if total is None else (total + part).astype(np.float32))
 
 
-def _short_weighted_sum(weights: Float64Array, values: Float32Array) -> Float32Array:
-    row = weights.astype(np.float32)[None]
-    widest = min(_WIDEST_VECTOR_BLOCK, _SERIAL_VECTOR_PRODUCTS // len(weights))
-    total: Float32Array = _multiplied(row, values, width=1 << (widest.bit_length() - 1))[0]
-    return total
+def _finite(aggregate: Float32Array) -> Float32Array:
+    """The aggregate, in which overflow and what was not finite shows."""
+    if not np.isfinite(aggregate).all():
+        raise AggregationError("the aggregate is not finite; exclude updates with such values")
+    return aggregate
 
 
 def _mixed(mixing: Float64Array, values: Float32Array) -> Float32Array:

@@ -27,8 +27,11 @@ from matl_coordinator.core.robust.selection import Float32Array
 GROUP_ELEMENTS: Final = 16_384
 """Sums over coordinates are grouped by this many. Part of the results, unlike the chunks."""
 
-# A thread asks for the interpreter's lock once a row and chunk: short chunks would queue for it.
-_LONGEST_CHUNK: Final = 16 * GROUP_ELEMENTS
+# A thread asks for the interpreter's lock once a row and chunk: short chunks would queue for it,
+# and long ones leave the cache between reading and use. Where one row is held at a time, it and
+# its sum stay there at four times the length.
+_LONGEST_CHUNK: Final = 4 * GROUP_ELEMENTS
+_LONGEST_STREAM: Final = 16 * GROUP_ELEMENTS
 # Of all threads' chunks together, unless single groups of the rows need more.
 _BUFFER_BYTES: Final = 64 << 20
 
@@ -81,24 +84,63 @@ def map_chunks(
     function: Callable[[Chunk], _T], files: Sequence[FileIO], elements: int, *, threads: int
 ) -> Iterator[_T]:
     """``function`` of every chunk, in order, with ``threads`` of them worked on at once."""
-    longest = min(elements, chunk_elements(len(files), threads=threads))
+
+    def handle(buffer: Float32Array, start: int) -> _T:
+        for file, row in zip(files, buffer[:-1], strict=True):
+            read_into(file, row, start)
+        return function(Chunk(start, buffer))
+
+    longest = chunk_elements(len(files), threads=threads)
+    return _map_stretches(handle, len(files) + 1, elements, longest=longest, threads=threads)
+
+
+def map_streams(
+    function: Callable[[Iterator[Float32Array]], _T],
+    files: Sequence[FileIO],
+    elements: int,
+    *,
+    threads: int,
+) -> Iterator[_T]:
+    """``function`` of every stretch of coordinates, which is told its rows one by one.
+
+    Every row comes in the same buffer, so that memory does not grow with their number.
+    Results are in order, with ``threads`` of them worked on at once.
+    """
+
+    def handle(buffer: Float32Array, start: int) -> _T:
+        def rows() -> Iterator[Float32Array]:
+            for file in files:
+                read_into(file, buffer[0], start)
+                yield buffer[0]
+
+        return function(rows())
+
+    return _map_stretches(handle, 1, elements, longest=_LONGEST_STREAM, threads=threads)
+
+
+def _map_stretches(
+    function: Callable[[Float32Array, int], _T],
+    rows: int,
+    elements: int,
+    *,
+    longest: int,
+    threads: int,
+) -> Iterator[_T]:
+    """``function`` of a buffer of ``rows`` rows, and of the coordinate it begins at."""
+    longest = max(1, min(elements, longest))
     # As many buffers as tasks run at once; taking from and adding to a list is atomic.
     buffers = [
-        np.zeros((len(files) + 1, longest), dtype="<f4")
-        for _ in range(min(threads, -(-elements // max(1, longest))))
+        np.zeros((rows, longest), dtype="<f4") for _ in range(min(threads, -(-elements // longest)))
     ]
 
     def handle(start: int) -> _T:
         buffer = buffers.pop()
         try:
-            values = buffer[:, : min(longest, elements - start)]
-            for file, row in zip(files, values[:-1], strict=True):
-                read_into(file, row, start)
-            return function(Chunk(start, values))
+            return function(buffer[:, : min(longest, elements - start)], start)
         finally:
             buffers.append(buffer)
 
-    return _in_order(handle, range(0, elements, max(1, longest)), threads=threads)
+    return _in_order(handle, range(0, elements, longest), threads=threads)
 
 
 def _in_order(

@@ -62,6 +62,8 @@ class RuleEntry:
     distance_based: Callable[[Values], bool] = lambda _: False
     """Whether it trusts what lies near to others, which privacy noise reverses so that hostile
     updates get more weight than their number; see ``dominance``."""
+    coordinatewise: bool = False
+    """Whether its second pass sorts coordinates, for which ``compiled`` is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +123,36 @@ RULES: Mapping[str, RuleEntry] = MappingProxyType(
             },
         ),
         "coordinate_median": RuleEntry(
-            coordinate_median, _above_2f, _YIN, _ONLY_F, distance_based=_always
+            coordinate_median,
+            _above_2f,
+            _YIN,
+            _ONLY_F,
+            distance_based=_always,
+            coordinatewise=True,
         ),
-        "trimmed_mean": RuleEntry(trimmed_mean, _above_2f, _YIN, _ONLY_F, distance_based=_always),
+        "trimmed_mean": RuleEntry(
+            trimmed_mean,
+            _above_2f,
+            _YIN,
+            _ONLY_F,
+            distance_based=_always,
+            coordinatewise=True,
+        ),
         "meamed": RuleEntry(
-            meamed, _above_2f, "Xie et al., arXiv 1802.10116", _ONLY_F, distance_based=_always
+            meamed,
+            _above_2f,
+            "Xie et al., arXiv 1802.10116",
+            _ONLY_F,
+            distance_based=_always,
+            coordinatewise=True,
         ),
         "bulyan": RuleEntry(
-            bulyan, lambda p: 4 * int(p["f"]) + 3, _EL_MHAMDI, _ONLY_F, distance_based=_always
+            bulyan,
+            lambda p: 4 * int(p["f"]) + 3,
+            _EL_MHAMDI,
+            _ONLY_F,
+            distance_based=_always,
+            coordinatewise=True,
         ),
         "krum": RuleEntry(krum, _above_2f_plus_2, _BLANCHARD, _KRUM, distance_based=_always),
         "multi_krum": RuleEntry(

@@ -3,8 +3,8 @@
 A selection network is some hundred steps over rows that fit the first-level cache. From
 numpy each step is a call that gives back and takes the interpreter's lock, and threads
 queue for it; compiled, a block is one call without the lock. The compiler is loaded on
-first use: it costs a process some 140 MB, which other rules do not pay. Nothing here knows
-what the ranks are for.
+first use: it costs a process a second or two and some 140 MB, which other rules do not pay.
+Nothing here knows what the ranks are for.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ class Loops:
 
 @cache
 def compiled_loops() -> Loops:
-    """Compile; each function takes about half a second when it is first called."""
-    from numba import njit
+    """Compile once a process; a daemon does so before its first round."""
+    from numba import float32, intp, njit, void
 
-    to_machine_code = njit(nogil=True)
-    return Loops(to_machine_code(exchange), to_machine_code(mean_of_rows))
+    rows = float32[:, ::1]
+    return Loops(
+        njit(void(rows, intp[:, ::1]), nogil=True)(exchange),
+        njit(float32[::1](rows), nogil=True)(mean_of_rows),
+    )
 
 
 def exchange(rows: NDArray[np.float32], steps: NDArray[np.intp]) -> None:

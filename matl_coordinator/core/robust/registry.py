@@ -63,6 +63,8 @@ class Aggregator:
     """Most updates whose subsets can be searched; None without bound."""
     distance_based: bool
     """Whether privacy noise can turn it in favour of hostile updates; see ``dominance``."""
+    coordinatewise: bool
+    """Whether ``compiled_loops`` should be called once before the first round."""
     _function: Rule
     _before: tuple[PreAggregation, ...]
     _asked: tuple[Choice, tuple[Choice, ...]]
@@ -139,6 +141,7 @@ def make_aggregator(rule: Choice, pre: Sequence[Choice] = (), *, f: int) -> Aggr
         least_n=least,
         most_n=most,
         distance_based=distance_based,
+        coordinatewise=entry.coordinatewise,
         _function=partial(entry.function, **values),
         _before=tuple(functions),
         _asked=(rule, tuple(pre)),
