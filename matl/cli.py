@@ -398,6 +398,7 @@ def status_table(status: Status) -> Table:
         ("Study", f"{status.study_id} in {status.federation_id}: {state}"),
         ("Models", f"{status.rounds_released} of {status.rounds_planned} released"),
         ("Latest model", status.latest_model or "none"),
+        *_averaging(status),
         ("Hospitals", f"{status.active_participants} present"),
         ("Log", f"{status.log_size} entries, root {status.log_root}"),
         ("Coordinator", status.version),
@@ -421,6 +422,13 @@ def status_table(status: Status) -> Table:
     return table(None, rows)
 
 
+def _averaging(status: Status) -> list[tuple[str, str]]:
+    if status.average_from == 0:
+        return []
+    begins = f"from release {status.average_from} on, the mean of the rounds' own models since"
+    return [("Released", begins)]
+
+
 def _round_row(rnd: Round) -> tuple[str, ...]:
     admitted = sum(each.status == "admitted" for each in rnd.contributions)
     scores = ("", "", "")
@@ -436,7 +444,7 @@ def _round_row(rnd: Round) -> tuple[str, ...]:
         rnd.phase,
         f"{admitted} of {len(rnd.contributions)}",
         *scores,
-        rnd.released_model[:_SHORT_DIGEST],
+        rnd.released_model[:_SHORT_DIGEST] + (f", mean of {rnd.averaged}" if rnd.averaged else ""),
         rnd.reason,
     )
 

@@ -69,7 +69,11 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A round as the coordinator tells it; digests are empty where there is no model."""
+    """A round as the coordinator tells it; digests are empty where there is no model.
+
+    ``released_model``, which ``evaluation`` is about, is the mean of ``averaged`` rounds' own
+    models, or ``round_model``, this round's own, where ``averaged`` is 0.
+    """
 
     round_id: int
     phase: str
@@ -78,6 +82,8 @@ class Round:
     base_model: str
     released_model: str
     evaluation: Evaluation | None
+    round_model: str = ""
+    averaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,8 @@ class Status:
     claim: str = ""
     """What the coordinator withstands, given what; empty from one that does not say."""
     warnings: tuple[str, ...] = ()
+    average_from: int = 0
+    """The first release, counted from 1, that is a mean of rounds' own models; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +173,7 @@ class OperationsClient:
             rule=answer.rule,
             claim=answer.claim,
             warnings=tuple(answer.warnings),
+            average_from=answer.average_from,
         )
 
     def rounds(self, *, after: int = 0) -> tuple[Round, ...]:
@@ -281,6 +290,8 @@ def _round(message: pb.RoundSummary) -> Round:
         base_model=message.base_model,
         released_model=message.released_model,
         evaluation=_evaluation(message.evaluation) if message.HasField("evaluation") else None,
+        round_model=message.round_model,
+        averaged=message.averaged,
     )
 
 

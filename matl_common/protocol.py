@@ -77,6 +77,9 @@ class StudyPlan:
     schema: ModelSchema
     training: TrainingPlan
     privacy: PrivacyTerms
+    average_from: int = 0
+    """From which release on, counted from 1, the mean of the rounds' own models since then is
+    released; training goes on from the last round's own. 0: every release is the round's own."""
 
 
 @dataclass(frozen=True, slots=True)

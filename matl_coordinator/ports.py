@@ -86,6 +86,13 @@ class ModelRecord:
     byte_count: int
     round_id: int
     released_at: datetime
+    round_model: Digest | None = None
+    """That round's own model, where an average was released in place of it."""
+
+    @property
+    def base(self) -> Digest:
+        """The model that the next round goes on from."""
+        return self.round_model or self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +191,7 @@ class State:
     """Those of the newest round."""
     rounds_released: int
     latest_model: ModelRecord | None
-    """The newest model put; the base of the next round."""
+    """The newest model put; the next round goes on from its ``base``."""
 
 
 class Store(Protocol):

@@ -97,6 +97,7 @@ def format_study_plan(plan: StudyPlan) -> bytes:
             sample_rate=privacy.sample_rate,
             max_steps=privacy.max_steps,
         ),
+        average_from=plan.average_from,
     )
     return message.SerializeToString(deterministic=True)
 
@@ -114,6 +115,7 @@ def parse_study_plan(payload: bytes) -> StudyPlan:
         schema=_parse_model_schema(message.schema),
         training=_parse_training(message.training),
         privacy=_parse_privacy_terms(message.privacy),
+        average_from=_within(message.average_from, 0, 1_000_000, "average_from"),
     )
 
 

@@ -128,8 +128,11 @@ class StudyPlan(_message.Message):
     SCHEMA_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
+    AVERAGE_FROM_FIELD_NUMBER: _builtins.int
     federation_id: _builtins.str
     study_id: _builtins.str
+    average_from: _builtins.int
+    """see StudyPlan in matl_common/protocol.py; 0 = no averaging"""
     @_builtins.property
     def schema(self) -> Global___ModelSchema: ...
     @_builtins.property
@@ -144,10 +147,11 @@ class StudyPlan(_message.Message):
         schema: Global___ModelSchema | None = ...,
         training: Global___TrainingPlan | None = ...,
         privacy: Global___PrivacyTerms | None = ...,
+        average_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["privacy", b"privacy", "schema", b"schema", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation_id", b"federation_id", "privacy", b"privacy", "schema", b"schema", "study_id", b"study_id", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_from", b"average_from", "federation_id", b"federation_id", "privacy", b"privacy", "schema", b"schema", "study_id", b"study_id", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,7 @@ class GetStatusResponse(_message.Message):
     RULE_FIELD_NUMBER: _builtins.int
     CLAIM_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    AVERAGE_FROM_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     federation_id: _builtins.str
     study_id: _builtins.str
@@ -75,6 +76,8 @@ class GetStatusResponse(_message.Message):
     """the aggregation, every parameter in it"""
     claim: _builtins.str
     """what it withstands, given what"""
+    average_from: _builtins.int
+    """as in the study plan"""
     @_builtins.property
     def current_round(self) -> Global___RoundSummary:
         """absent between rounds"""
@@ -103,10 +106,11 @@ class GetStatusResponse(_message.Message):
         rule: _builtins.str = ...,
         claim: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        average_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current_round", b"current_round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "claim", b"claim", "current_round", b"current_round", "federation_id", b"federation_id", "latest_model", b"latest_model", "log_root", b"log_root", "log_size", b"log_size", "mode", b"mode", "next_round_at_unix_ms", b"next_round_at_unix_ms", "paused", b"paused", "rounds_planned", b"rounds_planned", "rounds_released", b"rounds_released", "rule", b"rule", "study_complete", b"study_complete", "study_id", b"study_id", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "average_from", b"average_from", "claim", b"claim", "current_round", b"current_round", "federation_id", b"federation_id", "latest_model", b"latest_model", "log_root", b"log_root", "log_size", b"log_size", "mode", b"mode", "next_round_at_unix_ms", b"next_round_at_unix_ms", "paused", b"paused", "rounds_planned", b"rounds_planned", "rounds_released", b"rounds_released", "rule", b"rule", "study_complete", b"study_complete", "study_id", b"study_id", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,6 +130,8 @@ class RoundSummary(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     RELEASED_MODEL_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    ROUND_MODEL_FIELD_NUMBER: _builtins.int
+    AVERAGED_FIELD_NUMBER: _builtins.int
     round_id: _builtins.int
     phase: _builtins.str
     reason: _builtins.str
@@ -135,10 +141,16 @@ class RoundSummary(_message.Message):
     ended_at_unix_ms: _builtins.int
     base_model: _builtins.str
     released_model: _builtins.str
+    round_model: _builtins.str
+    """the round's own: what the next one goes on from"""
+    averaged: _builtins.int
+    """round models whose mean was released; 0 = its own"""
     @_builtins.property
     def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]: ...
     @_builtins.property
-    def evaluation(self) -> Global___Evaluation: ...
+    def evaluation(self) -> Global___Evaluation:
+        """of released_model"""
+
     def __init__(
         self,
         *,
@@ -152,10 +164,12 @@ class RoundSummary(_message.Message):
         base_model: _builtins.str = ...,
         released_model: _builtins.str = ...,
         evaluation: Global___Evaluation | None = ...,
+        round_model: _builtins.str = ...,
+        averaged: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "contributions", b"contributions", "deadline_unix_ms", b"deadline_unix_ms", "ended_at_unix_ms", b"ended_at_unix_ms", "evaluation", b"evaluation", "opened_at_unix_ms", b"opened_at_unix_ms", "phase", b"phase", "reason", b"reason", "released_model", b"released_model", "round_id", b"round_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["averaged", b"averaged", "base_model", b"base_model", "contributions", b"contributions", "deadline_unix_ms", b"deadline_unix_ms", "ended_at_unix_ms", b"ended_at_unix_ms", "evaluation", b"evaluation", "opened_at_unix_ms", b"opened_at_unix_ms", "phase", b"phase", "reason", b"reason", "released_model", b"released_model", "round_id", b"round_id", "round_model", b"round_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

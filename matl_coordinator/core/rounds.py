@@ -90,6 +90,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Average:
+    """The mean of a round's own model and those of earlier rounds."""
+
+    model: Digest
+    models: int
+    """Whose mean it is; at least 2."""
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """A round and everything that was decided in it."""
 
@@ -109,9 +118,17 @@ class Round:
     excluded: tuple[Excluded, ...] = ()
     weights: tuple[NodeWeight, ...] = ()
     candidate: Digest | None = None
-    """The new model; released with the round."""
+    """The round's own new model, which the next round goes on from."""
+    average: Average | None = None
+    """Released in place of it, where the study averages."""
     evaluation: Evaluation | None = None
+    """Of the model that is released."""
     abort_reason: str | None = None
+
+    @property
+    def to_release(self) -> Digest | None:
+        """The model that is released with the round, once there is one."""
+        return self.candidate if self.average is None else self.average.model
 
     @property
     def admitted_nodes(self) -> frozenset[NodeId]:
@@ -165,6 +182,7 @@ class Scored:
 @dataclass(frozen=True, slots=True)
 class Aggregated:
     candidate: Digest
+    average: Average | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +268,8 @@ def _apply(rnd: Round, event: Event) -> Round:
             return _close(rnd, event, at)
         case Scored(weights=weights):
             return _weigh(rnd, event, weights)
-        case Aggregated(candidate=candidate):
-            return replace(rnd, candidate=candidate)
+        case Aggregated(candidate=candidate, average=average):
+            return replace(rnd, candidate=candidate, average=average)
         case Evaluated(at=at, evaluation=evaluation):
             return replace(rnd, evaluation=evaluation, ended_at=at)
         case Aborted(at=at, reason=reason):

@@ -67,6 +67,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             rule=facts.protection.rule,
             claim=facts.protection.claim,
             warnings=facts.protection.warnings,
+            average_from=facts.average_from,
         )
 
     async def ListRounds(
@@ -191,6 +192,7 @@ def _appeal(node_id: NodeId, state: State) -> pb.Appeal | None:
 
 
 def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]) -> pb.RoundSummary:
+    is_released = rnd.phase is Phase.RELEASED
     return pb.RoundSummary(
         round_id=rnd.round_id,
         phase=rnd.phase.value,
@@ -200,8 +202,10 @@ def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]) -> pb
         ended_at_unix_ms=_unix_ms(rnd.ended_at),
         contributions=_contributions(rnd, trust),
         base_model=rnd.base_model,
-        released_model=(rnd.candidate or "") if rnd.phase is Phase.RELEASED else "",
+        released_model=(rnd.to_release or "") if is_released else "",
         evaluation=None if rnd.evaluation is None else _evaluation(rnd.evaluation),
+        round_model=rnd.candidate or "",
+        averaged=rnd.average.models if is_released and rnd.average is not None else 0,
     )
 
 

@@ -106,7 +106,7 @@ def assemble(
         judge=judge,
         presence=presence,
         meter=outside.meter,
-        settings=_settings(config, len(enrolled), outside.tick_seconds),
+        settings=_settings(config, plan, len(enrolled), outside.tick_seconds),
         clock=outside.clock,
         entropy=outside.entropy,
     )
@@ -175,7 +175,7 @@ def _shares(histogram: tuple[int, ...] | None) -> tuple[float, ...] | None:
     return tuple(count / sum(histogram) for count in histogram)
 
 
-def _settings(config: Config, enrolled: int, tick_seconds: float) -> Settings:
+def _settings(config: Config, plan: StudyPlan, enrolled: int, tick_seconds: float) -> Settings:
     return Settings(
         schedule=config.rounds.opening,
         rules=replace(
@@ -186,6 +186,7 @@ def _settings(config: Config, enrolled: int, tick_seconds: float) -> Settings:
         rounds_planned=config.study.rounds,
         keep_spooled=config.rounds.keep_spooled,
         worker_attempts=config.worker.attempts,
+        average_from=plan.average_from,
         has_holdout=config.holdout is not None,
         cartel_alarm_share=config.trust.cartel_alarm_share,
         tick_seconds=tick_seconds,

@@ -50,6 +50,7 @@ from matl_coordinator.ports import (
 )
 from matl_coordinator.schedule import Schedule, next_due
 from matl_coordinator.service.alarms import Alarm, alarms_of
+from matl_coordinator.service.averaging import average_with_earlier
 from matl_coordinator.service.entries import (
     Fact,
     alarm_entry,
@@ -79,6 +80,8 @@ class Settings:
     rounds_planned: int
     keep_spooled: int
     worker_attempts: int
+    average_from: int
+    """As in the study plan."""
     has_holdout: bool
     """Whether models can be evaluated."""
     cartel_alarm_share: float
@@ -210,7 +213,7 @@ class Conductor:
             round_id=RoundId(1 if previous is None else previous.round_id + 1),
             nonce=self._entropy(32),
             plan_digest=state.study.plan_digest,
-            base_model=state.latest_model.digest,
+            base_model=state.latest_model.base,
             rules=self._settings.rules,
             opens_at=now,
         )
@@ -394,9 +397,16 @@ class Conductor:
     async def _aggregate(self, state: State, rnd: Round) -> None:
         released_in = 0 if state.latest_model is None else state.latest_model.round_id
         candidate = await self._judge.build(rnd, updates=state.updates, released_in=released_in)
+        average = await asyncio.to_thread(
+            average_with_earlier,
+            state,
+            candidate,
+            average_from=self._settings.average_from,
+            models=self._models,
+        )
         await self._advance(
             rnd,
-            Aggregated(candidate),
+            Aggregated(candidate, average),
             facts={
                 "model": candidate,
                 "updates": {each.node_id: each.update_digest for each in rnd.admitted},
@@ -404,22 +414,30 @@ class Conductor:
         )
 
     async def _evaluate(self, rnd: Round) -> None:
-        assert rnd.candidate is not None, "an evaluating round has a candidate"
+        model, average = rnd.to_release, rnd.average
+        assert model is not None, "an evaluating round has a model to release"
         evaluation: Evaluation | None = None
         if self._settings.has_holdout:
-            evaluation = await self._scorer.evaluate(rnd.candidate)
-        now, size = self._clock(), self._models.path(rnd.candidate).stat().st_size
+            evaluation = await self._scorer.evaluate(model)
+        now, size = self._clock(), self._models.path(model).stat().st_size
+        round_model = None if average is None else rnd.candidate
         after = await self._advance(
             rnd,
             Evaluated(now, evaluation),
-            changes=(PutModel(ModelRecord(rnd.candidate, size, rnd.round_id, now)),),
-            facts={"model": rnd.candidate, **_evaluation_facts(evaluation)},
+            changes=(PutModel(ModelRecord(model, size, rnd.round_id, now, round_model)),),
+            facts={
+                "model": model,
+                "round_model": round_model,
+                "averaged": None if average is None else average.models,
+                **_evaluation_facts(evaluation),
+            },
         )
         if after is not None:
             log.info(
                 "model_released",
                 round=rnd.round_id,
-                model=rnd.candidate[:12],
+                model=model[:12],
+                averaged=1 if average is None else average.models,
                 accuracy=None if evaluation is None else round(evaluation.accuracy, 4),
                 kappa=None if evaluation is None else round(evaluation.quadratic_weighted_kappa, 4),
             )

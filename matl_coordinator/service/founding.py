@@ -147,6 +147,7 @@ async def _found(
         adjacency=plan.privacy.adjacency,
         unit=plan.privacy.unit,
         max_steps=plan.privacy.max_steps,
+        average_from=plan.average_from or None,
     )
 
     def decide(state: State) -> Decision[None]:
@@ -194,7 +195,14 @@ def planned(
         sample_rate=study.sample_rate,
         max_steps=study.max_steps,
     )
-    return StudyPlan(config.federation.id, config.federation.study, schema, training, privacy)
+    return StudyPlan(
+        config.federation.id,
+        config.federation.study,
+        schema,
+        training,
+        privacy,
+        average_from=study.average_from,
+    )
 
 
 async def _calibrated(config: Config) -> float:

@@ -24,6 +24,8 @@ class Facts:
     study_id: str
     study_complete: bool
     rounds_planned: int
+    average_from: int
+    """As in the study plan."""
     present: int
     waiting_for: str
     next_round_at: datetime | None
@@ -67,6 +69,7 @@ class Overview:
             study_id=self._plan.study_id,
             study_complete=state.rounds_released >= self._rounds_planned,
             rounds_planned=self._rounds_planned,
+            average_from=self._plan.average_from,
             present=len(self._presence.present()),
             waiting_for=waiting_for,
             next_round_at=next_round_at,

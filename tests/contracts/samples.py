@@ -8,6 +8,7 @@ from matl_common.signing import Envelope
 from matl_common.tlog.merkle import leaf_hash
 from matl_coordinator.core.rounds import (
     Admitted,
+    Average,
     Evaluation,
     Excluded,
     NodeWeight,
@@ -48,6 +49,7 @@ def a_decided_round(number: int = 1) -> Round:
         excluded=(Excluded(NODES[1], "norm 3.0e38, \u2264 1 allowed"),),
         weights=(NodeWeight(NODES[0], 0.1 + 0.2),),
         candidate=digest_of(b"next"),
+        average=Average(digest_of(b"mean"), 3),
         evaluation=Evaluation(1 / 3, 0.5, -0.25, (0.1, 1.0, 5e-324), 200),
     )
 

@@ -118,6 +118,15 @@ def test_the_latest_model_is_that_of_the_newest_round(store: Store) -> None:
     assert store.model(MODEL) == a_model()
 
 
+def test_the_latest_model_knows_what_the_next_round_goes_on_from(store: Store) -> None:
+    own = replace(a_model(), round_model=digest_of(b"the round's own"))
+    store.commit([PutModel(own)], [])
+    latest = store.load().latest_model
+    assert latest == own
+    assert (own.digest, own.base) == (MODEL, digest_of(b"the round's own"))
+    assert a_model().base == MODEL
+
+
 def test_trust_can_be_put_before_the_first_round(store: Store) -> None:
     store.commit([PutTrust(RoundId(0), some_trust())], [])
     assert store.load().trust == some_trust()

@@ -16,6 +16,7 @@ from matl_coordinator.core.rounds import (
     Aborted,
     Admitted,
     Aggregated,
+    Average,
     CollectionClosed,
     Evaluated,
     Evaluation,
@@ -40,6 +41,7 @@ T0 = datetime(2026, 1, 1, tzinfo=UTC)
 A, B, C, D = (NodeId(f"hospital_{letter}") for letter in "abcd")
 NODES = (A, B, C)
 DIGEST = Digest("ab" * 32)
+AVERAGE = Average(Digest("cd" * 32), 2)
 RULES = RoundRules(
     quorum=2, minimum_participants=2, maximum_participants=3, collect_for=timedelta(minutes=5)
 )
@@ -60,6 +62,7 @@ EVENTS: tuple[Event, ...] = (
     Scored((NodeWeight(A, float("nan")), NodeWeight(C, 0.5))),
     Scored((NodeWeight(A, -0.5), NodeWeight(C, 1.5))),
     Aggregated(DIGEST),
+    Aggregated(DIGEST, AVERAGE),
     Evaluated(T0, EVALUATION),
     Aborted(T0, "by hand"),
 )
@@ -105,6 +108,8 @@ def is_sound(rnd: Round) -> bool:
         and (not past_scoring or counted == rnd.admitted_nodes)
         and (not past_scoring or abs(sum(each.weight for each in rnd.weights) - 1) < 1e-9)
         and (rnd.phase not in (Phase.EVALUATING, Phase.RELEASED) or rnd.candidate is not None)
+        and (rnd.average is None or rnd.candidate is not None)
+        and rnd.to_release == (rnd.candidate if rnd.average is None else AVERAGE.model)
         and (rnd.phase is Phase.RELEASED) == (rnd.evaluation is not None)
     )
 

@@ -277,6 +277,27 @@ def test_rounds_shows_how_good_each_model_is(founded: Federation) -> None:
     assert shown[1].split()[:6] == ["1", "released", "1", "of", "2", "0.812"]
 
 
+def test_rounds_and_status_tell_what_was_averaged(founded: Federation) -> None:
+    own = pb.RoundSummary(round_id=3, phase="released", released_model="ab" * 32)
+    mean = pb.RoundSummary(
+        round_id=4, phase="released", released_model="cd" * 32, round_model="ef" * 32, averaged=2
+    )
+    answers: dict[str, Callable[..., Any]] = {
+        "ListRounds": lambda _, request, __: pb.ListRoundsResponse(
+            rounds=[each for each in (own, mean) if each.round_id > request.after_round]
+        ),
+        "GetStatus": lambda *_: pb.GetStatusResponse(latest_model="cd" * 32, average_from=3),
+    }
+    with telling(founded, **answers) as shell:
+        told = shell.ask("rounds")
+        lines = shell.run("rounds").stdout.splitlines()
+        status = shell.run("status").stdout
+    assert [(each["round_model"], each["averaged"]) for each in told] == [("", 0), ("ef" * 32, 2)]
+    assert "cdcdcdcdcdcd, mean of 2" in lines[2]
+    assert "mean" not in lines[1]
+    assert "from release 3 on, the mean of the rounds' own models since" in status
+
+
 def test_what_others_wrote_does_not_steer_the_terminal(founded: Federation) -> None:
     told = pb.ListParticipantsResponse(
         participants=[pb.ParticipantSummary(node_id="hospital_a", reason="\x1b[2J[red]gone")]
