@@ -76,6 +76,8 @@ class Report:
     findings: Findings
     matl: tuple[float, ...]
     """Accuracy of the released models on the test images, as fractions."""
+    own: tuple[float, ...]
+    """The same of the rounds' own models, which are not released where the study averages."""
     references: ReferenceArms
     spending: Mapping[NodeId, Spending]
     seconds: Mapping[str, float]
@@ -116,7 +118,8 @@ def conclude(
     return Report(
         settings=settings,
         findings=findings,
-        matl=accuracies_on_test(layout, findings.rounds, data.test),
+        matl=accuracies_on_test(layout, [r.released_model for r in findings.rounds], data.test),
+        own=accuracies_on_test(layout, [r.round_model for r in findings.rounds], data.test),
         references=references,
         spending=read_spending(layout, settings, findings),
         seconds={**seconds, "reference_arms": time.monotonic() - started},
@@ -125,9 +128,9 @@ def conclude(
     )
 
 
-def accuracies_on_test(layout: Layout, rounds: Sequence[Round], test: TestSet) -> tuple[float, ...]:
-    """Accuracy of each released model on the test images, which its coordinator never saw."""
-    return tuple(test.accuracy(load_head(model_path(layout, rnd.released_model))) for rnd in rounds)
+def accuracies_on_test(layout: Layout, models: Sequence[str], test: TestSet) -> tuple[float, ...]:
+    """Accuracy of each of these models on the test images, which their coordinator never saw."""
+    return tuple(test.accuracy(load_head(model_path(layout, digest))) for digest in models)
 
 
 def model_path(layout: Layout, digest: str) -> Path:
@@ -216,7 +219,10 @@ def summary_document(report: Report) -> dict[str, object]:
         "rounds": len(findings.rounds),
         "accuracy": {name: values[-1] for name, values in arms.items()},
         "accuracy_per_round": {name: list(values) for name, values in arms.items()}
-        | {"fedavg_weighted_all_careful": list(report.references.fedavg_weighted_all_careful)},
+        | {
+            "matl_not_averaged": list(report.own),
+            "fedavg_weighted_all_careful": list(report.references.fedavg_weighted_all_careful),
+        },
         "holdout": [_finite(asdict(e)) for r in findings.rounds if (e := r.evaluation)],
         "trust": dict(trust_by_hospital(report.settings, findings.rounds)),
         "standing": {
@@ -236,6 +242,7 @@ def summary_document(report: Report) -> dict[str, object]:
             for node, each in report.spending.items()
         },
         "released_model": final.released_model,
+        "averaged": final.averaged,
         "log": {"size": status.log_size, "root": status.log_root},
         "measurements": {f"{name}_seconds": round(s, 1) for name, s in report.seconds.items()},
     }
@@ -391,6 +398,12 @@ def _remarks(report: Report) -> list[str]:
         f"What was released is {100 * (matl - plain):+.1f} points from unweighted FedAvg, and "
         f"{100 * (matl - weighted):+.1f} from FedAvg weighted by size."
     )
+    if averaged := report.findings.rounds[-1].averaged:
+        remarks.append(
+            f"It is the mean of the models of the last {averaged} rounds, which costs no privacy; "
+            f"the last round's own reaches {100 * report.own[-1]:.1f} %. The other arms' are not "
+            "averaged."
+        )
     remarks.append(_remark_on_weighting(report))
     remarks += [
         f"{display_name(each.node_id)} is {each.state}: "

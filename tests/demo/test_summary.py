@@ -64,6 +64,7 @@ def report(settings: Settings | None = None) -> Report:
         settings=settings or Settings(),
         findings=findings(),
         matl=(0.5, 0.7, 0.88),
+        own=(0.5, 0.7, 0.862),
         references=ReferenceArms(
             (0.6, 0.8, 0.95), (0.4, 0.5, 0.6), (0.5, 0.7, 0.87), (0.5, 0.7, 0.875)
         ),
@@ -163,6 +164,21 @@ def test_the_printed_summary_says_what_the_images_are_and_what_each_hospital_spe
     assert "88.0 %" in text
     assert "barely notices a small mislabelling hospital" in text
     assert "not reached" in text
+
+
+def test_a_released_mean_is_told_apart_from_the_last_rounds_own_model(tmp_path: Path) -> None:
+    given = report()
+    *earlier, last = given.findings.rounds
+    averaged = replace(given.findings, rounds=(*earlier, replace(last, averaged=2)))
+    given = replace(given, findings=averaged)
+    document = summary_document(given)
+    per_round = document["accuracy_per_round"]
+    assert isinstance(per_round, dict)
+    assert (document["released_model"], document["averaged"]) == (MODEL, 2)
+    assert per_round["matl_not_averaged"] == [0.5, 0.7, 0.862]
+    assert "the mean of the models of the last 2 rounds" in printed(given, tmp_path)
+    assert "own reaches 86.2 %" in printed(given, tmp_path)
+    assert "the mean of the models" not in printed(report(), tmp_path)
 
 
 def test_a_hostile_hospital_is_named_and_has_no_ledger(tmp_path: Path) -> None:
