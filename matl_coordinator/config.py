@@ -109,9 +109,9 @@ class Study(Section):
     max_grad_norm: float = Field(default=1.0, gt=0.0, le=1e6)
     sample_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     batch_size: int = Field(default=32, ge=1, le=1 << 20)
-    averaging: Literal["auto", "second-half", "none"] = "auto"
-    """Which rounds' models the released ones are means of; ``auto``: the second half for
-    ``head`` with noise, where averaging costs no privacy and takes noise out."""
+    averaging: Literal["none", "second-half"] = "none"
+    """Which rounds' own models the released ones are means of. Pays where steps are so long that
+    noise outweighs what the mean lags behind."""
 
     @model_validator(mode="after")
     def _check(self) -> Study:
@@ -133,9 +133,7 @@ class Study(Section):
     @property
     def average_from(self) -> int:
         """The first release, counted from 1, that averages; 0 for none."""
-        by_default = self.recipe is Recipe.HEAD and self.is_private
-        averages = by_default if self.averaging == "auto" else self.averaging == "second-half"
-        return self.rounds // 2 + 1 if averages else 0
+        return self.rounds // 2 + 1 if self.averaging == "second-half" else 0
 
 
 class PreAggregation(Section):

@@ -201,6 +201,7 @@ def coordinator_table(layout: Layout, settings: Settings, *, port: int) -> Table
             "epsilon": float(settings.epsilon),
             "delta": RECIPE.delta,
             "max_grad_norm": RECIPE.max_grad_norm,
+            "averaging": RECIPE.averaging,
         },
         "rounds": {
             "schedule": "interval",

@@ -1,9 +1,9 @@
 """Which rounds' models a released one is the mean of.
 
 Under noise the last iterate carries that of the last rounds in full; the mean over the second
-half of a run takes most of it out and, being computed from what is public already, costs no
-privacy (Polyak and Juditsky, SIAM J. Control Optim. 1992; De et al., arXiv 2204.13650).
-Training never goes on from a mean.
+half of a run takes some of it out and, being computed from what is public already, costs no
+privacy (Polyak and Juditsky, SIAM J. Control Optim. 1992; De et al., arXiv 2204.13650). It
+also lags behind a model that still learns. Training never goes on from a mean.
 """
 
 from __future__ import annotations

@@ -23,17 +23,13 @@ def test_without_averaging_every_release_is_the_rounds_own() -> None:
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 6, 7, 50])
 def test_the_last_release_is_the_mean_of_the_second_half(rounds: int) -> None:
-    first = study(rounds=rounds).average_from
+    first = study(rounds=rounds, averaging="second-half").average_from
     counts = of_how_many(first, rounds=rounds)
     half = rounds - rounds // 2
     assert counts == [1] * (rounds // 2) + list(range(1, half + 1))
 
 
-def test_only_a_head_with_noise_is_averaged_unless_the_study_says_so() -> None:
-    full = {"recipe": "full", "backbone": "resnet50_gn", "rounds": 6}
-    assert study(rounds=6).average_from == 4
-    assert study(rounds=6, epsilon=float("inf")).average_from == 0
-    assert study(**full).average_from == 0
+def test_a_study_averages_if_it_says_so() -> None:
+    assert study(rounds=6).average_from == 0
     assert study(rounds=6, averaging="none").average_from == 0
-    assert study(**full, averaging="second-half").average_from == 4
-    assert study(rounds=6, epsilon=float("inf"), averaging="second-half").average_from == 4
+    assert study(rounds=6, averaging="second-half").average_from == 4
