@@ -130,7 +130,11 @@ def _learner(cohort: Cohort, setting: Setting) -> Learner:
 
 def run(study: Study, name: ArmName, folder: Path) -> Outcome:
     """Carry one study out under one rule."""
-    arm = Arm(name, study.federation, folder)
+    return run_under(study, Arm(name, study.federation, folder))
+
+
+def run_under(study: Study, arm: Arm) -> Outcome:
+    """Carry one study out under one coordinator, which has seen nothing yet."""
     split = split_holdout(study.cohort.root_labels, folds=FOLDS)
     base = study.learner.initial()
     previous: Float32Array | None = None

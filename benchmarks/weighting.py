@@ -1,0 +1,380 @@
+"""``make bench-weighting``: what hospitals should count for when each adds its own noise.
+
+Hospitals of 10,000, 5,000, 3,000, 2,000 and 1,000 patients at ε = 1, with nobody hostile and
+with the largest. Training, attacks and rounds are those of the robustness evidence, and so is
+the product's judgement; only the shares it comes to are weighed anew. Prints tables and writes
+out/bench/weighting.json.
+"""
+
+import json
+import multiprocessing
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache
+from itertools import count, islice
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Final
+
+import numpy as np
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.robust.arms import Arm, ArmName, Federation, RoundInput
+from benchmarks.robust.cohort import Indices, Mix, Setting, split_images
+from benchmarks.robust.datasets import (
+    FASHION_FOLDER,
+    DataSet,
+    Float32Array,
+    Images,
+    Labels,
+    load_images,
+)
+from benchmarks.robust.learners import EPSILON, Learner, LocalUpdates
+from benchmarks.robust.simulation import NO_ATTACK, prepare, run_under
+from matl_common.durable import write_atomically
+from matl_common.errors import MatlError
+from matl_common.protocol import StudyPlan
+from matl_common.vision.linear_head import Float64Array
+from matl_coordinator.core.robust.sizes import size_cap
+
+MEMBERS: Final = 5
+ATTACKS: Final = ("sign_flip_1", "sleeper")
+"""By the largest hospital: one that is seen at once, and one that has earned full trust."""
+
+
+class Weighting(StrEnum):
+    """What a hospital of N patients counts for, before trust."""
+
+    EQUAL = "1"
+    SIZE = "N"
+    CAPPED_SIZE = "min(N, U)"
+    """The product's."""
+    SQUARE = "N^2"
+    """Of least variance where the noise of an update goes as 1/N."""
+    CAPPED_SQUARE = "min(N^2, U)"
+    """The same, and the f largest have half of the weight at most."""
+
+
+def weigh(weighting: Weighting, patients: Sequence[int], *, f: int) -> list[float]:
+    """What each hospital counts for, by its enrolled size."""
+    match weighting:
+        case Weighting.EQUAL:
+            return [1.0] * len(patients)
+        case Weighting.SIZE:
+            return [float(size) for size in patients]
+        case Weighting.SQUARE:
+            return [float(size**2) for size in patients]
+        case Weighting.CAPPED_SIZE:
+            return [float(min(size, size_cap(patients, f=f))) for size in patients]
+        case Weighting.CAPPED_SQUARE:
+            squares = [size**2 for size in patients]
+            return [float(min(square, size_cap(squares, f=f))) for square in squares]
+
+
+class WeighedArm(Arm):
+    """The product's coordinator but for what sizes count; hospitals' trust counts as it does."""
+
+    def __init__(self, weighting: Weighting, federation: Federation, folder: Path) -> None:
+        super().__init__(ArmName.MATL, federation, folder)
+        patients = [each.patients for each in federation.enrolled.values()]
+        wanted = weigh(weighting, patients, f=federation.byzantine)
+        usual = weigh(Weighting.CAPPED_SIZE, patients, f=federation.byzantine)
+        self._factors = {
+            node: mine / theirs
+            for node, mine, theirs in zip(federation.enrolled, wanted, usual, strict=True)
+        }
+
+    def _judge(self, closed: RoundInput) -> str | None:
+        hold = super()._judge(closed)
+        raw = {node: share * self._factors[node] for node, share in self._weights.items()}
+        self._weights = {node: weight / sum(raw.values()) for node, weight in raw.items()}
+        return hold
+
+
+@dataclass(slots=True)
+class AveragingLearner:
+    """A learner whose released model is the mean of the second half's, as in the product."""
+
+    learner: Learner
+    rounds: int
+    plan: StudyPlan = field(init=False)
+    last: Labels | None = field(default=None, init=False)
+    """What the last round's own model predicted where the mean was asked."""
+    _bases: list[Float32Array] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.plan = self.learner.plan
+
+    def initial(self) -> Float32Array:
+        """As ``Learner.initial``; begins anew."""
+        self._bases.clear()
+        return self.learner.initial()
+
+    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
+        """As ``Learner.train``."""
+        self._bases.append(base)
+        return self.learner.train(base, round_number=round_number)
+
+    def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
+        """As ``Learner.descent``."""
+        return self.learner.descent(base, root_rows)
+
+    def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
+        """As ``Learner.root_update``."""
+        return self.learner.root_update(base, round_number=round_number)
+
+    def root_losses(
+        self, base: Float32Array, updates: Float32Array, root_rows: Indices
+    ) -> Float64Array:
+        """As ``Learner.root_losses``."""
+        return self.learner.root_losses(base, updates, root_rows)
+
+    def predict(self, base: Float32Array, values: Float32Array) -> Labels:
+        """As ``Learner.predict``, with the mean of the models of the second half of rounds."""
+        # The first base is no round's model.
+        models = [*self._bases[1:], base][self.rounds // 2 :]
+        self.last = self.learner.predict(base, values)
+        mean = np.stack(models).mean(axis=0, dtype=np.float64)
+        return self.learner.predict(mean.astype(np.float32), values)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One split under one attack, for every weighting."""
+
+    setting: Setting
+    attack: str
+    fashion: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run. Accuracies on the test images, as fractions."""
+
+    data_set: str
+    mix: str
+    f: int
+    attack: str
+    seed: int
+    weighting: str
+    accuracy: float
+    """Of the released mean."""
+    last_accuracy: float
+    """Of the last round's own model."""
+    held_rounds: int
+    hostile_excluded: float | None
+
+
+def carry_out(job: Job) -> list[Measured]:
+    """Run one job."""
+    study = prepare(_images(job.setting.data_set, job.fashion), job.setting, job.attack)
+    learner = AveragingLearner(study.learner, study.rounds)
+    study = replace(study, learner=learner)
+    shared = Path("/dev/shm")
+    found = []
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        for weighting in Weighting:
+            outcome = run_under(study, WeighedArm(weighting, study.federation, Path(folder)))
+            last = float(np.mean(learner.last == study.cohort.test_labels))
+            found.append(
+                Measured(
+                    data_set=job.setting.data_set,
+                    mix=job.setting.mix,
+                    f=job.setting.byzantine,
+                    attack=job.attack,
+                    seed=job.setting.seed,
+                    weighting=weighting,
+                    accuracy=outcome.accuracy,
+                    last_accuracy=last,
+                    held_rounds=outcome.held_rounds,
+                    hostile_excluded=outcome.hostile_excluded,
+                )
+            )
+    return found
+
+
+@cache
+def _images(data_set: DataSet, fashion: Path) -> Images:
+    return load_images(data_set, fashion=fashion)
+
+
+def jobs_of(data_sets: Sequence[DataSet], *, seeds: int, fashion: Path) -> list[Job]:
+    """Nobody hostile, then the largest hospital, with f = 1 and f = 2 declared."""
+    jobs = []
+    for data_set in data_sets:
+        images = _images(data_set, fashion)
+        for mix in Mix:
+            for f in (1, 2):
+                splits = [Setting(data_set, MEMBERS, f, mix, True, seed) for seed in range(seeds)]
+                jobs += [Job(setting, NO_ATTACK, fashion) for setting in splits]
+                hostile = list(islice(_largest_hostile(images, data_set, f, mix), seeds))
+                jobs += [Job(each, attack, fashion) for attack in ATTACKS for each in hostile]
+    return jobs
+
+
+def _largest_hostile(images: Images, data_set: DataSet, f: int, mix: Mix) -> Iterator[Setting]:
+    """The splits whose draw makes the largest hospital hostile, and at f = 2 another one."""
+    for seed in count():
+        setting = Setting(data_set, MEMBERS, f, mix, True, seed)
+        if split_images(images, setting).hostile[0]:
+            yield setting
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One weighting in one federation under one attack, over its splits; in points."""
+
+    data_set: str
+    mix: str
+    f: int
+    attack: str
+    weighting: str
+    splits: int
+    accuracy: float
+    gain: float
+    """Over the product's weighting, split by split: the noise is the same."""
+    gain_error: float
+    """Standard error of that mean."""
+    averaging_gain: float
+    """Of the released mean over the last round's own model."""
+    hostile_excluded: float | None
+
+
+def cells_of(runs: Sequence[Measured]) -> list[Cell]:
+    """What the runs come to."""
+    groups: dict[tuple[str, str, int, str], dict[str, list[Measured]]] = {}
+    for run in sorted(runs, key=lambda m: (m.data_set, m.mix, m.f, m.attack != NO_ATTACK, m.seed)):
+        group = groups.setdefault((run.data_set, run.mix, run.f, run.attack), {})
+        group.setdefault(run.weighting, []).append(run)
+    return [
+        _cell(found, group[Weighting.CAPPED_SIZE])
+        for group in groups.values()
+        for found in group.values()
+    ]
+
+
+def _cell(found: Sequence[Measured], usual: Sequence[Measured]) -> Cell:
+    gains = [100 * (a.accuracy - b.accuracy) for a, b in zip(found, usual, strict=True)]
+    excluded = [each.hostile_excluded for each in found if each.hostile_excluded is not None]
+    first = found[0]
+    return Cell(
+        data_set=first.data_set,
+        mix=first.mix,
+        f=first.f,
+        attack=first.attack,
+        weighting=first.weighting,
+        splits=len(found),
+        accuracy=100 * fmean(each.accuracy for each in found),
+        gain=fmean(gains),
+        gain_error=stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0,
+        averaging_gain=100 * fmean(each.accuracy - each.last_accuracy for each in found),
+        hostile_excluded=fmean(excluded) if excluded else None,
+    )
+
+
+def document(runs: Sequence[Measured], *, seeds: int) -> dict[str, object]:
+    """``weighting.json`` as a value."""
+    # Imports torch, which no worker process needs.
+    from matl.demo.summary import machine
+
+    return {
+        "machine": machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks.weighting", *sys.argv[1:]]),
+        "settings": {"epsilon": EPSILON, "splits": seeds, "attacks": list(ATTACKS)},
+        "measurements": [asdict(each) for each in runs],
+        "summary": [asdict(each) for each in cells_of(runs)],
+    }
+
+
+def show(console: Console, cells: Sequence[Cell]) -> None:
+    """Print the product's accuracy, and what the other weightings gain over it."""
+    table = Table(
+        box=box.SIMPLE,
+        title="Accuracy of the released model, and points gained by weighing otherwise",
+        caption="± standard error over splits. Averaging: the released mean over the last "
+        "round's own model. Out: hostile hospitals excluded at the end.",
+    )
+    others = [each for each in Weighting if each is not Weighting.CAPPED_SIZE]
+    for column in ("Data", "Classes", "f", "Largest hospital"):
+        table.add_column(column, no_wrap=True)
+    for column in (Weighting.CAPPED_SIZE, *others, "Averaging", "Out"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for usual in cells:
+        if usual.weighting != Weighting.CAPPED_SIZE:
+            continue
+        key = (usual.data_set, usual.mix, usual.f, usual.attack)
+        gains = {
+            each.weighting: f"{each.gain:+.1f} ± {each.gain_error:.1f}"
+            for each in cells
+            if (each.data_set, each.mix, each.f, each.attack) == key
+        }
+        excluded = usual.hostile_excluded
+        table.add_row(
+            usual.data_set,
+            usual.mix,
+            str(usual.f),
+            "honest" if usual.attack == NO_ATTACK else usual.attack,
+            f"{usual.accuracy:.1f}",
+            *(gains[each] for each in others),
+            f"{usual.averaging_gain:+.1f}",
+            "" if excluded is None else f"{100 * excluded:.0f} %",
+        )
+    console.print(table)
+
+
+def measure(console: Console, jobs: Sequence[Job], *, processes: int) -> list[Measured]:
+    """Run every job, with progress."""
+    # Read when a new process loads numpy; small products are no faster on two threads.
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    runs: list[Measured] = []
+    with (
+        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        bar = progress.add_task("", total=len(jobs))
+        for future in as_completed([pool.submit(carry_out, job) for job in jobs]):
+            runs += future.result()
+            progress.advance(bar)
+    return runs
+
+
+def command(
+    *,
+    datasets: Annotated[list[DataSet] | None, typer.Option("--data", help="Both unless given.")] = (
+        None
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Splits of each federation.")] = 3,
+    fashion: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST.")] = FASHION_FOLDER,
+    processes: Annotated[int, typer.Option(min=1)] = len(os.sched_getaffinity(0)),
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("out/bench"),
+) -> None:
+    """Measure what hospitals of different size should count for."""
+    console = Console()
+    try:
+        jobs = jobs_of(datasets or list(DataSet), seeds=seeds, fashion=fashion)
+        runs = measure(console, jobs, processes=processes)
+    except MatlError as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    show(console, cells_of(runs))
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document(runs, seeds=seeds), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(out / "weighting.json", [text.encode() + b"\n"], mode=0o644)
+    console.print(f"Figures: {out / 'weighting.json'}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(command)
