@@ -49,6 +49,7 @@ from matl_common.vision.linear_head import Float64Array
 from matl_coordinator.core.robust.sizes import size_cap
 
 MEMBERS: Final = 5
+_FILE_COLUMNS: Final = 150
 ATTACKS: Final = ("sign_flip_1", "sleeper")
 """By the largest hospital: one that is seen at once, and one that has earned full trust."""
 
@@ -104,7 +105,7 @@ class WeighedArm(Arm):
 
 @dataclass(slots=True)
 class AveragingLearner:
-    """A learner whose released model is the mean of the second half's, as in the product."""
+    """A learner that releases the mean of the second half's models, as a study may."""
 
     learner: Learner
     rounds: int
@@ -169,7 +170,7 @@ class Measured:
     seed: int
     weighting: str
     accuracy: float
-    """Of the released mean."""
+    """Of the mean of the second half's models."""
     last_accuracy: float
     """Of the last round's own model."""
     held_rounds: int
@@ -242,12 +243,13 @@ class Cell:
     weighting: str
     splits: int
     accuracy: float
+    """Of the last round's own model."""
     gain: float
     """Over the product's weighting, split by split: the noise is the same."""
     gain_error: float
     """Standard error of that mean."""
     averaging_gain: float
-    """Of the released mean over the last round's own model."""
+    """Of the mean of the second half's models over the last one."""
     hostile_excluded: float | None
 
 
@@ -265,7 +267,7 @@ def cells_of(runs: Sequence[Measured]) -> list[Cell]:
 
 
 def _cell(found: Sequence[Measured], usual: Sequence[Measured]) -> Cell:
-    gains = [100 * (a.accuracy - b.accuracy) for a, b in zip(found, usual, strict=True)]
+    gains = [100 * (a.last_accuracy - b.last_accuracy) for a, b in zip(found, usual, strict=True)]
     excluded = [each.hostile_excluded for each in found if each.hostile_excluded is not None]
     first = found[0]
     return Cell(
@@ -275,7 +277,7 @@ def _cell(found: Sequence[Measured], usual: Sequence[Measured]) -> Cell:
         attack=first.attack,
         weighting=first.weighting,
         splits=len(found),
-        accuracy=100 * fmean(each.accuracy for each in found),
+        accuracy=100 * fmean(each.last_accuracy for each in found),
         gain=fmean(gains),
         gain_error=stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0,
         averaging_gain=100 * fmean(each.accuracy - each.last_accuracy for each in found),
@@ -302,9 +304,9 @@ def show(console: Console, cells: Sequence[Cell]) -> None:
     """Print the product's accuracy, and what the other weightings gain over it."""
     table = Table(
         box=box.SIMPLE,
-        title="Accuracy of the released model, and points gained by weighing otherwise",
-        caption="± standard error over splits. Averaging: the released mean over the last "
-        "round's own model. Out: hostile hospitals excluded at the end.",
+        title="Accuracy of the last model, and points gained by weighing otherwise",
+        caption="± standard error over splits. Averaging: the mean of the second half's models "
+        "over the last one. Out: hostile hospitals excluded at the end.",
     )
     others = [each for each in Weighting if each is not Weighting.CAPPED_SIZE]
     for column in ("Data", "Classes", "f", "Largest hospital"):
@@ -362,7 +364,8 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("out/bench"),
 ) -> None:
     """Measure what hospitals of different size should count for."""
-    console = Console()
+    # In a file the table would be cut to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
     try:
         jobs = jobs_of(datasets or list(DataSet), seeds=seeds, fashion=fashion)
         runs = measure(console, jobs, processes=processes)
