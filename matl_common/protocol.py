@@ -80,6 +80,9 @@ class StudyPlan:
     average_from: int = 0
     """From which release on, counted from 1, the mean of the rounds' own models since then is
     released; training goes on from the last round's own. 0: every release is the round's own."""
+    send_after_seconds: float = 0.0
+    """A hospital that looked at its data says nothing before this long after it began to, or a
+    multiple of it, so that its silence does not tell of the data; 0 hides nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,6 @@ class UpdateManifest:
     chunk_root: bytes
     """RFC 6962 tree hash over the chunks."""
     privacy: PrivacySpend
-    sealed_at: datetime
     expires_at: datetime
 
 

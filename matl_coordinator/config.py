@@ -107,6 +107,9 @@ class Study(Section):
     """Over the whole study; ``inf`` promises no privacy and adds no noise."""
     delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0, le=1e6)
+    send_after_seconds: Annotated[float, Field(ge=0.0, le=30 * 86400.0)] = 300.0
+    """How long after it began to train a hospital sends its update, so that the time does not
+    tell of its data; longer than training takes anywhere. 0 sends at once."""
     sample_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     batch_size: int = Field(default=32, ge=1, le=1 << 20)
     averaging: Literal["none", "second-half"] = "none"
@@ -306,6 +309,12 @@ class Config(Section):
                 make_url(self.database)
             except ArgumentError as error:
                 raise ValueError("database is not a URL such as postgresql://host/name") from error
+        if self.rounds.collect_seconds <= self.study.send_after_seconds:
+            raise ValueError(
+                f"rounds.collect_seconds = {self.rounds.collect_seconds:g} ends before any update "
+                f"may be sent (study.send_after_seconds = {self.study.send_after_seconds:g}); "
+                "collect for at least twice as long"
+            )
         if self.holdout is None:
             self._check_peer_rule()
         return self

@@ -111,12 +111,14 @@ class Privacy(Section):
     budget alone if unset."""
     dataset_delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
     """The δ at which ``dataset_epsilon`` holds."""
+    min_send_after_seconds: float = Field(default=0.0, ge=0.0)
+    """The least ``send_after_seconds`` of a study: as long as a look at the data may take here."""
     attempts_per_round: int = Field(default=1, ge=1, le=10)
     """How often one round may be charged when training is interrupted."""
 
     @property
     def limits(self) -> PrivacyLimits:
-        return PrivacyLimits(self.max_epsilon, self.max_delta)
+        return PrivacyLimits(self.max_epsilon, self.max_delta, self.min_send_after_seconds)
 
     @property
     def dataset_limit(self) -> DatasetLimit | None:

@@ -32,6 +32,7 @@ from matl_participant.config import Config
 from matl_participant.core.account import Account, AttemptState, Planned
 from matl_participant.core.evidence import why_behind
 from matl_participant.core.limits import why_changed, why_refused
+from matl_participant.core.sending import Look, is_late, may_speak_from
 from matl_participant.core.session import (
     Abandon,
     Action,
@@ -84,6 +85,8 @@ class _Run:
     connected: bool = False
     refusal: str | None = None
     prepared: bool = False
+    prepares_since: datetime | None = None
+    looked: Look | None = None
     dataset_digest: Digest | None = None
     study_complete: bool = False
     round_start: RoundStart | None = None
@@ -162,8 +165,15 @@ class Participant:
             has_result=run.has_result,
             retry_at=run.retry_at,
             retry_reason=run.retry_reason,
+            looked=run.looked,
+            send_after=self._send_after,
             attempts_per_round=self.config.privacy.attempts_per_round,
         )
+
+    @property
+    def _send_after(self) -> timedelta:
+        signed = self._run.signed_plan
+        return timedelta(seconds=signed.plan.send_after_seconds if signed else 0.0)
 
     async def _perform(self, action: Action, why: str) -> Outcome | None:
         self.reports.action(type(action).__name__, why)
@@ -256,6 +266,7 @@ class Participant:
             return
         dataset = self.config.data.dataset
         run.signed_plan = signed
+        self.reports.sending(plan.send_after_seconds)
         run.study = self.folder.study(plan.study_id)
         ledger = open_ledger(
             self.folder.ledger,
@@ -278,12 +289,15 @@ class Participant:
         run.study.discard_others(sealed.round_id if sealed else None)
         if sealed:
             run.sealed = load_sealed(run.study, sealed, self.signer.public_key)
+            self._looked(self._training_since(sealed.round_id))
 
     async def _prepare(self) -> None:
         run = self._run
         signed, ledger, study = _known(run.signed_plan), _known(run.ledger), _known(run.study)
         request = prepare_request(self.config, signed.plan, cache=self.folder.cache)
         timeout = self.config.training.timeout_seconds
+        # Of the first attempt: how long one took that failed tells of the data, too.
+        run.prepares_since = run.prepares_since or self.clock()
         try:
             answer = await self.worker.run(
                 request, timeout_seconds=timeout, on_progress=self._progress("prepare")
@@ -291,6 +305,9 @@ class Participant:
         except WorkerFailedError as error:
             run.refusal = f"the data cannot be prepared: {error.remote_message}"
             return
+        finally:
+            self._looked(run.prepares_since)
+        self._warn_if_late()
         digest = parse_digest(str(answer["dataset_digest"]))
         self.reports.data_checked(answer)
         planned = ledger.account.plan
@@ -442,7 +459,6 @@ class Participant:
                 signed_plan=_known(run.signed_plan),
                 attempt=_known(ledger.account.open_attempt),
                 signer=self.signer,
-                now=self.clock(),
             )
         except ResultUnusableError as error:
             self.reports.training_failed(round_id, error)
@@ -455,6 +471,8 @@ class Participant:
         )
         run.sealed = seal.update
         self.reports.sealed(round_id, seal.update.digest)
+        self._looked(self._training_since(round_id))
+        self._warn_if_late()
 
     def _abandon(self, round_id: RoundId, why: str, *, outcome: str = "lost") -> None:
         run, ledger = self._run, _known(self._run.ledger)
@@ -464,6 +482,21 @@ class Participant:
         _known(run.study).discard_others(None)
         self.folder.result(round_id).unlink(missing_ok=True)
         self.reports.abandoned(round_id, why, was_sealed=was_sealed, outcome=outcome)
+        if not was_sealed:
+            self._looked(self._training_since(round_id))
+
+    def _training_since(self, round_id: RoundId) -> datetime:
+        """When the round was first charged, which is before its data was first read."""
+        first = _known(self._run.ledger).account.attempts_at(round_id)[0]
+        return _known(first.reserved_at)
+
+    def _looked(self, since: datetime) -> None:
+        self._run.looked = Look(since=since, until=self.clock())
+
+    def _warn_if_late(self) -> None:
+        look = _known(self._run.looked)
+        if is_late(look, self._send_after):
+            self.reports.late(may_speak_from(look, self._send_after))
 
     def _halt(self, why: str, *, is_final: bool) -> Outcome:
         ledger = self._run.ledger

@@ -4,7 +4,7 @@ Every event the daemon logs is a method here, so that this page is what to read 
 what a log can hold: no loss, no tensor, no path, no row of data.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -58,6 +58,26 @@ class Reports:
                 "participant.clock_differs",
                 coordinator_ahead_seconds=round(ahead.total_seconds()),
             )
+
+    def sending(self, send_after_seconds: float) -> None:
+        """Say when updates leave; loudly where that tells of the data."""
+        if send_after_seconds > 0.0:
+            self._log.info("participant.sends_on_schedule", after_seconds=send_after_seconds)
+            return
+        self._log.warning(
+            "participant.sends_at_once",
+            why="the study's plan has send_after_seconds = 0: an update leaves as soon as training "
+            "ends, so the coordinator learns how long it took, and from that about how many "
+            "images there are",
+        )
+
+    def late(self, until: datetime) -> None:
+        self._log.warning(
+            "participant.send_time_missed",
+            until=until.isoformat(),
+            why="a look at the data took longer than the plan's send_after_seconds; the "
+            "coordinator will see how many times as long. Ask its operator for a longer time",
+        )
 
     def disconnected(self) -> None:
         self.metrics.connected.set(0)

@@ -7,7 +7,6 @@ ledger or the network. Blocking: call it in a thread.
 
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -48,7 +47,6 @@ def seal_result(
     signed_plan: SignedPlan,
     attempt: Attempt,
     signer: Signer,
-    now: datetime,
 ) -> Seal:
     """Make a training result durable, and sign what it is.
 
@@ -68,7 +66,6 @@ def seal_result(
         signed_plan=signed_plan,
         base_model=attempt.base_model,
         steps=attempt.steps,
-        now=now,
     )
     sealed = seal_manifest(manifest, file, signer)
     study.write_manifest(start.round_id, sealed.envelope)
@@ -82,9 +79,11 @@ def manifest_of(
     signed_plan: SignedPlan,
     base_model: Digest,
     steps: int,
-    now: datetime,
 ) -> UpdateManifest:
-    """What is promised of an update file: trained for this round, as the plan asks."""
+    """What is promised of an update file: trained for this round, as the plan asks.
+
+    Nothing in it but ``chunk_root`` depends on data: not when training ended, either.
+    """
     plan, terms = signed_plan.plan, signed_plan.plan.privacy
     return UpdateManifest(
         federation_id=start.federation_id,
@@ -98,7 +97,6 @@ def manifest_of(
         chunk_bytes=CHUNK_BYTES,
         chunk_root=merkle_root(hash_chunks(file)),
         privacy=PrivacySpend(terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, steps),
-        sealed_at=now,
         expires_at=start.deadline,
     )
 

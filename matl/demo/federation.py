@@ -202,6 +202,7 @@ def coordinator_table(layout: Layout, settings: Settings, *, port: int) -> Table
             "delta": RECIPE.delta,
             "max_grad_norm": RECIPE.max_grad_norm,
             "averaging": RECIPE.averaging,
+            "send_after_seconds": RECIPE.send_after_seconds,
         },
         "rounds": {
             "schedule": "interval",

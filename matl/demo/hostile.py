@@ -12,7 +12,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
@@ -176,7 +175,6 @@ class Attacker:
             signed_plan=signed,
             base_model=start.base_model,
             steps=signed.plan.training.steps_per_round,
-            now=datetime.now(UTC),
         )
         signer = load_pem_signer(self.config.identity.signing_key)
         return seal_manifest(manifest, file, signer)

@@ -60,6 +60,7 @@ class Recipe:
         views: deterministic views that a patient's features are averaged over.
         averaging: which rounds' models are averaged in what is released. With steps as short as
             these the mean would lag behind more than it takes noise out.
+        send_after_seconds: longer than any hospital of the demonstration trains.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -73,6 +74,7 @@ class Recipe:
     image_size: int = 224
     views: int = 2
     averaging: str = "none"
+    send_after_seconds: float = 3.0
 
 
 RECIPE: Final = Recipe()

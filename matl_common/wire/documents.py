@@ -35,6 +35,7 @@ from matl_common.wire import federation_pb2 as pb
 NONCE_BYTES = 32
 HASH_BYTES = 32
 MAX_NAME_CHARACTERS = 100
+MAX_SEND_AFTER_SECONDS = 30 * 86400.0
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -98,6 +99,7 @@ def format_study_plan(plan: StudyPlan) -> bytes:
             max_steps=privacy.max_steps,
         ),
         average_from=plan.average_from,
+        send_after_seconds=plan.send_after_seconds,
     )
     return message.SerializeToString(deterministic=True)
 
@@ -116,6 +118,12 @@ def parse_study_plan(payload: bytes) -> StudyPlan:
         training=_parse_training(message.training),
         privacy=_parse_privacy_terms(message.privacy),
         average_from=_within(message.average_from, 0, 1_000_000, "average_from"),
+        send_after_seconds=_real(
+            message.send_after_seconds,
+            "send_after_seconds",
+            at_least=0.0,
+            at_most=MAX_SEND_AFTER_SECONDS,
+        ),
     )
 
 
@@ -210,7 +218,6 @@ def format_update_manifest(manifest: UpdateManifest) -> bytes:
             sample_rate=manifest.privacy.sample_rate,
             steps=manifest.privacy.steps,
         ),
-        sealed_at_unix_ms=to_unix_ms(manifest.sealed_at),
         expires_at_unix_ms=to_unix_ms(manifest.expires_at),
     )
     return message.SerializeToString(deterministic=True)
@@ -242,7 +249,6 @@ def parse_update_manifest(payload: bytes) -> UpdateManifest:
             sample_rate=_real(message.privacy.sample_rate, "sample_rate", above=0.0, at_most=1.0),
             steps=_within(message.privacy.steps, 1, 10_000_000, "steps"),
         ),
-        sealed_at=from_unix_ms(message.sealed_at_unix_ms),
         expires_at=from_unix_ms(message.expires_at_unix_ms),
     )
 

@@ -129,10 +129,13 @@ class StudyPlan(_message.Message):
     TRAINING_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
     AVERAGE_FROM_FIELD_NUMBER: _builtins.int
+    SEND_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
     federation_id: _builtins.str
     study_id: _builtins.str
     average_from: _builtins.int
     """see StudyPlan in matl_common/protocol.py; 0 = no averaging"""
+    send_after_seconds: _builtins.float
+    """what a hospital waits for after a look at its data; 0: nothing"""
     @_builtins.property
     def schema(self) -> Global___ModelSchema: ...
     @_builtins.property
@@ -148,10 +151,11 @@ class StudyPlan(_message.Message):
         training: Global___TrainingPlan | None = ...,
         privacy: Global___PrivacyTerms | None = ...,
         average_from: _builtins.int = ...,
+        send_after_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["privacy", b"privacy", "schema", b"schema", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_from", b"average_from", "federation_id", b"federation_id", "privacy", b"privacy", "schema", b"schema", "study_id", b"study_id", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["average_from", b"average_from", "federation_id", b"federation_id", "privacy", b"privacy", "schema", b"schema", "send_after_seconds", b"send_after_seconds", "study_id", b"study_id", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -312,7 +316,6 @@ class UpdateManifest(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     CHUNK_ROOT_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
-    SEALED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     federation_id: _builtins.str
     study_id: _builtins.str
@@ -325,7 +328,6 @@ class UpdateManifest(_message.Message):
     chunk_bytes: _builtins.int
     chunk_root: _builtins.bytes
     """RFC 6962 tree hash over the chunks"""
-    sealed_at_unix_ms: _builtins.int
     expires_at_unix_ms: _builtins.int
     @_builtins.property
     def privacy(self) -> Global___PrivacySpend: ...
@@ -343,12 +345,11 @@ class UpdateManifest(_message.Message):
         chunk_bytes: _builtins.int = ...,
         chunk_root: _builtins.bytes = ...,
         privacy: Global___PrivacySpend | None = ...,
-        sealed_at_unix_ms: _builtins.int = ...,
         expires_at_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["privacy", b"privacy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "byte_count", b"byte_count", "chunk_bytes", b"chunk_bytes", "chunk_root", b"chunk_root", "expires_at_unix_ms", b"expires_at_unix_ms", "federation_id", b"federation_id", "nonce", b"nonce", "plan_digest", b"plan_digest", "privacy", b"privacy", "round_id", b"round_id", "schema_digest", b"schema_digest", "sealed_at_unix_ms", b"sealed_at_unix_ms", "study_id", b"study_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "byte_count", b"byte_count", "chunk_bytes", b"chunk_bytes", "chunk_root", b"chunk_root", "expires_at_unix_ms", b"expires_at_unix_ms", "federation_id", b"federation_id", "nonce", b"nonce", "plan_digest", b"plan_digest", "privacy", b"privacy", "round_id", b"round_id", "schema_digest", b"schema_digest", "study_id", b"study_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -148,6 +148,7 @@ async def _found(
         unit=plan.privacy.unit,
         max_steps=plan.privacy.max_steps,
         average_from=plan.average_from or None,
+        send_after_seconds=plan.send_after_seconds,
     )
 
     def decide(state: State) -> Decision[None]:
@@ -202,6 +203,7 @@ def planned(
         training,
         privacy,
         average_from=study.average_from,
+        send_after_seconds=study.send_after_seconds,
     )
 
 

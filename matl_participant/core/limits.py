@@ -24,6 +24,7 @@ class PrivacyLimits:
     max_epsilon: float
     """``inf`` allows studies without any noise."""
     max_delta: float
+    min_send_after_seconds: float = 0.0
 
 
 def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -> str | None:
@@ -38,6 +39,12 @@ def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -
         return (
             f"the plan protects {terms.unit!r} under {terms.adjacency!r}; only 'patient' under "
             "'add-or-remove-one' is supported"
+        )
+    if plan.send_after_seconds < limits.min_send_after_seconds:
+        return (
+            f"the plan has updates sent {plan.send_after_seconds:g} s after training began; this "
+            f"hospital asks for {limits.min_send_after_seconds:g} s at least "
+            "(privacy.min_send_after_seconds), so that the time does not tell of its data"
         )
     if plan.training.steps_per_round > terms.max_steps:
         return "one round of the plan takes more steps than the whole study may"

@@ -6,6 +6,7 @@ ordinary question with an ordinary answer. Nothing here acts, waits or reads a c
 
 The order of the questions is the policy: finish the durable step at hand, give up
 what is lost, stop if told to, deliver what is sealed, and only then look for work.
+Whatever the answer is, nothing is said to the coordinator before the time for it.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from datetime import datetime, timedelta
 from matl_common.ids import Digest, RoundId
 from matl_common.protocol import RoundStart
 from matl_participant.core.account import Account, Attempt, AttemptState
+from matl_participant.core.sending import Look, may_speak_from
 from matl_participant.core.spending import ALONE, Shared, why_over_budget
 
 MAX_BACKOFF_SECONDS = 300.0
@@ -114,6 +116,9 @@ Action = (
     | Drain
 )
 
+_SPEAKS = Hello | AwaitRound | PullModel | Upload
+"""What the coordinator hears, and whose time must therefore not depend on data."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -142,13 +147,27 @@ class View:
     """The open reservation's training has ended, and its output is on disk."""
     retry_at: datetime | None = None
     retry_reason: str = ""
+    looked: Look | None = None
+    """The last look at the data."""
 
+    send_after: timedelta = timedelta()
+    """How long after its beginning; from the study's plan."""
     attempts_per_round: int = 1
     """How often one round may be charged."""
 
 
 def next_action(view: View, now: datetime) -> tuple[Action, str]:
     """Decide what to do next, and say why."""
+    action, why = _wanted(view, now)
+    if isinstance(action, _SPEAKS) and view.looked is not None:
+        until = may_speak_from(view.looked, view.send_after)
+        if now < until:
+            return Wait(until), "when we speak must not tell how long a look at the data took"
+    return action, why
+
+
+def _wanted(view: View, now: datetime) -> tuple[Action, str]:
+    """What to do next if time told nobody anything."""
     attempt = view.account.open_attempt
     if attempt is not None and attempt.state is AttemptState.RESERVED:
         if view.has_result:

@@ -152,6 +152,7 @@ def make_site(
             "steps_per_round": 1,
             "learning_rate": 1.0,
             "epsilon": float("inf"),
+            "send_after_seconds": 0.0,
             "public_images": str(folder),
             **(study or {}),
         },
@@ -342,8 +343,6 @@ def seal(
             plan.privacy.sample_rate,
             plan.training.steps_per_round,
         ),
-        # Not the clock: the same update has the same manifest in every run.
-        "sealed_at": start.opened_at,
         "expires_at": start.deadline + timedelta(hours=1),
     }
     manifest = UpdateManifest(**{**fields, **changes})  # type: ignore[arg-type]  # tests replace any field

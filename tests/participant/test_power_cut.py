@@ -135,7 +135,6 @@ def test_a_sealed_update_and_its_manifest_survive_from_the_moment_they_may_be_se
             signed_plan=plan,
             attempt=Attempt(RoundId(1), STEPS, BASE),
             signer=signer,
-            now=NOW,
         )
     left = StateFolder(disk.after_power_cut(tmp_path / "left") / "var")
     attempt = Attempt(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import product
+from itertools import islice, product
 
 import pytest
 
@@ -21,6 +21,7 @@ from matl_participant.core.account import (
     after,
     exceeds_budget,
 )
+from matl_participant.core.sending import Look
 from matl_participant.core.session import (
     MAX_BACKOFF_SECONDS,
     Abandon,
@@ -194,6 +195,29 @@ def test_in_every_state_the_next_action_is_allowed_there() -> None:
         seen[name] = seen.get(name, 0) + 1
     assert sum(seen.values()) > 100_000
     assert set(seen) == {each.__name__ for each in Action.__args__}
+
+
+def test_after_a_look_at_the_data_nothing_is_said_before_its_time_and_all_else_goes_on() -> None:
+    minute = timedelta(minutes=1)
+    look = Look(since=NOW - 1.5 * minute, until=NOW - timedelta(seconds=10))
+    speaking = waiting = 0
+    # A stride that is prime to every dimension of the product.
+    for view in islice(views(), 0, None, 11):
+        freely = next_action(view, NOW)
+        held = next_action(replace(view, looked=look, send_after=minute), NOW)
+        if isinstance(freely[0], Hello | AwaitRound | PullModel | Upload):
+            speaking += 1
+            assert held[0] == Wait(NOW + 0.5 * minute)
+        else:
+            waiting += 1
+            assert held == freely
+        for past in (
+            replace(view, looked=look),
+            replace(view, looked=replace(look, since=NOW - 2 * minute), send_after=minute),
+        ):
+            assert next_action(past, NOW) == freely
+    assert speaking > 1_000
+    assert waiting > 1_000
 
 
 def succeed(view: View, action: Action) -> View | None:

@@ -65,6 +65,16 @@ def test_a_study_without_noise_needs_the_hospital_to_say_so() -> None:
     assert refusal(lying, PrivacyLimits(math.inf, 1e-5)) is not None
 
 
+def test_a_hospital_may_insist_that_updates_leave_on_schedule() -> None:
+    limits = replace(LIMITS, min_send_after_seconds=60.0)
+    for seconds, why in ((0.0, "min_send_after_seconds"), (59.0, "60 s"), (60.0, "")):
+        plan = replace(PLAN, send_after_seconds=seconds)
+        assert why in (why_refused(plan, limits, federation_id="dr-study") or "")
+        assert why_refused(plan, LIMITS, federation_id="dr-study") is None
+    enough = replace(PLAN, send_after_seconds=60.0)
+    assert why_refused(enough, limits, federation_id="dr-study") is None
+
+
 def test_a_plan_of_another_federation_is_refused() -> None:
     other: StudyPlan = replace(PLAN, federation_id="other")
     assert "federation" in (why_refused(other, LIMITS, federation_id="dr-study") or "")

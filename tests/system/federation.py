@@ -159,6 +159,7 @@ class Federation:
                 "steps_per_round": 1,
                 "learning_rate": 0.2,
                 "epsilon": float("inf"),
+                "send_after_seconds": 0.3,
                 **self.study,
             },
             "rounds": {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import grpc
 import numpy as np
@@ -103,7 +103,6 @@ class Voice:
                 plan.privacy.sample_rate,
                 plan.training.steps_per_round,
             ),
-            "sealed_at": datetime.now(UTC),
             "expires_at": start.deadline + timedelta(hours=1),
         }
         manifest = UpdateManifest(**{**fields, **changes})  # type: ignore[arg-type]  # tests replace any field

@@ -1,0 +1,125 @@
+"""Signed documents: what is formatted is parsed again, and nothing that is not sound is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from matl_common.errors import InvalidInputError
+from matl_common.ids import RoundId, digest_of
+from matl_common.protocol import (
+    PrivacySpend,
+    PrivacyTerms,
+    Recipe,
+    StudyPlan,
+    TrainingPlan,
+    UpdateManifest,
+)
+from matl_common.tensors import CHUNK_BYTES, TensorSpec, parse_schema
+from matl_common.wire import federation_pb2 as pb
+from matl_common.wire.documents import (
+    format_study_plan,
+    format_update_manifest,
+    parse_study_plan,
+    parse_update_manifest,
+)
+
+PLAN = StudyPlan(
+    federation_id="dr-study",
+    study_id="study-1",
+    schema=parse_schema(
+        [TensorSpec("head.weight", (5, 3)), TensorSpec("mean", (8,), trainable=False)]
+    ),
+    training=TrainingPlan(Recipe.HEAD, "resnet50", digest_of(b"weights"), 224, 2, 4, 0.5, 1),
+    privacy=PrivacyTerms("patient", "add-or-remove-one", 1.0, 1e-5, 20.0, 1.0, 1.0, 32),
+    send_after_seconds=300.0,
+)
+MANIFEST = UpdateManifest(
+    federation_id="dr-study",
+    study_id="study-1",
+    round_id=RoundId(3),
+    nonce=bytes(range(32)),
+    plan_digest=digest_of(b"plan"),
+    base_model=digest_of(b"model"),
+    schema_digest=PLAN.schema.digest,
+    byte_count=60,
+    chunk_bytes=CHUNK_BYTES,
+    chunk_root=bytes(32),
+    privacy=PrivacySpend(20.0, 1.0, 1.0, 4),
+    expires_at=datetime(2026, 3, 1, 12, 0, tzinfo=UTC),
+)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PLAN,
+        replace(PLAN, send_after_seconds=0.0),
+        replace(PLAN, training=replace(PLAN.training, recipe=Recipe.FULL, backbone_digest=None)),
+        replace(PLAN, privacy=replace(PLAN.privacy, target_epsilon=math.inf, noise_multiplier=0.0)),
+    ],
+)
+def test_a_plan_comes_back_from_its_bytes_and_gives_the_same_bytes_again(plan: StudyPlan) -> None:
+    payload = format_study_plan(plan)
+    assert parse_study_plan(payload) == plan
+    assert format_study_plan(parse_study_plan(payload)) == payload
+
+
+def test_a_manifest_comes_back_from_its_bytes_and_gives_the_same_bytes_again() -> None:
+    payload = format_update_manifest(MANIFEST)
+    assert parse_update_manifest(payload) == MANIFEST
+    assert format_update_manifest(parse_update_manifest(payload)) == payload
+
+
+def test_a_plan_from_before_sending_on_schedule_is_one_that_sends_at_once() -> None:
+    # Its bytes do not have the field, and its digest is what ledgers and rounds refer to.
+    at_once = replace(PLAN, send_after_seconds=0.0)
+    message = pb.StudyPlan.FromString(format_study_plan(at_once))
+    assert 6 not in [field.number for field, _ in message.ListFields()]
+
+
+def _put(field: str, value: object) -> Callable[[pb.StudyPlan], None]:
+    *path, name = field.split(".")
+
+    def change(message: pb.StudyPlan) -> None:
+        target: object = message
+        for each in path:
+            target = getattr(target, each)
+        setattr(target, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_put("federation_id", ""), "federation_id"),
+        (_put("study_id", "a\nb"), "study_id"),
+        (_put("training.recipe", "magic"), "recipe"),
+        (_put("training.learning_rate", math.nan), "learning_rate"),
+        (_put("privacy.noise_multiplier", -1.0), "noise_multiplier"),
+        (_put("privacy.noise_multiplier", math.inf), "noise_multiplier"),
+        (_put("privacy.sample_rate", 1.5), "sample_rate"),
+        (_put("privacy.max_steps", 0), "max_steps"),
+        (_put("send_after_seconds", -1.0), "send_after_seconds"),
+        (_put("send_after_seconds", math.nan), "send_after_seconds"),
+        (_put("send_after_seconds", math.inf), "send_after_seconds"),
+        (_put("send_after_seconds", 1e9), "send_after_seconds"),
+        (_put("schema.digest", "0" * 64), "digest"),
+    ],
+)
+def test_a_plan_with_a_value_out_of_range_is_refused_by_name(
+    change: Callable[[pb.StudyPlan], None], named: str
+) -> None:
+    message = pb.StudyPlan.FromString(format_study_plan(PLAN))
+    change(message)
+    with pytest.raises(InvalidInputError, match=named):
+        parse_study_plan(message.SerializeToString())
+
+
+def test_bytes_that_are_no_document_are_refused() -> None:
+    for parse in (parse_study_plan, parse_update_manifest):
+        with pytest.raises(InvalidInputError):
+            parse(b"\xff\xff\xff")
