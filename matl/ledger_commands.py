@@ -86,7 +86,7 @@ def show(
     if not summaries:
         typer.echo("No study has a privacy ledger here.")
         return
-    columns = ("Study", "Data set", "Spent", "Projected end", "Remark")
+    columns = ("Study", "Data set", "Noise", "Spent", "Projected end", "Remark")
     rows = (_row(*each) for each in zip(summaries, ends, strict=True))
     console().print(table(columns, rows))
     # Once for each data set: every study of one tells the same.
@@ -124,6 +124,7 @@ def _row(summary: Summary, end: datetime | None) -> tuple[str, ...]:
     return (
         summary.study_id,
         summary.dataset,
+        summary.noise.value,
         statement(summary),
         end.isoformat(" ", "minutes") if end else "",
         "; ".join(remarks),

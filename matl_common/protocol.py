@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from matl_common.ids import Digest, NodeId, RoundId
+from matl_common.privacy.mechanisms import Noise
 from matl_common.tensors import ModelSchema
 
 
@@ -66,6 +67,7 @@ class PrivacyTerms:
     sample_rate: float
     max_steps: int
     """Over the whole study."""
+    noise: Noise = Noise.GAUSSIAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class PrivacySpend:
     max_grad_norm: float
     sample_rate: float
     steps: int
+    noise: Noise = Noise.GAUSSIAN
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from matl_common.errors import ConfigurationError
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import Recipe
 from matl_coordinator.core.robust.registry import DEFAULT_RULE, Aggregator, Choice, make_aggregator
 from matl_coordinator.core.rounds import RoundRules
@@ -107,6 +108,8 @@ class Study(Section):
     """Over the whole study; ``inf`` promises no privacy and adds no noise."""
     delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0, le=1e6)
+    noise: Annotated[Noise, Field(strict=False)] = Noise.GAUSSIAN
+    """``discrete-gaussian`` hardens ``head`` against attacks on floating-point noise."""
     send_after_seconds: Annotated[float, Field(ge=0.0, le=30 * 86400.0)] = 300.0
     """How long after it began to train a hospital sends its update, so that the time does not
     tell of its data; longer than training takes anywhere. 0 sends at once."""
@@ -123,6 +126,10 @@ class Study(Section):
                 raise ValueError("recipe 'head' needs public_images, a folder of public images")
             if self.sample_rate != 1.0:
                 raise ValueError("recipe 'head' uses every patient at every step; sample_rate = 1")
+        if self.noise is not Noise.GAUSSIAN and not (
+            self.recipe is Recipe.HEAD and self.is_private
+        ):
+            raise ValueError(f"noise '{self.noise}' needs recipe 'head' and a finite epsilon")
         return self
 
     @property

@@ -113,12 +113,19 @@ class Privacy(Section):
     """The δ at which ``dataset_epsilon`` holds."""
     min_send_after_seconds: float = Field(default=0.0, ge=0.0)
     """The least ``send_after_seconds`` of a study: as long as a look at the data may take here."""
+    require_discrete_noise: bool = False
+    """Refuse studies without the hardened mechanism, which is exact and costs more noise."""
     attempts_per_round: int = Field(default=1, ge=1, le=10)
     """How often one round may be charged when training is interrupted."""
 
     @property
     def limits(self) -> PrivacyLimits:
-        return PrivacyLimits(self.max_epsilon, self.max_delta, self.min_send_after_seconds)
+        return PrivacyLimits(
+            self.max_epsilon,
+            self.max_delta,
+            self.min_send_after_seconds,
+            self.require_discrete_noise,
+        )
 
     @property
     def dataset_limit(self) -> DatasetLimit | None:

@@ -42,6 +42,7 @@ def train_request(
         "out_path": str(out),
         "steps": steps,
         "learning_rate": training.learning_rate,
+        "noise": privacy.noise.value,
         "noise_multiplier": privacy.noise_multiplier,
         "max_grad_norm": privacy.max_grad_norm,
         "sample_rate": privacy.sample_rate,

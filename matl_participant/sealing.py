@@ -96,7 +96,9 @@ def manifest_of(
         byte_count=plan.schema.update_bytes,
         chunk_bytes=CHUNK_BYTES,
         chunk_root=merkle_root(hash_chunks(file)),
-        privacy=PrivacySpend(terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, steps),
+        privacy=PrivacySpend(
+            terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, steps, terms.noise
+        ),
         expires_at=start.deadline,
     )
 

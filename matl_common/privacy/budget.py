@@ -1,4 +1,4 @@
-"""The exact budget of full-batch Gaussian releases: one sum, Σ 1/s².
+"""The budget of full-batch Gaussian releases: one sum, Σ 1/s².
 
 A sequence of Gaussian mechanisms with noise multipliers sᵢ is μ-GDP with
 μ = √Σ 1/sᵢ², exactly (Dong, Roth & Su, arXiv 1905.02383), and stopping before the sum
@@ -6,15 +6,28 @@ passes a fixed limit is valid even when each is chosen after seeing what was rel
 before (Smith & Thakurta, arXiv 2210.17520). So the sum may be used as a filter; an ε
 computed so far may not. Poisson-sampled events have no place here: ``poisson.py``.
 
+That is proved for continuous noise. Where any of the releases has discrete noise, the same
+sum is held against the lower limit of ``concentrated.py``, which covers both. Which kind a
+release has must then not be chosen with another one in view.
+
 Nothing here reads or writes a ledger.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from matl_common.errors import InvalidInputError
-from matl_common.privacy.mechanisms import Adjacency, GaussianEvent, PrivacyGuarantee, PrivacyUnit
+from matl_common.privacy.concentrated import zcdp_epsilon, zcdp_rho
+from matl_common.privacy.mechanisms import (
+    Adjacency,
+    DiscreteGaussianEvent,
+    FullBatchEvent,
+    Noise,
+    PrivacyGuarantee,
+    PrivacyUnit,
+    full_batch_event,
+)
 
 # Calibrated noise is larger than the exact solution by this part, so that a sum of many
 # rounded terms still stays below the limit without any tolerance in ``would_exceed``.
@@ -43,6 +56,16 @@ class Budget:
         return (gaussian_mu(self.epsilon, self.delta) / sensitivity_factor(self.adjacency)) ** 2
 
     @property
+    def concentrated_capacity(self) -> float:
+        """The limit where any release has discrete noise (0.0612 for ε = 1, δ = 1e-5)."""
+        rho = zcdp_rho(self.epsilon, self.delta)
+        return 2.0 * rho / sensitivity_factor(self.adjacency) ** 2
+
+    def capacity_for(self, events: Iterable[FullBatchEvent]) -> float:
+        """The limit on Σ 1/s² of releases among which are ``events``."""
+        return self.concentrated_capacity if _any_discrete(events) else self.capacity
+
+    @property
     def guarantee(self) -> PrivacyGuarantee:
         return PrivacyGuarantee(self.epsilon, self.delta, self.adjacency, self.unit)
 
@@ -52,33 +75,48 @@ def sensitivity_factor(adjacency: Adjacency) -> float:
     return 2.0 if adjacency is Adjacency.REPLACE_ONE else 1.0
 
 
-def inverse_variance(events: Iterable[GaussianEvent]) -> float:
+def inverse_variance(events: Iterable[FullBatchEvent]) -> float:
     """Σ steps/s² over ``events``."""
     return math.fsum(event.steps / event.noise_multiplier**2 for event in events)
 
 
-def spent_guarantee(budget: Budget, events: Iterable[GaussianEvent]) -> PrivacyGuarantee:
+def full_batch_epsilon(events: Sequence[FullBatchEvent], delta: float) -> float:
+    """The ε that ``events`` amount to under add-or-remove-one. For display, never for stopping."""
+    return _epsilon_of_sum(events, delta, factor=1.0)
+
+
+def spent_guarantee(budget: Budget, events: Sequence[FullBatchEvent]) -> PrivacyGuarantee:
     """The ε that ``events`` amount to at the budget's δ. For display, never for stopping."""
-    mu = math.sqrt(inverse_variance(events)) * sensitivity_factor(budget.adjacency)
-    return PrivacyGuarantee(
-        gaussian_epsilon(mu, budget.delta), budget.delta, budget.adjacency, budget.unit
-    )
+    epsilon = _epsilon_of_sum(events, budget.delta, factor=sensitivity_factor(budget.adjacency))
+    return PrivacyGuarantee(epsilon, budget.delta, budget.adjacency, budget.unit)
 
 
-def fraction_spent(budget: Budget, events: Iterable[GaussianEvent]) -> float:
+def _epsilon_of_sum(events: Sequence[FullBatchEvent], delta: float, *, factor: float) -> float:
+    mu = math.sqrt(inverse_variance(events)) * factor
+    if _any_discrete(events):
+        return zcdp_epsilon(mu**2 / 2.0, delta)
+    return gaussian_epsilon(mu, delta)
+
+
+def _any_discrete(events: Iterable[FullBatchEvent]) -> bool:
+    return any(isinstance(event, DiscreteGaussianEvent) for event in events)
+
+
+def fraction_spent(budget: Budget, events: Sequence[FullBatchEvent]) -> float:
     """Share of Σ 1/s² used so far; linear in rounds, as ε is not."""
-    return inverse_variance(events) / budget.capacity
+    return inverse_variance(events) / budget.capacity_for(events)
 
 
-def would_exceed(budget: Budget, spent: Iterable[GaussianEvent], request: GaussianEvent) -> bool:
+def would_exceed(budget: Budget, spent: Iterable[FullBatchEvent], request: FullBatchEvent) -> bool:
     """Whether granting ``request`` after ``spent`` would pass the budget.
 
     A valid privacy filter: ``request`` may depend on everything released so far.
     """
-    return inverse_variance([*spent, request]) > budget.capacity
+    events = [*spent, request]
+    return inverse_variance(events) > budget.capacity_for(events)
 
 
-def rounds_left(budget: Budget, spent: Iterable[GaussianEvent], per_round: GaussianEvent) -> int:
+def rounds_left(budget: Budget, spent: Iterable[FullBatchEvent], per_round: FullBatchEvent) -> int:
     """How many more times ``per_round`` would be granted.
 
     Raises:
@@ -87,12 +125,13 @@ def rounds_left(budget: Budget, spent: Iterable[GaussianEvent], per_round: Gauss
     if per_round.steps == 0:
         raise InvalidInputError("a round of 0 steps spends nothing; rounds left is not defined")
     history = list(spent)
-    cost = inverse_variance([per_round])
-    estimate = max(0, math.floor((budget.capacity - inverse_variance(history)) / cost))
+    capacity = budget.capacity_for([*history, per_round])
+    estimate = max(
+        0, math.floor((capacity - inverse_variance(history)) / inverse_variance([per_round]))
+    )
     # Division and the filter's own sum may disagree by one at the limit: the filter decides.
     for rounds in (estimate + 1, estimate):
-        steps = per_round.steps * rounds
-        if not would_exceed(budget, history, GaussianEvent(per_round.noise_multiplier, steps)):
+        if not would_exceed(budget, history, replace(per_round, steps=per_round.steps * rounds)):
             return rounds
     return max(0, estimate - 1)
 
@@ -103,6 +142,7 @@ def calibrate_noise(
     *,
     steps: int,
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
+    noise: Noise = Noise.GAUSSIAN,
 ) -> float:
     """The least noise multiplier with which ``steps`` full-batch sums stay within (ε, δ).
 
@@ -110,7 +150,8 @@ def calibrate_noise(
     """
     if steps < 1:
         raise InvalidInputError(f"steps is {steps}; at least 1 is needed to calibrate noise")
-    exact = math.sqrt(steps / Budget(epsilon, delta, adjacency).capacity)
+    budget = Budget(epsilon, delta, adjacency)
+    exact = math.sqrt(steps / budget.capacity_for([full_batch_event(noise, 1.0, steps)]))
     return exact * (1.0 + _CALIBRATION_MARGIN)
 
 

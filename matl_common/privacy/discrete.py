@@ -6,14 +6,12 @@ the noise is drawn with integer arithmetic only (Canonne, Kamath & Steinke, arXi
 2004.00010). What a draw takes in time depends on the noise drawn; so the noise is drawn in
 bulk, before the data is looked at, and updates are sent on schedule.
 
-Accounting is by concentrated differential privacy: integer vectors of norm at most Δ with
-N_Z(0, σ²) noise in each coordinate are Δ²/2σ²-zCDP (theorem 14 there). The exact Gaussian
-sum of ``budget.py`` is proved for the continuous Gaussian only, and is not used: the same
-ε takes about 8 percent more noise.
+Its accounting is in ``concentrated.py``.
 """
 
 import math
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
@@ -28,8 +26,7 @@ Int64Array = NDArray[np.int64]
 
 _BUFFER_BYTES = 1 << 14
 _LARGEST_GRID_UNITS = 1 << 30
-_SEARCH_STEPS = 200
-_CALIBRATION_MARGIN = 1e-9
+_GRID_BITS_BELOW_NORM = 24
 
 
 def discrete_gaussian(count: int, *, variance: Fraction) -> Int64Array:
@@ -48,17 +45,29 @@ def discrete_gaussian(count: int, *, variance: Fraction) -> Int64Array:
     return np.fromiter(draws, dtype=np.int64, count=count)
 
 
-def sum_on_grid(gradients: Float64Array, *, grid: float, max_grad_norm: float) -> Int64Array:
+def gradient_grid(max_grad_norm: float) -> float:
+    """The public grid of the hardened mechanism: a power of two, about C/2²⁴.
+
+    Truncation moves a coordinate of a million patients' sum by less than C/16, and noised sums
+    stay below 2⁵³ grid units, where floating point is exact.
+    """
+    return math.ldexp(1.0, math.frexp(max_grad_norm)[1] - 1 - _GRID_BITS_BELOW_NORM)
+
+
+def sum_on_grid(
+    gradients: Float64Array, *, grid: float, max_grad_norm: float, rows_per_patient: int = 1
+) -> Int64Array:
     """The sum of rows, each truncated to multiples of ``grid``, in those units.
 
     Truncation is towards zero, so that no row grows; one that is longer than
-    ``max_grad_norm`` all the same, or not finite, contributes nothing. One row moves the sum
-    by a norm of at most ``max_grad_norm / grid``, exactly.
+    ``max_grad_norm / rows_per_patient`` all the same, or not finite, contributes nothing. One
+    patient moves the sum by a norm of at most ``max_grad_norm / grid``, exactly.
 
     Args:
         gradients: clipped rows, ``(n, d)``.
         grid: a power of two.
         max_grad_norm: C, at most 2³⁰ grid units.
+        rows_per_patient: k, the most rows that can belong to one patient.
 
     Raises:
         InvalidInputError: the grid is not a power of two, or too fine for 64 bits.
@@ -67,73 +76,55 @@ def sum_on_grid(gradients: Float64Array, *, grid: float, max_grad_norm: float) -
         raise InvalidInputError(
             f"grid is {grid}; it must be a power of two between C/2³⁰ and C = {max_grad_norm}"
         )
-    units = int(max_grad_norm / grid)
+    units = Fraction(max_grad_norm) / Fraction(grid) / rows_per_patient
     usable = np.isfinite(gradients).all(axis=1)
     # Division by a power of two is exact. Far longer rows must not overflow below.
-    scaled = np.trunc(np.clip(gradients[usable] / grid, -2.0 * units, 2.0 * units))
+    reach = 2.0 * float(units)
+    scaled = np.trunc(np.clip(gradients[usable] / grid, -reach, reach))
     integers: Int64Array = scaled.astype(np.int64)
     # In floating point first, for what could overflow; exactly then, for what is close.
     close = integers[np.square(scaled).sum(axis=1) <= 2.0 * float(units) ** 2]
-    kept = close[np.square(close).sum(axis=1) <= units**2]
+    kept = close[np.square(close).sum(axis=1) <= math.floor(units**2)]
     total: Int64Array = kept.sum(axis=0)
     return total
 
 
 def discrete_noised_sum(
-    gradients: Float64Array, *, noise_multiplier: float, max_grad_norm: float, grid: float
+    blocks: Iterable[Float64Array],
+    *,
+    dimensions: int,
+    noise_multiplier: float,
+    max_grad_norm: float,
+    rows_per_patient: int = 1,
 ) -> Float64Array:
-    """One release of the hardened mechanism; rows as in ``sum_on_grid``.
+    """One release of the hardened mechanism: multiples of ``gradient_grid``, ``(dimensions,)``.
 
     The noise has a standard deviation of at least ``noise_multiplier * max_grad_norm``.
+
+    Args:
+        blocks: of clipped rows, as in ``sum_on_grid``; asked for after the noise was drawn.
+        dimensions: of a row.
+        noise_multiplier: s.
+        max_grad_norm: C.
+        rows_per_patient: as in ``sum_on_grid``.
+
+    Raises:
+        InvalidInputError: ``noise_multiplier`` is not finite and above 0.
     """
     if not (math.isfinite(noise_multiplier) and noise_multiplier > 0.0):
         raise InvalidInputError(
             f"noise_multiplier is {noise_multiplier}; it must be finite and above 0"
         )
+    grid = gradient_grid(max_grad_norm)
     exact = Fraction(noise_multiplier) * Fraction(max_grad_norm) / Fraction(grid)
-    noise = discrete_gaussian(gradients.shape[1], variance=exact**2)
-    total = sum_on_grid(gradients, grid=grid, max_grad_norm=max_grad_norm)
-    released: Float64Array = (total + noise).astype(np.float64) * grid
-    return released
-
-
-def zcdp_epsilon(rho: float, delta: float) -> float:
-    """An ε, at ``delta``, of a ρ-zCDP mechanism (proposition 12 of arXiv 2004.00010).
-
-    Every order gives a valid ε; the best is searched for.
-    """
-    if rho <= 0.0:
-        return 0.0
-
-    def at(log_order_less_one: float) -> float:
-        less_one = math.exp(log_order_less_one)
-        order = 1.0 + less_one
-        logs = order * math.log1p(-1.0 / order) - math.log(delta) - log_order_less_one
-        return order * rho + logs / less_one
-
-    # Unimodal in the logarithm of the order, for every ρ and δ of practical size.
-    low, high = math.log(1e-4), math.log(1e9)
-    for _ in range(_SEARCH_STEPS):
-        left, right = low + (high - low) / 3.0, high - (high - low) / 3.0
-        low, high = (low, right) if at(left) < at(right) else (left, high)
-    return max(0.0, at((low + high) / 2.0))
-
-
-def calibrate_discrete_noise(epsilon: float, delta: float, *, steps: int) -> float:
-    """The least noise multiplier with which ``steps`` hardened releases stay within (ε, δ)."""
-    if steps < 1 or not (math.isfinite(epsilon) and epsilon > 0.0 and 0.0 < delta < 1.0):
-        raise InvalidInputError(
-            f"epsilon is {epsilon}, delta {delta}, steps {steps}; epsilon must be finite and above "
-            "0, delta between 0 and 1, steps at least 1"
+    # Rounded up to an integer, with which the sampler's fractions stay small.
+    total = discrete_gaussian(dimensions, variance=Fraction(math.ceil(exact**2)))
+    for block in blocks:
+        total += sum_on_grid(
+            block, grid=grid, max_grad_norm=max_grad_norm, rows_per_patient=rows_per_patient
         )
-    within, beyond = 0.0, epsilon + 1.0
-    for _ in range(_SEARCH_STEPS):
-        middle = (within + beyond) / 2.0
-        if zcdp_epsilon(middle, delta) <= epsilon:
-            within = middle
-        else:
-            beyond = middle
-    return math.sqrt(steps / (2.0 * within)) * (1.0 + _CALIBRATION_MARGIN)
+    released: Float64Array = total.astype(np.float64) * grid
+    return released
 
 
 class _Entropy:

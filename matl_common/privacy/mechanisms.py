@@ -26,6 +26,15 @@ class PrivacyUnit(StrEnum):
     IMAGE = "image"
 
 
+class Noise(StrEnum):
+    """What is added to a sum; the same size of it means another ε for each."""
+
+    GAUSSIAN = "gaussian"
+    """Continuous, in floating point, rounded to a public grid afterwards."""
+    DISCRETE_GAUSSIAN = "discrete-gaussian"
+    """Exact, on integers: the hardened mechanism (``discrete.py``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class PrivacyGuarantee:
     """An (ε, δ) statement, which means nothing without the relation it is made under."""
@@ -60,6 +69,23 @@ class GaussianEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class DiscreteGaussianEvent:
+    """As ``GaussianEvent``, of integer vectors and with discrete Gaussian noise.
+
+    Attributes:
+        noise_multiplier: s, the noise's parameter σ in units of C.
+        steps: how many such sums are released.
+    """
+
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_noise_multiplier(self.noise_multiplier)
+        _check_steps(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
 class PoissonSampledGaussianEvent:
     """As ``GaussianEvent``, over a batch in which each record is present with ``sample_rate``.
 
@@ -80,7 +106,17 @@ class PoissonSampledGaussianEvent:
             )
 
 
-DpEvent = GaussianEvent | PoissonSampledGaussianEvent
+FullBatchEvent = GaussianEvent | DiscreteGaussianEvent
+DpEvent = FullBatchEvent | PoissonSampledGaussianEvent
+
+
+def full_batch_event(noise: Noise, noise_multiplier: float, steps: int) -> FullBatchEvent:
+    """``steps`` sums over all records with noise of this kind."""
+    match noise:
+        case Noise.GAUSSIAN:
+            return GaussianEvent(noise_multiplier, steps)
+        case Noise.DISCRETE_GAUSSIAN:
+            return DiscreteGaussianEvent(noise_multiplier, steps)
 
 
 def _check_noise_multiplier(noise_multiplier: float) -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_digest, parse_node_id, parse_round_id
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
     PrivacySpend,
     PrivacyTerms,
@@ -97,6 +99,7 @@ def format_study_plan(plan: StudyPlan) -> bytes:
             max_grad_norm=privacy.max_grad_norm,
             sample_rate=privacy.sample_rate,
             max_steps=privacy.max_steps,
+            noise=_format_noise(privacy.noise),
         ),
         average_from=plan.average_from,
         send_after_seconds=plan.send_after_seconds,
@@ -162,7 +165,19 @@ def _parse_privacy_terms(message: pb.PrivacyTerms) -> PrivacyTerms:
         max_grad_norm=_real(message.max_grad_norm, "max_grad_norm", above=0.0),
         sample_rate=_real(message.sample_rate, "sample_rate", above=0.0, at_most=1.0),
         max_steps=_within(message.max_steps, 1, 10_000_000, "max_steps"),
+        noise=_parse_noise(message.noise),
     )
+
+
+def _format_noise(noise: Noise) -> str:
+    # One encoding for a value: documents from before there was a choice keep their bytes.
+    return "" if noise is Noise.GAUSSIAN else noise.value
+
+
+def _parse_noise(text: str) -> Noise:
+    if text == Noise.GAUSSIAN:
+        raise InvalidInputError("noise is 'gaussian', which is written as nothing")
+    return _choice(Noise, text, "noise") if text else Noise.GAUSSIAN
 
 
 def format_round_start(start: RoundStart) -> bytes:
@@ -217,6 +232,7 @@ def format_update_manifest(manifest: UpdateManifest) -> bytes:
             max_grad_norm=manifest.privacy.max_grad_norm,
             sample_rate=manifest.privacy.sample_rate,
             steps=manifest.privacy.steps,
+            noise=_format_noise(manifest.privacy.noise),
         ),
         expires_at_unix_ms=to_unix_ms(manifest.expires_at),
     )
@@ -248,6 +264,7 @@ def parse_update_manifest(payload: bytes) -> UpdateManifest:
             max_grad_norm=_real(message.privacy.max_grad_norm, "max_grad_norm", above=0.0),
             sample_rate=_real(message.privacy.sample_rate, "sample_rate", above=0.0, at_most=1.0),
             steps=_within(message.privacy.steps, 1, 10_000_000, "steps"),
+            noise=_parse_noise(message.privacy.noise),
         ),
         expires_at=from_unix_ms(message.expires_at_unix_ms),
     )
@@ -332,7 +349,7 @@ def _name(text: str, field: str) -> str:
     return text
 
 
-_Choice = TypeVar("_Choice", bound=Recipe)
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def _choice(kind: type[_Choice], text: str, field: str) -> _Choice:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matl/v1/federation.proto\x12\x07matl.v1\"T\n\x08\x45nvelope\x12\x14\n\x0cpayload_type\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"_\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x12\n\nbyte_count\x18\x04 \x01(\x04\x12\x11\n\ttrainable\x18\x05 \x01(\x08\"C\n\x0bModelSchema\x12$\n\x07tensors\x18\x01 \x03(\x0b\x32\x13.matl.v1.TensorSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xdd\x01\n\tStudyPlan\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12$\n\x06schema\x18\x03 \x01(\x0b\x32\x14.matl.v1.ModelSchema\x12\'\n\x08training\x18\x04 \x01(\x0b\x32\x15.matl.v1.TrainingPlan\x12&\n\x07privacy\x18\x05 \x01(\x0b\x32\x15.matl.v1.PrivacyTerms\x12\x14\n\x0c\x61verage_from\x18\x06 \x01(\r\x12\x1a\n\x12send_after_seconds\x18\x07 \x01(\x01\"\xb0\x01\n\x0cTrainingPlan\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x61\x63kbone_digest\x18\x03 \x01(\t\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\r\n\x05views\x18\x05 \x01(\r\x12\x17\n\x0fsteps_per_round\x18\x06 \x01(\r\x12\x15\n\rlearning_rate\x18\x07 \x01(\x01\x12\x12\n\nbatch_size\x18\x08 \x01(\r\"\xb6\x01\n\x0cPrivacyTerms\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x11\n\tadjacency\x18\x02 \x01(\t\x12\x16\n\x0etarget_epsilon\x18\x03 \x01(\x01\x12\x14\n\x0ctarget_delta\x18\x04 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x05 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x06 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x01\x12\x11\n\tmax_steps\x18\x08 \x01(\r\"\xce\x01\n\nRoundStart\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x18\n\x10\x62\x61se_model_bytes\x18\x07 \x01(\x04\x12\x19\n\x11opened_at_unix_ms\x18\x08 \x01(\x03\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\t \x01(\x03\"\xa1\x02\n\x0eUpdateManifest\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x15\n\rschema_digest\x18\x07 \x01(\t\x12\x12\n\nbyte_count\x18\x08 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\t \x01(\r\x12\x12\n\nchunk_root\x18\n \x01(\x0c\x12&\n\x07privacy\x18\x0b \x01(\x0b\x32\x15.matl.v1.PrivacySpend\x12\x1a\n\x12\x65xpires_at_unix_ms\x18\r \x01(\x03J\x04\x08\x0c\x10\r\"c\n\x0cPrivacySpend\x12\x18\n\x10noise_multiplier\x18\x01 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x02 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x03 \x01(\x01\x12\r\n\x05steps\x18\x04 \x01(\r\"\xb3\x01\n\x07Receipt\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x15\n\rupdate_digest\x18\x05 \x01(\t\x12\x11\n\tlog_index\x18\x06 \x01(\x04\x12\x15\n\rlog_leaf_hash\x18\x07 \x01(\t\x12\x1b\n\x13\x61\x64mitted_at_unix_ms\x18\x08 \x01(\x03\"H\n\x0cHelloRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fsent_at_unix_ms\x18\x03 \x01(\x03\"{\n\rHelloResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12%\n\nstudy_plan\x18\x03 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x1b\n\x13\x61nswered_at_unix_ms\x18\x04 \x01(\x03\"=\n\x11\x41waitRoundRequest\x12\x12\n\nhave_round\x18\x01 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\r\"y\n\x12\x41waitRoundResponse\x12&\n\x0bround_start\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12#\n\x08standing\x18\x02 \x01(\x0b\x32\x11.matl.v1.Standing\x12\x16\n\x0estudy_complete\x18\x03 \x01(\x08\"M\n\x08Standing\x12\r\n\x05trust\x18\x01 \x01(\x01\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x61s_of_round\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"2\n\x10PullModelRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"*\n\nModelBlock\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"N\n\x11OpenUpdateRequest\x12#\n\x08manifest\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x14\n\x0c\x63hunk_hashes\x18\x02 \x01(\x0c\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"U\n\x11PushChunksRequest\x12\x17\n\rupdate_digest\x18\x01 \x01(\tH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.matl.v1.ChunkH\x00\x42\x06\n\x04part\"w\n\x0cUpdateStatus\x12\x15\n\rupdate_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x64urable_chunks\x18\x02 \x01(\r\x12\x14\n\x0ctotal_chunks\x18\x03 \x01(\r\x12\"\n\x07receipt\x18\x04 \x01(\x0b\x32\x11.matl.v1.Envelope2\xd5\x02\n\x11\x46\x65\x64\x65rationService\x12\x36\n\x05Hello\x12\x15.matl.v1.HelloRequest\x1a\x16.matl.v1.HelloResponse\x12\x45\n\nAwaitRound\x12\x1a.matl.v1.AwaitRoundRequest\x1a\x1b.matl.v1.AwaitRoundResponse\x12=\n\tPullModel\x12\x19.matl.v1.PullModelRequest\x1a\x13.matl.v1.ModelBlock0\x01\x12?\n\nOpenUpdate\x12\x1a.matl.v1.OpenUpdateRequest\x1a\x15.matl.v1.UpdateStatus\x12\x41\n\nPushChunks\x12\x1a.matl.v1.PushChunksRequest\x1a\x15.matl.v1.UpdateStatus(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matl/v1/federation.proto\x12\x07matl.v1\"T\n\x08\x45nvelope\x12\x14\n\x0cpayload_type\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"_\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x12\n\nbyte_count\x18\x04 \x01(\x04\x12\x11\n\ttrainable\x18\x05 \x01(\x08\"C\n\x0bModelSchema\x12$\n\x07tensors\x18\x01 \x03(\x0b\x32\x13.matl.v1.TensorSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xdd\x01\n\tStudyPlan\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12$\n\x06schema\x18\x03 \x01(\x0b\x32\x14.matl.v1.ModelSchema\x12\'\n\x08training\x18\x04 \x01(\x0b\x32\x15.matl.v1.TrainingPlan\x12&\n\x07privacy\x18\x05 \x01(\x0b\x32\x15.matl.v1.PrivacyTerms\x12\x14\n\x0c\x61verage_from\x18\x06 \x01(\r\x12\x1a\n\x12send_after_seconds\x18\x07 \x01(\x01\"\xb0\x01\n\x0cTrainingPlan\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x61\x63kbone_digest\x18\x03 \x01(\t\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\r\n\x05views\x18\x05 \x01(\r\x12\x17\n\x0fsteps_per_round\x18\x06 \x01(\r\x12\x15\n\rlearning_rate\x18\x07 \x01(\x01\x12\x12\n\nbatch_size\x18\x08 \x01(\r\"\xc5\x01\n\x0cPrivacyTerms\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x11\n\tadjacency\x18\x02 \x01(\t\x12\x16\n\x0etarget_epsilon\x18\x03 \x01(\x01\x12\x14\n\x0ctarget_delta\x18\x04 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x05 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x06 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x01\x12\x11\n\tmax_steps\x18\x08 \x01(\r\x12\r\n\x05noise\x18\t \x01(\t\"\xce\x01\n\nRoundStart\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x18\n\x10\x62\x61se_model_bytes\x18\x07 \x01(\x04\x12\x19\n\x11opened_at_unix_ms\x18\x08 \x01(\x03\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\t \x01(\x03\"\xa1\x02\n\x0eUpdateManifest\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x15\n\rschema_digest\x18\x07 \x01(\t\x12\x12\n\nbyte_count\x18\x08 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\t \x01(\r\x12\x12\n\nchunk_root\x18\n \x01(\x0c\x12&\n\x07privacy\x18\x0b \x01(\x0b\x32\x15.matl.v1.PrivacySpend\x12\x1a\n\x12\x65xpires_at_unix_ms\x18\r \x01(\x03J\x04\x08\x0c\x10\r\"r\n\x0cPrivacySpend\x12\x18\n\x10noise_multiplier\x18\x01 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x02 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x03 \x01(\x01\x12\r\n\x05steps\x18\x04 \x01(\r\x12\r\n\x05noise\x18\x05 \x01(\t\"\xb3\x01\n\x07Receipt\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x15\n\rupdate_digest\x18\x05 \x01(\t\x12\x11\n\tlog_index\x18\x06 \x01(\x04\x12\x15\n\rlog_leaf_hash\x18\x07 \x01(\t\x12\x1b\n\x13\x61\x64mitted_at_unix_ms\x18\x08 \x01(\x03\"H\n\x0cHelloRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fsent_at_unix_ms\x18\x03 \x01(\x03\"{\n\rHelloResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12%\n\nstudy_plan\x18\x03 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x1b\n\x13\x61nswered_at_unix_ms\x18\x04 \x01(\x03\"=\n\x11\x41waitRoundRequest\x12\x12\n\nhave_round\x18\x01 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\r\"y\n\x12\x41waitRoundResponse\x12&\n\x0bround_start\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12#\n\x08standing\x18\x02 \x01(\x0b\x32\x11.matl.v1.Standing\x12\x16\n\x0estudy_complete\x18\x03 \x01(\x08\"M\n\x08Standing\x12\r\n\x05trust\x18\x01 \x01(\x01\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x61s_of_round\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"2\n\x10PullModelRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"*\n\nModelBlock\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"N\n\x11OpenUpdateRequest\x12#\n\x08manifest\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x14\n\x0c\x63hunk_hashes\x18\x02 \x01(\x0c\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"U\n\x11PushChunksRequest\x12\x17\n\rupdate_digest\x18\x01 \x01(\tH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.matl.v1.ChunkH\x00\x42\x06\n\x04part\"w\n\x0cUpdateStatus\x12\x15\n\rupdate_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x64urable_chunks\x18\x02 \x01(\r\x12\x14\n\x0ctotal_chunks\x18\x03 \x01(\r\x12\"\n\x07receipt\x18\x04 \x01(\x0b\x32\x11.matl.v1.Envelope2\xd5\x02\n\x11\x46\x65\x64\x65rationService\x12\x36\n\x05Hello\x12\x15.matl.v1.HelloRequest\x1a\x16.matl.v1.HelloResponse\x12\x45\n\nAwaitRound\x12\x1a.matl.v1.AwaitRoundRequest\x1a\x1b.matl.v1.AwaitRoundResponse\x12=\n\tPullModel\x12\x19.matl.v1.PullModelRequest\x1a\x13.matl.v1.ModelBlock0\x01\x12?\n\nOpenUpdate\x12\x1a.matl.v1.OpenUpdateRequest\x1a\x15.matl.v1.UpdateStatus\x12\x41\n\nPushChunks\x12\x1a.matl.v1.PushChunksRequest\x1a\x15.matl.v1.UpdateStatus(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,37 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGPLAN']._serialized_start=514
   _globals['_TRAININGPLAN']._serialized_end=690
   _globals['_PRIVACYTERMS']._serialized_start=693
-  _globals['_PRIVACYTERMS']._serialized_end=875
-  _globals['_ROUNDSTART']._serialized_start=878
-  _globals['_ROUNDSTART']._serialized_end=1084
-  _globals['_UPDATEMANIFEST']._serialized_start=1087
-  _globals['_UPDATEMANIFEST']._serialized_end=1376
-  _globals['_PRIVACYSPEND']._serialized_start=1378
-  _globals['_PRIVACYSPEND']._serialized_end=1477
-  _globals['_RECEIPT']._serialized_start=1480
-  _globals['_RECEIPT']._serialized_end=1659
-  _globals['_HELLOREQUEST']._serialized_start=1661
-  _globals['_HELLOREQUEST']._serialized_end=1733
-  _globals['_HELLORESPONSE']._serialized_start=1735
-  _globals['_HELLORESPONSE']._serialized_end=1858
-  _globals['_AWAITROUNDREQUEST']._serialized_start=1860
-  _globals['_AWAITROUNDREQUEST']._serialized_end=1921
-  _globals['_AWAITROUNDRESPONSE']._serialized_start=1923
-  _globals['_AWAITROUNDRESPONSE']._serialized_end=2044
-  _globals['_STANDING']._serialized_start=2046
-  _globals['_STANDING']._serialized_end=2123
-  _globals['_PULLMODELREQUEST']._serialized_start=2125
-  _globals['_PULLMODELREQUEST']._serialized_end=2175
-  _globals['_MODELBLOCK']._serialized_start=2177
-  _globals['_MODELBLOCK']._serialized_end=2219
-  _globals['_OPENUPDATEREQUEST']._serialized_start=2221
-  _globals['_OPENUPDATEREQUEST']._serialized_end=2299
-  _globals['_CHUNK']._serialized_start=2301
-  _globals['_CHUNK']._serialized_end=2337
-  _globals['_PUSHCHUNKSREQUEST']._serialized_start=2339
-  _globals['_PUSHCHUNKSREQUEST']._serialized_end=2424
-  _globals['_UPDATESTATUS']._serialized_start=2426
-  _globals['_UPDATESTATUS']._serialized_end=2545
-  _globals['_FEDERATIONSERVICE']._serialized_start=2548
-  _globals['_FEDERATIONSERVICE']._serialized_end=2889
+  _globals['_PRIVACYTERMS']._serialized_end=890
+  _globals['_ROUNDSTART']._serialized_start=893
+  _globals['_ROUNDSTART']._serialized_end=1099
+  _globals['_UPDATEMANIFEST']._serialized_start=1102
+  _globals['_UPDATEMANIFEST']._serialized_end=1391
+  _globals['_PRIVACYSPEND']._serialized_start=1393
+  _globals['_PRIVACYSPEND']._serialized_end=1507
+  _globals['_RECEIPT']._serialized_start=1510
+  _globals['_RECEIPT']._serialized_end=1689
+  _globals['_HELLOREQUEST']._serialized_start=1691
+  _globals['_HELLOREQUEST']._serialized_end=1763
+  _globals['_HELLORESPONSE']._serialized_start=1765
+  _globals['_HELLORESPONSE']._serialized_end=1888
+  _globals['_AWAITROUNDREQUEST']._serialized_start=1890
+  _globals['_AWAITROUNDREQUEST']._serialized_end=1951
+  _globals['_AWAITROUNDRESPONSE']._serialized_start=1953
+  _globals['_AWAITROUNDRESPONSE']._serialized_end=2074
+  _globals['_STANDING']._serialized_start=2076
+  _globals['_STANDING']._serialized_end=2153
+  _globals['_PULLMODELREQUEST']._serialized_start=2155
+  _globals['_PULLMODELREQUEST']._serialized_end=2205
+  _globals['_MODELBLOCK']._serialized_start=2207
+  _globals['_MODELBLOCK']._serialized_end=2249
+  _globals['_OPENUPDATEREQUEST']._serialized_start=2251
+  _globals['_OPENUPDATEREQUEST']._serialized_end=2329
+  _globals['_CHUNK']._serialized_start=2331
+  _globals['_CHUNK']._serialized_end=2367
+  _globals['_PUSHCHUNKSREQUEST']._serialized_start=2369
+  _globals['_PUSHCHUNKSREQUEST']._serialized_end=2454
+  _globals['_UPDATESTATUS']._serialized_start=2456
+  _globals['_UPDATESTATUS']._serialized_end=2575
+  _globals['_FEDERATIONSERVICE']._serialized_start=2578
+  _globals['_FEDERATIONSERVICE']._serialized_end=2919
 # @@protoc_insertion_point(module_scope)

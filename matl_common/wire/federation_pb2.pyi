@@ -218,6 +218,7 @@ class PrivacyTerms(_message.Message):
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
     MAX_STEPS_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     unit: _builtins.str
     """"patient" """
     adjacency: _builtins.str
@@ -231,6 +232,8 @@ class PrivacyTerms(_message.Message):
     """1 for full batch"""
     max_steps: _builtins.int
     """over the whole study"""
+    noise: _builtins.str
+    """"discrete-gaussian"; empty for continuous Gaussian noise"""
     def __init__(
         self,
         *,
@@ -242,10 +245,11 @@ class PrivacyTerms(_message.Message):
         max_grad_norm: _builtins.float = ...,
         sample_rate: _builtins.float = ...,
         max_steps: _builtins.int = ...,
+        noise: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjacency", b"adjacency", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "noise_multiplier", b"noise_multiplier", "sample_rate", b"sample_rate", "target_delta", b"target_delta", "target_epsilon", b"target_epsilon", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjacency", b"adjacency", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "noise", b"noise", "noise_multiplier", b"noise_multiplier", "sample_rate", b"sample_rate", "target_delta", b"target_delta", "target_epsilon", b"target_epsilon", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,10 +369,13 @@ class PrivacySpend(_message.Message):
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     noise_multiplier: _builtins.float
     max_grad_norm: _builtins.float
     sample_rate: _builtins.float
     steps: _builtins.int
+    noise: _builtins.str
+    """as in PrivacyTerms"""
     def __init__(
         self,
         *,
@@ -376,10 +383,11 @@ class PrivacySpend(_message.Message):
         max_grad_norm: _builtins.float = ...,
         sample_rate: _builtins.float = ...,
         steps: _builtins.int = ...,
+        noise: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_grad_norm", b"max_grad_norm", "noise_multiplier", b"noise_multiplier", "sample_rate", b"sample_rate", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_grad_norm", b"max_grad_norm", "noise", b"noise", "noise_multiplier", b"noise_multiplier", "sample_rate", b"sample_rate", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

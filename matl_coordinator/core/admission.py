@@ -111,6 +111,7 @@ def _check_privacy(spend: PrivacySpend, plan: StudyPlan) -> Refusal | None:
         max_grad_norm=plan.privacy.max_grad_norm,
         sample_rate=plan.privacy.sample_rate,
         steps=plan.training.steps_per_round,
+        noise=plan.privacy.noise,
     )
     if spend != promised:
         return Refusal(

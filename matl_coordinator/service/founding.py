@@ -143,6 +143,7 @@ async def _found(
         recipe=plan.training.recipe.value,
         epsilon=plan.privacy.target_epsilon if is_private else None,
         delta=plan.privacy.target_delta,
+        noise=plan.privacy.noise.value,
         noise_multiplier=plan.privacy.noise_multiplier,
         adjacency=plan.privacy.adjacency,
         unit=plan.privacy.unit,
@@ -195,6 +196,7 @@ def planned(
         max_grad_norm=study.max_grad_norm,
         sample_rate=study.sample_rate,
         max_steps=study.max_steps,
+        noise=study.noise,
     )
     return StudyPlan(
         config.federation.id,
@@ -213,7 +215,11 @@ async def _calibrated(config: Config) -> float:
         return 0.0
     if study.recipe is Recipe.HEAD:
         return await asyncio.to_thread(
-            calibrate_noise, study.epsilon, study.delta, steps=study.max_steps
+            calibrate_noise,
+            study.epsilon,
+            study.delta,
+            steps=study.max_steps,
+            noise=study.noise,
         )
     return await calibrate_apart(
         study.epsilon, study.delta, sample_rate=study.sample_rate, steps=study.max_steps

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from matl_common.ids import NodeId
-from matl_common.privacy.budget import gaussian_epsilon
+from matl_common.privacy.budget import full_batch_epsilon
+from matl_common.privacy.mechanisms import full_batch_event
 from matl_common.protocol import Recipe, StudyPlan
 from matl_coordinator.ports import State, Store
 from matl_coordinator.protection import Protection
@@ -85,9 +86,12 @@ class Overview:
         if self._plan.training.recipe is not Recipe.HEAD or not self._plan.privacy.noise_multiplier:
             return {}
         counts = await asyncio.to_thread(self._store.admitted_counts)
-        steps = self._plan.training.steps_per_round
-        sigma, delta = self._plan.privacy.noise_multiplier, self._plan.privacy.target_delta
-        return {
-            node_id: gaussian_epsilon((count * steps) ** 0.5 / sigma, delta)
+        steps, terms = self._plan.training.steps_per_round, self._plan.privacy
+        spent = {
+            node_id: full_batch_event(terms.noise, terms.noise_multiplier, count * steps)
             for node_id, count in counts.items()
+        }
+        return {
+            node_id: full_batch_epsilon([event], terms.target_delta)
+            for node_id, event in spent.items()
         }

@@ -11,11 +11,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from matl_common.errors import MatlError
+from matl_common.errors import InvalidInputError, MatlError
 from matl_common.ids import Digest, RoundId
-from matl_common.privacy.budget import Budget, gaussian_epsilon, would_exceed
-from matl_common.privacy.mechanisms import Adjacency, GaussianEvent, PrivacyUnit
-from matl_common.privacy.poisson import PoissonPlan, poisson_guarantee
+from matl_common.privacy.budget import Budget, full_batch_epsilon, would_exceed
+from matl_common.privacy.mechanisms import (
+    Adjacency,
+    DpEvent,
+    FullBatchEvent,
+    Noise,
+    PoissonSampledGaussianEvent,
+    PrivacyUnit,
+    full_batch_event,
+)
+from matl_common.privacy.poisson import poisson_guarantee
 from matl_common.protocol import PrivacyTerms
 
 
@@ -227,9 +235,9 @@ def _with_last(account: Account, attempt: Attempt) -> Account:
 def exceeds_budget(account: Account, *, steps: int) -> bool:
     """Whether ``steps`` more would pass what the plan allows.
 
-    For full batches this is the exact filter Σ 1/σ² (Smith & Thakurta, arXiv
-    2210.17520); for Poisson sampling only the frozen number of steps is valid. A plan
-    without noise promises nothing but its number of steps.
+    For full batches this is the filter Σ 1/σ² (Smith & Thakurta, arXiv 2210.17520; against
+    a lower limit for discrete noise); for Poisson sampling only the frozen number of steps
+    is valid. A plan without noise promises nothing but its number of steps.
     """
     if account.plan is None:
         return True
@@ -240,8 +248,8 @@ def exceeds_budget(account: Account, *, steps: int) -> bool:
         return False
     return would_exceed(
         budget_of(terms),
-        [GaussianEvent(terms.noise_multiplier, account.steps_spent)],
-        GaussianEvent(terms.noise_multiplier, steps),
+        [_full_batch(terms, account.steps_spent)],
+        _full_batch(terms, steps),
     )
 
 
@@ -261,7 +269,24 @@ def epsilon_of(terms: PrivacyTerms, *, steps: int) -> float:
         return 0.0
     if terms.noise_multiplier == 0.0:
         return math.inf
-    if terms.sample_rate < 1.0:
-        plan = PoissonPlan(terms.noise_multiplier, terms.sample_rate, terms.max_steps)
-        return poisson_guarantee(plan.events(steps), terms.target_delta).epsilon
-    return gaussian_epsilon(math.sqrt(steps) / terms.noise_multiplier, terms.target_delta)
+    event = event_of(terms, steps=steps)
+    if isinstance(event, PoissonSampledGaussianEvent):
+        return poisson_guarantee(event, terms.target_delta).epsilon
+    return full_batch_epsilon([event], terms.target_delta)
+
+
+def event_of(terms: PrivacyTerms, *, steps: int) -> DpEvent:
+    """What this many steps of a plan do to the data.
+
+    Raises:
+        InvalidInputError: no mechanism is known for the plan's noise and sampling together.
+    """
+    if terms.sample_rate == 1.0:
+        return _full_batch(terms, steps)
+    if terms.noise is not Noise.GAUSSIAN:
+        raise InvalidInputError(f"{terms.noise} noise is for full batches only")
+    return PoissonSampledGaussianEvent(terms.noise_multiplier, terms.sample_rate, steps)
+
+
+def _full_batch(terms: PrivacyTerms, steps: int) -> FullBatchEvent:
+    return full_batch_event(terms.noise, terms.noise_multiplier, steps)

@@ -14,6 +14,7 @@ from typing import Any
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import Digest, digest_of, parse_digest, parse_round_id
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import PrivacyTerms
 from matl_participant.core.account import (
     Abandoned,
@@ -162,16 +163,32 @@ def _from_json(kind: str, fields: dict[str, Any]) -> Entry:
         terms = dict(values["privacy"])
         if terms["target_epsilon"] is None:
             terms["target_epsilon"] = math.inf
+        terms["noise"] = _noise(terms.get("noise", Noise.GAUSSIAN.value))
         values["privacy"] = PrivacyTerms(**terms)
     return _KINDS[kind](**values)
 
 
 def _to_json(fields: dict[str, Any]) -> dict[str, Any]:
     values = dict(fields, at=fields["at"].isoformat())
-    if "privacy" in values and math.isinf(values["privacy"]["target_epsilon"]):
-        # JSON has no infinity.
-        values["privacy"] = dict(values["privacy"], target_epsilon=None)
+    if "privacy" in values:
+        terms = values["privacy"] = dict(values["privacy"])
+        if math.isinf(terms["target_epsilon"]):
+            # JSON has no infinity.
+            terms["target_epsilon"] = None
+        if terms["noise"] is Noise.GAUSSIAN:
+            # Ledgers from before there was a choice keep their bytes, and their hashes.
+            del terms["noise"]
     return values
+
+
+def _noise(text: str) -> Noise:
+    try:
+        return Noise(text)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"its noise {str(text)[:40]!r} is none that this version can account for; a newer "
+            "version wrote it"
+        ) from error
 
 
 def _canonical(value: object) -> bytes:

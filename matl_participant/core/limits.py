@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 
 from matl_common.ids import Digest
-from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
-from matl_common.protocol import StudyPlan
+from matl_common.privacy.mechanisms import Adjacency, Noise, PrivacyUnit
+from matl_common.protocol import Recipe, StudyPlan
 from matl_participant.core.account import Planned, epsilon_of
 
 # The PLD accountant discretises; its own ε of the noise it calibrated may differ in the last
@@ -25,6 +25,7 @@ class PrivacyLimits:
     """``inf`` allows studies without any noise."""
     max_delta: float
     min_send_after_seconds: float = 0.0
+    require_discrete_noise: bool = False
 
 
 def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -> str | None:
@@ -48,6 +49,8 @@ def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -
         )
     if plan.training.steps_per_round > terms.max_steps:
         return "one round of the plan takes more steps than the whole study may"
+    if why := _why_noise_refused(plan, limits):
+        return why
     if terms.noise_multiplier == 0.0:
         if math.isinf(limits.max_epsilon):
             return None
@@ -56,6 +59,23 @@ def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -
             "privacy.max_epsilon = inf"
         )
     return _why_over_limits(plan, limits)
+
+
+def _why_noise_refused(plan: StudyPlan, limits: PrivacyLimits) -> str | None:
+    terms, training = plan.privacy, plan.training
+    if terms.noise is Noise.DISCRETE_GAUSSIAN:
+        if training.recipe is Recipe.HEAD and terms.sample_rate == 1.0 and terms.noise_multiplier:
+            return None
+        return (
+            "the plan asks for discrete noise where there is no mechanism with it; only recipe "
+            "'head' has one"
+        )
+    if limits.require_discrete_noise:
+        return (
+            f"the plan's noise is {terms.noise.value!r}; this hospital asks for discrete noise "
+            "(privacy.require_discrete_noise)"
+        )
+    return None
 
 
 def _why_over_limits(plan: StudyPlan, limits: PrivacyLimits) -> str | None:

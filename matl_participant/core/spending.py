@@ -2,10 +2,12 @@
 
 A patient does not care which study an ε was spent in: studies on the same patients
 compose. Full-batch studies do so exactly, by the sum Σ 1/σ², which is a valid filter
-whatever was chosen after seeing what (Smith & Thakurta, arXiv 2210.17520). As soon as one
-of them samples, no sum of that kind exists, and every study counts with its complete
+whatever was chosen after seeing what (Smith & Thakurta, arXiv 2210.17520). Where one of
+them has discrete noise, the sum is held against the lower limit of concentrated privacy.
+As soon as one samples, no sum of that kind exists, and every study counts with its complete
 frozen plan, composed as privacy loss distributions; that assumes that no plan was made
-with another study's releases in view (arXiv 2602.06756).
+with another study's releases in view (arXiv 2602.06756), and so does a sum over both kinds
+of noise.
 
 The words and the record in which a budget is shown, everywhere, are here too. Nothing
 reads a clock, a file or data.
@@ -18,16 +20,17 @@ from typing import Any
 
 from matl_common.privacy.budget import (
     Budget,
-    gaussian_epsilon,
-    inverse_variance,
+    fraction_spent,
+    full_batch_epsilon,
     rounds_left,
     would_exceed,
 )
 from matl_common.privacy.mechanisms import (
     DpEvent,
-    GaussianEvent,
-    PoissonSampledGaussianEvent,
+    FullBatchEvent,
+    Noise,
     PrivacyGuarantee,
+    full_batch_event,
 )
 from matl_common.privacy.poisson import composed_guarantee
 from matl_participant.core.account import (
@@ -36,6 +39,7 @@ from matl_participant.core.account import (
     IllegalEntryError,
     Planned,
     epsilon_of,
+    event_of,
     exceeds_budget,
 )
 
@@ -117,12 +121,12 @@ def _exceeds_limit(
     if any(_planned(each).privacy.noise_multiplier == 0.0 for each in (account, *others)):
         return True
     if _is_sampled((account, *others)):
-        plans: list[DpEvent] = [_complete_plan(each) for each in (account, *others)]
+        plans = [_complete_plan(each) for each in (account, *others)]
         return composed_guarantee(plans, limit.delta).epsilon > limit.epsilon
     return would_exceed(
         Budget(limit.epsilon, limit.delta),
         [_full_batch(each) for each in (account, *others)],
-        GaussianEvent(terms.noise_multiplier, steps),
+        full_batch_event(terms.noise, terms.noise_multiplier, steps),
     )
 
 
@@ -130,19 +134,14 @@ def _is_sampled(accounts: tuple[Account, ...]) -> bool:
     return any(_planned(each).privacy.sample_rate < 1.0 for each in accounts)
 
 
-def _full_batch(account: Account) -> GaussianEvent:
-    return GaussianEvent(_planned(account).privacy.noise_multiplier, account.steps_spent)
+def _full_batch(account: Account) -> FullBatchEvent:
+    terms = _planned(account).privacy
+    return full_batch_event(terms.noise, terms.noise_multiplier, account.steps_spent)
 
 
 def _complete_plan(account: Account) -> DpEvent:
-    return _event(account, steps=_planned(account).privacy.max_steps)
-
-
-def _event(account: Account, *, steps: int) -> DpEvent:
     terms = _planned(account).privacy
-    if terms.sample_rate < 1.0:
-        return PoissonSampledGaussianEvent(terms.noise_multiplier, terms.sample_rate, steps)
-    return GaussianEvent(terms.noise_multiplier, steps)
+    return event_of(terms, steps=terms.max_steps)
 
 
 def _planned(account: Account) -> Planned:
@@ -156,9 +155,10 @@ def _composed(accounts: tuple[Account, ...], delta: float) -> PrivacyGuarantee:
     if any(_planned(each).privacy.noise_multiplier == 0.0 for each in accounts):
         return PrivacyGuarantee(math.inf, delta)
     if not _is_sampled(accounts):
-        mu = math.sqrt(inverse_variance(_full_batch(each) for each in accounts))
-        return PrivacyGuarantee(gaussian_epsilon(mu, delta), delta)
-    return composed_guarantee([_event(each, steps=each.steps_spent) for each in accounts], delta)
+        epsilon = full_batch_epsilon([_full_batch(each) for each in accounts], delta)
+        return PrivacyGuarantee(epsilon, delta)
+    events = [event_of(_planned(each).privacy, steps=each.steps_spent) for each in accounts]
+    return composed_guarantee(events, delta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,7 @@ class Summary:
     target_delta: float
     adjacency: str
     unit: str
+    noise: Noise
     budget_fraction: float
     """Share of the steps used; equals the share of Σ 1/σ², as σ is fixed. ε is not linear."""
     steps_spent: int
@@ -218,6 +219,7 @@ def summarise(account: Account, shared: Shared = ALONE) -> Summary:
         target_delta=terms.target_delta,
         adjacency=terms.adjacency,
         unit=terms.unit,
+        noise=terms.noise,
         budget_fraction=account.steps_spent / terms.max_steps,
         steps_spent=account.steps_spent,
         max_steps=terms.max_steps,
@@ -239,7 +241,7 @@ def _rounds_left(account: Account, shared: Shared) -> int:
         # Sampled studies fit with their complete plans or not at all.
         return left
     spent = [_full_batch(each) for each in together]
-    per_round = GaussianEvent(plan.privacy.noise_multiplier, steps)
+    per_round = full_batch_event(plan.privacy.noise, plan.privacy.noise_multiplier, steps)
     return min(left, rounds_left(Budget(limit.epsilon, limit.delta), spent, per_round))
 
 
@@ -251,8 +253,8 @@ def _together(account: Account, shared: Shared) -> DatasetSummary:
     fraction = None
     is_noisy = all(_planned(each).privacy.noise_multiplier > 0.0 for each in accounts)
     if limit and limit.is_finite and is_noisy and not _is_sampled(accounts):
-        capacity = Budget(limit.epsilon, limit.delta).capacity
-        fraction = inverse_variance(_full_batch(each) for each in accounts) / capacity
+        budget = Budget(limit.epsilon, limit.delta)
+        fraction = fraction_spent(budget, [_full_batch(each) for each in accounts])
     return DatasetSummary(
         studies=len(accounts),
         epsilon_spent=_composed(accounts, delta).epsilon,
@@ -323,6 +325,7 @@ def record(summary: Summary) -> dict[str, Any]:
     return values | {
         "epsilon_spent": shown_epsilon(summary.epsilon_spent),
         "target_epsilon": shown_epsilon(summary.target_epsilon),
+        "noise": summary.noise.value,
         "budget_fraction": round(summary.budget_fraction, 6),
         "dataset_studies": together.studies,
         "dataset_epsilon_spent": shown_epsilon(together.epsilon_spent),

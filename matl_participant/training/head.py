@@ -12,18 +12,22 @@ keeps its size, is k times as large beside each image.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matl_common.errors import InvalidInputError
+from matl_common.privacy.mechanisms import Noise
 from matl_common.vision.linear_head import (
     Float32Array,
+    Float64Array,
     Labels,
     LinearHead,
     clipped_gradient_sum,
     project,
 )
+from matl_participant.training.hardened import hardened_gradient, project_alone
 from matl_participant.training.noising import noised_sum
 
 
@@ -38,6 +42,7 @@ class HeadTraining:
         max_grad_norm: C. At 1 and above nothing is clipped (``linear_head``).
         declared_patients: the public divisor N̄.
         images_per_patient: k, the most rows that can belong to one patient.
+        noise: its kind; discrete noise goes another way from gradients to the sum.
     """
 
     steps: int
@@ -46,6 +51,7 @@ class HeadTraining:
     max_grad_norm: float
     declared_patients: int
     images_per_patient: int = 1
+    noise: Noise = Noise.GAUSSIAN
 
 
 def train_head(
@@ -76,28 +82,69 @@ def train_head(
     """
     classes, dimensions = head.weight.shape
     _check_data(features, labels, head)
-    inputs = project(features, head.projection)
+    release = _release(features, labels, head, training, on_left_out)
     base = np.concatenate([head.weight.ravel(), head.bias]).astype(np.float64)
     parameters = base.copy()
     for step in range(training.steps):
         weight, bias = np.split(parameters, [classes * dimensions])
-        gradients = clipped_gradient_sum(
-            inputs,
-            labels,
-            weight.reshape(classes, dimensions),
-            bias,
-            max_grad_norm=training.max_grad_norm,
-            on_left_out=on_left_out,
-        )
-        released = noised_sum(
-            np.concatenate([gradients[0].ravel(), gradients[1]]) / training.images_per_patient,
-            noise_multiplier=training.noise_multiplier,
-            max_grad_norm=training.max_grad_norm,
-        )
+        released = release(weight.reshape(classes, dimensions), bias)
         parameters -= training.learning_rate / training.declared_patients * released
         if on_step is not None:
             on_step(step + 1)
     return (parameters - base).astype(np.float32)
+
+
+def _release(
+    features: NDArray[np.floating],
+    labels: Labels,
+    head: LinearHead,
+    training: HeadTraining,
+    on_left_out: Callable[[int], None] | None,
+) -> Callable[[Float64Array, Float64Array], Float64Array]:
+    """The mechanism: from weight and bias to the noised sum of gradients, flat."""
+    match training.noise:
+        case Noise.GAUSSIAN:
+            return partial(
+                _noised_gradient,
+                project(features, head.projection),
+                labels,
+                training=training,
+                on_left_out=on_left_out,
+            )
+        case Noise.DISCRETE_GAUSSIAN:
+            return partial(
+                hardened_gradient,
+                project_alone(features, head.projection),
+                labels,
+                noise_multiplier=training.noise_multiplier,
+                max_grad_norm=training.max_grad_norm,
+                images_per_patient=training.images_per_patient,
+                on_left_out=on_left_out,
+            )
+
+
+def _noised_gradient(
+    inputs: Float64Array,
+    labels: Labels,
+    weight: Float64Array,
+    bias: Float64Array,
+    *,
+    training: HeadTraining,
+    on_left_out: Callable[[int], None] | None,
+) -> Float64Array:
+    gradients = clipped_gradient_sum(
+        inputs,
+        labels,
+        weight,
+        bias,
+        max_grad_norm=training.max_grad_norm,
+        on_left_out=on_left_out,
+    )
+    return noised_sum(
+        np.concatenate([gradients[0].ravel(), gradients[1]]) / training.images_per_patient,
+        noise_multiplier=training.noise_multiplier,
+        max_grad_norm=training.max_grad_norm,
+    )
 
 
 def _check_data(features: NDArray[np.floating], labels: Labels, head: LinearHead) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from matl_common.errors import InvalidInputError
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import Recipe
 from matl_common.vision.requests import (
     DigestText,
@@ -59,6 +60,7 @@ class TrainRequest(Strict):
     out_path: FilePath
     steps: int = Field(ge=0, le=MAX_STEPS)
     learning_rate: Positive
+    noise: Annotated[Noise, Field(strict=False)] = Noise.GAUSSIAN
     noise_multiplier: NonNegative
     max_grad_norm: Positive
     sample_rate: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -89,9 +91,16 @@ def parse_request(message: dict[str, Any]) -> Request:
             raise InvalidInputError(
                 "recipe 'head' uses every patient at every step; sample_rate must be 1"
             )
-    elif isinstance(request, TrainRequest) and request.images_per_patient != 1:
+    elif isinstance(request, TrainRequest):
+        _check_full(request)
+    return request
+
+
+def _check_full(request: TrainRequest) -> None:
+    if request.images_per_patient != 1:
         raise InvalidInputError(
             "recipe 'full' draws one image of each patient; give the labels a group_key column "
             "instead of images_per_patient"
         )
-    return request
+    if request.noise is not Noise.GAUSSIAN:
+        raise InvalidInputError("recipe 'full' has no mechanism with such noise; see noise")

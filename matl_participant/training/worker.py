@@ -123,6 +123,7 @@ def _train(request: TrainRequest, device: torch.device, report: ReportProgress) 
                 training=HeadTraining(
                     steps=request.steps,
                     learning_rate=request.learning_rate,
+                    noise=request.noise,
                     noise_multiplier=request.noise_multiplier,
                     max_grad_norm=request.max_grad_norm,
                     declared_patients=request.declared_patients,

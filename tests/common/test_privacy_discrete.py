@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from matl_common.errors import InvalidInputError
-from matl_common.privacy.budget import calibrate_noise, gaussian_epsilon
+from matl_common.privacy.budget import Budget, calibrate_noise, gaussian_epsilon
+from matl_common.privacy.concentrated import zcdp_epsilon, zcdp_rho
 from matl_common.privacy.discrete import (
-    calibrate_discrete_noise,
     discrete_gaussian,
     discrete_noised_sum,
+    gradient_grid,
     sum_on_grid,
-    zcdp_epsilon,
 )
+from matl_common.privacy.mechanisms import Noise
 from matl_common.privacy.noise import Float64Array
 
 pytestmark = pytest.mark.privacy
@@ -24,6 +25,10 @@ DELTA = 1e-5
 GRID = 2.0**-20
 # Tests this unlikely fail by chance once in a million runs.
 UNLIKELY = 1e-6
+
+
+def calibrate_discrete_noise(epsilon: float, delta: float, *, steps: int) -> float:
+    return calibrate_noise(epsilon, delta, steps=steps, noise=Noise.DISCRETE_GAUSSIAN)
 
 
 def masses(variance: Fraction, reach: int) -> Float64Array:
@@ -102,20 +107,64 @@ def test_clipped_rows_are_summed_to_within_a_grid_step_each() -> None:
     assert np.array_equal(damaged, sum_on_grid(kept, grid=GRID, max_grad_norm=1.0))
 
 
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    norm=st.floats(0.1, 8.0),
+    rows_per_patient=st.integers(1, 7),
+)
+def test_a_patient_with_many_rows_moves_the_sum_no_further_than_one_with_one(
+    seed: int, norm: float, rows_per_patient: int
+) -> None:
+    rng, grid = np.random.default_rng(seed), gradient_grid(norm)
+    direction = rng.normal(size=5)
+    # Longer than allowed, by a hair or by much, and all in one direction.
+    length = norm / rows_per_patient * rng.choice([1.0, 1.0 + 1e-6, 1.5])
+    rows = np.tile(direction * length / np.linalg.norm(direction), (rows_per_patient, 1))
+    moved = sum_on_grid(rows, grid=grid, max_grad_norm=norm, rows_per_patient=rows_per_patient)
+    squared = sum(int(value) ** 2 for value in moved)
+    assert Fraction(squared) <= (Fraction(norm) / Fraction(grid)) ** 2
+
+
+@pytest.mark.parametrize("norm", [1.0, 0.7, 0.5, 3.0, 1e6, 1e-6])
+def test_the_grid_is_a_power_of_two_far_below_the_norm(norm: float) -> None:
+    grid = gradient_grid(norm)
+    assert math.frexp(grid)[0] == 0.5
+    assert 2**24 <= norm / grid < 2**25
+
+
 def test_a_release_lies_on_the_grid_and_has_the_stated_noise() -> None:
-    released = discrete_noised_sum(
-        np.zeros((0, 20_000)), noise_multiplier=3.0, max_grad_norm=0.5, grid=GRID
-    )
-    assert np.array_equal(released / GRID, np.rint(released / GRID))
+    released = discrete_noised_sum([], dimensions=20_000, noise_multiplier=3.0, max_grad_norm=0.5)
+    grid = gradient_grid(0.5)
+    assert np.array_equal(released / grid, np.rint(released / grid))
     low, high = stats.chi2.ppf([UNLIKELY / 2, 1 - UNLIKELY / 2], df=released.size)
     assert low < float(np.square(released / 1.5).sum()) < high
+
+
+def test_rows_come_in_any_blocks_and_not_at_all_without_noise() -> None:
+    rows = np.full((7, 3), 0.25)
+
+    def read(_: int) -> Float64Array:
+        raise AssertionError("data was read")
+
+    with pytest.raises(InvalidInputError):
+        discrete_noised_sum(
+            map(read, range(1)), dimensions=3, noise_multiplier=0.0, max_grad_norm=1.0
+        )
+    told = [
+        discrete_noised_sum(blocks, dimensions=3, noise_multiplier=1e-9, max_grad_norm=1.0)
+        for blocks in ([rows], [rows[:3], rows[3:]])
+    ]
+    # So little noise is raised to a grid unit.
+    for each in told:
+        assert np.abs(each - 1.75).max() <= 20 * gradient_grid(1.0)
 
 
 def test_the_hardened_noise_for_150_steps_is_the_design_value() -> None:
     assert calibrate_discrete_noise(1.0, DELTA, steps=150) == pytest.approx(49.5, abs=0.1)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25, deadline=None)
 @given(epsilon=st.floats(0.05, 20.0), steps=st.integers(1, 500))
 def test_hardened_calibration_keeps_the_budget_and_never_undercuts_the_exact_gaussian(
     epsilon: float, steps: int
@@ -127,6 +176,8 @@ def test_hardened_calibration_keeps_the_budget_and_never_undercuts_the_exact_gau
     # The continuous Gaussian with the same ρ is ρ-zCDP too, so the bound holds for it.
     assert gaussian_epsilon(math.sqrt(2.0 * rho), DELTA) <= epsilon
     assert sigma > calibrate_noise(epsilon, DELTA, steps=steps)
+    assert zcdp_rho(epsilon, DELTA) == pytest.approx(rho, rel=1e-6)
+    assert Budget(epsilon, DELTA).concentrated_capacity < Budget(epsilon, DELTA).capacity
 
 
 def test_what_has_no_meaning_is_refused() -> None:
@@ -139,15 +190,15 @@ def test_what_has_no_meaning_is_refused() -> None:
             sum_on_grid(np.zeros((1, 2)), grid=grid, max_grad_norm=1.0)
     for sigma in (0.0, -1.0, math.inf):
         with pytest.raises(InvalidInputError, match="noise_multiplier"):
-            discrete_noised_sum(
-                np.zeros((1, 2)), noise_multiplier=sigma, max_grad_norm=1.0, grid=GRID
-            )
+            discrete_noised_sum([], dimensions=2, noise_multiplier=sigma, max_grad_norm=1.0)
     for epsilon, delta, steps in (
         (0.0, DELTA, 1),
         (math.inf, DELTA, 1),
         (1.0, 0.0, 1),
         (1.0, DELTA, 0),
     ):
-        with pytest.raises(InvalidInputError, match="epsilon"):
+        with pytest.raises(InvalidInputError, match=r"epsilon|delta|steps"):
             calibrate_discrete_noise(epsilon, delta, steps=steps)
+    with pytest.raises(InvalidInputError, match="epsilon"):
+        zcdp_rho(math.inf, DELTA)
     assert zcdp_epsilon(0.0, DELTA) == 0.0

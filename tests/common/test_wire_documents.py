@@ -9,6 +9,7 @@ import pytest
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import RoundId, digest_of
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
     PrivacySpend,
     PrivacyTerms,
@@ -59,6 +60,7 @@ MANIFEST = UpdateManifest(
         replace(PLAN, send_after_seconds=0.0),
         replace(PLAN, training=replace(PLAN.training, recipe=Recipe.FULL, backbone_digest=None)),
         replace(PLAN, privacy=replace(PLAN.privacy, target_epsilon=math.inf, noise_multiplier=0.0)),
+        replace(PLAN, privacy=replace(PLAN.privacy, noise=Noise.DISCRETE_GAUSSIAN)),
     ],
 )
 def test_a_plan_comes_back_from_its_bytes_and_gives_the_same_bytes_again(plan: StudyPlan) -> None:
@@ -67,17 +69,20 @@ def test_a_plan_comes_back_from_its_bytes_and_gives_the_same_bytes_again(plan: S
     assert format_study_plan(parse_study_plan(payload)) == payload
 
 
-def test_a_manifest_comes_back_from_its_bytes_and_gives_the_same_bytes_again() -> None:
-    payload = format_update_manifest(MANIFEST)
-    assert parse_update_manifest(payload) == MANIFEST
+@pytest.mark.parametrize("noise", Noise)
+def test_a_manifest_comes_back_from_its_bytes_and_gives_the_same_bytes_again(noise: Noise) -> None:
+    manifest = replace(MANIFEST, privacy=replace(MANIFEST.privacy, noise=noise))
+    payload = format_update_manifest(manifest)
+    assert parse_update_manifest(payload) == manifest
     assert format_update_manifest(parse_update_manifest(payload)) == payload
 
 
-def test_a_plan_from_before_sending_on_schedule_is_one_that_sends_at_once() -> None:
-    # Its bytes do not have the field, and its digest is what ledgers and rounds refer to.
+def test_a_plan_from_before_sending_on_schedule_and_discrete_noise_keeps_its_bytes() -> None:
+    # Its bytes lack the fields, and its digest is what ledgers and rounds refer to.
     at_once = replace(PLAN, send_after_seconds=0.0)
     message = pb.StudyPlan.FromString(format_study_plan(at_once))
     assert 6 not in [field.number for field, _ in message.ListFields()]
+    assert 9 not in [field.number for field, _ in message.privacy.ListFields()]
 
 
 def _put(field: str, value: object) -> Callable[[pb.StudyPlan], None]:
@@ -103,6 +108,8 @@ def _put(field: str, value: object) -> Callable[[pb.StudyPlan], None]:
         (_put("privacy.noise_multiplier", math.inf), "noise_multiplier"),
         (_put("privacy.sample_rate", 1.5), "sample_rate"),
         (_put("privacy.max_steps", 0), "max_steps"),
+        (_put("privacy.noise", "laplace"), "noise"),
+        (_put("privacy.noise", "gaussian"), "noise"),
         (_put("send_after_seconds", -1.0), "send_after_seconds"),
         (_put("send_after_seconds", math.nan), "send_after_seconds"),
         (_put("send_after_seconds", math.inf), "send_after_seconds"),

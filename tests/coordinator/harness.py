@@ -342,6 +342,7 @@ def seal(
             plan.privacy.max_grad_norm,
             plan.privacy.sample_rate,
             plan.training.steps_per_round,
+            plan.privacy.noise,
         ),
         "expires_at": start.deadline + timedelta(hours=1),
     }

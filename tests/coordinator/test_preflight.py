@@ -10,6 +10,7 @@ import pytest
 
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import Allowlist
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import StudyPlan
 from matl_common.vision.dataset import CLASSES as WORKER_CLASSES
 from matl_coordinator.config import Config, load_config
@@ -97,6 +98,7 @@ def test_a_rule_and_what_goes_before_it_are_read_with_their_parameters(tmp_path:
         ('[[rounds.pre_aggregation]]\nname = "nnnm"\n', "choose one of clip_to_median_norm"),
         ('[[rounds.pre_aggregation]]\nname = "arc"\nparameters = { g = 1 }\n', "it takes: f"),
         ("[trust]\nharm_z = 3.0\n", "trust.harm_z"),
+        ("[rounds]\ncollect_seconds = 300.0\n", "study.send_after_seconds = 300"),
         ("[trust]\nexcluded_below = 0.9\n", "trust.excluded_below"),
         ("[trust]\nfloor = 0.5\n", "trust.floor"),
     ],
@@ -105,6 +107,15 @@ def test_what_is_unknown_or_out_of_range_is_refused_with_what_is_valid(
     tmp_path: Path, extra: str, said: str
 ) -> None:
     assert said in refusal(tmp_path, HOLDOUT + extra)
+
+
+@pytest.mark.parametrize("other", ['recipe = "full"', "epsilon = inf"])
+def test_discrete_noise_is_refused_where_no_mechanism_has_it(tmp_path: Path, other: str) -> None:
+    noise = 'noise = "discrete-gaussian"\n'
+    assert "needs recipe 'head' and a finite epsilon" in refusal(
+        tmp_path, f"{noise}{other}\n{HOLDOUT}"
+    )
+    assert loaded(tmp_path, noise + HOLDOUT).study.noise is Noise.DISCRETE_GAUSSIAN
 
 
 def test_the_trust_section_changes_the_rule_only_where_it_is_set(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from matl_common.ids import Digest, NodeId, RoundId
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
     PrivacySpend,
     PrivacyTerms,
@@ -92,6 +93,10 @@ def test_a_manifest_that_follows_the_round_is_admitted() -> None:
         ({"privacy": PrivacySpend(20.0, 1.0, 1.0, 5)}, RefusalCode.WRONG_PRIVACY),
         ({"privacy": PrivacySpend(20.0, 0.9, 1.0, 4)}, RefusalCode.WRONG_PRIVACY),
         ({"privacy": PrivacySpend(20.0, 1.0, 0.5, 4)}, RefusalCode.WRONG_PRIVACY),
+        (
+            {"privacy": PrivacySpend(20.0, 1.0, 1.0, 4, Noise.DISCRETE_GAUSSIAN)},
+            RefusalCode.WRONG_PRIVACY,
+        ),
     ],
 )
 def test_a_manifest_that_differs_in_one_field_is_refused_for_it(
@@ -100,6 +105,14 @@ def test_a_manifest_that_differs_in_one_field_is_refused_for_it(
     refusal = judge(replace(MANIFEST, **change), rnd=collecting())  # type: ignore[arg-type]  # one field of each type
     assert refusal is not None
     assert refusal.code is code
+
+
+def test_an_update_declares_the_kind_of_noise_that_the_plan_asks_for() -> None:
+    hardened = replace(PLAN, privacy=replace(PLAN.privacy, noise=Noise.DISCRETE_GAUSSIAN))
+    for noise, is_refused in ((Noise.DISCRETE_GAUSSIAN, False), (Noise.GAUSSIAN, True)):
+        manifest = replace(MANIFEST, privacy=replace(MANIFEST.privacy, noise=noise))
+        refusal = check_manifest(manifest, node_id=A, rnd=collecting(), plan=hardened, now=T0)
+        assert (refusal is not None) == is_refused
 
 
 def test_nobody_sends_an_update_outside_collection_or_uninvited() -> None:

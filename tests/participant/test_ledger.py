@@ -17,16 +17,26 @@ from hypothesis import strategies as st
 
 from matl_common.ids import Digest, RoundId, digest_of
 from matl_common.privacy.budget import calibrate_noise
+from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import PrivacyTerms
 from matl_participant.core.account import (
+    Abandoned,
     Account,
     AttemptState,
     IllegalEntryError,
     Planned,
+    Reserved,
+    after,
     exceeds_budget,
 )
-from matl_participant.core.journal import MAX_LINE_BYTES, LedgerCorruptError, replay
-from matl_participant.core.spending import why_over_budget
+from matl_participant.core.journal import (
+    GENESIS,
+    MAX_LINE_BYTES,
+    LedgerCorruptError,
+    format_line,
+    replay,
+)
+from matl_participant.core.spending import summarise, why_over_budget
 from matl_participant.ledger import (
     BudgetExhaustedError,
     FileStorage,
@@ -326,6 +336,57 @@ def test_a_line_rewritten_with_a_matching_hash_is_noticed_by_the_next() -> None:
     lines[1] = b'{"line":%b,"sha256":"%b"}\n' % (body, digest_of(body).encode())
     with pytest.raises(LedgerCorruptError, match="line 3"):
         replay(b"".join(lines))
+
+
+def rehashed(line: bytes, **privacy: object) -> bytes:
+    """A plan's line with terms changed and a hash that fits."""
+    document = json.loads(line)
+    document["line"]["entry"]["privacy"].update(privacy)
+    body = json.dumps(
+        document["line"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    return b'{"line":%b,"sha256":"%b"}\n' % (body, digest_of(body).encode())
+
+
+def test_the_kind_of_noise_is_kept_and_a_plan_from_before_there_was_a_choice_is_continuous() -> (
+    None
+):
+    hardened = replace(PLANNED, privacy=replace(TERMS, noise=Noise.DISCRETE_GAUSSIAN))
+    for entry in (PLANNED, hardened):
+        line, _ = format_line(entry, sequence=0, previous=GENESIS)
+        assert replay(line).account.plan == entry
+    old, _ = format_line(PLANNED, sequence=0, previous=GENESIS)
+    assert b"noise_multiplier" in old
+    assert b'"noise"' not in old
+    assert rehashed(line) == line
+
+
+@pytest.mark.parametrize("noise", ["laplace", "", None, 3, "gaussian"])
+def test_a_kind_of_noise_that_cannot_be_accounted_for_makes_a_ledger_unusable(
+    noise: object,
+) -> None:
+    line, _ = format_line(PLANNED, sequence=0, previous=GENESIS)
+    with pytest.raises(LedgerCorruptError, match="line 1"):
+        replay(rehashed(line, noise=noise))
+
+
+def test_the_whole_budget_of_a_hardened_plan_can_be_spent_and_not_one_step_more() -> None:
+    terms = replace(
+        TERMS,
+        noise=Noise.DISCRETE_GAUSSIAN,
+        noise_multiplier=calibrate_noise(1.0, 1e-5, steps=5 * STEPS, noise=Noise.DISCRETE_GAUSSIAN),
+    )
+    account = after(Account(), replace(PLANNED, privacy=terms))
+    for number in range(1, 6):
+        assert not exceeds_budget(account, steps=STEPS)
+        account = after(account, Reserved(NOW, RoundId(number), STEPS, BASE))
+        account = after(account, Abandoned(NOW, RoundId(number), "lost"))
+    assert exceeds_budget(account, steps=1)
+    assert 0.9999 < summarise(account).epsilon_spent <= 1.0
+    # The filter itself, and not only the number of steps: with the noise that would do for
+    # continuous noise, the last round does not fit.
+    weaker = replace(terms, noise_multiplier=TERMS.noise_multiplier)
+    assert exceeds_budget(replace(account, plan=replace(PLANNED, privacy=weaker)), steps=0)
 
 
 def test_the_whole_budget_can_be_spent_and_not_one_step_more() -> None:

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from matl_common.ids import digest_of
-from matl_common.protocol import PrivacyTerms, StudyPlan
+from matl_common.privacy.budget import calibrate_noise
+from matl_common.privacy.mechanisms import Noise
+from matl_common.protocol import PrivacyTerms, Recipe, StudyPlan
 from matl_participant.core.limits import PrivacyLimits, why_changed, why_refused
 from tests.participant.simulator import PLAN, TERMS
 from tests.participant.test_ledger import PLANNED
@@ -63,6 +65,38 @@ def test_a_study_without_noise_needs_the_hospital_to_say_so() -> None:
     # Allowing it does not make a broken promise acceptable.
     lying = replace(TERMS, noise_multiplier=1.0)
     assert refusal(lying, PrivacyLimits(math.inf, 1e-5)) is not None
+
+
+HARDENED = replace(
+    TERMS,
+    noise=Noise.DISCRETE_GAUSSIAN,
+    noise_multiplier=calibrate_noise(
+        1.0, 1e-5, steps=TERMS.max_steps, noise=Noise.DISCRETE_GAUSSIAN
+    ),
+)
+
+
+def test_discrete_noise_is_accepted_where_there_is_a_mechanism_and_with_its_own_accounting() -> (
+    None
+):
+    assert refusal(HARDENED) is None
+    # What continuous noise may do with is too little.
+    assert "amount to" in (
+        refusal(replace(HARDENED, noise_multiplier=TERMS.noise_multiplier)) or ""
+    )
+    for terms in (
+        replace(HARDENED, sample_rate=0.5),
+        replace(HARDENED, noise_multiplier=0.0, target_epsilon=math.inf),
+    ):
+        assert "no mechanism" in (refusal(terms, PrivacyLimits(math.inf, 1e-5)) or "")
+    full = replace(PLAN, privacy=HARDENED, training=replace(PLAN.training, recipe=Recipe.FULL))
+    assert "no mechanism" in (why_refused(full, LIMITS, federation_id="dr-study") or "")
+
+
+def test_a_hospital_may_insist_on_discrete_noise() -> None:
+    limits = replace(LIMITS, require_discrete_noise=True)
+    assert "privacy.require_discrete_noise" in (refusal(TERMS, limits) or "")
+    assert refusal(HARDENED, limits) is None
 
 
 def test_a_hospital_may_insist_that_updates_leave_on_schedule() -> None:

@@ -12,16 +12,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId, digest_of
-from matl_common.privacy.budget import gaussian_epsilon
-from matl_common.privacy.mechanisms import GaussianEvent, PoissonSampledGaussianEvent
+from matl_common.privacy.budget import (
+    Budget,
+    calibrate_noise,
+    full_batch_epsilon,
+    gaussian_epsilon,
+    inverse_variance,
+)
+from matl_common.privacy.concentrated import zcdp_epsilon
+from matl_common.privacy.mechanisms import (
+    DiscreteGaussianEvent,
+    GaussianEvent,
+    Noise,
+    PoissonSampledGaussianEvent,
+)
 from matl_common.privacy.poisson import (
     calibrate_poisson_noise,
     composed_guarantee,
     poisson_guarantee,
 )
 from matl_common.protocol import PrivacyTerms
-from matl_participant.core.account import Account, Attempt, AttemptState, Planned
+from matl_participant.core.account import Account, Attempt, AttemptState, Planned, event_of
 from matl_participant.core.journal import LedgerCorruptError
 from matl_participant.core.spending import (
     ALONE,
@@ -174,6 +187,69 @@ def test_sampled_and_full_batch_studies_compose_as_privacy_loss_distributions() 
     # Rate 1 samples nothing: it is the full-batch event.
     whole = PoissonSampledGaussianEvent(45.691, 1.0, 150)
     assert composed_guarantee([whole], DELTA).epsilon == pytest.approx(alone, abs=1e-4)
+
+
+HARDENED = replace(
+    TERMS,
+    noise=Noise.DISCRETE_GAUSSIAN,
+    noise_multiplier=calibrate_noise(1.0, DELTA, steps=5 * STEPS, noise=Noise.DISCRETE_GAUSSIAN),
+)
+
+
+def test_a_study_with_discrete_noise_is_accounted_for_by_its_own_bound() -> None:
+    whole = summarise(study("h", rounds=5, terms=HARDENED))
+    assert whole.noise is Noise.DISCRETE_GAUSSIAN
+    assert 0.9999 < whole.epsilon_spent <= 1.0
+    assert record(whole)["noise"] == "discrete-gaussian"
+    # Not by the exact one of continuous noise, which would be less.
+    mu = math.sqrt(5 * STEPS) / HARDENED.noise_multiplier
+    assert gaussian_epsilon(mu, DELTA) < 0.95
+
+
+def test_a_data_set_with_any_discrete_noise_has_the_lower_limit_for_all_its_studies() -> None:
+    hardened = study("h", rounds=1, terms=HARDENED)
+    capacity = Budget(1.0, DELTA).concentrated_capacity
+    spent = inverse_variance(
+        [
+            DiscreteGaussianEvent(HARDENED.noise_multiplier, STEPS),
+            GaussianEvent(TERMS.noise_multiplier, 3 * STEPS),
+        ]
+    )
+    together = summarise(study("g", rounds=3), beside(hardened)).together
+    assert together.budget_fraction == pytest.approx(spent / capacity)
+    assert together.epsilon_spent == pytest.approx(zcdp_epsilon(spent / 2.0, DELTA))
+    # Four rounds of a fifth each fit beside continuous noise, and not beside this.
+    assert why_over_budget(study("g", rounds=3), steps=STEPS, shared=beside(hardened))
+    assert not why_over_budget(
+        study("g", rounds=3), steps=STEPS, shared=beside(study("c", rounds=1))
+    )
+    # Nor the other way round.
+    assert why_over_budget(hardened, steps=STEPS, shared=beside(study("g", rounds=3)))
+    assert summarise(hardened, beside(study("g", rounds=3))).rounds_left == 0
+    assert summarise(hardened, beside(study("g", rounds=1))).rounds_left == 2
+
+
+def test_discrete_noise_beside_a_sampled_study_gets_half_of_delta() -> None:
+    sampled = PoissonSampledGaussianEvent(16.622, 0.128, 1200)
+    discrete = DiscreteGaussianEvent(49.5, 150)
+    both = composed_guarantee([sampled, discrete], DELTA).epsilon
+    parts = composed_guarantee([sampled], DELTA / 2).epsilon + full_batch_epsilon(
+        [discrete], DELTA / 2
+    )
+    assert both == pytest.approx(parts)
+    assert both > composed_guarantee([sampled, GaussianEvent(49.5, 150)], DELTA).epsilon
+    assert composed_guarantee([discrete], DELTA).epsilon == full_batch_epsilon([discrete], DELTA)
+    begun = study("s", rounds=1, terms=SAMPLED)
+    assert why_over_budget(study("h", terms=HARDENED), steps=STEPS, shared=beside(begun))
+    generous = DatasetLimit(2.2, DELTA)
+    assert not why_over_budget(
+        study("h", terms=HARDENED), steps=STEPS, shared=beside(begun, limit=generous)
+    )
+
+
+def test_noise_that_no_mechanism_samples_with_is_not_accounted_for() -> None:
+    with pytest.raises(InvalidInputError, match="full batches"):
+        event_of(replace(SAMPLED, noise=Noise.DISCRETE_GAUSSIAN), steps=1)
 
 
 @given(

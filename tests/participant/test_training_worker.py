@@ -213,6 +213,8 @@ def test_a_diverging_training_releases_nothing(hospital: Hospital) -> None:
         {"declared_patients": 0},
         {"images_per_patient": 0},
         {"recipe": "full", "images_per_patient": 2},
+        {"recipe": "full", "noise": "discrete-gaussian"},
+        {"noise": "laplace"},
         {"sample_rate": 0.5},
         {"recipe": "none"},
         {"job": "delete"},

@@ -54,7 +54,9 @@ def test_show_names_the_relation_the_share_the_rounds_and_the_end(state: Path) -
     assert "40.0% of the budget, 3 rounds left" in row
     assert "half of the budget" not in row
     assert "Together: ε 0.6057 spent" in shown.stdout
+    assert " gaussian " in row
     (told,) = ask("show", "--state-dir", str(state))
+    assert told["noise"] == "gaussian"
     assert (told["epsilon_spent"], told["rounds_left"]) == (0.6057, 3)
     assert told["adjacency"] == "add-or-remove-one"
     # The study's rounds lie in the past: the next is expected now, the others after it.
