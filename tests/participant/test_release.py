@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 from PIL import Image
+from structlog.testing import capture_logs
 
 from matl_common.identity.development import NodeFolder
 from matl_common.ids import NodeId
@@ -234,20 +235,24 @@ async def test_a_training_that_missed_its_time_is_heard_of_at_a_later_multiple(
         hospital = Hospital(tmp_path, keys, coordinator.address)
         hospital.control(train="wait")
         coordinator.open_round(1)
-        async with running(hospital):
-            await until(lambda: bool(hospital.jobs("train")))
-            charged = first_charge(hospital)
-            await until(lambda: datetime.now(UTC) > charged + 1.1 * interval)
-            if ending == "lost":
-                # A model that changed under the worker's hands ends its training.
-                (model,) = hospital.files("models/*.safetensors")
-                model.write_bytes(model.read_bytes()[:-1] + b"\1")
-            released = datetime.now(UTC)
-            hospital.control()
-            asked = len(coordinator.times("AwaitRound"))
-            wanted = ACKNOWLEDGED if ending == "sealed" else ABANDONED
-            await until(lambda: hospital.states() == [wanted])
-            await until(lambda: len(coordinator.times("AwaitRound")) > asked)
+        with capture_logs() as logs:
+            async with running(hospital):
+                await until(lambda: bool(hospital.jobs("train")))
+                charged = first_charge(hospital)
+                await until(lambda: datetime.now(UTC) > charged + 1.1 * interval)
+                if ending == "lost":
+                    # A model that changed under the worker's hands ends its training.
+                    (model,) = hospital.files("models/*.safetensors")
+                    model.write_bytes(model.read_bytes()[:-1] + b"\1")
+                released = datetime.now(UTC)
+                hospital.control()
+                asked = len(coordinator.times("AwaitRound"))
+                wanted = ACKNOWLEDGED if ending == "sealed" else ABANDONED
+                await until(lambda: hospital.states() == [wanted])
+                await until(lambda: len(coordinator.times("AwaitRound")) > asked)
+    missed = [each["until"] for each in logs if each["event"] == "participant.send_time_missed"]
+    if ending == "sealed":
+        assert datetime.fromisoformat(missed[-1]) > charged + interval
     method = "OpenUpdate" if ending == "sealed" else "AwaitRound"
     next_said = min(at for at in coordinator.times(method) if at > released)
     multiples = -((charged - released) // interval)
