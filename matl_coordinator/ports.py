@@ -228,6 +228,10 @@ class Store(Protocol):
 
     def updates(self, round_id: RoundId) -> tuple[UpdateRecord, ...]: ...
 
+    def last_admitted(self, node_id: NodeId) -> UpdateRecord | None:
+        """The newest update of a hospital that was admitted."""
+        ...
+
     def admitted_counts(self) -> Mapping[NodeId, int]:
         """How many updates of each hospital were admitted in all rounds."""
         ...

@@ -124,6 +124,8 @@ class Welcome:
     signed_plan: SignedPlan
     clock_ahead: timedelta
     """How far the coordinator's clock is ahead of ours, give or take the call's duration."""
+    last_receipt: Receipt | None = None
+    """Of the newest update that the coordinator has of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +228,9 @@ class FederationClient:
 
         Raises:
             CallError: no answer, or a refusal.
-            UntrustedCoordinatorError: the plan is not signed by the coordinator, or belongs
-                to another federation.
-            InvalidInputError: the plan is malformed.
+            UntrustedCoordinatorError: the plan, or our newest receipt, is not signed by the
+                coordinator, or belongs to another federation.
+            InvalidInputError: one of them is malformed.
         """
         sent_at = datetime.now(UTC)
         request = pb.HelloRequest(
@@ -237,7 +239,10 @@ class FederationClient:
         answer = await _one_try(self._stub.Hello(request, timeout=self._timeouts.call_seconds))
         plan = self._verified_plan(envelope_from_wire(answer.study_plan))
         ahead = from_unix_ms(answer.answered_at_unix_ms) - sent_at
-        return Welcome(answer.version[:100], plan, ahead)
+        receipt = None
+        if answer.HasField("last_receipt"):
+            receipt = self._verified_receipt(envelope_from_wire(answer.last_receipt), plan.plan)
+        return Welcome(answer.version[:100], plan, ahead, receipt)
 
     async def await_round(
         self, signed_plan: SignedPlan, *, have_round: int, wait_seconds: int
@@ -370,6 +375,16 @@ class FederationClient:
                 "begins"
             )
         return start
+
+    def _verified_receipt(self, envelope: Envelope, plan: StudyPlan) -> Receipt:
+        receipt = parse_receipt(self._verified(envelope, PayloadType.RECEIPT))
+        ours = (plan.federation_id, plan.study_id, self._node_id)
+        if (receipt.federation_id, receipt.study_id, receipt.node_id) != ours:
+            raise UntrustedCoordinatorError(
+                f"the coordinator's receipt is for {receipt.node_id!r} in study "
+                f"{receipt.study_id!r}, which is not ours"
+            )
+        return receipt
 
     def _upload_result(
         self, status: pb.UpdateStatus, sealed: SealedUpdate, *, sent_bytes: int

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
-from matl_common.protocol import RoundStart
+from matl_common.protocol import Receipt, RoundStart
 from matl_common.signing import Signer
 from matl_common.worker import Message, WorkerError, WorkerFailedError, WorkerProcess
 from matl_participant.client import (
@@ -30,7 +30,7 @@ from matl_participant.client import (
 )
 from matl_participant.config import Config
 from matl_participant.core.account import Account, AttemptState, Planned
-from matl_participant.core.evidence import why_behind
+from matl_participant.core.evidence import Evidence, why_behind
 from matl_participant.core.limits import why_changed, why_refused
 from matl_participant.core.sending import Look, is_late, may_speak_from
 from matl_participant.core.session import (
@@ -241,7 +241,7 @@ class Participant:
         if run.ledger is not None and run.signed_plan is not None:
             self._check_same_study(run.signed_plan, signed)
         else:
-            self._open_study(signed)
+            self._open_study(signed, welcome.last_receipt)
         if run.refusal is None:
             run.connected = True
             self.reports.connected(welcome)
@@ -256,7 +256,7 @@ class Participant:
             "participant"
         )
 
-    def _open_study(self, signed: SignedPlan) -> None:
+    def _open_study(self, signed: SignedPlan, last_receipt: Receipt | None) -> None:
         """Check the plan, and open the ledger that decides about it."""
         run, plan = self._run, signed.plan
         limits = self.config.privacy.limits
@@ -275,7 +275,9 @@ class Participant:
             limit=self.config.privacy.dataset_limit,
         )
         account = ledger.account
-        run.refusal = why_behind(account, run.study.evidence())
+        # The coordinator's copy of the newest receipt too: ours may lie in the same old backup.
+        theirs = [Evidence(each.round_id, each.update_digest) for each in (last_receipt,) if each]
+        run.refusal = why_behind(account, [*run.study.evidence(), *theirs])
         if run.refusal is not None:
             # Nothing is written into a copy that has to be replaced, and no evidence removed.
             ledger.close()

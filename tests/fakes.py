@@ -122,6 +122,14 @@ class FakeStore:
         records = sorted(self._tables.updates.items())
         return tuple(record for (number, _), record in records if number == round_id)
 
+    def last_admitted(self, node_id: NodeId) -> UpdateRecord | None:
+        records = [
+            each
+            for each in self._tables.updates.values()
+            if each.node_id == node_id and each.status is UpdateStatus.ADMITTED
+        ]
+        return max(records, key=lambda each: each.round_id, default=None)
+
     def admitted_counts(self) -> Mapping[NodeId, int]:
         records = self._tables.updates.values()
         return Counter(each.node_id for each in records if each.status is UpdateStatus.ADMITTED)
@@ -243,6 +251,9 @@ class FaultyStore:
 
     def updates(self, round_id: RoundId) -> tuple[UpdateRecord, ...]:
         return self._store.updates(round_id)
+
+    def last_admitted(self, node_id: NodeId) -> UpdateRecord | None:
+        return self._store.last_admitted(node_id)
 
     def admitted_counts(self) -> Mapping[NodeId, int]:
         return self._store.admitted_counts()

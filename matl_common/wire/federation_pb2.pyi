@@ -472,11 +472,16 @@ class HelloResponse(_message.Message):
     FEDERATION_ID_FIELD_NUMBER: _builtins.int
     STUDY_PLAN_FIELD_NUMBER: _builtins.int
     ANSWERED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    LAST_RECEIPT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     federation_id: _builtins.str
     answered_at_unix_ms: _builtins.int
     @_builtins.property
     def study_plan(self) -> Global___Envelope: ...
+    @_builtins.property
+    def last_receipt(self) -> Global___Envelope:
+        """of the caller's newest admitted update; absent if none was"""
+
     def __init__(
         self,
         *,
@@ -484,10 +489,11 @@ class HelloResponse(_message.Message):
         federation_id: _builtins.str = ...,
         study_plan: Global___Envelope | None = ...,
         answered_at_unix_ms: _builtins.int = ...,
+        last_receipt: Global___Envelope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["study_plan", b"study_plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_receipt", b"last_receipt", "study_plan", b"study_plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_at_unix_ms", b"answered_at_unix_ms", "federation_id", b"federation_id", "study_plan", b"study_plan", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_at_unix_ms", b"answered_at_unix_ms", "federation_id", b"federation_id", "last_receipt", b"last_receipt", "study_plan", b"study_plan", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

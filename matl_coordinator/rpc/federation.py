@@ -57,11 +57,13 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         plan = await self._invitations.study_plan()
+        receipt = await self._intake.last_receipt(caller())
         return pb.HelloResponse(
             version=self._version,
             federation_id=self._federation_id,
             study_plan=envelope_to_wire(plan),
             answered_at_unix_ms=to_unix_ms(self._clock()),
+            last_receipt=None if receipt is None else envelope_to_wire(receipt),
         )
 
     async def AwaitRound(

@@ -382,6 +382,15 @@ class Intake:
         counts[node_id] = counts.get(node_id, 0) + 1
         return counts[node_id] <= MAX_REFUSALS_LOGGED
 
+    async def last_receipt(self, node: AllowedNode) -> Envelope | None:
+        """The receipt of a hospital's newest admitted update.
+
+        It shows a hospital whose disk was restored from a backup that it has spent more than
+        it remembers.
+        """
+        record = await asyncio.to_thread(self._store.last_admitted, node.node_id)
+        return None if record is None else self._receipt(record)
+
     def _receipt(self, record: UpdateRecord) -> Envelope:
         assert record.log_index is not None
         assert record.log_leaf_hash is not None

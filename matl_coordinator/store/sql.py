@@ -114,6 +114,14 @@ class SqlStore:
         with reading(self._engine) as connection:
             return _read_updates(connection, round_id)
 
+    def last_admitted(self, node_id: NodeId) -> UpdateRecord | None:
+        admitted = updates.c.status == UpdateStatus.ADMITTED.value
+        query = select(updates.c.document).where(admitted & (updates.c.node_id == node_id))
+        newest = query.order_by(updates.c.round_id.desc()).limit(1)
+        with reading(self._engine) as connection:
+            document = connection.execute(newest).scalar_one_or_none()
+        return None if document is None else codec.UPDATE.decode_one(document)
+
     def admitted_counts(self) -> Mapping[NodeId, int]:
         query = select(updates.c.node_id, func.count())
         admitted = query.where(updates.c.status == UpdateStatus.ADMITTED.value)

@@ -332,3 +332,15 @@ def test_admitted_updates_are_counted_for_each_hospital(store: Store) -> None:
     store.commit([PutUpdate(an_admitted_update(2, NODES[1]))], [])
     assert store.admitted_counts() == {NODES[0]: 3, NODES[1]: 1}
     assert store.updates(RoundId(1))[2].code is RefusalCode.NOT_FINITE
+
+
+def test_the_newest_admitted_update_of_a_hospital_is_found(store: Store) -> None:
+    assert store.last_admitted(NODES[0]) is None
+    for number in (1, 2, 3, 10):
+        mine = an_admitted_update(number) if number != 10 else an_update(number)
+        others = an_admitted_update(number, NODES[1])
+        store.commit([PutRound(a_round(number)), PutUpdate(mine), PutUpdate(others)], [])
+    newest = store.last_admitted(NODES[0])
+    assert newest is not None
+    assert (newest.node_id, newest.round_id) == (NODES[0], 3)
+    assert store.last_admitted(NODES[2]) is None

@@ -90,8 +90,11 @@ async def test_an_admission_is_in_the_log_that_its_receipt_names(site: Site) -> 
     async with running(site, store) as coordinator:
         start = await first_round(coordinator)
         sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        intake, allowed = coordinator.use_cases.intake, coordinator.site.allowed
+        assert await intake.last_receipt(allowed(A)) is None
         progress = await send(coordinator, A, sealed)
         again = await send(coordinator, A, sealed)
+        newest, none = [await intake.last_receipt(allowed(node)) for node in (A, B)]
         assert progress.receipt is not None
         key = site.coordinator_key()
         receipt = parse_receipt(verify(progress.receipt, key, PayloadType.RECEIPT))
@@ -102,6 +105,9 @@ async def test_an_admission_is_in_the_log_that_its_receipt_names(site: Site) -> 
     assert (event["event"], event["node"]) == ("update_admitted", A)
     assert again.receipt is not None
     assert parse_receipt(again.receipt.payload) == receipt
+    assert newest is not None
+    assert newest.payload == progress.receipt.payload
+    assert none is None
 
 
 async def test_an_answer_that_never_arrived_is_given_again_after_the_round(site: Site) -> None:

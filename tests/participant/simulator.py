@@ -224,11 +224,14 @@ class SimulatedCoordinator(FederationServiceServicer):
     ) -> pb.HelloResponse:
         await self._admit_caller(context)
         self.hellos += 1
+        receipts = [each for each in self.receipts if each.study_id == self.plan.study_id]
+        last = self._signed(PayloadType.RECEIPT, format_receipt(receipts[-1])) if receipts else None
         return pb.HelloResponse(
             version="0.1.0",
             federation_id=self.plan.federation_id,
             study_plan=self._signed(PayloadType.STUDY_PLAN, format_study_plan(self.plan)),
             answered_at_unix_ms=to_unix_ms(datetime.now(UTC)),
+            last_receipt=last,
         )
 
     async def AwaitRound(  # noqa: N802 - gRPC names

@@ -176,6 +176,17 @@ async def test_a_document_signed_by_another_key_is_not_believed(
             await client.upload(sealed_update(tmp_path, keys, start, plan))
 
 
+async def test_hello_brings_the_newest_receipt_once_there_is_one(
+    coordinator: SimulatedCoordinator, keys: Keys, tmp_path: Path
+) -> None:
+    start = coordinator.open_round(1)
+    async with client_of(coordinator, keys) as client:
+        sealed = sealed_update(tmp_path, keys, start, await greet(client))
+        assert (await client.hello(version="0.1.0", device="cpu")).last_receipt is None
+        receipt = (await client.upload(sealed)).receipt
+        assert (await client.hello(version="0.1.0", device="cpu")).last_receipt == receipt
+
+
 @pytest.mark.hostile
 async def test_a_receipt_for_somebody_else_is_not_believed(
     coordinator: SimulatedCoordinator, keys: Keys, tmp_path: Path
@@ -186,6 +197,8 @@ async def test_a_receipt_for_somebody_else_is_not_believed(
         sealed = sealed_update(tmp_path, keys, start, await greet(client))
         with pytest.raises(UntrustedCoordinatorError, match="hospital_z"):
             await client.upload(sealed)
+        with pytest.raises(UntrustedCoordinatorError, match="not ours"):
+            await greet(client)
 
 
 @pytest.mark.hostile

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -516,6 +517,33 @@ async def test_a_ledger_restored_from_an_older_copy_is_noticed_at_the_first_conn
         assert path.read_bytes() == older
     assert len(hospital.jobs("train")) == 2
     path.write_bytes(whole)
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ACKNOWLEDGED] * 3)
+
+
+@pytest.mark.privacy
+async def test_a_whole_state_folder_restored_from_a_backup_is_noticed_by_the_coordinators_receipt(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    state, backup = hospital.folder / "state", hospital.folder / "backup"
+    for number in (1, 2):
+        coordinator.open_round(number)
+        async with running(hospital) as run:
+            await until(lambda n=number: hospital.states() == [ACKNOWLEDGED] * n)  # type: ignore[misc]
+            run.participant.drain()
+            await run.outcome()
+        if number == 1:
+            shutil.copytree(state, backup)
+    # The machine came back as it was after the first round, our own receipts included.
+    state.rename(hospital.folder / "lost")
+    shutil.copytree(backup, state)
+    coordinator.open_round(3)
+    async with running(hospital) as run:
+        assert await run.outcome() is Outcome.HALTED
+    assert hospital.states() == [ACKNOWLEDGED]
+    assert len(hospital.jobs("train")) == 2
+    shutil.rmtree(state)
+    (hospital.folder / "lost").rename(state)
     async with running(hospital):
         await until(lambda: hospital.states() == [ACKNOWLEDGED] * 3)
 
