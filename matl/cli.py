@@ -32,6 +32,7 @@ from matl_common.identity.certificates import Role, parse_spiffe_id
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import parse_node_id
 from matl_common.tlog.entry import parse_entry
+from matl_participant.core.spending import WARNING_FRACTION, shown_epsilon
 
 EXIT_FAILED, EXIT_WRONG_USE = 1, 2
 DEFAULT_CONFIG: Final = Path("operator.toml")
@@ -223,31 +224,51 @@ def status(context: typer.Context, *, as_json: Json = False) -> None:
 
 @app.command()
 def participants(context: typer.Context, *, as_json: Json = False) -> None:
-    """List every enrolled hospital: its trust and why, the privacy budget it has declared, and
-    its newest appeal.
+    """List every enrolled hospital: its trust and why, the privacy budget that its admitted
+    updates declared, and its newest appeal.
 
-    In JSON a budget of null is one without limit.
+    Only the hospital's own ledger also counts attempts that never arrived (matl ledger show,
+    there), and the ε of the full recipe. In JSON a budget of null is one without limit, and an
+    ε of null one that only the ledger knows.
     """
     with _connected(context) as client:
         answer = client.participants()
     if as_json:
         print_json([asdict(each) for each in answer])
         return
-    columns = ("Hospital", "State", "Trust", "Patients", "ε spent", "ε budget", "Last seen", "Why")
+    columns = (
+        *("Hospital", "State", "Trust", "Patients", "ε spent", "Of the budget", "Rounds left"),
+        *("Last seen", "Why"),
+    )
     rows = (
         (
             each.node_id,
             each.state,
             f"{each.trust:.2f}",
             str(each.enrolled_patients),
-            f"{each.epsilon_spent:.2f}",
-            f"{each.epsilon_budget:g}",
+            _spent(each),
+            _share(each.budget_fraction),
+            str(each.rounds_left),
             each.last_seen.isoformat(" ", "seconds") if each.last_seen else "never",
             _why(each),
         )
         for each in answer
     )
     console().print(table(columns, rows))
+    # The same for all: a study has one plan.
+    for delta, relation in {(each.target_delta, each.neighbouring_relation) for each in answer}:
+        typer.echo(f"ε at δ = {delta:g} ({printable(relation)}).")
+
+
+def _spent(participant: Participant) -> str:
+    spent = participant.epsilon_spent
+    shown = "its ledger knows" if spent is None else shown_epsilon(spent)
+    return f"{shown} of {participant.epsilon_budget:g}"
+
+
+def _share(budget_fraction: float) -> str:
+    warning = ", half is spent" if budget_fraction >= WARNING_FRACTION else ""
+    return f"{budget_fraction:.1%}{warning}"
 
 
 @app.command()

@@ -125,7 +125,7 @@ class Appeal:
 class Participant:
     """An enrolled hospital as the coordinator sees it.
 
-    ``epsilon_spent`` is what its admitted updates declared; its own ledger is the truth.
+    What is spent is what its admitted updates declared; its own ledger is the truth.
     """
 
     node_id: str
@@ -134,8 +134,14 @@ class Participant:
     reason: str
     enrolled_patients: int
     last_seen: datetime | None
-    epsilon_spent: float
+    epsilon_spent: float | None
+    """``None`` where only the hospital's ledger knows."""
     epsilon_budget: float
+    budget_fraction: float
+    """Of the study's steps; ε is not linear in it."""
+    rounds_left: int
+    neighbouring_relation: str
+    target_delta: float
     appeal: Appeal | None = None
 
 
@@ -314,8 +320,12 @@ def _participant(message: pb.ParticipantSummary) -> Participant:
         reason=message.reason,
         enrolled_patients=message.enrolled_patients,
         last_seen=from_unix_ms(seen) if seen else None,
-        epsilon_spent=message.epsilon_spent,
+        epsilon_spent=message.epsilon_spent if message.HasField("epsilon_spent") else None,
         epsilon_budget=message.epsilon_budget or math.inf,
+        budget_fraction=message.budget_fraction,
+        rounds_left=message.rounds_left,
+        neighbouring_relation=message.neighbouring_relation,
+        target_delta=message.target_delta,
         appeal=_appeal(message.appeal) if message.HasField("appeal") else None,
     )
 

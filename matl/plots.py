@@ -46,6 +46,7 @@ class History:
         trust: by hospital, from 0 to 1.
         epsilon_remaining: by hospital; those without a ledger are absent.
         epsilon_budget: what every hospital may spend; infinite without privacy.
+        epsilon_warning: what is spent where half of the budget is; ε is not linear in it.
         references: accuracy of other ways to train on the same data, by name.
         clinical_threshold: accuracy to compare with, as a fraction.
     """
@@ -55,6 +56,7 @@ class History:
     trust: Mapping[str, Sequence[float]]
     epsilon_remaining: Mapping[str, Sequence[float]]
     epsilon_budget: float
+    epsilon_warning: float
     references: Mapping[str, Sequence[float]] = field(default_factory=dict)
     clinical_threshold: float = 0.92
 
@@ -157,8 +159,9 @@ def _plot_budget(axes: Axes, history: History) -> None:
         axes.set_yticks([])
         _write_across(axes, "ε = ∞: this study adds no noise\nand promises no privacy")
         return
-    half = history.epsilon_budget / 2
-    _draw_level(axes, half, _ORANGE, f"warning, half of ε = {history.epsilon_budget:g}")
+    budget, warning = history.epsilon_budget, history.epsilon_warning
+    text = f"warning: half of the budget, which is {warning:.2f} of ε = {budget:g}"
+    _draw_level(axes, budget - warning, _ORANGE, text)
     for names, values in _grouped(history.epsilon_remaining):
         colour, marker = _style_of(names[0], history)
         axes.plot(

@@ -270,7 +270,7 @@ def _hospitals(scene: Scene) -> Table:
             _upload(contribution),
             _trust_bar(trust),
             _trust_words(participant),
-            f"{participant.epsilon_spent:.2f}" if participant else "",
+            f"{participant.epsilon_spent or 0.0:.2f}" if participant else "",
         )
     return table
 

@@ -47,9 +47,11 @@ from matl.operations import Evaluation, Round
 from matl.plots import TRUSTED_FROM, History, plot_medical_fl_results
 from matl_common.durable import write_atomically
 from matl_common.ids import Digest, NodeId
+from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
 from matl_common.protocol import PrivacyTerms
 from matl_common.tensors import MODEL_SUFFIX
 from matl_participant.core.account import Account, AttemptState, Planned, epsilon_of
+from matl_participant.core.spending import WARNING_FRACTION, summarise, warning_epsilon
 from matl_participant.ledger import open_ledger
 from matl_participant.training.head import HeadTraining
 
@@ -66,6 +68,9 @@ class Spending:
     remaining: tuple[float, ...]
     has_ledger: bool
     attempts_lost: int = 0
+    budget_fraction: float | None = None
+    """Of the steps, and so of Σ 1/σ²; ``None`` without a ledger."""
+    rounds_left: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,7 @@ def read_spending(
     layout: Layout, settings: Settings, findings: Findings
 ) -> Mapping[NodeId, Spending]:
     """ε by hospital: from its own ledger, or as declared where it keeps none."""
-    declared = {each.node_id: each.epsilon_spent for each in findings.participants}
+    declared = {each.node_id: each.epsilon_spent or 0.0 for each in findings.participants}
     spending: dict[NodeId, Spending] = {}
     for spec in settings.hospitals:
         node = spec.node_id
@@ -164,7 +169,7 @@ def read_privacy_terms(layout: Layout, settings: Settings) -> PrivacyTerms:
 
 def spending_of(account: Account, rounds: Sequence[Round]) -> Spending:
     """What an account spent, and what was left after each of these rounds."""
-    terms = _planned(account).privacy
+    terms, summary = _planned(account).privacy, summarise(account)
     budget = terms.target_epsilon
 
     def left_after(round_id: int) -> float:
@@ -173,11 +178,13 @@ def spending_of(account: Account, rounds: Sequence[Round]) -> Spending:
         return max(0.0, budget - epsilon_of(terms, steps=steps)) if terms.noise_multiplier else 0.0
 
     return Spending(
-        spent=epsilon_of(terms, steps=account.steps_spent),
+        spent=summary.epsilon_spent,
         budget=budget,
         remaining=tuple(left_after(rnd.round_id) for rnd in rounds),
         has_ledger=True,
         attempts_lost=sum(each.state is AttemptState.ABANDONED for each in account.attempts),
+        budget_fraction=summary.budget_fraction,
+        rounds_left=summary.rounds_left,
     )
 
 
@@ -237,6 +244,8 @@ def summary_document(report: Report) -> dict[str, object]:
                     "remaining_per_round": list(each.remaining),
                     "from_ledger": each.has_ledger,
                     "attempts_lost": each.attempts_lost,
+                    "budget_fraction": each.budget_fraction,
+                    "rounds_left": each.rounds_left,
                 }
             )
             for node, each in report.spending.items()
@@ -291,6 +300,9 @@ def draw(report: Report, path: Path) -> None:
             if each.has_ledger
         },
         epsilon_budget=settings.epsilon,
+        epsilon_warning=(
+            warning_epsilon(settings.epsilon, RECIPE.delta) if settings.is_private else math.inf
+        ),
         references={
             "Centralised, no privacy": report.references.centralised,
             "FedAvg, unweighted": report.references.fedavg,
@@ -350,24 +362,31 @@ def _rounds_table(report: Report) -> Table:
 
 
 def _hospitals_table(report: Report) -> Table:
-    table = _table("Hospitals, after the last round")
-    for column in ("Hospital", "Patients", "Trust", "ε spent", "ε left"):
+    relation = f"{Adjacency.ADD_OR_REMOVE_ONE} {PrivacyUnit.PATIENT}"
+    table = _table(f"Hospitals, after the last round (ε at δ = {RECIPE.delta:g}, {relation})")
+    for column in ("Hospital", "Patients", "Trust", "ε spent", "Of the budget", "Rounds left"):
         is_text = column == "Hospital"
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     standing = {each.node_id: each for each in report.findings.participants}
     for spec in report.settings.hospitals:
         seen, spending = standing[spec.node_id], report.spending[spec.node_id]
-        spent, left = _epsilon(spending.spent), _epsilon(spending.budget - spending.spent)
-        if not spending.has_ledger:
-            spent, left = f"{spent} claimed", "no ledger"
+        spent = _epsilon(spending.spent)
         table.add_row(
             display_name(spec.node_id),
             f"{spec.patients:,}",
             Text(f"{seen.trust:.2f} {seen.state}", style=trust_style(seen.trust)),
-            spent,
-            left,
+            spent if spending.has_ledger else f"{spent} claimed",
+            _share(spending.budget_fraction),
+            "" if spending.rounds_left is None else str(spending.rounds_left),
         )
     return table
+
+
+def _share(budget_fraction: float | None) -> Text:
+    if budget_fraction is None:
+        return Text("no ledger")
+    is_half_spent = budget_fraction >= WARNING_FRACTION
+    return Text(f"{budget_fraction:.1%}", style="yellow" if is_half_spent else "")
 
 
 def _arms_table(report: Report) -> Table:

@@ -337,6 +337,10 @@ class ParticipantSummary(_message.Message):
     EPSILON_SPENT_FIELD_NUMBER: _builtins.int
     EPSILON_BUDGET_FIELD_NUMBER: _builtins.int
     APPEAL_FIELD_NUMBER: _builtins.int
+    BUDGET_FRACTION_FIELD_NUMBER: _builtins.int
+    ROUNDS_LEFT_FIELD_NUMBER: _builtins.int
+    NEIGHBOURING_RELATION_FIELD_NUMBER: _builtins.int
+    TARGET_DELTA_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     role: _builtins.str
     trust: _builtins.float
@@ -348,7 +352,14 @@ class ParticipantSummary(_message.Message):
     certificate_not_after: _builtins.str
     """RFC 3339, of the last certificate seen"""
     epsilon_spent: _builtins.float
+    """by admitted updates; absent where only its ledger knows"""
     epsilon_budget: _builtins.float
+    budget_fraction: _builtins.float
+    """of the steps, which ε is not linear in"""
+    rounds_left: _builtins.int
+    neighbouring_relation: _builtins.str
+    """and the unit it protects"""
+    target_delta: _builtins.float
     @_builtins.property
     def appeal(self) -> Global___Appeal:
         """the newest; absent if there was none"""
@@ -364,15 +375,21 @@ class ParticipantSummary(_message.Message):
         enrolled_patients: _builtins.int = ...,
         last_seen_unix_ms: _builtins.int = ...,
         certificate_not_after: _builtins.str = ...,
-        epsilon_spent: _builtins.float = ...,
+        epsilon_spent: _builtins.float | None = ...,
         epsilon_budget: _builtins.float = ...,
         appeal: Global___Appeal | None = ...,
+        budget_fraction: _builtins.float = ...,
+        rounds_left: _builtins.int = ...,
+        neighbouring_relation: _builtins.str = ...,
+        target_delta: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["appeal", b"appeal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "appeal", b"appeal", "epsilon_spent", b"epsilon_spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["appeal", b"appeal", "certificate_not_after", b"certificate_not_after", "enrolled_patients", b"enrolled_patients", "epsilon_budget", b"epsilon_budget", "epsilon_spent", b"epsilon_spent", "last_seen_unix_ms", b"last_seen_unix_ms", "node_id", b"node_id", "reason", b"reason", "role", b"role", "state", b"state", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent", "appeal", b"appeal", "budget_fraction", b"budget_fraction", "certificate_not_after", b"certificate_not_after", "enrolled_patients", b"enrolled_patients", "epsilon_budget", b"epsilon_budget", "epsilon_spent", b"epsilon_spent", "last_seen_unix_ms", b"last_seen_unix_ms", "neighbouring_relation", b"neighbouring_relation", "node_id", b"node_id", "reason", b"reason", "role", b"role", "rounds_left", b"rounds_left", "state", b"state", "target_delta", b"target_delta", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__epsilon_spent: _TypeAlias = _typing.Literal["epsilon_spent"]  # noqa: Y015
+    _WhichOneofArgType__epsilon_spent: _TypeAlias = _typing.Literal["_epsilon_spent", b"_epsilon_spent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon_spent) -> _WhichOneofReturnType__epsilon_spent | None: ...
 
 Global___ParticipantSummary: _TypeAlias = ParticipantSummary  # noqa: Y015
 

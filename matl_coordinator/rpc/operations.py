@@ -20,7 +20,7 @@ from matl_coordinator.ports import State, UpdateStatus
 from matl_coordinator.rpc.guard import caller
 from matl_coordinator.service.invitations import standing_of
 from matl_coordinator.service.operations import Operations
-from matl_coordinator.service.overview import Overview
+from matl_coordinator.service.overview import Declared, Overview
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -87,18 +87,19 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         self, request: pb.ListParticipantsRequest, context: Context
     ) -> pb.ListParticipantsResponse:
         state = await self._operations.state()
-        spent = await self._overview.epsilon_declared()
+        declared = await self._overview.declared()
         return pb.ListParticipantsResponse(
             participants=[
-                self._participant(node_id, state, spent.get(node_id, 0.0))
+                self._participant(node_id, state, declared(node_id))
                 for node_id, node in sorted(self._allowlist.nodes.items())
                 if node.role is Role.PARTICIPANT
             ]
         )
 
     def _participant(
-        self, node_id: NodeId, state: State, epsilon_spent: float
+        self, node_id: NodeId, state: State, declared: Declared
     ) -> pb.ParticipantSummary:
+        terms = self._overview.privacy
         standing = standing_of(node_id, state)
         node = self._allowlist.nodes[node_id]
         return pb.ParticipantSummary(
@@ -109,8 +110,12 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             reason=standing.reason,
             enrolled_patients=node.enrolled_patients,
             last_seen_unix_ms=_unix_ms(self._overview.last_seen(node_id)),
-            epsilon_spent=epsilon_spent,
-            epsilon_budget=self._overview.epsilon_budget,
+            epsilon_spent=declared.epsilon,
+            epsilon_budget=terms.target_epsilon,
+            budget_fraction=declared.budget_fraction,
+            rounds_left=declared.rounds_left,
+            neighbouring_relation=f"{terms.adjacency} {terms.unit}",
+            target_delta=terms.target_delta,
             appeal=_appeal(node_id, state),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from datetime import datetime
 from matl_common.ids import NodeId
 from matl_common.privacy.budget import full_batch_epsilon
 from matl_common.privacy.mechanisms import full_batch_event
-from matl_common.protocol import Recipe, StudyPlan
+from matl_common.protocol import PrivacyTerms, Recipe, StudyPlan
 from matl_coordinator.ports import State, Store
 from matl_coordinator.protection import Protection
 from matl_coordinator.service.presence import Presence
@@ -31,6 +32,19 @@ class Facts:
     waiting_for: str
     next_round_at: datetime | None
     protection: Protection
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the admitted updates of a hospital have cost its patients.
+
+    The hospital's own ledger is the truth: it also counts attempts that never arrived.
+    """
+
+    epsilon: float | None
+    """``None`` for the ``full`` recipe, which is accounted for at the hospital alone."""
+    budget_fraction: float
+    rounds_left: int
 
 
 class Overview:
@@ -59,8 +73,9 @@ class Overview:
         self.last_seen = presence.last_seen
 
     @property
-    def epsilon_budget(self) -> float:
-        return self._plan.privacy.target_epsilon
+    def privacy(self) -> PrivacyTerms:
+        """What the study promises."""
+        return self._plan.privacy
 
     def facts(self, state: State, now: datetime) -> Facts:
         waiting_for, next_round_at = self._waiting(state, now)
@@ -77,21 +92,27 @@ class Overview:
             protection=self._protection,
         )
 
-    async def epsilon_declared(self) -> dict[NodeId, float]:
-        """ε by hospital, as its admitted updates declared it.
-
-        The hospital's own ledger is the truth: it also counts attempts that never
-        arrived. Only known for ``head``; the ``full`` recipe is accounted for there.
-        """
-        if self._plan.training.recipe is not Recipe.HEAD or not self._plan.privacy.noise_multiplier:
-            return {}
+    async def declared(self) -> Callable[[NodeId], Declared]:
+        """What each hospital has spent, as its admitted updates declared it."""
         counts = await asyncio.to_thread(self._store.admitted_counts)
-        steps, terms = self._plan.training.steps_per_round, self._plan.privacy
-        spent = {
-            node_id: full_batch_event(terms.noise, terms.noise_multiplier, count * steps)
-            for node_id, count in counts.items()
-        }
-        return {
-            node_id: full_batch_epsilon([event], terms.target_delta)
-            for node_id, event in spent.items()
-        }
+        return lambda node_id: self._declared(counts.get(node_id, 0))
+
+    def _declared(self, updates: int) -> Declared:
+        terms, per_round = self._plan.privacy, self._plan.training.steps_per_round
+        steps = updates * per_round
+        return Declared(
+            epsilon=self._epsilon(steps),
+            budget_fraction=steps / terms.max_steps,
+            rounds_left=max(0, terms.max_steps - steps) // per_round,
+        )
+
+    def _epsilon(self, steps: int) -> float | None:
+        terms = self._plan.privacy
+        if steps == 0:
+            return 0.0
+        if not terms.noise_multiplier:
+            return math.inf
+        if self._plan.training.recipe is not Recipe.HEAD:
+            return None
+        event = full_batch_event(terms.noise, terms.noise_multiplier, steps)
+        return full_batch_epsilon([event], terms.target_delta)

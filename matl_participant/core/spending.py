@@ -277,6 +277,12 @@ def projected_end(account: Account, *, rounds: int, now: datetime) -> datetime |
     return max(charged[-1] + pace, now) + pace * (rounds - 1)
 
 
+def warning_epsilon(target_epsilon: float, target_delta: float) -> float:
+    """What full-batch steps have come to where the warning is due: more than half of ε."""
+    capacity = Budget(target_epsilon, target_delta).capacity
+    return gaussian_epsilon(math.sqrt(WARNING_FRACTION * capacity), target_delta)
+
+
 def shown_epsilon(epsilon: float) -> float | str:
     """ε for a record, rounded up: a rounded figure understates nothing. JSON has no infinity."""
     if not math.isfinite(epsilon):

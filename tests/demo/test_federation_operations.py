@@ -116,13 +116,22 @@ def test_a_hospital_that_was_never_seen_has_no_last_seen(tmp_path: Path) -> None
     told = pb.ListParticipantsResponse(
         participants=[
             pb.ParticipantSummary(node_id="hospital_a", trust=0.9, last_seen_unix_ms=seen),
-            pb.ParticipantSummary(node_id="hospital_b", epsilon_spent=0.5, epsilon_budget=1.0),
+            pb.ParticipantSummary(
+                node_id="hospital_b",
+                epsilon_spent=0.5,
+                epsilon_budget=1.0,
+                budget_fraction=0.3,
+                rounds_left=7,
+            ),
         ]
     )
     with served(tmp_path, {"ListParticipants": lambda *_: told}) as client:
         first, second = client.participants()
     assert (first.last_seen, second.last_seen) == (AT, None)
     assert (second.epsilon_spent, second.epsilon_budget) == (0.5, 1.0)
+    assert (second.budget_fraction, second.rounds_left) == (0.3, 7)
+    # Unknown here is not the same as nothing.
+    assert first.epsilon_spent is None
 
 
 def test_orders_carry_their_reason(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from matl_common.ids import NodeId
 
 NODES = [spec.node_id for spec in Settings().hospitals]
 PARTICIPANTS = tuple(
-    Participant(node, 0.3 if node == "hospital_e" else 0.9, "trusted", "", 100, None, 0.42, 1.0)
+    Participant(
+        *(node, 0.3 if node == "hospital_e" else 0.9, "trusted", "", 100, None),
+        *(0.42, 1.0, 0.2, 4, "add-or-remove-one patient", 1e-5),
+    )
     for node in NODES
 )
 STATUSES = (

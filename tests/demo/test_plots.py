@@ -16,6 +16,7 @@ HISTORY = History(
     trust={name: [0.6, 0.65, 0.9 - 0.15 * i] for i, name in enumerate(NAMES)},
     epsilon_remaining={name: [0.6, 0.3, 0.1] for name in NAMES},
     epsilon_budget=1.0,
+    epsilon_warning=0.684,
     references={"Pooled": [0.6, 0.8, 0.95], "Plain": [0.4, 0.5, 0.6]},
 )
 
@@ -62,6 +63,7 @@ def test_the_note_on_the_images_is_on_the_picture(tmp_path: Path) -> None:
         ({"accuracy": [0.5, 0.6, 0.7]}, {"accuracy"}),
         ({"references": {"Pooled": [0.1, 0.1, 0.1], "Plain": [0.4, 0.5, 0.6]}}, {"accuracy"}),
         ({"trust": {**HISTORY.trust, "Hospital E": [0.6, 0.4, 0.1]}}, {"trust", "contributions"}),
+        ({"epsilon_warning": 0.5}, {"budget"}),
         (
             {"epsilon_remaining": {**HISTORY.epsilon_remaining, "Hospital C": [0.5, 0.2, 0.0]}},
             {"budget"},
@@ -93,7 +95,7 @@ def test_a_contribution_has_the_colour_of_its_trust(
 
 
 def test_a_study_of_one_round_can_be_drawn(tmp_path: Path) -> None:
-    one = History([1], [0.5], {"Hospital A": [0.6]}, {"Hospital A": [0.4]}, 1.0)
+    one = History([1], [0.5], {"Hospital A": [0.6]}, {"Hospital A": [0.4]}, 1.0, 0.68)
     assert drawn(one, tmp_path).width >= 2000
 
 

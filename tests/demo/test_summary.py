@@ -54,7 +54,11 @@ def findings() -> Findings:
         "0.1.0", "dr-study", "retinopathy", False, True, 3, 3, rounds[-1], MODEL, 40, "cd" * 32, 5
     )
     participants = tuple(
-        Participant(node, 0.9, "trusted", "it agrees", 100, None, 0.7, 1.0) for node in NODES
+        Participant(
+            *(node, 0.9, "trusted", "it agrees", 100, None),
+            *(0.7, 1.0, 0.5, 3, "add-or-remove-one patient", 1e-5),
+        )
+        for node in NODES
     )
     return Findings(status, rounds, participants, (b'{"event":"a"}', b'{"event":"b"}'))
 
@@ -68,7 +72,15 @@ def report(settings: Settings | None = None) -> Report:
         references=ReferenceArms(
             (0.6, 0.8, 0.95), (0.4, 0.5, 0.6), (0.5, 0.7, 0.87), (0.5, 0.7, 0.875)
         ),
-        spending={node: Spending(0.8, 1.0, (0.6, 0.4, 0.2), has_ledger=True) for node in NODES},
+        spending={
+            node: Spending(
+                *(0.8, 1.0, (0.6, 0.4, 0.2)),
+                has_ledger=True,
+                budget_fraction=0.667,
+                rounds_left=1,
+            )
+            for node in NODES
+        },
         seconds={"federation": 12.34},
         command="python -m matl.demo",
         date=AT,
@@ -141,6 +153,8 @@ def test_an_attempt_that_was_lost_is_charged_all_the_same() -> None:
     assert spending.attempts_lost == 1
     assert spending.spent > once.spent
     assert spending.remaining[0] < once.remaining[0]
+    assert (spending.budget_fraction, spending.rounds_left) == (1.0, 0)
+    assert once.rounds_left == 1
 
 
 def test_without_noise_the_spending_is_infinite_and_nothing_remains() -> None:
@@ -161,6 +175,8 @@ def test_the_printed_summary_says_what_the_images_are_and_what_each_hospital_spe
     text = printed(report(), tmp_path)
     assert "semi-synthetic" in text
     assert "0.800" in text
+    assert "66.7%" in text
+    assert "add-or-remove-one patient" in text
     assert "88.0 %" in text
     assert "barely notices a small mislabelling hospital" in text
     assert "not reached" in text

@@ -46,6 +46,7 @@ from matl_participant.core.spending import (
     shown_epsilon,
     statement,
     summarise,
+    warning_epsilon,
     why_over_budget,
 )
 from matl_participant.ledger import BudgetExhaustedError, ledger_path, open_ledger, read_summaries
@@ -356,6 +357,9 @@ def test_half_of_the_budget_is_not_half_of_epsilon() -> None:
     assert two.epsilon_spent > 0.5
     assert not two.is_half_spent
     assert three.is_half_spent
+    # What is drawn as the warning lies between the two.
+    assert two.epsilon_spent < warning_epsilon(1.0, DELTA) < three.epsilon_spent
+    assert warning_epsilon(1.0, DELTA) == pytest.approx(0.684, abs=1e-3)
     # The data set's budget may be half spent before the study's.
     shared = beside(study("other", rounds=3))
     assert summarise(study("a"), shared).is_half_spent

@@ -162,6 +162,31 @@ def test_participants_lists_every_enrolled_hospital(shell: Shell) -> None:
     assert "never" in shown
 
 
+def test_participants_tells_the_budget_as_a_ledger_does(founded: Federation) -> None:
+    first = pb.ParticipantSummary(
+        node_id="hospital_a",
+        epsilon_spent=0.41506,
+        epsilon_budget=1.0,
+        budget_fraction=0.2,
+        rounds_left=4,
+        neighbouring_relation="add-or-remove-one patient",
+        target_delta=1e-5,
+    )
+    # Of the full recipe the coordinator knows the steps, and not their ε.
+    second = pb.ParticipantSummary()
+    second.CopyFrom(first)
+    second.ClearField("epsilon_spent")
+    second.budget_fraction = 0.6
+    told = pb.ListParticipantsResponse(participants=[first, second])
+    with telling(founded, ListParticipants=lambda *_: told) as shell:
+        shown = shell.run("participants").stdout
+    assert "0.4151 of 1" in shown
+    assert "20.0%" in shown
+    assert "60.0%, half is spent" in shown
+    assert "its ledger knows of 1" in shown
+    assert "ε at δ = 1e-05 (add-or-remove-one patient)." in shown
+
+
 def test_pause_and_resume_reach_the_study_and_the_log(shell: Shell) -> None:
     assert shell.run("pause", "--reason", "maintenance").exit_code == 0
     assert shell.ask("status")["paused"] is True
