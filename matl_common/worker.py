@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
-    sys.exit("the daemon died while its worker started")
+    sys.exit("the process that started this one died meanwhile")
 try:
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
@@ -261,10 +261,8 @@ class WorkerProcess:
         if self._process and self._process.returncode is None:
             return self._process
         await self._kill()
-        trampoline = (sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()))
         self._process = await asyncio.create_subprocess_exec(
-            *trampoline,
-            *self._argv,
+            *ending_with_us(self._argv),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -356,13 +354,25 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
-def serve(handle: Callable[[Message, ReportProgress], Message]) -> None:
-    """Answer requests until standard input closes; the worker program's main loop.
+def ending_with_us(argv: Sequence[str]) -> tuple[str, ...]:
+    """A command that runs ``argv`` and is killed as soon as this process dies.
+
+    Start it from the main thread: for the kernel it is the thread that dies.
+    """
+    return (sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *argv)
+
+
+def serve(
+    handle: Callable[[Message, ReportProgress], Message],
+    requests: Iterable[str] | None = None,
+) -> None:
+    """Answer requests until there are no more; the worker program's main loop.
 
     Args:
         handle: takes a request and a function that reports progress; returns the result.
             What it raises becomes an ``error`` message. The text of a ``MatlError`` is
             sent, of any other exception only its type: such a text may quote data.
+        requests: lines; those of standard input until it closes, if not given.
     """
     # Whatever a library prints goes to standard error and cannot break the protocol.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -372,7 +382,7 @@ def serve(handle: Callable[[Message, ReportProgress], Message]) -> None:
         messages.write(json.dumps(message, allow_nan=False) + "\n")
         messages.flush()
 
-    for line in sys.stdin:
+    for line in sys.stdin if requests is None else requests:
         try:
             request = json.loads(line)["request"]
             answer: Message = {"result": handle(request, lambda told: send({"progress": told}))}

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from matl_common.configuration import (
     Address,
@@ -140,15 +140,27 @@ class Training(Section):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     device_memory_bytes: int | None = Field(default=None, ge=1 << 20)
     workers: int = Field(default=2, ge=1, le=64)
+    """Processor threads, of all processes together."""
+    processes: int | None = Field(default=None, ge=1, le=64)
+    """That train together, ``full`` only; one for each GPU, or one, if unset."""
     physical_batch: int = Field(default=8, ge=1, le=4096)
+    """Images that pass through the network together, in each process."""
     memory_bytes: int = Field(default=8 << 30, ge=256 << 20)
-    """Resident memory of the training process; above it, the process is killed."""
+    """Resident memory of all training processes; above it, they are killed."""
     timeout_seconds: Seconds = 6 * 3600.0
+    stall_seconds: Seconds = 600.0
+    """A process that keeps the others waiting for longer ends the attempt."""
     keep_warm_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
     weights_file: FilePath | None = None
     """The public backbone's weights, where they are not where its package keeps them."""
     cache_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """Disk space for cached features."""
+
+    @model_validator(mode="after")
+    def _one_thread_each(self) -> Self:
+        if self.processes is not None and self.processes > self.workers:
+            raise ValueError("processes may not exceed workers: each takes a thread at least")
+        return self
 
 
 class Daemon(Section):

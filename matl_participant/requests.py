@@ -76,5 +76,7 @@ def _resources(config: Config) -> Message:
         "device": training.device,
         "device_memory_bytes": training.device_memory_bytes,
         "workers": training.workers,
+        "processes": training.processes,
+        "stall_seconds": training.stall_seconds,
         "physical_batch": training.physical_batch,
     }

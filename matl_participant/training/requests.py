@@ -38,7 +38,16 @@ class Resources(Strict):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     device_memory_bytes: int | None = Field(default=None, ge=1 << 20)
     workers: int = Field(default=2, ge=1, le=64)
+    """Processor threads, of all processes together."""
+    processes: int | None = Field(default=None, ge=1, le=64)
+    """Of the ``full`` recipe; one for each GPU, or one, if unset."""
+    stall_seconds: float = Field(default=600.0, gt=0.0)
+    """How long one process may keep the others waiting."""
     physical_batch: int = Field(default=8, ge=1, le=4096)
+
+    def threads_each(self, processes: int) -> int:
+        """Processor threads of one of ``processes``."""
+        return max(1, self.workers // processes)
 
 
 class PrepareRequest(Strict):

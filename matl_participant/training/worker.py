@@ -5,7 +5,8 @@ no state between requests, charges no budget (its daemon did, before asking) and
 nothing about the data while training: progress is the number of steps done.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import assert_never
 
@@ -34,8 +35,10 @@ from matl_common.vision.images import BadImageError, first_views, load_image
 from matl_common.vision.linear_head import parse_head
 from matl_common.vision.requests import ImageSource
 from matl_common.worker import Message, ReportProgress, serve
-from matl_participant.training.devices import bound_threads, choose_device
+from matl_participant.training.devices import bound_threads, choose_device, count_processes
+from matl_participant.training.group import ProcessGroup
 from matl_participant.training.head import HeadTraining, train_head
+from matl_participant.training.processes import train_in_processes
 from matl_participant.training.requests import (
     PrepareRequest,
     Resources,
@@ -61,18 +64,29 @@ def handle(message: Message, report: ReportProgress) -> Message:
         MatlError: with a text for the operator and without patient data.
     """
     request = parse_request(message)
-    bound_threads(request.resources.workers)
-    device = choose_device(
-        request.resources.device, memory_bytes=request.resources.device_memory_bytes
-    )
-    try:
+    resources = request.resources
+    if isinstance(request, TrainRequest) and request.recipe is Recipe.FULL:
+        processes = count_processes(resources.device, asked=resources.processes)
+        if processes > 1:
+            # Before a device is chosen: this process only waits, and takes no memory there.
+            return train_in_processes(request, message, processes=processes, report=report)
+    bound_threads(resources.workers)
+    device = choose_device(resources.device, memory_bytes=resources.device_memory_bytes)
+    with explaining_memory():
         match request:
             case PrepareRequest():
                 return _prepare(request, device, report)
             case TrainRequest():
-                return _train(request, device, report)
+                return train(request, device, report)
             case _:
                 assert_never(request)
+
+
+@contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Say what to do about a lack of memory."""
+    try:
+        yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             "not enough memory; lower physical_batch or image_size, or raise the limit"
@@ -104,7 +118,24 @@ def _prepared(
     }
 
 
-def _train(request: TrainRequest, device: torch.device, report: ReportProgress) -> Message:
+def train(
+    request: TrainRequest,
+    device: torch.device,
+    report: ReportProgress,
+    *,
+    group: ProcessGroup | None = None,
+) -> Message:
+    """Train one round; write the update, if this is the only or the first process.
+
+    Args:
+        request: the same in every process.
+        device: of this process.
+        report: told the steps done.
+        group: the processes that train together, for ``full``; this one alone if not given.
+
+    Returns:
+        What was written and left out; nothing from a process that is not the first.
+    """
     if digest_of_file(request.model_path) != request.model_digest:
         raise IntegrityError("the model file is not the one the request names; fetch it again")
     schema, tensors = read_model(request.model_path)
@@ -133,9 +164,19 @@ def _train(request: TrainRequest, device: torch.device, report: ReportProgress) 
                 on_left_out=left_out.append,
             )
         case Recipe.FULL:
-            update = _train_full(request, schema, tensors, device=device, on_step=on_step)
+            update = _train_full(
+                request,
+                schema,
+                tensors,
+                device=device,
+                group=group,
+                on_step=on_step,
+                on_left_out=left_out.append,
+            )
         case _:
             assert_never(request.recipe)
+    if group is not None and not group.is_first:
+        return {}
     written = _write_update(update, schema, request.out_path)
     return written | {"gradients_left_out": sum(left_out)}
 
@@ -146,7 +187,9 @@ def _train_full(
     tensors: Mapping[str, NDArray[np.float32]],
     *,
     device: torch.device,
+    group: ProcessGroup | None,
     on_step: Callable[[int], None],
+    on_left_out: Callable[[int], None],
 ) -> NDArray[np.float32]:
     # torchvision: seconds and memory that the head recipe does without.
     from matl_common.vision.heads import load_network
@@ -167,7 +210,9 @@ def _train_full(
         ),
         device=device,
         on_bad_image=request.data.on_bad_image,
+        group=group,
         on_step=on_step,
+        on_left_out=on_left_out,
     )
 
 

@@ -90,6 +90,7 @@ def test_the_environment_takes_precedence(tmp_path: Path) -> None:
         ("[data]", "[privacy]\nmax_epsilon = -1.0\n[data]", "privacy.max_epsilon"),
         ("[data]", "[privacy]\nmax_epsilon = nan\n[data]", "privacy.max_epsilon"),
         ("[data]", "[surprise]\n[data]", "surprise"),
+        ("[data]", "[training]\nprocesses = 3\n[data]", "processes may not exceed workers"),
         ("[data]", "[data", "not TOML"),
     ],
 )

@@ -140,12 +140,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(hospital: Hospital) -> AsyncIterator[Running]:
+async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIterator[Running]:
     config = hospital.config
     async with (
         WorkerProcess(
             hospital.worker_argv,
-            limits=WorkerLimits(30.0, 1 << 30),
+            limits=WorkerLimits(30.0, memory_bytes),
             environment={"PYTHONPATH": str(ROOT)},
         ) as worker,
         connect(config.coordinator.address, config.tls, config.coordinator.name) as channel,

@@ -1,0 +1,65 @@
+"""One of the processes that train a round together, as PyTorch's launcher starts it.
+
+Reads the request from the folder that ``processes`` made, joins the others there, trains
+its share, and says on standard output what a worker would say. Only the first process
+reports steps and writes the update.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from matl_common.errors import InvalidInputError
+from matl_common.worker import Message, ReportProgress, serve
+from matl_participant.training.devices import bound_threads, choose_device
+from matl_participant.training.group import joined
+from matl_participant.training.processes import REQUEST_FILE
+from matl_participant.training.requests import TrainRequest, parse_request
+from matl_participant.training.worker import explaining_memory, train
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(folder: Path, *, launcher_group: int) -> None:
+    """Train as one of several; the launcher's environment says as which."""
+    _end_with_launcher(launcher_group)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+    def handle(message: Message, report: ReportProgress) -> Message:
+        request = parse_request(message)
+        if not isinstance(request, TrainRequest):
+            raise InvalidInputError("several processes only train")
+        resources = request.resources
+        bound_threads(resources.threads_each(size))
+        device = choose_device(
+            resources.device, memory_bytes=resources.device_memory_bytes, index=rank
+        )
+        stall = resources.stall_seconds
+        with (
+            explaining_memory(),
+            joined(folder, rank=rank, size=size, device=device, stall_seconds=stall) as group,
+        ):
+            return train(request, device, report if rank == 0 else _silent, group=group)
+
+    serve(handle, [(folder / REQUEST_FILE).read_text()])
+
+
+def _silent(_: Message) -> None:
+    """The first process reports for all."""
+
+
+def _end_with_launcher(group: int) -> None:
+    """Let the kernel kill this process when the launcher dies, by which the others are ended.
+
+    The launcher gives each process a session of its own, so that whoever kills the worker's
+    process group does not reach it.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getpgid(os.getppid()) != group:
+        sys.exit("the launcher died while this process started")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), launcher_group=int(sys.argv[2]))
