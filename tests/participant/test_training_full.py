@@ -17,6 +17,7 @@ from matl_participant.training.clipping.clipper import Clipper
 from matl_participant.training.clipping.recording import UnsupportedLayerError
 from matl_participant.training.devices import choose_device
 from matl_participant.training.full import FullTraining, train_full
+from matl_participant.training.group import Alone, ProcessesDisagreeError
 
 pytestmark = pytest.mark.privacy
 
@@ -221,6 +222,31 @@ def test_a_damaged_image_is_left_out_or_stops_the_job(records: tuple[Record, ...
             device=CPU,
             on_bad_image=OnBadImage.FAIL,
         )
+
+
+def test_nothing_is_returned_where_processes_do_not_hold_the_same_parameters(
+    records: tuple[Record, ...],
+) -> None:
+    seen: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
+
+    class Diverged(Alone):
+        def check_same(self, values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
+            seen.append(values)
+            raise ProcessesDisagreeError("they differ")
+
+    network = SmallGroupNormNet()
+    with pytest.raises(ProcessesDisagreeError):
+        train_full(
+            network,
+            records,
+            training=training(),
+            device=CPU,
+            on_bad_image=OnBadImage.SKIP,
+            group=Diverged(),
+        )
+    # What is compared is what the training came to.
+    ended = np.concatenate([p.detach().numpy().ravel() for p in network.parameters()])
+    assert (seen[0].astype(np.float32) == ended).all()
 
 
 def test_no_steps_give_a_zero_update(records: tuple[Record, ...]) -> None:

@@ -320,6 +320,15 @@ async def test_what_a_process_raises_is_told_and_ends_all_of_them(
     assert list((tmp_path / "work").iterdir()) == []
 
 
+@pytest.mark.crash
+def test_a_process_whose_launcher_is_gone_does_not_begin(tmp_path: Path) -> None:
+    # There is no request in the folder, and it is not even looked for.
+    argv = (sys.executable, "-m", "matl_participant.training.rank", str(tmp_path), "1")
+    ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "the launcher died while this process started" in ended.stderr
+
+
 class RealHospital(Hospital):
     """A hospital whose worker trains for real."""
 
