@@ -12,7 +12,7 @@ TESTS ?= test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check dev proto fix clean constraints \
+.PHONY: help demo test check mutants dev proto fix clean constraints \
 	format lint types imports wire-drift migrations-drift
 
 help: ## List the verbs
@@ -30,6 +30,9 @@ test: $(VENV)/dev.stamp ## Run the tests, on real processes, sockets and Postgre
 	@$(RUN) -m pytest $(ARGS)
 
 check: format lint types imports wire-drift migrations-drift $(filter-out done,$(TESTS)) ## Everything that must hold before a change lands
+
+mutants: $(VENV)/dev.stamp ## Break the privacy ledger in every declared way; a named test must fail
+	@$(RUN) scripts/dev/mutate_ledger.py $(ARGS)
 
 dev: $(VENV)/dev.stamp ## Set up .venv for working on the code
 	@echo "Ready: source $(VENV)/bin/activate"

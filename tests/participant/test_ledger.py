@@ -26,6 +26,7 @@ from matl_participant.core.account import (
     IllegalEntryError,
     Planned,
     Reserved,
+    Sealed,
     after,
     exceeds_budget,
 )
@@ -389,6 +390,15 @@ def test_the_whole_budget_of_a_hardened_plan_can_be_spent_and_not_one_step_more(
     assert exceeds_budget(replace(account, plan=replace(PLANNED, privacy=weaker)), steps=0)
 
 
+def test_a_chain_whose_entries_could_not_follow_one_another_is_damage() -> None:
+    """Every hash is right: whoever wrote this had the format, and not the rules."""
+    sealed = Sealed(NOW, RoundId(1), UPDATE, CONTENT)
+    first, head = format_line(PLANNED, sequence=0, previous=GENESIS)
+    second, _ = format_line(sealed, sequence=1, previous=head)
+    with pytest.raises(LedgerCorruptError, match="line 2"):
+        replay(first + second)
+
+
 def test_the_whole_budget_can_be_spent_and_not_one_step_more() -> None:
     ledger, disk = planned()
     for number in range(1, 6):
@@ -485,6 +495,16 @@ def test_what_would_hide_a_cost_is_refused_and_writes_nothing() -> None:
     assert Ledger(DiskStorage(disk)).account == ledger.account
 
 
+def test_a_reservation_that_is_not_allowed_ends_no_study_though_it_is_too_large() -> None:
+    ledger, disk = planned()
+    reserve(ledger)
+    before = disk.seen
+    with pytest.raises(IllegalEntryError, match="still reserved"):
+        reserve(ledger, 2, steps=1000)
+    assert disk.seen == before
+    assert ledger.account.halted is None
+
+
 @pytest.mark.parametrize("base", [BASE, OTHER_BASE])
 def test_a_round_tried_again_is_charged_again_whatever_its_model(base: Digest) -> None:
     ledger, _ = planned()
@@ -572,6 +592,17 @@ def test_file_storage_keeps_and_cuts_bytes(tmp_path: Path) -> None:
     storage.sync()
     storage.sync_name()
     assert storage.read() == b"abcdX"
+    storage.close()
+
+
+def test_an_entry_is_written_whole_though_the_kernel_takes_it_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = os.write
+    storage = FileStorage(tmp_path / "file")
+    monkeypatch.setattr(os, "write", lambda descriptor, data: kernel(descriptor, data[:2]))
+    storage.append(b"abcde")
+    assert storage.read() == b"abcde"
     storage.close()
 
 

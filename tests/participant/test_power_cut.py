@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from matl_common import signing
-from matl_common.durable import fsync_directory
+from matl_common.durable import fsync_directory, write_named_by_digest
 from matl_common.identity.development import NodeFolder
 from matl_common.ids import NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import PayloadType, Receipt, RoundStart
@@ -51,6 +51,13 @@ def reopened(disk: UnsyncedWritesAreLost, into: Path) -> Ledger:
     return open_ledger(left / "var" / "state" / "ledger", dataset="retina", study_id="s")
 
 
+def durably(path: Path, content: bytes) -> None:
+    """What a power cut before this test left."""
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def test_a_power_cut_after_any_entry_loses_none_of_it(
     disk: UnsyncedWritesAreLost, tmp_path: Path
 ) -> None:
@@ -72,11 +79,13 @@ def test_what_an_opening_repairs_is_durable_before_the_next_entry(
         reserve(ledger)
     (path,) = folder.iterdir()
     # The line break never reached the disk, and then half an entry did.
-    path.write_bytes(path.read_bytes()[:-1])
+    durably(path, path.read_bytes()[:-1])
     open_ledger(folder, dataset="retina", study_id="s").close()
-    with reopened(disk, tmp_path / "left") as left:
+    (kept,) = (disk.after_power_cut(tmp_path / "left") / "var/state/ledger").iterdir()
+    assert kept.read_bytes() == path.read_bytes()
+    with reopened(disk, tmp_path / "again") as left:
         assert left.account.steps_spent == STEPS
-    path.write_bytes(path.read_bytes() + b'{"line":{"entry"')
+    durably(path, path.read_bytes() + b'{"line":{"entry"')
     open_ledger(folder, dataset="retina", study_id="s").close()
     (kept,) = (disk.after_power_cut(tmp_path / "cut") / "var/state/ledger").iterdir()
     assert kept.read_bytes() == path.read_bytes()
@@ -190,3 +199,11 @@ def test_a_result_that_was_taken_survives_before_its_manifest_is_written(
         study.take_result(result, RoundId(1))
     left = StateFolder(disk.after_power_cut(tmp_path / "left") / "var")
     assert left.study_as_it_is("s").update(RoundId(1)).read_bytes() == b"trained"
+
+
+def test_a_file_named_by_its_digest_survives_from_the_moment_it_is_stored(
+    disk: UnsyncedWritesAreLost, tmp_path: Path
+) -> None:
+    digest = write_named_by_digest(disk.root, [b"model"], suffix=".safetensors")
+    left = disk.after_power_cut(tmp_path / "left")
+    assert (left / f"{digest}.safetensors").read_bytes() == b"model"

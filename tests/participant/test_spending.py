@@ -273,6 +273,12 @@ def test_rounds_left_is_how_often_a_round_is_granted(
         assert fraction <= 1.0
 
 
+def test_a_halted_study_has_no_round_left() -> None:
+    halted = replace(study("a", rounds=1), halted="the operator left the study")
+    assert summarise(study("a", rounds=1)).rounds_left == 4
+    assert summarise(halted).rounds_left == 0
+
+
 def test_a_ledger_counts_what_its_sisters_spent_since_it_was_opened(tmp_path: Path) -> None:
     with (
         open_ledger(tmp_path, dataset="retina", study_id="a", limit=LIMIT) as first,
