@@ -318,12 +318,14 @@ def test_a_last_line_whose_break_was_changed_is_damage_and_not_a_torn_write(byte
 
 
 def test_a_missing_repeated_or_swapped_line_is_noticed() -> None:
-    lines = told(6).seen.splitlines(keepends=True)
+    lines = told(7).seen.splitlines(keepends=True)
     damaged = [lines[:at] + lines[at + 1 :] for at in range(len(lines) - 1)]
     damaged += [lines[: at + 1] + lines[at:] for at in range(len(lines))]
     damaged += [
         [*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]] for at in range(len(lines) - 1)
     ]
+    # A whole attempt: what is left breaks no rule of the account.
+    damaged.append(lines[:4] + lines[6:])
     for each in damaged:
         with pytest.raises(LedgerCorruptError):
             replay(b"".join(each))
