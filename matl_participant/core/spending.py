@@ -22,6 +22,7 @@ from matl_common.privacy.budget import (
     Budget,
     fraction_spent,
     full_batch_epsilon,
+    gaussian_epsilon,
     rounds_left,
     would_exceed,
 )

@@ -44,7 +44,7 @@ async def test_noise_is_calibrated_for_its_kind_and_accounted_for_as_such(
     async with running(site, store) as coordinator:
         plan = coordinator.plan
         nodes = await asyncio.gather(*(sent(coordinator, node) for node in site.hospitals))
-        declared = await coordinator.use_cases.overview.epsilon_declared()
+        declared = await coordinator.use_cases.overview.declared()
         founded = events_of(store)[0]
     steps, sigma = site.config.study.max_steps, plan.privacy.noise_multiplier
     assert (plan.privacy.noise, plan.send_after_seconds) == (noise, 30.0)
@@ -53,4 +53,5 @@ async def test_noise_is_calibrated_for_its_kind_and_accounted_for_as_such(
     whole = full_batch_event(noise, sigma, steps)
     assert 0.999 < full_batch_epsilon([whole], 1e-5) <= 1.0
     one_round = full_batch_event(noise, sigma, plan.training.steps_per_round)
-    assert declared == dict.fromkeys(nodes, full_batch_epsilon([one_round], 1e-5))
+    spent = full_batch_epsilon([one_round], 1e-5)
+    assert [declared(node).epsilon for node in nodes] == [spent] * len(nodes)
