@@ -80,14 +80,49 @@ def train_head(
     Raises:
         InvalidInputError: features, labels and head do not fit together.
     """
-    classes, dimensions = head.weight.shape
     _check_data(features, labels, head)
-    release = _release(features, labels, head, training, on_left_out)
-    base = np.concatenate([head.weight.ravel(), head.bias]).astype(np.float64)
+    projected = project_alone if training.noise is Noise.DISCRETE_GAUSSIAN else project
+    return noisy_descent(
+        projected(features, head.projection),
+        labels,
+        head.weight,
+        head.bias,
+        training=training,
+        on_step=on_step,
+        on_left_out=on_left_out,
+    )
+
+
+def noisy_descent(
+    inputs: Float64Array,
+    labels: Labels,
+    weight: Float32Array,
+    bias: Float32Array,
+    *,
+    training: HeadTraining,
+    on_step: Callable[[int], None] | None = None,
+    on_left_out: Callable[[int], None] | None = None,
+) -> Float32Array:
+    """Full-batch noisy gradient descent of a linear head, whatever made its inputs.
+
+    Args:
+        inputs: one row per patient ``(patients, k)``, of norm at most ``INPUT_NORM``: what
+            keeps a gradient's norm below 1 without clipping. For discrete noise each must
+            have been made alone, see ``hardened``.
+        labels: ``(patients,)``.
+        weight: ``(classes, k)``, where the descent starts.
+        bias: ``(classes,)``.
+        training, on_step, on_left_out: as for ``train_head``.
+
+    Returns:
+        The flat float32 difference, ``weight`` before ``bias``.
+    """
+    release = _release(inputs, labels, training, on_left_out)
+    base = np.concatenate([weight.ravel(), bias]).astype(np.float64)
     parameters = base.copy()
     for step in range(training.steps):
-        weight, bias = np.split(parameters, [classes * dimensions])
-        released = release(weight.reshape(classes, dimensions), bias)
+        moved_weight, moved_bias = np.split(parameters, [weight.size])
+        released = release(moved_weight.reshape(weight.shape), moved_bias)
         parameters -= training.learning_rate / training.declared_patients * released
         if on_step is not None:
             on_step(step + 1)
@@ -95,9 +130,8 @@ def train_head(
 
 
 def _release(
-    features: NDArray[np.floating],
+    inputs: Float64Array,
     labels: Labels,
-    head: LinearHead,
     training: HeadTraining,
     on_left_out: Callable[[int], None] | None,
 ) -> Callable[[Float64Array, Float64Array], Float64Array]:
@@ -105,16 +139,12 @@ def _release(
     match training.noise:
         case Noise.GAUSSIAN:
             return partial(
-                _noised_gradient,
-                project(features, head.projection),
-                labels,
-                training=training,
-                on_left_out=on_left_out,
+                _noised_gradient, inputs, labels, training=training, on_left_out=on_left_out
             )
         case Noise.DISCRETE_GAUSSIAN:
             return partial(
                 hardened_gradient,
-                project_alone(features, head.projection),
+                inputs,
                 labels,
                 noise_multiplier=training.noise_multiplier,
                 max_grad_norm=training.max_grad_norm,
