@@ -97,11 +97,26 @@ class _Features(nn.Module):
         return self.network.features(images)
 
 
+class _LayeredFeatures(_Features):
+    """The same, and the averages of its inner stages."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.layered_features(images)
+
+
 def _build_efficientnet(state: Mapping[str, Tensor]) -> nn.Module:
+    return _Features(_folded_efficientnet(state))
+
+
+def _build_layered_efficientnet(state: Mapping[str, Tensor]) -> nn.Module:
+    return _LayeredFeatures(_folded_efficientnet(state))
+
+
+def _folded_efficientnet(state: Mapping[str, Tensor]) -> efficientnet_lite.EfficientNetLite0:
     network = efficientnet_lite.EfficientNetLite0()
     _load(network, state)
     efficientnet_lite.fold_batch_norms(network.eval())
-    return _Features(network)
+    return network
 
 
 def _build_resnet50(state: Mapping[str, Tensor]) -> nn.Module:
@@ -160,5 +175,11 @@ BACKBONES: Mapping[str, _Recipe] = {
         _find_efficientnet,
         EFFICIENTNET_LITE0_SHA256,
         efficientnet_lite.FEATURE_DIM,
+    ),
+    "efficientnet_lite0_layers": _Recipe(
+        _build_layered_efficientnet,
+        _find_efficientnet,
+        EFFICIENTNET_LITE0_SHA256,
+        efficientnet_lite.LAYERED_FEATURE_DIM,
     ),
 }

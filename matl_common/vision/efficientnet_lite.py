@@ -5,6 +5,8 @@ excitation (Tan & Le, arXiv 1905.11946; the Lite variants are TensorFlow's). Par
 names are those of the published weight file. Loading weights is ``backbones.py``.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +26,12 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+
+
+# From the third on: what comes before sees a few pixels only.
+_AVERAGED_STAGES = _STAGES[2:]
+_AVERAGED_BLOCKS = [end - 1 for end in accumulate(repeats for repeats, *_ in _STAGES)][2:]
+LAYERED_FEATURE_DIM = FEATURE_DIM + sum(channels for *_, channels in _AVERAGED_STAGES)
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -71,7 +79,11 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Images ``(n, 3, h, w)`` to logits ``(n, 1000)``; ``features`` stops at ``(n, 1280)``."""
+    """Images ``(n, 3, h, w)`` to logits ``(n, 1000)``.
+
+    ``features`` stops at ``(n, 1280)``; ``layered_features`` are those and the averages over
+    the image of what the last five stages put out, ``(n, 2024)``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,9 +95,24 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(FEATURE_DIM, 1000)
 
     def features(self, images: Tensor) -> Tensor:
-        hidden = functional.relu6(self._bn0(self._conv_stem(images)))
+        hidden = self._stem(images)
         for block in self._blocks:
             hidden = block(hidden)
+        return self._top(hidden)
+
+    def layered_features(self, images: Tensor) -> Tensor:
+        hidden = self._stem(images)
+        averages: list[Tensor] = []
+        for index, block in enumerate(self._blocks):
+            hidden = block(hidden)
+            if index in _AVERAGED_BLOCKS:
+                averages.append(torch.mean(hidden, dim=(2, 3)))
+        return torch.cat([self._top(hidden), *averages], dim=1)
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return functional.relu6(self._bn0(self._conv_stem(images)))
+
+    def _top(self, hidden: Tensor) -> Tensor:
         hidden = functional.relu6(self._bn1(self._conv_head(hidden)))
         return torch.mean(hidden, dim=(2, 3))
 

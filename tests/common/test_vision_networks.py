@@ -80,6 +80,21 @@ def test_the_backbones_features_are_those_of_the_unfolded_network() -> None:
 
 
 @needs_efficientnet
+def test_layered_features_are_the_output_and_the_averages_of_inner_stages() -> None:
+    plain, layered = load_backbone("efficientnet_lite0"), load_backbone("efficientnet_lite0_layers")
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        found = layered.module(images)
+        assert torch.allclose(found[:, :1280], plain.module(images), atol=1e-5)
+    assert found.shape == (2, 2024)
+    assert layered.feature_dim == 2024
+    stages = found[:, 1280:].split([40, 80, 112, 192, 320], dim=1)
+    # The outputs of the blocks are linear: some channels average below zero, as no output of
+    # the last layer can.
+    assert all(bool((stage < 0.0).any()) for stage in stages)
+    assert bool((found[:, :1280] >= 0.0).all())
+
+
 def test_weights_other_than_the_plan_names_are_refused() -> None:
     with pytest.raises(IntegrityError, match="SHA-256"):
         load_backbone("efficientnet_lite0", weights_digest=digest_of(b"other"))
