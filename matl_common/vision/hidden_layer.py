@@ -18,7 +18,7 @@ from matl_common.vision.linear_head import (
     INPUT_NORM,
     Float32Array,
     Float64Array,
-    fit_projection,
+    Projection,
 )
 
 
@@ -32,21 +32,17 @@ class HiddenLayer:
 
 
 def draw_hidden_layer(
-    features: NDArray[np.floating], *, width: int, dimensions: int, whitening: float, seed: int
+    features: NDArray[np.floating], projection: Projection, *, width: int, seed: int
 ) -> HiddenLayer:
     """Random features over a public projection (Rahimi & Recht, NIPS 2007; Huang et al., 2006).
 
     Args:
-        features: of public images only, shape ``(n, d)``.
+        features: of public images only, shape ``(n, d)``; the layer is centred on them.
+        projection: what the units see of a feature, fitted on public images too.
         width: of the layer, 512 in the tutorial.
-        dimensions: how many principal directions a unit sees.
-        whitening: as for ``fit_projection``.
         seed: published with the model; no secret.
-
-    Raises:
-        InvalidInputError: fewer usable directions than ``dimensions``.
     """
-    projection = fit_projection(features, dimensions=dimensions, whitening=whitening)
+    dimensions = len(projection.components)
     drawn = np.random.default_rng(seed).normal(size=(width, dimensions)) / math.sqrt(dimensions)
     weight = drawn @ projection.components.astype(np.float64)
     activations = _activations(features, projection.mean, weight)

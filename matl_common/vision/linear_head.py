@@ -46,34 +46,63 @@ class LinearHead:
     bias: Float32Array
 
 
-def fit_projection(
-    features: NDArray[np.floating], *, dimensions: int, whitening: float
-) -> Projection:
-    """Principal directions of *public* features, shape ``(n, d)``.
+@dataclass(frozen=True, slots=True)
+class PublicSpectrum:
+    """Principal directions of public features, from which projections are made.
+
+    ``mean`` has shape (d,), ``singular`` (r,) in falling order, ``directions`` (r, d).
+    """
+
+    mean: Float64Array
+    singular: Float64Array
+    directions: Float64Array
+
+
+def public_spectrum(features: NDArray[np.floating]) -> PublicSpectrum:
+    """Decompose *public* features, shape ``(n, d)``; directions without variance are left out."""
+    rows = features.astype(np.float64)
+    mean = rows.mean(axis=0)
+    _, singular, directions = np.linalg.svd(rows - mean, full_matrices=False)
+    rank = int((singular > singular[0] * 1e-6).sum()) if singular[0] > 0.0 else 0
+    # An eigenvector's sign is arbitrary; fixed here, so that one data set gives one model.
+    kept = directions[:rank]
+    kept = kept * np.sign(kept[np.arange(rank), np.abs(kept).argmax(axis=1)])[:, None]
+    return PublicSpectrum(mean, singular[:rank], kept)
+
+
+def project_onto(spectrum: PublicSpectrum, *, dimensions: int, whitening: float) -> Projection:
+    """The projection on the first directions of a spectrum.
 
     Args:
-        features: of public images only; their statistics are published with the model.
+        spectrum: of public images.
         dimensions: k, how many directions to keep.
         whitening: direction i is divided by its singular value to this power; 0 keeps the
             variances, 1 makes them equal.
 
     Raises:
-        InvalidInputError: fewer usable directions than ``dimensions``.
+        InvalidInputError: fewer directions than ``dimensions``.
     """
-    rows = features.astype(np.float64)
-    mean = rows.mean(axis=0)
-    _, singular, directions = np.linalg.svd(rows - mean, full_matrices=False)
-    rank = int((singular > singular[0] * 1e-6).sum()) if singular[0] > 0.0 else 0
-    if not 1 <= dimensions <= rank:
+    if not 1 <= dimensions <= len(spectrum.singular):
         raise InvalidInputError(
-            f"dimensions is {dimensions}, and the {len(rows)} public images span {rank}; "
+            f"dimensions is {dimensions}, and the public images span {len(spectrum.singular)}; "
             "use fewer dimensions or more public images"
         )
-    # An eigenvector's sign is arbitrary; fixed here, so that one data set gives one model.
-    kept = directions[:dimensions]
-    kept = kept * np.sign(kept[np.arange(dimensions), np.abs(kept).argmax(axis=1)])[:, None]
-    scale = (singular[:dimensions] / singular[0]) ** -whitening
-    return Projection(mean.astype(np.float32), (kept * scale[:, None]).astype(np.float32))
+    scale = (spectrum.singular[:dimensions] / spectrum.singular[0]) ** -whitening
+    components = spectrum.directions[:dimensions] * scale[:, None]
+    return Projection(spectrum.mean.astype(np.float32), components.astype(np.float32))
+
+
+def fit_projection(
+    features: NDArray[np.floating], *, dimensions: int, whitening: float
+) -> Projection:
+    """``project_onto`` the spectrum of these public features, shape ``(n, d)``.
+
+    Their statistics are published with the model.
+
+    Raises:
+        InvalidInputError: as ``project_onto``.
+    """
+    return project_onto(public_spectrum(features), dimensions=dimensions, whitening=whitening)
 
 
 def initial_head(projection: Projection, *, classes: int) -> LinearHead:
