@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.utility import evidence as utility_evidence
+from benchmarks.utility.levers import Effort as UtilityEffort
 from matl.demo.summary import machine
 from matl_common.durable import write_atomically
 from matl_common.privacy.budget import calibrate_noise, gaussian_epsilon, gaussian_mu
@@ -43,6 +45,7 @@ from tests.privacy.attacks import (
 )
 
 OUT: Final = Path("out/evidence")
+UTILITY_PLOT: Final = OUT / "privacy_utility.png"
 ALARM: Final = 0.6
 """Between what 20,000 canaries show of the mechanism as claimed and with its noise halved."""
 DETECTED_SHARE: Final = 0.95
@@ -62,10 +65,30 @@ class Effort:
     large_audits: int
     releases: int
     draws: int
+    utility: UtilityEffort
+    utility_splits: int
+    utility_share: float
+    """Of the hospitals' images; fewer than all stand for all, by sums scaled up."""
 
 
-FULL: Final = Effort(audits=40, large_audits=10, releases=40_000, draws=_MILLION)
-QUICK: Final = Effort(audits=3, large_audits=1, releases=2_000, draws=100_000)
+FULL: Final = Effort(
+    audits=40,
+    large_audits=10,
+    releases=40_000,
+    draws=_MILLION,
+    utility=UtilityEffort(selection_splits=2, selection_draws=2, draws=5),
+    utility_splits=3,
+    utility_share=1.0,
+)
+QUICK: Final = Effort(
+    audits=3,
+    large_audits=1,
+    releases=2_000,
+    draws=100_000,
+    utility=UtilityEffort(selection_splits=1, selection_draws=1, draws=3),
+    utility_splits=1,
+    utility_share=0.05,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,11 +337,31 @@ def _beside_pld(sigma: float, rate: float, steps: int, told: float) -> dict[str,
     }
 
 
+def utility(effort: Effort) -> Section:
+    """What ε costs in accuracy. Images without cached features are drawn first, for an hour."""
+    results = []
+    for data_set in utility_evidence.TARGETS:
+        data = utility_evidence.load_data(
+            data_set,
+            share=effort.utility_share,
+            splits=effort.utility_splits,
+            cache=utility_evidence.CACHE,
+        )
+        results.append(utility_evidence.measure(data_set, data, effort.utility))
+    utility_evidence.draw(results, UTILITY_PLOT)
+    return Section(
+        {result.data_set: utility_evidence.record(result) for result in results},
+        utility_evidence.summary(results),
+        utility_evidence.rows(results),
+    )
+
+
 SECTIONS: Final[Mapping[str, Callable[[Effort], Section]]] = {
     "audit": audits,
     "membership": membership,
     "noise": noise,
     "accounting": accounting,
+    "utility": utility,
 }
 
 
@@ -328,6 +371,9 @@ def evidence_privacy(
     quick: Annotated[
         bool, typer.Option("--quick", help="A few runs of each, in a minute.")
     ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Sections: {', '.join(SECTIONS)}. Default: all.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where privacy.json goes.")] = OUT,
 ) -> None:
     """Attack what hospitals release, and compare the ε they are told with an accountant's.
@@ -337,7 +383,11 @@ def evidence_privacy(
     console = Console(highlight=False)
     found: dict[str, Section] = {}
     seconds: dict[str, float] = {}
+    if unknown := set(only or ()) - set(SECTIONS):
+        raise typer.BadParameter(f"sections are {', '.join(SECTIONS)}, not {unknown}")
     for name, measure in SECTIONS.items():
+        if only and name not in only:
+            continue
         started = perf_counter()
         found[name] = measure(QUICK if quick else FULL)
         seconds[name] = round(perf_counter() - started, 1)
@@ -356,10 +406,12 @@ def evidence_privacy(
         },
     }
     out.mkdir(parents=True, exist_ok=True)
-    path = out / ("privacy-quick.json" if quick else "privacy.json")
+    path = out / f"{'-'.join(['privacy', *sorted(only or ()), *(['quick'] if quick else [])])}.json"
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, [text.encode()], mode=0o644)
     console.print(f"\nWrote {path}")
+    if "audit" not in found:
+        return
     refuted = found["audit"].summary["audit_epsilon_lower_bound"]
     if refuted > CLAIMED_EPSILON:
         console.print(

@@ -1,0 +1,312 @@
+"""Private ways to train a head, each with the code that a hospital runs.
+
+A mechanism maps features to inputs once (``Mapped``) and can then train at any ε, as often as
+noise is to be drawn. The noise is the participant's own: from the operating system, not from
+a seed. What the coordinator does is the weighted mean of what hospitals release.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.utility.extraction import Images
+from matl_common.errors import InvalidInputError
+from matl_common.privacy.budget import Budget, calibrate_noise, would_exceed
+from matl_common.privacy.mechanisms import GaussianEvent
+from matl_common.vision.hidden_layer import draw_hidden_layer, hidden_inputs
+from matl_common.vision.linear_head import (
+    Float64Array,
+    Labels,
+    PublicSpectrum,
+    head_logits,
+    project,
+    project_onto,
+    public_spectrum,
+)
+from matl_common.vision.moments import augmented, solve_ridge, unpack_moments
+from matl_coordinator.core.robust.sizes import size_cap
+from matl_participant.training.head import HeadTraining, noisy_descent
+from matl_participant.training.moments import moments_event, release_moments
+
+DELTA: Final = 1e-5
+HIDDEN_WIDTH: Final = 512
+_HIDDEN_SEED: Final = 5
+
+Head = Float64Array
+"""Weight and bias side by side, ``(classes, k + 1)``."""
+
+
+class Weighting(StrEnum):
+    """What a hospital's mean counts for, given how many patients it has."""
+
+    PATIENTS = "n"
+    SQUARES = "n²"
+    """The inverse of the variance of its noise."""
+    CAPPED = "min(n, cap)"
+    """With the cap under which two of five hospitals never have more than half."""
+    CAPPED_SQUARES = "n · min(n, cap)"
+    EQUAL = "equal"
+
+
+def shares(sizes: Sequence[int], weighting: Weighting) -> Float64Array:
+    """Shares in the aggregate, which sum to 1."""
+    n = np.array(sizes, dtype=np.float64)
+    capped = np.minimum(n, size_cap(sizes, f=(len(sizes) - 1) // 2))
+    raw = {
+        Weighting.PATIENTS: n,
+        Weighting.SQUARES: n**2,
+        Weighting.CAPPED: capped,
+        Weighting.CAPPED_SQUARES: n * capped,
+        Weighting.EQUAL: np.ones_like(n),
+    }[weighting]
+    whole: Float64Array = raw / raw.sum()
+    return whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Federation:
+    """Who trains.
+
+    Attributes:
+        sites: each hospital's patients; a single one is a pooled data set.
+        shares: of each site in the aggregate.
+        noise_scale: multiplies the noise of every site. 1, except where a few public images
+            stand in for more patients than they are.
+    """
+
+    sites: tuple[Images, ...]
+    shares: tuple[float, ...]
+    noise_scale: float = 1.0
+
+
+def federated(hospitals: Sequence[Images], weighting: Weighting, *, patients: int) -> Federation:
+    """Every hospital adds its own noise, for its share of ``patients`` in all.
+
+    With fewer images than patients each counts for several, as if the sums were multiplied.
+    """
+    sizes = [len(each) for each in hospitals]
+    found = tuple(float(share) for share in shares(sizes, weighting))
+    return Federation(tuple(hospitals), found, sum(sizes) / patients)
+
+
+def pooled(hospitals: Sequence[Images], *, patients: int) -> Federation:
+    """All patients in one place, with noise once or not at all."""
+    together = join(hospitals)
+    return Federation((together,), (1.0,), len(together) / patients)
+
+
+def distributed(hospitals: Sequence[Images], *, honest: int, patients: int) -> Federation:
+    """Simulated secure summation: nobody sees more than the sum, whose noise is shared out.
+
+    Each hospital adds as much as ``honest`` of them need together, so that the promise holds
+    if no more add theirs. Nothing of the kind is built.
+    """
+    whole = pooled(hospitals, patients=patients)
+    return Federation(
+        whole.sites, whole.shares, whole.noise_scale * math.sqrt(len(hospitals) / honest)
+    )
+
+
+def stand_in(images: Images, sizes: Sequence[int], weighting: Weighting) -> Federation:
+    """Public images in place of hospitals of these sizes, with the noise of their mean."""
+    found = shares(sizes, weighting)
+    per_patient = math.sqrt(float(np.square(found / np.array(sizes)).sum()))
+    return Federation((images,), (1.0,), len(images) * per_patient)
+
+
+def join(parts: Sequence[Images]) -> Images:
+    """All images of several parts."""
+    return Images(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class InputMap:
+    """The public map from features to inputs of the head.
+
+    Attributes:
+        dimensions: principal directions of public images.
+        whitening: power of the public spectrum that they are divided by.
+        hidden: a public layer of 512 rectified units on top.
+    """
+
+    dimensions: int
+    whitening: float
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapped:
+    """Everything a mechanism needs, as inputs of norm s.
+
+    Attributes:
+        federation: who trains.
+        sites: inputs and labels of each of its sites.
+        public: inputs of public images.
+        public_labels: used by nothing but a warm start.
+        classes: how many there are.
+        to_inputs: the public map, for images to be classified.
+    """
+
+    federation: Federation
+    sites: tuple[tuple[Float64Array, Labels], ...]
+    public: Float64Array
+    public_labels: Labels
+    classes: int
+    to_inputs: Callable[[NDArray[np.floating]], Float64Array]
+
+
+def map_inputs(inputs: InputMap, federation: Federation, public: Images, *, classes: int) -> Mapped:
+    """Fit the map on public features, and map everybody's."""
+    to_inputs = _fitted(inputs, public)
+    return Mapped(
+        federation,
+        tuple((to_inputs(site.features), site.labels) for site in federation.sites),
+        to_inputs(public.features),
+        public.labels,
+        classes,
+        to_inputs,
+    )
+
+
+@lru_cache(maxsize=16)
+def _spectrum(public: Images) -> PublicSpectrum:
+    return public_spectrum(public.features)
+
+
+def _fitted(inputs: InputMap, public: Images) -> Callable[[NDArray[np.floating]], Float64Array]:
+    projection = project_onto(
+        _spectrum(public), dimensions=inputs.dimensions, whitening=inputs.whitening
+    )
+    if inputs.hidden:
+        layer = draw_hidden_layer(
+            public.features, projection, width=HIDDEN_WIDTH, seed=_HIDDEN_SEED
+        )
+        return lambda features: hidden_inputs(features, layer)
+    return lambda features: project(features, projection)
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """Full-batch noisy gradient descent: the ``head`` recipe, one step a round.
+
+    Attributes:
+        steps: rounds, hence releases.
+        learning_rate: on the mean gradient.
+        max_grad_norm: C. Below 1 the gradients of the worst fitted patients are shortened.
+        averaged: the model is the mean of the second half of the iterates, not the last.
+        warm_steps: steps on the public images and their labels before the first round.
+    """
+
+    inputs: InputMap
+    steps: int
+    learning_rate: float
+    max_grad_norm: float = 1.0
+    averaged: bool = True
+    warm_steps: int = 0
+
+    def train(self, mapped: Mapped, *, epsilon: float) -> Head:
+        """One study."""
+        noise = charged_noise(epsilon, steps=self.steps) * mapped.federation.noise_scale
+        head = np.zeros((mapped.classes, mapped.public.shape[1] + 1))
+        for _ in range(self.warm_steps):
+            head = head + self._update(head, mapped.public, mapped.public_labels, noise=0.0)
+        iterates: list[Head] = []
+        for _ in range(self.steps):
+            updates = [self._update(head, *site, noise=noise) for site in mapped.sites]
+            head = head + np.tensordot(mapped.federation.shares, np.stack(updates), axes=1)
+            iterates.append(head)
+        tail = iterates[self.steps // 2 :] if self.averaged else iterates[-1:]
+        return np.asarray(np.mean(tail, axis=0), dtype=np.float64)
+
+    def _update(
+        self, head: Head, inputs: Float64Array, labels: Labels, *, noise: float
+    ) -> Float64Array:
+        """What one site releases in a round of one step."""
+        weight, bias = head[:, :-1].astype(np.float32), head[:, -1].astype(np.float32)
+        training = HeadTraining(
+            steps=1,
+            learning_rate=self.learning_rate,
+            noise_multiplier=noise,
+            max_grad_norm=self.max_grad_norm,
+            declared_patients=len(labels),
+        )
+        update = noisy_descent(inputs, labels, weight, bias, training=training)
+        moved_weight, moved_bias = np.split(update.astype(np.float64), [weight.size])
+        return np.concatenate([moved_weight.reshape(weight.shape), moved_bias[:, None]], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LeastSquares:
+    """One noised release of second moments and class moments, solved with a ridge.
+
+    Attributes:
+        gram_share: share of the budget for second moments; with 0 those of public images
+            take their place.
+        ridge: added to the eigenvalues of the mean of u uᵀ.
+    """
+
+    inputs: InputMap
+    gram_share: float
+    ridge: float
+
+    def train(self, mapped: Mapped, *, epsilon: float) -> Head:
+        """One study."""
+        noise = charged_noise(epsilon, steps=1) * mapped.federation.noise_scale
+        mean = sum(
+            share
+            / len(labels)
+            * release_moments(
+                inputs,
+                labels,
+                classes=mapped.classes,
+                gram_share=self.gram_share,
+                noise_multiplier=noise,
+            )
+            for share, (inputs, labels) in zip(mapped.federation.shares, mapped.sites, strict=True)
+        )
+        moments = unpack_moments(
+            np.asarray(mean, dtype=np.float64),
+            dimensions=mapped.public.shape[1],
+            classes=mapped.classes,
+            gram_share=self.gram_share,
+        )
+        gram = moments.gram
+        if gram is None:
+            public = augmented(mapped.public)
+            gram = public.T @ public / len(public)
+        weight, bias = solve_ridge(gram, moments.cross, ridge=self.ridge)
+        return np.concatenate([weight, bias[:, None]], axis=1)
+
+
+Mechanism = Descent | LeastSquares
+
+
+def classify(mapped: Mapped, head: Head, features: NDArray[np.floating]) -> Labels:
+    """The likeliest class of each row of features."""
+    logits = head_logits(mapped.to_inputs(features), head[:, :-1], head[:, -1])
+    classes: Labels = np.argmax(logits, axis=1).astype(np.int64)
+    return classes
+
+
+def charged_noise(epsilon: float, *, steps: int) -> float:
+    """The noise multiplier of ``steps`` releases that together cost ε, or 0 for no privacy.
+
+    Raises:
+        InvalidInputError: the releases would pass the budget.
+    """
+    if math.isinf(epsilon):
+        return 0.0
+    noise = calibrate_noise(epsilon, DELTA, steps=steps)
+    event = GaussianEvent(noise, steps) if steps > 1 else moments_event(noise)
+    if would_exceed(Budget(epsilon, DELTA), [], event):
+        raise InvalidInputError(f"{steps} releases at noise {noise} cost more than ε = {epsilon}")
+    return noise
