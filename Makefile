@@ -91,7 +91,7 @@ evidence-robust: $(VENV)/dev.stamp ## Every attack against every rule, on two da
 evidence-robust-quick: $(VENV)/dev.stamp ## The same on little data, in a minute
 	@$(RUN) -m benchmarks.evidence_robust --quick $(ARGS)
 
-evidence-privacy: $(VENV)/dev.stamp ## Attack the privacy promise and check its accounting; tens of minutes
+evidence-privacy: $(VENV)/dev.stamp ## Attack the privacy promise, check its accounting, and measure what it costs; an hour or two
 	@$(RUN) -m benchmarks.evidence_privacy $(ARGS)
 
 # Flower's dependencies differ from ours, so what is compared with it runs in an environment of its own.

@@ -10,7 +10,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -67,8 +67,8 @@ class Effort:
     draws: int
     utility: UtilityEffort
     utility_splits: int
-    utility_share: float
-    """Of the hospitals' images; fewer than all stand for all, by sums scaled up."""
+    fundus_share: float
+    """Of the hospitals' photographs; fewer than all stand for all, by sums scaled up."""
 
 
 FULL: Final = Effort(
@@ -76,9 +76,9 @@ FULL: Final = Effort(
     large_audits=10,
     releases=40_000,
     draws=_MILLION,
-    utility=UtilityEffort(selection_splits=2, selection_draws=2, draws=5),
+    utility=UtilityEffort(selection_splits=1, selection_draws=1, draws=5),
     utility_splits=3,
-    utility_share=1.0,
+    fundus_share=1.0,
 )
 QUICK: Final = Effort(
     audits=3,
@@ -87,7 +87,7 @@ QUICK: Final = Effort(
     draws=100_000,
     utility=UtilityEffort(selection_splits=1, selection_draws=1, draws=3),
     utility_splits=1,
-    utility_share=0.05,
+    fundus_share=0.05,
 )
 
 
@@ -343,7 +343,7 @@ def utility(effort: Effort) -> Section:
     for data_set in utility_evidence.TARGETS:
         data = utility_evidence.load_data(
             data_set,
-            share=effort.utility_share,
+            share=effort.fundus_share if data_set == "fundus" else 1.0,
             splits=effort.utility_splits,
             cache=utility_evidence.CACHE,
         )
@@ -374,6 +374,18 @@ def evidence_privacy(
     only: Annotated[
         list[str] | None, typer.Option(help=f"Sections: {', '.join(SECTIONS)}. Default: all.")
     ] = None,
+    fundus_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Of the hospitals' photographs, drawn at 11 a second and core; sums are scaled up "
+            "to stand for all.",
+        ),
+    ] = None,
+    splits: Annotated[
+        int | None, typer.Option(min=1, help="Ways to deal Fashion-MNIST to hospitals.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where privacy.json goes.")] = OUT,
 ) -> None:
     """Attack what hospitals release, and compare the ε they are told with an accountant's.
@@ -381,6 +393,11 @@ def evidence_privacy(
     Exit status: 0 nothing refutes the claimed ε; 1 an audit does.
     """
     console = Console(highlight=False)
+    effort = QUICK if quick else FULL
+    if fundus_share is not None:
+        effort = replace(effort, fundus_share=fundus_share)
+    if splits is not None:
+        effort = replace(effort, utility_splits=splits)
     found: dict[str, Section] = {}
     seconds: dict[str, float] = {}
     if unknown := set(only or ()) - set(SECTIONS):
@@ -389,7 +406,7 @@ def evidence_privacy(
         if only and name not in only:
             continue
         started = perf_counter()
-        found[name] = measure(QUICK if quick else FULL)
+        found[name] = measure(effort)
         seconds[name] = round(perf_counter() - started, 1)
         _show(console, found[name], title=f"{name}, {seconds[name]} s")
     document = {

@@ -3,7 +3,7 @@
 The linear head over a public projection, the tutorial's 512 hidden units with the first layer
 public, and one-shot noisy least squares: each with its own hyper-parameters, chosen on public
 images, federated over five hospitals that add their own noise. Prints a table and writes
-out/bench/heads.json.
+out/bench/heads-fundus.json.
 """
 
 import json
@@ -11,7 +11,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -26,6 +26,7 @@ from benchmarks.utility.evidence import CACHE, WEIGHTING, load_data
 from benchmarks.utility.mechanisms import Mechanism, federated
 from benchmarks.utility.selection import choose
 from benchmarks.utility.study import Runs, run
+from matl.demo.hospitals import DEMO_PATIENTS, TUTORIAL_PATIENTS
 from matl.demo.summary import machine
 from matl_common.durable import write_atomically
 
@@ -43,16 +44,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def command(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("out/bench"),
-    share: Annotated[
-        float,
-        typer.Option(min=0.01, max=1, help="Of the hospitals' images; the rest is scaled up."),
-    ] = 0.1,
+    patients: Annotated[
+        int,
+        typer.Option(min=420, max=TUTORIAL_PATIENTS, help="Of the five hospitals together."),
+    ] = DEMO_PATIENTS,
     draws: Annotated[int, typer.Option(min=2, help="Draws of noise for each figure.")] = 10,
     data_set: Annotated[str, typer.Option(help="fundus or fashion.")] = "fundus",
 ) -> None:
     """Compare the mechanisms. The images are semi-synthetic."""
     console = Console(highlight=False)
-    data = load_data(data_set, share=share, splits=1, cache=CACHE)
+    whole = load_data(data_set, share=patients / TUTORIAL_PATIENTS, splits=1, cache=CACHE)
+    sizes = whole.plain[0].sizes
+    data = replace(whole, patients=sum(sizes), sizes=sizes)
     found: dict[str, list[Runs]] = {name: [] for name in CANDIDATES}
     for name, candidates in CANDIDATES.items():
         for epsilon in EPSILONS:
@@ -84,8 +87,8 @@ def command(
         "command": shlex.join(["python", "-m", "benchmarks.heads", *sys.argv[1:]]),
         "measurements": {
             "data_set": data_set,
+            "backbone": "efficientnet_lite0",
             "patients": data.patients,
-            "images": sum(data.plain[0].sizes),
             "weighting": WEIGHTING.value,
             "accuracy_points": {
                 name: [_record(runs) for runs in each] for name, each in found.items()
@@ -100,8 +103,9 @@ def command(
     }
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(out / "heads.json", [text.encode() + b"\n"], mode=0o644)
-    console.print(f"Figures: {out / 'heads.json'}", soft_wrap=True)
+    path = out / f"heads-{data_set}.json"
+    write_atomically(path, [text.encode() + b"\n"], mode=0o644)
+    console.print(f"Figures: {path}", soft_wrap=True)
 
 
 def _record(runs: Runs) -> dict[str, object]:
