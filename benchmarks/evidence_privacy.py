@@ -76,7 +76,7 @@ FULL: Final = Effort(
     large_audits=10,
     releases=40_000,
     draws=_MILLION,
-    utility=UtilityEffort(selection_splits=1, selection_draws=1, draws=5),
+    utility=UtilityEffort(selection_splits=3, selection_draws=1, draws=5),
     utility_splits=3,
     fundus_share=1.0,
 )
@@ -386,6 +386,9 @@ def evidence_privacy(
     splits: Annotated[
         int | None, typer.Option(min=1, help="Ways to deal Fashion-MNIST to hospitals.")
     ] = None,
+    selection_cuts: Annotated[
+        int | None, typer.Option(min=1, help="Ways to cut the public images when choosing.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where privacy.json goes.")] = OUT,
 ) -> None:
     """Attack what hospitals release, and compare the ε they are told with an accountant's.
@@ -394,10 +397,13 @@ def evidence_privacy(
     """
     console = Console(highlight=False)
     effort = QUICK if quick else FULL
-    if fundus_share is not None:
-        effort = replace(effort, fundus_share=fundus_share)
-    if splits is not None:
-        effort = replace(effort, utility_splits=splits)
+    cuts = selection_cuts or effort.utility.selection_splits
+    effort = replace(
+        effort,
+        utility=replace(effort.utility, selection_splits=cuts),
+        utility_splits=splits or effort.utility_splits,
+        fundus_share=fundus_share or effort.fundus_share,
+    )
     found: dict[str, Section] = {}
     seconds: dict[str, float] = {}
     if unknown := set(only or ()) - set(SECTIONS):
