@@ -20,10 +20,12 @@ import numpy as np
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from scipy import stats
 
 from benchmarks.utility import evidence as utility_evidence
+from benchmarks.utility.levers import Data
 from benchmarks.utility.levers import Effort as UtilityEffort
 from matl.demo.summary import machine
 from matl_common.durable import write_atomically
@@ -53,6 +55,7 @@ FALSE_ALARM_SHARE: Final = 0.05
 RELATION: Final = "add-or-remove-one patient"
 _PLD_INTERVAL: Final = 1e-5
 _MILLION: Final = 1_000_000
+_COLUMNS: Final = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -341,12 +344,7 @@ def utility(effort: Effort) -> Section:
     """What ε costs in accuracy. Images without cached features are drawn first, for an hour."""
     results = []
     for data_set in utility_evidence.TARGETS:
-        data = utility_evidence.load_data(
-            data_set,
-            share=effort.fundus_share if data_set == "fundus" else 1.0,
-            splits=effort.utility_splits,
-            cache=utility_evidence.CACHE,
-        )
+        data = _utility_data(data_set, effort)
         results.append(utility_evidence.measure(data_set, data, effort.utility))
     utility_evidence.draw(results, UTILITY_PLOT)
     return Section(
@@ -354,6 +352,20 @@ def utility(effort: Effort) -> Section:
         utility_evidence.summary(results),
         utility_evidence.rows(results),
     )
+
+
+def _utility_data(data_set: str, effort: Effort) -> Data:
+    with Progress(*_COLUMNS, transient=True) as bars:
+        bar = bars.add_task(data_set)
+        return utility_evidence.load_data(
+            data_set,
+            share=effort.fundus_share if data_set == "fundus" else 1.0,
+            splits=effort.utility_splits,
+            cache=utility_evidence.CACHE,
+            progress=lambda name, done, total: bars.update(
+                bar, description=name, completed=done, total=total
+            ),
+        )
 
 
 SECTIONS: Final[Mapping[str, Callable[[Effort], Section]]] = {
@@ -369,7 +381,7 @@ SECTIONS: Final[Mapping[str, Callable[[Effort], Section]]] = {
 def evidence_privacy(
     *,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few runs of each, in a minute.")
+        bool, typer.Option("--quick", help="A few runs of each but utility, in a minute.")
     ] = False,
     only: Annotated[
         list[str] | None, typer.Option(help=f"Sections: {', '.join(SECTIONS)}. Default: all.")
@@ -408,8 +420,9 @@ def evidence_privacy(
     seconds: dict[str, float] = {}
     if unknown := set(only or ()) - set(SECTIONS):
         raise typer.BadParameter(f"sections are {', '.join(SECTIONS)}, not {unknown}")
+    wanted = set(only or SECTIONS) - (set() if only or not quick else {"utility"})
     for name, measure in SECTIONS.items():
-        if only and name not in only:
+        if name not in wanted:
             continue
         started = perf_counter()
         found[name] = measure(effort)
