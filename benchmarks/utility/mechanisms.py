@@ -19,7 +19,7 @@ from benchmarks.utility.extraction import Images
 from matl_common.errors import InvalidInputError
 from matl_common.privacy.budget import Budget, calibrate_noise, would_exceed
 from matl_common.privacy.mechanisms import GaussianEvent
-from matl_common.vision.hidden_layer import draw_hidden_layer, hidden_inputs
+from matl_common.vision.hidden_layer import hidden_inputs, hidden_layer_of
 from matl_common.vision.linear_head import (
     Float64Array,
     Labels,
@@ -187,9 +187,8 @@ def _fitted(inputs: InputMap, public: Images) -> Callable[[NDArray[np.floating]]
         _spectrum(public), dimensions=inputs.dimensions, whitening=inputs.whitening
     )
     if inputs.hidden:
-        layer = draw_hidden_layer(
-            public.features, projection, width=HIDDEN_WIDTH, seed=_HIDDEN_SEED
-        )
+        drawn = np.random.default_rng(_HIDDEN_SEED).normal(size=(HIDDEN_WIDTH, inputs.dimensions))
+        layer = hidden_layer_of(public.features, projection, drawn=drawn)
         return lambda features: hidden_inputs(features, layer)
     return lambda features: project(features, projection)
 

@@ -31,20 +31,19 @@ class HiddenLayer:
     centre: Float32Array
 
 
-def draw_hidden_layer(
-    features: NDArray[np.floating], projection: Projection, *, width: int, seed: int
+def hidden_layer_of(
+    features: NDArray[np.floating], projection: Projection, *, drawn: NDArray[np.floating]
 ) -> HiddenLayer:
     """Random features over a public projection (Rahimi & Recht, NIPS 2007; Huang et al., 2006).
 
     Args:
         features: of public images only, shape ``(n, d)``; the layer is centred on them.
         projection: what the units see of a feature, fitted on public images too.
-        width: of the layer, 512 in the tutorial.
-        seed: published with the model; no secret.
+        drawn: standard normal, shape ``(width, k)``; 512 wide in the tutorial. Published with
+            the model, and no secret.
     """
-    dimensions = len(projection.components)
-    drawn = np.random.default_rng(seed).normal(size=(width, dimensions)) / math.sqrt(dimensions)
-    weight = drawn @ projection.components.astype(np.float64)
+    mixing = drawn.astype(np.float64) / math.sqrt(len(projection.components))
+    weight = mixing @ projection.components.astype(np.float64)
     activations = _activations(features, projection.mean, weight)
     return HiddenLayer(
         projection.mean,
