@@ -49,9 +49,9 @@ PRIVACY = PrivacyTerms(
 
 @cache
 def hostile_share(
-    *stages: str, ratio: float, strength: float = 0.1, radius: float | None = None
+    *stages: str, ratio: float, strength: float = 0.1, radius: float | None = None, f: int = F
 ) -> float:
-    """How much of the aggregate four hostile updates without noise hold, of twenty.
+    """How much of the aggregate ``f`` hostile updates without noise hold, of twenty.
 
     They send ``-strength`` times the honest signal, of length 1; inner-product manipulation.
     """
@@ -61,14 +61,14 @@ def hostile_share(
         generator = np.random.default_rng(seed)
         signal = generator.standard_normal(D)
         signal /= np.linalg.norm(signal)
-        apart = generator.standard_normal((N - F, D)) * 0.3 / sqrt(D)
-        noise = generator.standard_normal((N - F, D)) * ratio / sqrt(D)
-        rows = np.vstack([signal + apart + noise, np.tile(-strength * signal, (F, 1))])
+        apart = generator.standard_normal((N - f, D)) * 0.3 / sqrt(D)
+        noise = generator.standard_normal((N - f, D)) * ratio / sqrt(D)
+        rows = np.vstack([signal + apart + noise, np.tile(-strength * signal, (f, 1))])
         gram, everything = round_of(rows, root=signal, previous=np.zeros(D))
         gram = replace(gram, noise=PrivacyNoise(np.full(N, ratio / sqrt(D)), signal_bound=1.0))
-        plan = aggregator(*stages, f=F, parameters=parameters)(gram)
+        plan = aggregator(*stages, f=f, parameters=parameters)(gram)
         if isinstance(plan.reduction, Identity):
-            shares.append(plan.mixing[0, N - F : N].sum() / plan.mixing[0, :N].sum())
+            shares.append(plan.mixing[0, N - f : N].sum() / plan.mixing[0, :N].sum())
         else:
             along = float(carried_out(plan, everything) @ signal)
             shares.append((1.0 - along) / (1.0 + strength))
@@ -82,7 +82,7 @@ def test_krum_and_the_geometric_median_turn_round_as_noise_grows() -> None:
     assert median == pytest.approx([0.10, 0.23, 0.57, 0.91], abs=0.04)
 
 
-@pytest.mark.parametrize("name", [n for n in RULES if n != "smea"])
+@pytest.mark.parametrize("name", [n for n in RULES if n not in {"smea", "caf"}])
 def test_a_rule_is_called_distance_based_when_noise_gives_the_hostile_more_than_their_number(
     name: str,
 ) -> None:
@@ -94,6 +94,13 @@ def test_smea_is_turned_round_too() -> None:
     # Apart, because it looks at 4,845 subsets a round.
     assert aggregator("smea", f=F).distance_based
     assert hostile_share("smea", ratio=10.0) == pytest.approx(0.25)
+
+
+def test_caf_is_turned_round_by_as_many_as_it_tolerates() -> None:
+    # A few are filtered out; nine of twenty are what is left when the noisy have been.
+    assert hostile_share("caf", ratio=10.0) < F / N + 0.01
+    assert hostile_share("caf", ratio=10.0, f=9) == pytest.approx(1.0)
+    assert aggregator("caf", f=F).distance_based
 
 
 def test_mixing_neighbours_turns_any_rule_round_and_clipping_does_not() -> None:

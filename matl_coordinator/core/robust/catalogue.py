@@ -194,7 +194,9 @@ RULES: Mapping[str, RuleEntry] = MappingProxyType(
             most_n=lambda p: smea_most_n(int(p["f"])),
             distance_based=_always,
         ),
-        "caf": RuleEntry(caf, _above_2f, "Allouah et al., ICML 2025", _ONLY_F),
+        "caf": RuleEntry(
+            caf, _above_2f, "Allouah et al., ICML 2025", _ONLY_F, distance_based=_always
+        ),
         "dnc": RuleEntry(
             dnc,
             _above_2f,
