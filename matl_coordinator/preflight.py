@@ -92,10 +92,23 @@ def check_hospitals(config: Config, allowlist: Allowlist) -> None:
 def rule_warnings(config: Config, allowlist: Allowlist) -> tuple[str, ...]:
     """What an operator should know about rule and allow-list before a study relies on them."""
     return (
+        *_majority_warnings(config),
         *_exclusion_warnings(config, enrolled_participants(allowlist)),
         *_fixed_f_warnings(config),
         *_histogram_warnings(allowlist),
     )
+
+
+def _majority_warnings(config: Config) -> tuple[str, ...]:
+    f, quorum = config.rounds.byzantine, config.rounds.quorum
+    if quorum > 2 * f:
+        return ()
+    warning = (
+        f"rounds.quorum = {quorum} lets a round close in which {f} hostile hospitals are not the "
+        f"minority: what is claimed holds for rounds of {2 * f + 1} updates and more; set "
+        f"rounds.quorum = {2 * f + 1} to have no others"
+    )
+    return (warning,)
 
 
 def _exclusion_warnings(config: Config, enrolled: int) -> tuple[str, ...]:

@@ -64,10 +64,12 @@ def measure(
     """The Gram matrix of all rows, and the facts of each.
 
     Long rows are multiplied in single precision, in runs of at most 512 coordinates that
-    are added up in double precision: relative error of an inner product below 1e-8 of
-    the two norms. Where that would not do, the pass is repeated in double precision:
-    where two rows are nearly equal, so that their distance is a small difference of large
-    numbers, where a value is not finite, and at either end of the range of floats.
+    are added up in double precision. The error of an inner product is below 1e-8 of the two
+    norms where values vary as updates do, and below 1e-6 whatever they are (all of a run
+    equal, so that its rounding is all one way). Where that would not do, the pass is repeated
+    in double precision: where two rows are nearly equal, so that their distance is a small
+    difference of large numbers, where a value is not finite, and at either end of the range
+    of floats.
 
     Args:
         updates: one row per node, named by its id; all weights of the result are 1.

@@ -184,6 +184,7 @@ def _components(
         standard_error=math.sqrt(score.variance),
         z=score.z,
         accumulated_z=reading.accumulated_z,
+        recent_z=reading.recent_z,
         relative=reading.relative,
         informativeness=informativeness,
         reliability=reading.reliability,
@@ -251,7 +252,7 @@ def _follow_peers(
     else:
         trust = _demoted(record.trust, policy)
     parts = Components(
-        *(0.0,) * 7,
+        *(0.0,) * 8,
         quality=quality,
         harm=False,
         pogq=0.5,

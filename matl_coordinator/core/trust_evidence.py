@@ -44,6 +44,7 @@ class Reading:
     reliability: float
     """Share of the variance of ρ that would be signal were the hospital honest."""
     accumulated_z: float
+    recent_z: float
     harm: bool
 
 
@@ -58,10 +59,13 @@ def read_score(
     """The record with its evidence, but not yet its trust, brought up to date."""
     kappa = reference.informativeness
     relative, reliability = _relative(score, reference)
-    signal, information = _accumulated(record, score, policy)
+    signal, information = _accumulated(record, score, reference, policy)
     accumulated_z = signal / math.sqrt(information) if information > 0 else 0.0
+    recent, recent_rounds = _recent(record, score, policy)
+    recent_z = recent / math.sqrt(recent_rounds)
     excused = score.z < policy.harm_z and _is_excused(record, accumulated_z, score, kappa, policy)
     harm = accumulated_z < policy.accumulated_harm_z or (score.z < policy.harm_z and not excused)
+    harm = harm or recent_z < policy.recent_harm_z
     harm = harm or (profile is not None and profile.harm)
     step = 0.5 if harm else policy.evidence_rate * kappa * reliability
     # A lucky round of a hospital that did harm over many rounds is no evidence for it.
@@ -71,6 +75,8 @@ def read_score(
         evidence=record.evidence + step * (observed - record.evidence),
         signal=signal,
         information=information,
+        recent=recent,
+        recent_rounds=recent_rounds,
         log_odds=_log_odds(record, score, reference, policy),
         sleeper_sum=max(0.0, record.sleeper_sum + kappa * reliability * (policy.slack - relative)),
         rounds_against=record.rounds_against + 1 if score.z < 0 else 0,
@@ -78,7 +84,7 @@ def read_score(
         profile_signal=profile.signal if profile else record.profile_signal,
         profile_information=profile.information if profile else record.profile_information,
     )
-    return after, Reading(relative, reliability, accumulated_z, harm)
+    return after, Reading(relative, reliability, accumulated_z, recent_z, harm)
 
 
 def quality_of(record: TrustRecord, accumulated_z: float, policy: TrustPolicy) -> float:
@@ -114,15 +120,28 @@ def _relative(score: HoldoutScore, reference: Reference) -> tuple[float, float]:
 
 
 def _accumulated(
-    record: TrustRecord, score: HoldoutScore, policy: TrustPolicy
+    record: TrustRecord, score: HoldoutScore, reference: Reference, policy: TrustPolicy
 ) -> tuple[float, float]:
-    # Precision-weighted, so that rounds with a weak reference count for little.
-    if score.variance <= 0:
+    # Precision-weighted, so that rounds with a weak reference count for little. The length of
+    # an update is its hospital's choice, and a very short one must not outweigh the others.
+    variance = max(score.variance, (0.01 * reference.projection) ** 2)
+    if variance <= 0:
         return record.signal, record.information
     return (
-        policy.memory * record.signal + score.projection / score.variance,
-        policy.memory**2 * record.information + 1.0 / score.variance,
+        policy.memory * record.signal + score.projection / variance,
+        policy.memory**2 * record.information + 1.0 / variance,
     )
+
+
+def _recent(record: TrustRecord, score: HoldoutScore, policy: TrustPolicy) -> tuple[float, float]:
+    """Late rounds alone. Early ones are so precise that what they say outlasts twenty late ones.
+
+    A z does not depend on an update's length, and counts the same in every round.
+    """
+    z = _clip(score.z, -policy.recent_bound, policy.recent_bound)
+    rounds = policy.recent_memory**2 * record.recent_rounds + 1.0
+    total = policy.recent_memory * record.recent + z
+    return min(total, policy.recent_credit * math.sqrt(rounds)), rounds
 
 
 def _log_odds(

@@ -131,6 +131,11 @@ def _against(record: TrustRecord, parts: Components, policy: TrustPolicy) -> str
             "its updates lack what its enrolled label mix predicts for class "
             f"{parts.profile_class}, z = {parts.profile_z:+.1f}"
         )
+    if parts.recent_z < policy.recent_harm_z and parts.accumulated_z > 0:
+        return (
+            f"late rounds against the holdout reference, z = {parts.z:+.1f}, "
+            f"together {parts.recent_z:+.1f}"
+        )
     if record.rounds_against:
         return (
             f"{_rounds(record.rounds_against)} against the holdout reference, "

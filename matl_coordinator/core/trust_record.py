@@ -59,6 +59,14 @@ class TrustPolicy:
     """All rounds together this far against the holdout set do harm."""
     memory: float = 0.9
     """What a round's weight in the accumulated z is multiplied by, each round."""
+    recent_harm_z: float = -4.5
+    """Late rounds together this far against the holdout set do harm, whatever early ones said."""
+    recent_memory: float = 0.8
+    """What a round's weight among the late ones is multiplied by, each round."""
+    recent_bound: float = 4.0
+    """The most that one round's z counts among them, either way ..."""
+    recent_credit: float = 2.0
+    """... and the most that they speak for a hospital together, so that it cannot save up."""
     profile_margin: float = 0.08
     """Deficit of a class, in shares of its gradient, up to which a profile does no harm ..."""
     profile_spread: float = 4.0
@@ -157,6 +165,8 @@ class Components:
     standard_error: float
     z: float
     accumulated_z: float
+    recent_z: float
+    """Of the late rounds, each bounded and none more precise than another."""
     relative: float
     """Projection over the round's reference, within ±1.5."""
     informativeness: float
@@ -200,6 +210,10 @@ class TrustRecord:
     """Faded sum of projection / variance."""
     information: float = 0.0
     """Its variance: signal / √information is the accumulated z."""
+    recent: float = 0.0
+    """Faded sum of z, bounded."""
+    recent_rounds: float = 0.0
+    """Its variance were every z noise: recent / √recent_rounds is the recent z."""
     log_odds: float = 0.0
     """Faded log-likelihood ratio: updates as good as the round's reference, over useless."""
     sleeper_sum: float = 0.0

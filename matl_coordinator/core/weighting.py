@@ -68,13 +68,14 @@ def aggregation_weights(
     ``size_cap``. The round is held for want of combined trust, or if those that count have
     less than half of the capped patients that the others have when the f largest are
     hostile: all the patients would ask for more than the honest alone may have. Clones count
-    in full towards that, so that copying a hospital cannot be used to hold rounds.
+    in full towards that, so that copying a hospital cannot be used to hold rounds. So is a round
+    of no more updates than may be hostile.
 
     Args:
         records: after this round's ``update_trust``.
         enrolled: patients by hospital as the operator enrolled them, absent ones included.
         present: hospitals with an admitted update.
-        f: hospitals that together must not hold more than half of the weight.
+        f: hospitals that together must hold less than half of the weight.
         clusters: disjoint groups of nearly identical updates; each shares one weight.
         policy: the constants.
 
@@ -87,6 +88,8 @@ def aggregation_weights(
     cap = size_cap(tuple(enrolled.values()), f=f)
     capped = {node: float(min(patients, cap)) for node, patients in enrolled.items()}
     strength = {node: _counts_for(by_node[node], policy) for node in present}
+    if len(present) <= f:
+        return Hold(f"{len(present)} sound updates came, and up to {f} hospitals may be hostile")
     total = math.fsum(strength.values())
     wanted = min(policy.minimum_strength, len(enrolled) * _strength(policy.initial, policy))
     support = math.fsum(capped[node] for node in present if strength[node] > 0)

@@ -79,7 +79,7 @@ def an_admitted_update(number: int = 1, node: NodeId = NODES[0]) -> UpdateRecord
 
 def some_trust(score: float = 0.75) -> tuple[TrustRecord, ...]:
     components = Components(
-        *(0.1, 0.2, 0.5, 1.5, -1.5, 1.0, 0.9, 0.8),
+        *(0.1, 0.2, 0.5, 1.5, 1.2, -1.5, 1.0, 0.9, 0.8),
         harm=False,
         pogq=0.55,
         loss_improvement=-1e-9,

@@ -73,6 +73,17 @@ def test_long_rows_lose_less_than_1e_8_of_their_norms_to_single_precision(
     np.testing.assert_array_equal(gram, gram.T)
 
 
+def test_long_constant_rows_lose_less_than_1e_6_though_their_rounding_is_all_one_way(
+    tmp_path: Path,
+) -> None:
+    values = np.repeat(np.array([[0.1], [0.7], [-1.9]], dtype=np.float32), LONG, axis=1)
+    values[:, ::3] *= np.array([[-0.3], [0.5], [0.9]], dtype=np.float32)
+    gram = measure(spooled(tmp_path, values), elements=LONG, threads=2).matrix
+    exact = exact_gram(values)
+    lengths = np.sqrt(np.outer(np.diagonal(exact), np.diagonal(exact)))
+    assert (np.abs(gram - exact) / lengths).max() < 1e-6
+
+
 @pytest.mark.parametrize("jitter", [1e-1, 1e-2, 1e-4, 1e-6, 0.0])
 def test_the_distance_of_nearly_equal_long_rows_keeps_six_digits(
     tmp_path: Path, jitter: float

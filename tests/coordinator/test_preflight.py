@@ -278,9 +278,26 @@ def test_an_f_set_below_the_hostile_hospitals_is_refused_without_a_holdout_set(
 def test_an_f_set_below_the_hostile_hospitals_is_warned_of_with_a_holdout_set(
     tmp_path: Path,
 ) -> None:
-    site = site_of(tmp_path, sizes=FIVE, rule="trimmed_mean", rule_parameters={"f": 0}, byzantine=1)
+    site = site_of(
+        tmp_path,
+        sizes=FIVE,
+        rule="trimmed_mean",
+        rule_parameters={"f": 0},
+        byzantine=1,
+        quorum=3,
+    )
     (warning,) = rule_warnings(site.config, site.allowlist)
     assert "rounds.rule trimmed_mean is set to withstand f = 0" in warning
+
+
+def test_a_quorum_in_which_the_hostile_are_no_minority_is_warned_of(tmp_path: Path) -> None:
+    for quorum in (3, 4):
+        site = site_of(tmp_path / str(quorum), sizes=FIVE, byzantine=2, quorum=quorum)
+        (warning, *_) = rule_warnings(site.config, site.allowlist)
+        assert f"rounds.quorum = {quorum} lets a round close in which 2 hostile" in warning
+        assert "set rounds.quorum = 5" in warning
+    site = site_of(tmp_path / "5", sizes=FIVE, byzantine=2, quorum=5)
+    assert not any("quorum" in each for each in rule_warnings(site.config, site.allowlist))
 
 
 def with_histogram(site: Site, *counts: int) -> Allowlist:
@@ -303,7 +320,7 @@ def test_a_label_histogram_of_another_length_is_refused_with_the_node(
 
 
 def test_a_label_histogram_of_nobody_is_warned_of_and_a_full_one_taken(tmp_path: Path) -> None:
-    site = site_of(tmp_path)
+    site = site_of(tmp_path, quorum=3)
     full, empty = with_histogram(site, 5, 4, 3, 2, 0), with_histogram(site, 0, 0, 0, 0, 0)
     check_hospitals(site.config, full)
     assert rule_warnings(site.config, full) == ()

@@ -2,6 +2,7 @@ import itertools
 import math
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,6 +200,53 @@ def test_a_sleeper_that_waits_for_rounds_that_tell_nothing_is_caught_all_the_sam
     assert harmful == [False, False, *[True] * 6]
     assert all(parts.accumulated_z > 3.0 for record in seen if (parts := record.components))
     assert seen[-1].state is TrustState.QUARANTINED
+
+
+@pytest.mark.parametrize("z", [-2.0, -2.9])
+def test_a_sleeper_that_no_single_round_betrays_is_caught_by_the_late_ones(z: float) -> None:
+    proven = replace(played([6.0] * 20)[-1], signal=4000.0, information=1600.0)
+    records = (*fresh()[:4], proven)
+    seen = []
+    for number in range(21, 33):
+        scores = [score(node, z=0.5) for node in NODES[:4]] + [score(E, z=z)]
+        records = update_trust(records, scores, round_id=RoundId(number))
+        seen.append(records[-1])
+    assert all(parts.accumulated_z > 3.0 for record in seen if (parts := record.components))
+    first = next(i for i, record in enumerate(seen) if record.state is TrustState.QUARANTINED)
+    assert first < 12
+    assert seen[first].reason.startswith("excluded: late rounds against the holdout reference, z")
+    told = seen[first].components
+    assert told is not None
+    assert told.recent_z < DEFAULT_POLICY.recent_harm_z
+
+
+def test_good_rounds_cannot_be_saved_up_against_late_ones() -> None:
+    for good in (5, 200):
+        records = played([20.0] * good)[-1]
+        assert records.components is not None
+        assert records.components.recent_z == pytest.approx(DEFAULT_POLICY.recent_credit)
+
+
+def test_a_hospital_whose_late_rounds_are_mostly_noise_is_not_taken_for_a_sleeper() -> None:
+    # What overfits wavers: a mean of -0.7 with a deviation of 1.5.
+    proven = replace(played([6.0] * 20)[-1], signal=4000.0, information=1600.0)
+    records = (*fresh()[:4], proven)
+    zs = np.random.default_rng(3).normal(-0.7, 1.5, size=40).clip(-2.9)
+    for number, z in enumerate(zs, start=21):
+        scores = [score(node, z=0.5) for node in NODES[:4]] + [score(E, z=float(z))]
+        records = update_trust(records, scores, round_id=RoundId(number))
+        assert records[-1].state is TrustState.TRUSTED
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-2, 1e-4, 1e-8])
+def test_a_very_short_update_does_not_outweigh_all_others(length: float) -> None:
+    honest = played([6.0] * 8)[-1]
+    short = HoldoutScore(
+        E, projection=length * 5.0, variance=(length / 4.0) ** 2, loss_improvement=0
+    )
+    record = after_one(honest, short)
+    # At most as known as to a hundredth of a good one (of which the others' z makes 1.5).
+    assert record.information <= honest.information + 1.0 / (0.01 * 1.5) ** 2 + 1e-6
 
 
 def test_only_a_round_that_is_not_against_the_holdout_set_renews_the_excuse() -> None:

@@ -45,7 +45,8 @@ def shares(outcome: Weighting | Hold) -> list[float]:
 
 
 def test_full_trust_gives_the_capped_sizes() -> None:
-    assert shares(weighed({})) == pytest.approx([0.25, 0.25, 0.25, 1 / 6, 1 / 12])
+    # Capped at 207, so that the two largest hold 45 %.
+    assert shares(weighed({})) == pytest.approx([*[207 / 921] * 3, 200 / 921, 100 / 921], rel=1e-2)
     assert shares(weighed({}, f=0)) == pytest.approx([10 / 21, 5 / 21, 3 / 21, 2 / 21, 1 / 21])
 
 
@@ -99,14 +100,21 @@ def test_new_hospitals_can_begin() -> None:
 
 
 def test_the_round_is_held_when_trusted_updates_stand_for_too_few_patients() -> None:
-    # Capped at 1000 the other four have 1100 at the least, whoever is hostile.
+    # The other four have 1100 at the least, whoever is hostile.
     low = dict.fromkeys((NODES[0], NODES[1], NODES[4]), 0.1)
     assert weighed(low, f=1) == Hold(
-        "trusted updates stand for 500 patients, counting at most 1000 of a hospital; "
+        "trusted updates stand for 500 patients, counting at most 900 of a hospital; "
         "at least 550 are needed"
     )
     assert isinstance(weighed({**low, NODES[4]: 1.0}, f=1), Weighting)
     assert isinstance(weighed(low, f=2), Weighting)
+
+
+@pytest.mark.parametrize("f", [1, 2])
+def test_a_round_of_no_more_updates_than_may_be_hostile_is_held(f: int) -> None:
+    outcome = weighed({}, f=f, present=NODES[:f])
+    assert outcome == Hold(f"{f} sound updates came, and up to {f} hospitals may be hostile")
+    assert isinstance(weighed({}, f=f, present=NODES[: f + 1]), Weighting)
 
 
 @pytest.mark.parametrize(("n", "f"), [(5, 1), (5, 2), (20, 9), (7, 3)])

@@ -143,10 +143,10 @@ def reference_rank(n: int, f: int) -> int:
     """Which of the n largest projections stands for a good one; 1 is the largest.
 
     In the middle of the honest if the hostile understate, which is the (n - f)/2-th. Below f
-    others, so that at least one honest projection is as large however the f overstate.
+    others, so that at least one honest projection is as large however the f overstate, also where
+    some of the honest are absent.
     """
-    f = min(f, (n - 1) // 2)
-    return max(f + 1, -(-(n - f) // 2))
+    return min(n, max(f + 1, -(-(n - f) // 2)))
 
 
 def _project(
