@@ -10,6 +10,9 @@ CODE := $(wildcard matl matl_common matl_coordinator matl_participant scripts be
 # `make check TESTS=done` skips the suite, for a caller that has just run it or is about to.
 TESTS ?= test
 
+# Processes that share the suite, file by file; tests wait for daemons more than they compute.
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check mutants dev proto fix clean constraints \
@@ -27,7 +30,7 @@ demo: $(VENV)/demo.stamp ## Five hospitals train one model on this machine; resu
 		$(if $(PATIENTS),--patients '$(PATIENTS)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 test: $(VENV)/dev.stamp ## Run the tests, on real processes, sockets and PostgreSQL
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 check: format lint types imports wire-drift migrations-drift $(filter-out done,$(TESTS)) ## Everything that must hold before a change lands
 
