@@ -160,8 +160,8 @@ def _plot_budget(axes: Axes, history: History) -> None:
         _write_across(axes, "ε = ∞: this study adds no noise\nand promises no privacy")
         return
     budget, warning = history.epsilon_budget, history.epsilon_warning
-    text = f"warning: half of the budget, which is {warning:.2f} of ε = {budget:g}"
-    _draw_level(axes, budget - warning, _ORANGE, text)
+    text = f"half of the budget: {warning:.2f} of ε = {budget:g}"
+    _draw_level(axes, budget - warning, _ORANGE, text, at_left=True)
     for names, values in _grouped(history.epsilon_remaining):
         colour, marker = _style_of(names[0], history)
         axes.plot(
