@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, TypeVar, assert_never
+from typing import Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,6 @@ _MIXING_TILE, _MIXING_WIDTH = 32, 128
 # is worth running on less than the second number of coordinates. Neither enters the result.
 _NETWORK_VALUES: Final = 20 * 16_384
 _SHORTEST_NETWORK_BLOCK: Final = 4_096
-
-_Float = TypeVar("_Float", np.float32, np.float64)
 
 
 def aggregate_chunks(
@@ -168,11 +166,11 @@ def _mixed(mixing: Float64Array, values: Float32Array) -> Float32Array:
     return result.astype(np.float32)
 
 
-def _multiplied(matrix: NDArray[_Float], values: NDArray[_Float], *, width: int) -> NDArray[_Float]:
+def _multiplied(matrix: Float64Array, values: Float64Array, *, width: int) -> Float64Array:
     """``matrix @ values``, ``width`` coordinates at a time."""
     m, n = matrix.shape
     whole = values.shape[1] // width * width
-    result = np.empty((m, values.shape[1]), dtype=values.dtype)
+    result = np.empty((m, values.shape[1]))
     blocks = values[:, :whole].reshape(n, -1, width).transpose(1, 0, 2)
     result[:, :whole] = np.matmul(matrix, blocks).transpose(1, 0, 2).reshape(m, whole)
     result[:, whole:] = matrix @ values[:, whole:]
