@@ -53,6 +53,16 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationTerms:
+    """Hospitals count, each round, how many of their patients the base model gets right."""
+
+    noise_multiplier: float
+    """Standard deviation of the noise on a count, in patients: one patient moves it by 1."""
+    max_evaluations: int
+    """Over the whole study."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrivacyTerms:
     """The privacy promise of a study, the same for every hospital."""
 
@@ -68,6 +78,8 @@ class PrivacyTerms:
     max_steps: int
     """Over the whole study."""
     noise: Noise = Noise.GAUSSIAN
+    evaluation: EvaluationTerms | None = None
+    """``None``: no count is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,16 @@ class PrivacySpend:
 
 
 @dataclass(frozen=True, slots=True)
+class NoisedCount:
+    """How many of a hospital's patients a model gets right, as the hospital says."""
+
+    correct: float
+    """In patients, with noise; of a hostile hospital anything, NaN included."""
+    noise_multiplier: float
+    """As charged in the hospital's ledger; as in ``EvaluationTerms``."""
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateManifest:
     """What a hospital signs about one update."""
 
@@ -131,6 +153,8 @@ class UpdateManifest:
     """RFC 6962 tree hash over the chunks."""
     privacy: PrivacySpend
     expires_at: datetime
+    evaluation: NoisedCount | None = None
+    """Of ``base_model``; ``None`` where none is asked for, or the hospital refuses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,31 +107,31 @@ def fraction_spent(budget: Budget, events: Sequence[FullBatchEvent]) -> float:
     return inverse_variance(events) / budget.capacity_for(events)
 
 
-def would_exceed(budget: Budget, spent: Iterable[FullBatchEvent], request: FullBatchEvent) -> bool:
+def would_exceed(budget: Budget, spent: Iterable[FullBatchEvent], *request: FullBatchEvent) -> bool:
     """Whether granting ``request`` after ``spent`` would pass the budget.
 
     A valid privacy filter: ``request`` may depend on everything released so far.
     """
-    events = [*spent, request]
+    events = [*spent, *request]
     return inverse_variance(events) > budget.capacity_for(events)
 
 
-def rounds_left(budget: Budget, spent: Iterable[FullBatchEvent], per_round: FullBatchEvent) -> int:
+def rounds_left(budget: Budget, spent: Iterable[FullBatchEvent], *per_round: FullBatchEvent) -> int:
     """How many more times ``per_round`` would be granted.
 
     Raises:
         InvalidInputError: ``per_round`` has no step, and so costs nothing.
     """
-    if per_round.steps == 0:
+    if not any(event.steps for event in per_round):
         raise InvalidInputError("a round of 0 steps spends nothing; rounds left is not defined")
     history = list(spent)
-    capacity = budget.capacity_for([*history, per_round])
-    estimate = max(
-        0, math.floor((capacity - inverse_variance(history)) / inverse_variance([per_round]))
-    )
+    capacity = budget.capacity_for([*history, *per_round])
+    left = capacity - inverse_variance(history)
+    estimate = max(0, math.floor(left / inverse_variance(per_round)))
     # Division and the filter's own sum may disagree by one at the limit: the filter decides.
     for rounds in (estimate + 1, estimate):
-        if not would_exceed(budget, history, replace(per_round, steps=per_round.steps * rounds)):
+        wanted = [replace(event, steps=event.steps * rounds) for event in per_round]
+        if not would_exceed(budget, history, *wanted):
             return rounds
     return max(0, estimate - 1)
 
@@ -143,16 +143,25 @@ def calibrate_noise(
     steps: int,
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
     noise: Noise = Noise.GAUSSIAN,
+    share: float = 1.0,
 ) -> float:
     """The least noise multiplier with which ``steps`` full-batch sums stay within (ε, δ).
 
     Calibrate once for a whole study: calibrating each round to ε multiplies the budget.
+
+    Args:
+        epsilon, delta, adjacency: the budget.
+        steps: how many sums there will be at most.
+        noise: its kind.
+        share: of the limit on Σ 1/s² that these sums may take; others may have the rest.
     """
     if steps < 1:
         raise InvalidInputError(f"steps is {steps}; at least 1 is needed to calibrate noise")
+    if not 0.0 < share <= 1.0:
+        raise InvalidInputError(f"share is {share}; it must be above 0 and at most 1")
     budget = Budget(epsilon, delta, adjacency)
-    exact = math.sqrt(steps / budget.capacity_for([full_batch_event(noise, 1.0, steps)]))
-    return exact * (1.0 + _CALIBRATION_MARGIN)
+    capacity = share * budget.capacity_for([full_batch_event(noise, 1.0, steps)])
+    return math.sqrt(steps / capacity) * (1.0 + _CALIBRATION_MARGIN)
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:

@@ -20,6 +20,8 @@ from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_digest, parse_node_id, parse_round_id
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
+    EvaluationTerms,
+    NoisedCount,
     PrivacySpend,
     PrivacyTerms,
     Receipt,
@@ -100,6 +102,7 @@ def format_study_plan(plan: StudyPlan) -> bytes:
             sample_rate=privacy.sample_rate,
             max_steps=privacy.max_steps,
             noise=_format_noise(privacy.noise),
+            evaluation=_format_evaluation_terms(privacy.evaluation),
         ),
         average_from=plan.average_from,
         send_after_seconds=plan.send_after_seconds,
@@ -166,6 +169,24 @@ def _parse_privacy_terms(message: pb.PrivacyTerms) -> PrivacyTerms:
         sample_rate=_real(message.sample_rate, "sample_rate", above=0.0, at_most=1.0),
         max_steps=_within(message.max_steps, 1, 10_000_000, "max_steps"),
         noise=_parse_noise(message.noise),
+        evaluation=(
+            _parse_evaluation_terms(message.evaluation) if message.HasField("evaluation") else None
+        ),
+    )
+
+
+def _format_evaluation_terms(terms: EvaluationTerms | None) -> pb.EvaluationTerms | None:
+    if terms is None:
+        return None
+    return pb.EvaluationTerms(
+        noise_multiplier=terms.noise_multiplier, max_evaluations=terms.max_evaluations
+    )
+
+
+def _parse_evaluation_terms(message: pb.EvaluationTerms) -> EvaluationTerms:
+    return EvaluationTerms(
+        noise_multiplier=_real(message.noise_multiplier, "evaluation noise_multiplier", above=0.0),
+        max_evaluations=_within(message.max_evaluations, 1, 10_000_000, "max_evaluations"),
     )
 
 
@@ -235,6 +256,7 @@ def format_update_manifest(manifest: UpdateManifest) -> bytes:
             noise=_format_noise(manifest.privacy.noise),
         ),
         expires_at_unix_ms=to_unix_ms(manifest.expires_at),
+        evaluation=_format_noised_count(manifest.evaluation),
     )
     return message.SerializeToString(deterministic=True)
 
@@ -267,6 +289,23 @@ def parse_update_manifest(payload: bytes) -> UpdateManifest:
             noise=_parse_noise(message.privacy.noise),
         ),
         expires_at=from_unix_ms(message.expires_at_unix_ms),
+        evaluation=(
+            _parse_noised_count(message.evaluation) if message.HasField("evaluation") else None
+        ),
+    )
+
+
+def _format_noised_count(count: NoisedCount | None) -> pb.NoisedCount | None:
+    if count is None:
+        return None
+    return pb.NoisedCount(correct=count.correct, noise_multiplier=count.noise_multiplier)
+
+
+def _parse_noised_count(message: pb.NoisedCount) -> NoisedCount:
+    return NoisedCount(
+        # Any number, NaN included: an absurd count is no reason to refuse the update beside it.
+        correct=message.correct,
+        noise_multiplier=_real(message.noise_multiplier, "evaluation noise_multiplier", above=0.0),
     )
 
 

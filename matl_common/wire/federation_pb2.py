@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matl/v1/federation.proto\x12\x07matl.v1\"T\n\x08\x45nvelope\x12\x14\n\x0cpayload_type\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"_\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x12\n\nbyte_count\x18\x04 \x01(\x04\x12\x11\n\ttrainable\x18\x05 \x01(\x08\"C\n\x0bModelSchema\x12$\n\x07tensors\x18\x01 \x03(\x0b\x32\x13.matl.v1.TensorSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xdd\x01\n\tStudyPlan\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12$\n\x06schema\x18\x03 \x01(\x0b\x32\x14.matl.v1.ModelSchema\x12\'\n\x08training\x18\x04 \x01(\x0b\x32\x15.matl.v1.TrainingPlan\x12&\n\x07privacy\x18\x05 \x01(\x0b\x32\x15.matl.v1.PrivacyTerms\x12\x14\n\x0c\x61verage_from\x18\x06 \x01(\r\x12\x1a\n\x12send_after_seconds\x18\x07 \x01(\x01\"\xb0\x01\n\x0cTrainingPlan\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x61\x63kbone_digest\x18\x03 \x01(\t\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\r\n\x05views\x18\x05 \x01(\r\x12\x17\n\x0fsteps_per_round\x18\x06 \x01(\r\x12\x15\n\rlearning_rate\x18\x07 \x01(\x01\x12\x12\n\nbatch_size\x18\x08 \x01(\r\"\xc5\x01\n\x0cPrivacyTerms\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x11\n\tadjacency\x18\x02 \x01(\t\x12\x16\n\x0etarget_epsilon\x18\x03 \x01(\x01\x12\x14\n\x0ctarget_delta\x18\x04 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x05 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x06 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x01\x12\x11\n\tmax_steps\x18\x08 \x01(\r\x12\r\n\x05noise\x18\t \x01(\t\"\xce\x01\n\nRoundStart\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x18\n\x10\x62\x61se_model_bytes\x18\x07 \x01(\x04\x12\x19\n\x11opened_at_unix_ms\x18\x08 \x01(\x03\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\t \x01(\x03\"\xa1\x02\n\x0eUpdateManifest\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x15\n\rschema_digest\x18\x07 \x01(\t\x12\x12\n\nbyte_count\x18\x08 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\t \x01(\r\x12\x12\n\nchunk_root\x18\n \x01(\x0c\x12&\n\x07privacy\x18\x0b \x01(\x0b\x32\x15.matl.v1.PrivacySpend\x12\x1a\n\x12\x65xpires_at_unix_ms\x18\r \x01(\x03J\x04\x08\x0c\x10\r\"r\n\x0cPrivacySpend\x12\x18\n\x10noise_multiplier\x18\x01 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x02 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x03 \x01(\x01\x12\r\n\x05steps\x18\x04 \x01(\r\x12\r\n\x05noise\x18\x05 \x01(\t\"\xb3\x01\n\x07Receipt\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x15\n\rupdate_digest\x18\x05 \x01(\t\x12\x11\n\tlog_index\x18\x06 \x01(\x04\x12\x15\n\rlog_leaf_hash\x18\x07 \x01(\t\x12\x1b\n\x13\x61\x64mitted_at_unix_ms\x18\x08 \x01(\x03\"H\n\x0cHelloRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fsent_at_unix_ms\x18\x03 \x01(\x03\"\xa4\x01\n\rHelloResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12%\n\nstudy_plan\x18\x03 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x1b\n\x13\x61nswered_at_unix_ms\x18\x04 \x01(\x03\x12\'\n\x0clast_receipt\x18\x05 \x01(\x0b\x32\x11.matl.v1.Envelope\"=\n\x11\x41waitRoundRequest\x12\x12\n\nhave_round\x18\x01 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\r\"y\n\x12\x41waitRoundResponse\x12&\n\x0bround_start\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12#\n\x08standing\x18\x02 \x01(\x0b\x32\x11.matl.v1.Standing\x12\x16\n\x0estudy_complete\x18\x03 \x01(\x08\"M\n\x08Standing\x12\r\n\x05trust\x18\x01 \x01(\x01\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x61s_of_round\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"2\n\x10PullModelRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"*\n\nModelBlock\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"N\n\x11OpenUpdateRequest\x12#\n\x08manifest\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x14\n\x0c\x63hunk_hashes\x18\x02 \x01(\x0c\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"U\n\x11PushChunksRequest\x12\x17\n\rupdate_digest\x18\x01 \x01(\tH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.matl.v1.ChunkH\x00\x42\x06\n\x04part\"w\n\x0cUpdateStatus\x12\x15\n\rupdate_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x64urable_chunks\x18\x02 \x01(\r\x12\x14\n\x0ctotal_chunks\x18\x03 \x01(\r\x12\"\n\x07receipt\x18\x04 \x01(\x0b\x32\x11.matl.v1.Envelope2\xd5\x02\n\x11\x46\x65\x64\x65rationService\x12\x36\n\x05Hello\x12\x15.matl.v1.HelloRequest\x1a\x16.matl.v1.HelloResponse\x12\x45\n\nAwaitRound\x12\x1a.matl.v1.AwaitRoundRequest\x1a\x1b.matl.v1.AwaitRoundResponse\x12=\n\tPullModel\x12\x19.matl.v1.PullModelRequest\x1a\x13.matl.v1.ModelBlock0\x01\x12?\n\nOpenUpdate\x12\x1a.matl.v1.OpenUpdateRequest\x1a\x15.matl.v1.UpdateStatus\x12\x41\n\nPushChunks\x12\x1a.matl.v1.PushChunksRequest\x1a\x15.matl.v1.UpdateStatus(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18matl/v1/federation.proto\x12\x07matl.v1\"T\n\x08\x45nvelope\x12\x14\n\x0cpayload_type\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"_\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x12\n\nbyte_count\x18\x04 \x01(\x04\x12\x11\n\ttrainable\x18\x05 \x01(\x08\"C\n\x0bModelSchema\x12$\n\x07tensors\x18\x01 \x03(\x0b\x32\x13.matl.v1.TensorSpec\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xdd\x01\n\tStudyPlan\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12$\n\x06schema\x18\x03 \x01(\x0b\x32\x14.matl.v1.ModelSchema\x12\'\n\x08training\x18\x04 \x01(\x0b\x32\x15.matl.v1.TrainingPlan\x12&\n\x07privacy\x18\x05 \x01(\x0b\x32\x15.matl.v1.PrivacyTerms\x12\x14\n\x0c\x61verage_from\x18\x06 \x01(\r\x12\x1a\n\x12send_after_seconds\x18\x07 \x01(\x01\"\xb0\x01\n\x0cTrainingPlan\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61\x63kbone\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x61\x63kbone_digest\x18\x03 \x01(\t\x12\x12\n\nimage_size\x18\x04 \x01(\r\x12\r\n\x05views\x18\x05 \x01(\r\x12\x17\n\x0fsteps_per_round\x18\x06 \x01(\r\x12\x15\n\rlearning_rate\x18\x07 \x01(\x01\x12\x12\n\nbatch_size\x18\x08 \x01(\r\"\xf3\x01\n\x0cPrivacyTerms\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x11\n\tadjacency\x18\x02 \x01(\t\x12\x16\n\x0etarget_epsilon\x18\x03 \x01(\x01\x12\x14\n\x0ctarget_delta\x18\x04 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x05 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x06 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x07 \x01(\x01\x12\x11\n\tmax_steps\x18\x08 \x01(\r\x12\r\n\x05noise\x18\t \x01(\t\x12,\n\nevaluation\x18\n \x01(\x0b\x32\x18.matl.v1.EvaluationTerms\"D\n\x0f\x45valuationTerms\x12\x18\n\x10noise_multiplier\x18\x01 \x01(\x01\x12\x17\n\x0fmax_evaluations\x18\x02 \x01(\r\"\xce\x01\n\nRoundStart\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x18\n\x10\x62\x61se_model_bytes\x18\x07 \x01(\x04\x12\x19\n\x11opened_at_unix_ms\x18\x08 \x01(\x03\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\t \x01(\x03\"\xcb\x02\n\x0eUpdateManifest\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x05 \x01(\t\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x15\n\rschema_digest\x18\x07 \x01(\t\x12\x12\n\nbyte_count\x18\x08 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\t \x01(\r\x12\x12\n\nchunk_root\x18\n \x01(\x0c\x12&\n\x07privacy\x18\x0b \x01(\x0b\x32\x15.matl.v1.PrivacySpend\x12\x1a\n\x12\x65xpires_at_unix_ms\x18\r \x01(\x03\x12(\n\nevaluation\x18\x0e \x01(\x0b\x32\x14.matl.v1.NoisedCountJ\x04\x08\x0c\x10\r\"r\n\x0cPrivacySpend\x12\x18\n\x10noise_multiplier\x18\x01 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x02 \x01(\x01\x12\x13\n\x0bsample_rate\x18\x03 \x01(\x01\x12\r\n\x05steps\x18\x04 \x01(\r\x12\r\n\x05noise\x18\x05 \x01(\t\"8\n\x0bNoisedCount\x12\x0f\n\x07\x63orrect\x18\x01 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x02 \x01(\x01\"\xb3\x01\n\x07Receipt\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x04\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x15\n\rupdate_digest\x18\x05 \x01(\t\x12\x11\n\tlog_index\x18\x06 \x01(\x04\x12\x15\n\rlog_leaf_hash\x18\x07 \x01(\t\x12\x1b\n\x13\x61\x64mitted_at_unix_ms\x18\x08 \x01(\x03\"H\n\x0cHelloRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x17\n\x0fsent_at_unix_ms\x18\x03 \x01(\x03\"\xa4\x01\n\rHelloResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12%\n\nstudy_plan\x18\x03 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x1b\n\x13\x61nswered_at_unix_ms\x18\x04 \x01(\x03\x12\'\n\x0clast_receipt\x18\x05 \x01(\x0b\x32\x11.matl.v1.Envelope\"=\n\x11\x41waitRoundRequest\x12\x12\n\nhave_round\x18\x01 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\r\"y\n\x12\x41waitRoundResponse\x12&\n\x0bround_start\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12#\n\x08standing\x18\x02 \x01(\x0b\x32\x11.matl.v1.Standing\x12\x16\n\x0estudy_complete\x18\x03 \x01(\x08\"M\n\x08Standing\x12\r\n\x05trust\x18\x01 \x01(\x01\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x61s_of_round\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"2\n\x10PullModelRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"*\n\nModelBlock\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"N\n\x11OpenUpdateRequest\x12#\n\x08manifest\x18\x01 \x01(\x0b\x32\x11.matl.v1.Envelope\x12\x14\n\x0c\x63hunk_hashes\x18\x02 \x01(\x0c\"$\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"U\n\x11PushChunksRequest\x12\x17\n\rupdate_digest\x18\x01 \x01(\tH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.matl.v1.ChunkH\x00\x42\x06\n\x04part\"w\n\x0cUpdateStatus\x12\x15\n\rupdate_digest\x18\x01 \x01(\t\x12\x16\n\x0e\x64urable_chunks\x18\x02 \x01(\r\x12\x14\n\x0ctotal_chunks\x18\x03 \x01(\r\x12\"\n\x07receipt\x18\x04 \x01(\x0b\x32\x11.matl.v1.Envelope2\xd5\x02\n\x11\x46\x65\x64\x65rationService\x12\x36\n\x05Hello\x12\x15.matl.v1.HelloRequest\x1a\x16.matl.v1.HelloResponse\x12\x45\n\nAwaitRound\x12\x1a.matl.v1.AwaitRoundRequest\x1a\x1b.matl.v1.AwaitRoundResponse\x12=\n\tPullModel\x12\x19.matl.v1.PullModelRequest\x1a\x13.matl.v1.ModelBlock0\x01\x12?\n\nOpenUpdate\x12\x1a.matl.v1.OpenUpdateRequest\x1a\x15.matl.v1.UpdateStatus\x12\x41\n\nPushChunks\x12\x1a.matl.v1.PushChunksRequest\x1a\x15.matl.v1.UpdateStatus(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,37 +42,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGPLAN']._serialized_start=514
   _globals['_TRAININGPLAN']._serialized_end=690
   _globals['_PRIVACYTERMS']._serialized_start=693
-  _globals['_PRIVACYTERMS']._serialized_end=890
-  _globals['_ROUNDSTART']._serialized_start=893
-  _globals['_ROUNDSTART']._serialized_end=1099
-  _globals['_UPDATEMANIFEST']._serialized_start=1102
-  _globals['_UPDATEMANIFEST']._serialized_end=1391
-  _globals['_PRIVACYSPEND']._serialized_start=1393
-  _globals['_PRIVACYSPEND']._serialized_end=1507
-  _globals['_RECEIPT']._serialized_start=1510
-  _globals['_RECEIPT']._serialized_end=1689
-  _globals['_HELLOREQUEST']._serialized_start=1691
-  _globals['_HELLOREQUEST']._serialized_end=1763
-  _globals['_HELLORESPONSE']._serialized_start=1766
-  _globals['_HELLORESPONSE']._serialized_end=1930
-  _globals['_AWAITROUNDREQUEST']._serialized_start=1932
-  _globals['_AWAITROUNDREQUEST']._serialized_end=1993
-  _globals['_AWAITROUNDRESPONSE']._serialized_start=1995
-  _globals['_AWAITROUNDRESPONSE']._serialized_end=2116
-  _globals['_STANDING']._serialized_start=2118
-  _globals['_STANDING']._serialized_end=2195
-  _globals['_PULLMODELREQUEST']._serialized_start=2197
-  _globals['_PULLMODELREQUEST']._serialized_end=2247
-  _globals['_MODELBLOCK']._serialized_start=2249
-  _globals['_MODELBLOCK']._serialized_end=2291
-  _globals['_OPENUPDATEREQUEST']._serialized_start=2293
-  _globals['_OPENUPDATEREQUEST']._serialized_end=2371
-  _globals['_CHUNK']._serialized_start=2373
-  _globals['_CHUNK']._serialized_end=2409
-  _globals['_PUSHCHUNKSREQUEST']._serialized_start=2411
-  _globals['_PUSHCHUNKSREQUEST']._serialized_end=2496
-  _globals['_UPDATESTATUS']._serialized_start=2498
-  _globals['_UPDATESTATUS']._serialized_end=2617
-  _globals['_FEDERATIONSERVICE']._serialized_start=2620
-  _globals['_FEDERATIONSERVICE']._serialized_end=2961
+  _globals['_PRIVACYTERMS']._serialized_end=936
+  _globals['_EVALUATIONTERMS']._serialized_start=938
+  _globals['_EVALUATIONTERMS']._serialized_end=1006
+  _globals['_ROUNDSTART']._serialized_start=1009
+  _globals['_ROUNDSTART']._serialized_end=1215
+  _globals['_UPDATEMANIFEST']._serialized_start=1218
+  _globals['_UPDATEMANIFEST']._serialized_end=1549
+  _globals['_PRIVACYSPEND']._serialized_start=1551
+  _globals['_PRIVACYSPEND']._serialized_end=1665
+  _globals['_NOISEDCOUNT']._serialized_start=1667
+  _globals['_NOISEDCOUNT']._serialized_end=1723
+  _globals['_RECEIPT']._serialized_start=1726
+  _globals['_RECEIPT']._serialized_end=1905
+  _globals['_HELLOREQUEST']._serialized_start=1907
+  _globals['_HELLOREQUEST']._serialized_end=1979
+  _globals['_HELLORESPONSE']._serialized_start=1982
+  _globals['_HELLORESPONSE']._serialized_end=2146
+  _globals['_AWAITROUNDREQUEST']._serialized_start=2148
+  _globals['_AWAITROUNDREQUEST']._serialized_end=2209
+  _globals['_AWAITROUNDRESPONSE']._serialized_start=2211
+  _globals['_AWAITROUNDRESPONSE']._serialized_end=2332
+  _globals['_STANDING']._serialized_start=2334
+  _globals['_STANDING']._serialized_end=2411
+  _globals['_PULLMODELREQUEST']._serialized_start=2413
+  _globals['_PULLMODELREQUEST']._serialized_end=2463
+  _globals['_MODELBLOCK']._serialized_start=2465
+  _globals['_MODELBLOCK']._serialized_end=2507
+  _globals['_OPENUPDATEREQUEST']._serialized_start=2509
+  _globals['_OPENUPDATEREQUEST']._serialized_end=2587
+  _globals['_CHUNK']._serialized_start=2589
+  _globals['_CHUNK']._serialized_end=2625
+  _globals['_PUSHCHUNKSREQUEST']._serialized_start=2627
+  _globals['_PUSHCHUNKSREQUEST']._serialized_end=2712
+  _globals['_UPDATESTATUS']._serialized_start=2714
+  _globals['_UPDATESTATUS']._serialized_end=2833
+  _globals['_FEDERATIONSERVICE']._serialized_start=2836
+  _globals['_FEDERATIONSERVICE']._serialized_end=3177
 # @@protoc_insertion_point(module_scope)

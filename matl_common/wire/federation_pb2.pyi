@@ -219,6 +219,7 @@ class PrivacyTerms(_message.Message):
     SAMPLE_RATE_FIELD_NUMBER: _builtins.int
     MAX_STEPS_FIELD_NUMBER: _builtins.int
     NOISE_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     unit: _builtins.str
     """"patient" """
     adjacency: _builtins.str
@@ -234,6 +235,10 @@ class PrivacyTerms(_message.Message):
     """over the whole study"""
     noise: _builtins.str
     """"discrete-gaussian"; empty for continuous Gaussian noise"""
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationTerms:
+        """absent: hospitals tell nothing about the models' quality"""
+
     def __init__(
         self,
         *,
@@ -246,14 +251,43 @@ class PrivacyTerms(_message.Message):
         sample_rate: _builtins.float = ...,
         max_steps: _builtins.int = ...,
         noise: _builtins.str = ...,
+        evaluation: Global___EvaluationTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjacency", b"adjacency", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "noise", b"noise", "noise_multiplier", b"noise_multiplier", "sample_rate", b"sample_rate", "target_delta", b"target_delta", "target_epsilon", b"target_epsilon", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjacency", b"adjacency", "evaluation", b"evaluation", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "noise", b"noise", "noise_multiplier", b"noise_multiplier", "sample_rate", b"sample_rate", "target_delta", b"target_delta", "target_epsilon", b"target_epsilon", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrivacyTerms: _TypeAlias = PrivacyTerms  # noqa: Y015
+
+@_typing.final
+class EvaluationTerms(_message.Message):
+    """Each round a hospital counts how many of its patients the base model gets right, and sends the
+    count with noise of its own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    MAX_EVALUATIONS_FIELD_NUMBER: _builtins.int
+    noise_multiplier: _builtins.float
+    """the noise's standard deviation, in patients"""
+    max_evaluations: _builtins.int
+    """over the whole study"""
+    def __init__(
+        self,
+        *,
+        noise_multiplier: _builtins.float = ...,
+        max_evaluations: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_evaluations", b"max_evaluations", "noise_multiplier", b"noise_multiplier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationTerms: _TypeAlias = EvaluationTerms  # noqa: Y015
 
 @_typing.final
 class RoundStart(_message.Message):
@@ -321,6 +355,7 @@ class UpdateManifest(_message.Message):
     CHUNK_ROOT_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     federation_id: _builtins.str
     study_id: _builtins.str
     round_id: _builtins.int
@@ -335,6 +370,10 @@ class UpdateManifest(_message.Message):
     expires_at_unix_ms: _builtins.int
     @_builtins.property
     def privacy(self) -> Global___PrivacySpend: ...
+    @_builtins.property
+    def evaluation(self) -> Global___NoisedCount:
+        """of base_model; absent where none is asked for, or refused"""
+
     def __init__(
         self,
         *,
@@ -350,10 +389,11 @@ class UpdateManifest(_message.Message):
         chunk_root: _builtins.bytes = ...,
         privacy: Global___PrivacySpend | None = ...,
         expires_at_unix_ms: _builtins.int = ...,
+        evaluation: Global___NoisedCount | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["privacy", b"privacy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "privacy", b"privacy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "byte_count", b"byte_count", "chunk_bytes", b"chunk_bytes", "chunk_root", b"chunk_root", "expires_at_unix_ms", b"expires_at_unix_ms", "federation_id", b"federation_id", "nonce", b"nonce", "plan_digest", b"plan_digest", "privacy", b"privacy", "round_id", b"round_id", "schema_digest", b"schema_digest", "study_id", b"study_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "byte_count", b"byte_count", "chunk_bytes", b"chunk_bytes", "chunk_root", b"chunk_root", "evaluation", b"evaluation", "expires_at_unix_ms", b"expires_at_unix_ms", "federation_id", b"federation_id", "nonce", b"nonce", "plan_digest", b"plan_digest", "privacy", b"privacy", "round_id", b"round_id", "schema_digest", b"schema_digest", "study_id", b"study_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,6 +432,32 @@ class PrivacySpend(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrivacySpend: _TypeAlias = PrivacySpend  # noqa: Y015
+
+@_typing.final
+class NoisedCount(_message.Message):
+    """How many patients of the hospital the base model gets right, with noise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECT_FIELD_NUMBER: _builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    correct: _builtins.float
+    """may be below 0, or above the number of patients"""
+    noise_multiplier: _builtins.float
+    """as charged: as in EvaluationTerms"""
+    def __init__(
+        self,
+        *,
+        correct: _builtins.float = ...,
+        noise_multiplier: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "noise_multiplier", b"noise_multiplier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoisedCount: _TypeAlias = NoisedCount  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):

@@ -185,6 +185,7 @@ class Contribution(_message.Message):
     UPLOAD_FRACTION_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     status: _builtins.str
     """"invited", "uploading", "admitted", "refused", "late" """
@@ -192,6 +193,10 @@ class Contribution(_message.Message):
     upload_fraction: _builtins.float
     trust: _builtins.float
     weight: _builtins.float
+    @_builtins.property
+    def evaluation(self) -> Global___HospitalEvaluation:
+        """of the round's base model; absent where there is none"""
+
     def __init__(
         self,
         *,
@@ -201,14 +206,53 @@ class Contribution(_message.Message):
         upload_fraction: _builtins.float = ...,
         trust: _builtins.float = ...,
         weight: _builtins.float = ...,
+        evaluation: Global___HospitalEvaluation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "reason", b"reason", "status", b"status", "trust", b"trust", "upload_fraction", b"upload_fraction", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "node_id", b"node_id", "reason", b"reason", "status", b"status", "trust", b"trust", "upload_fraction", b"upload_fraction", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Contribution: _TypeAlias = Contribution  # noqa: Y015
+
+@_typing.final
+class HospitalEvaluation(_message.Message):
+    """What a hospital says of a model on its own patients. Nobody can check it, and no decision rests
+    on it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECT_FIELD_NUMBER: _builtins.int
+    STDDEV_FIELD_NUMBER: _builtins.int
+    PATIENTS_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
+    correct: _builtins.float
+    """patients, with noise; absent where it was no possible number"""
+    stddev: _builtins.float
+    """of the noise, in patients"""
+    patients: _builtins.int
+    """enrolled"""
+    doubt: _builtins.str
+    """why it is not believed; else empty"""
+    def __init__(
+        self,
+        *,
+        correct: _builtins.float | None = ...,
+        stddev: _builtins.float = ...,
+        patients: _builtins.int = ...,
+        doubt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_correct", b"_correct", "correct", b"correct"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correct", b"_correct", "correct", b"correct", "doubt", b"doubt", "patients", b"patients", "stddev", b"stddev"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__correct: _TypeAlias = _typing.Literal["correct"]  # noqa: Y015
+    _WhichOneofArgType__correct: _TypeAlias = _typing.Literal["_correct", b"_correct"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__correct) -> _WhichOneofReturnType__correct | None: ...
+
+Global___HospitalEvaluation: _TypeAlias = HospitalEvaluation  # noqa: Y015
 
 @_typing.final
 class Evaluation(_message.Message):
@@ -355,7 +399,7 @@ class ParticipantSummary(_message.Message):
     """by admitted updates; absent where only its ledger knows"""
     epsilon_budget: _builtins.float
     budget_fraction: _builtins.float
-    """of the steps, which ε is not linear in"""
+    """of the plan, which ε is not linear in"""
     rounds_left: _builtins.int
     neighbouring_relation: _builtins.str
     """and the unit it protects"""

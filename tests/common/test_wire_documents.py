@@ -11,6 +11,8 @@ from matl_common.errors import InvalidInputError
 from matl_common.ids import RoundId, digest_of
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
+    EvaluationTerms,
+    NoisedCount,
     PrivacySpend,
     PrivacyTerms,
     Recipe,
@@ -61,6 +63,7 @@ MANIFEST = UpdateManifest(
         replace(PLAN, training=replace(PLAN.training, recipe=Recipe.FULL, backbone_digest=None)),
         replace(PLAN, privacy=replace(PLAN.privacy, target_epsilon=math.inf, noise_multiplier=0.0)),
         replace(PLAN, privacy=replace(PLAN.privacy, noise=Noise.DISCRETE_GAUSSIAN)),
+        replace(PLAN, privacy=replace(PLAN.privacy, evaluation=EvaluationTerms(120.3, 52))),
     ],
 )
 def test_a_plan_comes_back_from_its_bytes_and_gives_the_same_bytes_again(plan: StudyPlan) -> None:
@@ -72,9 +75,30 @@ def test_a_plan_comes_back_from_its_bytes_and_gives_the_same_bytes_again(plan: S
 @pytest.mark.parametrize("noise", Noise)
 def test_a_manifest_comes_back_from_its_bytes_and_gives_the_same_bytes_again(noise: Noise) -> None:
     manifest = replace(MANIFEST, privacy=replace(MANIFEST.privacy, noise=noise))
-    payload = format_update_manifest(manifest)
-    assert parse_update_manifest(payload) == manifest
-    assert format_update_manifest(parse_update_manifest(payload)) == payload
+    for each in (manifest, replace(manifest, evaluation=NoisedCount(-3.25, 120.3))):
+        payload = format_update_manifest(each)
+        assert parse_update_manifest(payload) == each
+        assert format_update_manifest(parse_update_manifest(payload)) == payload
+
+
+def test_any_count_can_be_read_and_only_sound_noise() -> None:
+    for correct in (math.inf, -math.inf, 1e308):
+        manifest = replace(MANIFEST, evaluation=NoisedCount(correct, 1.0))
+        assert parse_update_manifest(format_update_manifest(manifest)) == manifest
+    absurd = replace(MANIFEST, evaluation=NoisedCount(math.nan, 1.0))
+    read = parse_update_manifest(format_update_manifest(absurd)).evaluation
+    assert read is not None
+    assert math.isnan(read.correct)
+    for noise in (0.0, -1.0, math.nan, math.inf):
+        manifest = replace(MANIFEST, evaluation=NoisedCount(5.0, noise))
+        with pytest.raises(InvalidInputError, match="noise_multiplier"):
+            parse_update_manifest(format_update_manifest(manifest))
+        terms = replace(PLAN.privacy, evaluation=EvaluationTerms(noise, 52))
+        with pytest.raises(InvalidInputError, match="noise_multiplier"):
+            parse_study_plan(format_study_plan(replace(PLAN, privacy=terms)))
+    never = replace(PLAN.privacy, evaluation=EvaluationTerms(1.0, 0))
+    with pytest.raises(InvalidInputError, match="max_evaluations"):
+        parse_study_plan(format_study_plan(replace(PLAN, privacy=never)))
 
 
 def test_a_plan_from_before_sending_on_schedule_and_discrete_noise_keeps_its_bytes() -> None:
