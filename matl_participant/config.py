@@ -115,6 +115,9 @@ class Privacy(Section):
     """The least ``send_after_seconds`` of a study: as long as a look at the data may take here."""
     require_discrete_noise: bool = False
     """Refuse studies without the hardened mechanism, which is exact and costs more noise."""
+    allow_evaluation: bool = True
+    """Tell a study that asks for it, each round, how many patients its model gets right, with
+    noise and at a price; if not, take part without."""
     attempts_per_round: int = Field(default=1, ge=1, le=10)
     """How often one round may be charged when training is interrupted."""
 

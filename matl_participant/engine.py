@@ -91,6 +91,8 @@ class _Run:
     study_complete: bool = False
     round_start: RoundStart | None = None
     has_result: bool = False
+    correct: float | None = None
+    """Noised, of the result that is not sealed yet."""
     sealed: SealedUpdate | None = None
     failures: dict[str, int] = field(default_factory=dict)
     """In a row, by action: greeting the coordinator does not excuse what fails after it."""
@@ -168,6 +170,7 @@ class Participant:
             looked=run.looked,
             send_after=self._send_after,
             attempts_per_round=self.config.privacy.attempts_per_round,
+            may_evaluate=self.config.privacy.allow_evaluation,
         )
 
     @property
@@ -188,8 +191,8 @@ class Participant:
                 await self._interruptible("pull_model", self._pull_model(digest, total_bytes))
             case Upload():
                 await self._interruptible("upload", self._upload())
-            case Train(start, steps):
-                await self._train(start, steps)
+            case Train():
+                await self._train(action)
             case Seal(round_id):
                 await self._seal(round_id)
             case Abandon(round_id):
@@ -267,6 +270,9 @@ class Participant:
         dataset = self.config.data.dataset
         run.signed_plan = signed
         self.reports.sending(plan.send_after_seconds)
+        self.reports.evaluations(
+            plan.privacy.evaluation, allowed=self.config.privacy.allow_evaluation
+        )
         run.study = self.folder.study(plan.study_id)
         ledger = open_ledger(
             self.folder.ledger,
@@ -392,9 +398,9 @@ class Participant:
 
     # Actions that change the ledger, and end what they began.
 
-    async def _train(self, start: RoundStart, steps: int) -> None:
+    async def _train(self, train: Train) -> None:
         """Reserve, then train; whatever happens next, the reservation stays."""
-        run, ledger = self._run, _known(self._run.ledger)
+        run, ledger, start = self._run, _known(self._run.ledger), train.round_start
         model = self.folder.model(start.base_model)
         if await asyncio.to_thread(digest_of_file, model) != start.base_model:
             # Before the reservation: a damaged disk should not cost the budget anything.
@@ -403,13 +409,17 @@ class Participant:
             return
         try:
             ledger.reserve(
-                at=self.clock(), round_id=start.round_id, steps=steps, base_model=start.base_model
+                at=self.clock(),
+                round_id=start.round_id,
+                steps=train.steps,
+                base_model=start.base_model,
+                evaluations=train.evaluations,
             )
         except BudgetExhaustedError as error:
             self.reports.budget_exhausted(error)
             return
         self._show_budget()
-        self.reports.training(start.round_id, steps)
+        self.reports.training(start.round_id, train.steps, evaluations=train.evaluations)
         request = train_request(
             self.config,
             _known(run.signed_plan).plan,
@@ -417,15 +427,19 @@ class Participant:
             model=model,
             model_digest=start.base_model,
             out=self.folder.result(start.round_id),
-            steps=steps,
+            steps=train.steps,
+            evaluations=train.evaluations,
             dataset_digest=_known(run.dataset_digest),
         )
         try:
-            run.has_result = await self._trained(request)
+            answer = await self._trained(request)
         except WorkerError as error:
             self.reports.training_failed(start.round_id, error)
+            return
+        run.has_result = answer is not None
+        run.correct = None if answer is None else answer.get("correct")
 
-    async def _trained(self, request: Message) -> bool:
+    async def _trained(self, request: Message) -> Message | None:
         """Run the job; a drain lets it go on for a while, because it is paid for."""
         job = asyncio.create_task(
             self.worker.run(
@@ -440,9 +454,9 @@ class Participant:
             if not job.done():
                 await asyncio.wait({job}, timeout=self.config.daemon.drain_seconds)
             if not job.done():
-                return False
+                return None
             self.reports.trained(job.result())
-            return True
+            return job.result()
         finally:
             for each in (job, stop):
                 each.cancel()
@@ -451,7 +465,7 @@ class Participant:
     async def _seal(self, round_id: RoundId) -> None:
         """Make the result durable, sign it, and write SEAL; only then may it be sent."""
         run, ledger = self._run, _known(self._run.ledger)
-        run.has_result = False
+        correct, run.correct, run.has_result = run.correct, None, False
         try:
             seal = await asyncio.to_thread(
                 seal_result,
@@ -460,6 +474,7 @@ class Participant:
                 start=_known(run.round_start),
                 signed_plan=_known(run.signed_plan),
                 attempt=_known(ledger.account.open_attempt),
+                correct=correct,
                 signer=self.signer,
             )
         except ResultUnusableError as error:
@@ -480,7 +495,7 @@ class Participant:
         run, ledger = self._run, _known(self._run.ledger)
         was_sealed = _known(ledger.account.open_attempt).state is AttemptState.SEALED
         ledger.abandon(at=self.clock(), round_id=round_id, reason=why)
-        run.sealed, run.has_result = None, False
+        run.sealed, run.has_result, run.correct = None, False, None
         _known(run.study).discard_others(None)
         self.folder.result(round_id).unlink(missing_ok=True)
         self.reports.abandoned(round_id, why, was_sealed=was_sealed, outcome=outcome)

@@ -199,17 +199,28 @@ class Ledger:
         """Freeze what the study may cost."""
         self._write(planned)
 
-    def reserve(self, *, at: datetime, round_id: RoundId, steps: int, base_model: Digest) -> None:
-        """Charge an attempt; only when this returns may data be read.
+    def reserve(
+        self,
+        *,
+        at: datetime,
+        round_id: RoundId,
+        steps: int,
+        base_model: Digest,
+        evaluations: int = 0,
+    ) -> None:
+        """Charge an attempt with all it may do to the data; only when this returns may it be read.
 
         Raises:
             BudgetExhaustedError: it would pass the budget; HALT was written instead.
             IllegalEntryError: an attempt is open, or the round was sealed before.
         """
-        entry = Reserved(at, round_id, steps, base_model)
+        entry = Reserved(at, round_id, steps, base_model, evaluations)
         after(self._account, entry)
         self._shared = self._read_shared()
-        if why := why_over_budget(self._account, steps=steps, shared=self._shared):
+        why = why_over_budget(
+            self._account, steps=steps, evaluations=evaluations, shared=self._shared
+        )
+        if why is not None:
             self._write(Halted(at, f"the privacy budget is spent: {why}"))
             raise BudgetExhaustedError(f"the privacy budget does not allow round {round_id}: {why}")
         self._write(entry)

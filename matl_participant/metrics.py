@@ -42,7 +42,7 @@ class Metrics:
         )
         self.epsilon_target = self._gauge("epsilon_target", "What the study may spend.")
         self.budget_fraction = self._gauge(
-            "budget_fraction", "Share of the study's steps spent; linear, as epsilon is not."
+            "budget_fraction", "Share of the study's budget spent; linear, as epsilon is not."
         )
         self.dataset_epsilon_spent = self._gauge(
             "dataset_epsilon_spent",

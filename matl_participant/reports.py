@@ -11,7 +11,7 @@ import structlog
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId
-from matl_common.protocol import Receipt, RoundStart, Standing
+from matl_common.protocol import EvaluationTerms, Receipt, RoundStart, Standing
 from matl_common.worker import Message
 from matl_participant.client import (
     NotAllowedError,
@@ -69,6 +69,16 @@ class Reports:
             why="the study's plan has send_after_seconds = 0: an update leaves as soon as training "
             "ends, so the coordinator learns how long it took, and from that about how many "
             "images there are",
+        )
+
+    def evaluations(self, terms: EvaluationTerms | None, *, allowed: bool) -> None:
+        """Say whether the study asks how often its models are right, and what we do about it."""
+        if terms is None:
+            return
+        self._log.info(
+            "participant.evaluates" if allowed else "participant.refuses_evaluations",
+            noise_patients=round(terms.noise_multiplier, 1),
+            max_evaluations=terms.max_evaluations,
         )
 
     def late(self, until: datetime) -> None:
@@ -145,10 +155,10 @@ class Reports:
     def model_damaged(self, digest: Digest) -> None:
         self._log.warning("participant.model_damaged", model=digest)
 
-    def training(self, round_id: RoundId, steps: int) -> None:
+    def training(self, round_id: RoundId, steps: int, *, evaluations: int) -> None:
         self.metrics.rounds_joined.inc()
         self.metrics.round.set(round_id)
-        self._log.info("participant.training", round=round_id, steps=steps)
+        self._log.info("participant.training", round=round_id, steps=steps, evaluations=evaluations)
 
     def trained(self, answer: Message) -> None:
         """Count on site what a damaged image or model made unusable."""

@@ -31,9 +31,14 @@ def train_request(
     out: Path,
     steps: int,
     dataset_digest: Digest,
+    evaluations: int = 0,
 ) -> Message:
-    """Train ``steps`` steps from ``model`` and write the update to ``out``."""
+    """Train ``steps`` steps from ``model`` and write the update to ``out``.
+
+    With ``evaluations``, also count what ``model`` gets right, with the plan's noise.
+    """
     training, privacy = plan.training, plan.privacy
+    evaluation = privacy.evaluation if evaluations else None
     return {
         "job": "train",
         "recipe": training.recipe.value,
@@ -44,6 +49,7 @@ def train_request(
         "learning_rate": training.learning_rate,
         "noise": privacy.noise.value,
         "noise_multiplier": privacy.noise_multiplier,
+        "evaluation_noise_multiplier": evaluation.noise_multiplier if evaluation else None,
         "max_grad_norm": privacy.max_grad_norm,
         "sample_rate": privacy.sample_rate,
         "declared_patients": config.data.declared_patients,

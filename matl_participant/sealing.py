@@ -13,7 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from matl_common.errors import IntegrityError, InvalidInputError, MatlError
 from matl_common.ids import Digest, digest_of_file
-from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest
+from matl_common.protocol import (
+    NoisedCount,
+    PrivacySpend,
+    PrivacyTerms,
+    RoundStart,
+    UpdateManifest,
+)
 from matl_common.signing import Signer
 from matl_common.tensors import CHUNK_BYTES, hash_chunks
 from matl_common.tlog.merkle import merkle_root
@@ -46,12 +52,23 @@ def seal_result(
     start: RoundStart,
     signed_plan: SignedPlan,
     attempt: Attempt,
+    correct: float | None,
     signer: Signer,
 ) -> Seal:
     """Make a training result durable, and sign what it is.
 
+    Args:
+        result: of the training worker.
+        study: where it is kept.
+        start: the round.
+        signed_plan: of the study.
+        attempt: as charged.
+        correct: the noised count of an evaluation, if there was one.
+        signer: of the hospital.
+
     Raises:
-        ResultUnusableError: there is no result, or it has another size than the model.
+        ResultUnusableError: there is no result, it has another size than the model, or there is
+            an evaluation in it that was not charged, or none where one was.
     """
     plan = signed_plan.plan
     if not result.exists() or result.stat().st_size != plan.schema.update_bytes:
@@ -59,6 +76,7 @@ def seal_result(
             f"the training worker left no update of {plan.schema.update_bytes} bytes for round "
             f"{start.round_id}; see its messages in the log"
         )
+    evaluation = _evaluation(correct, attempt, plan.privacy)
     file = study.take_result(result, start.round_id)
     manifest = manifest_of(
         file,
@@ -66,10 +84,23 @@ def seal_result(
         signed_plan=signed_plan,
         base_model=attempt.base_model,
         steps=attempt.steps,
+        evaluation=evaluation,
     )
     sealed = seal_manifest(manifest, file, signer)
     study.write_manifest(start.round_id, sealed.envelope)
     return Seal(sealed, digest_of_file(file))
+
+
+def _evaluation(correct: float | None, attempt: Attempt, terms: PrivacyTerms) -> NoisedCount | None:
+    if (correct is not None) != bool(attempt.evaluations):
+        raise ResultUnusableError(
+            f"the training worker of round {attempt.round_id} "
+            + ("left out an evaluation that was" if correct is None else "gave an evaluation not")
+            + " charged; the software is not of one version"
+        )
+    if correct is None or terms.evaluation is None:
+        return None
+    return NoisedCount(correct, terms.evaluation.noise_multiplier)
 
 
 def manifest_of(
@@ -79,10 +110,12 @@ def manifest_of(
     signed_plan: SignedPlan,
     base_model: Digest,
     steps: int,
+    evaluation: NoisedCount | None = None,
 ) -> UpdateManifest:
     """What is promised of an update file: trained for this round, as the plan asks.
 
-    Nothing in it but ``chunk_root`` depends on data: not when training ended, either.
+    Nothing in it but ``chunk_root`` and a noised ``evaluation`` depends on data: not when
+    training ended, either.
     """
     plan, terms = signed_plan.plan, signed_plan.plan.privacy
     return UpdateManifest(
@@ -100,6 +133,7 @@ def manifest_of(
             terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, steps, terms.noise
         ),
         expires_at=start.deadline,
+        evaluation=evaluation,
     )
 
 

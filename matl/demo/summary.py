@@ -47,10 +47,11 @@ from matl.operations import Evaluation, Round
 from matl.plots import TRUSTED_FROM, History, plot_medical_fl_results
 from matl_common.durable import write_atomically
 from matl_common.ids import Digest, NodeId
+from matl_common.privacy.charges import epsilon_of
 from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
 from matl_common.protocol import PrivacyTerms
 from matl_common.tensors import MODEL_SUFFIX
-from matl_participant.core.account import Account, AttemptState, Planned, epsilon_of
+from matl_participant.core.account import Account, AttemptState, Planned
 from matl_participant.core.spending import WARNING_FRACTION, summarise, warning_epsilon
 from matl_participant.ledger import open_ledger
 from matl_participant.training.head import HeadTraining
@@ -173,9 +174,16 @@ def spending_of(account: Account, rounds: Sequence[Round]) -> Spending:
     budget = terms.target_epsilon
 
     def left_after(round_id: int) -> float:
-        steps = sum(each.steps for each in account.attempts if each.round_id <= round_id)
         # Without noise both are infinite, and nothing is left to speak of.
-        return max(0.0, budget - epsilon_of(terms, steps=steps)) if terms.noise_multiplier else 0.0
+        if terms.noise_multiplier == 0.0:
+            return 0.0
+        so_far = [each for each in account.attempts if each.round_id <= round_id]
+        epsilon = epsilon_of(
+            terms,
+            steps=sum(each.steps for each in so_far),
+            evaluations=sum(each.evaluations for each in so_far),
+        )
+        return max(0.0, budget - epsilon)
 
     return Spending(
         spent=summary.epsilon_spent,

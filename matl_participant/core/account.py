@@ -6,24 +6,15 @@ reads a clock, a file or data. The durable record of these entries is ``ledger.p
 they amount to beside other studies is ``spending.py``.
 """
 
-import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from matl_common.errors import InvalidInputError, MatlError
+from matl_common.errors import MatlError
 from matl_common.ids import Digest, RoundId
-from matl_common.privacy.budget import Budget, full_batch_epsilon, would_exceed
-from matl_common.privacy.mechanisms import (
-    Adjacency,
-    DpEvent,
-    FullBatchEvent,
-    Noise,
-    PoissonSampledGaussianEvent,
-    PrivacyUnit,
-    full_batch_event,
-)
-from matl_common.privacy.poisson import poisson_guarantee
+from matl_common.privacy.budget import Budget, would_exceed
+from matl_common.privacy.charges import full_batch_events
+from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
 from matl_common.protocol import PrivacyTerms
 
 
@@ -55,6 +46,8 @@ class Reserved:
     round_id: RoundId
     steps: int
     base_model: Digest
+    evaluations: int = 0
+    """Noised counts of what the base model gets right: one, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +112,7 @@ class Attempt:
     update_digest: Digest | None = None
     content_digest: Digest | None = None
     reserved_at: datetime | None = None
+    evaluations: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -138,6 +132,11 @@ class Account:
     def steps_spent(self) -> int:
         """Steps of every reservation ever made."""
         return sum(attempt.steps for attempt in self.attempts)
+
+    @property
+    def evaluations_spent(self) -> int:
+        """Evaluations of every reservation ever made."""
+        return sum(attempt.evaluations for attempt in self.attempts)
 
     @property
     def open_attempt(self) -> Attempt | None:
@@ -167,7 +166,13 @@ def after(account: Account, entry: Entry) -> Account:
             return replace(account, plan=entry)
         case Reserved():
             _check_reservation(account, entry)
-            attempt = Attempt(entry.round_id, entry.steps, entry.base_model, reserved_at=entry.at)
+            attempt = Attempt(
+                entry.round_id,
+                entry.steps,
+                entry.base_model,
+                reserved_at=entry.at,
+                evaluations=entry.evaluations,
+            )
             return replace(account, attempts=(*account.attempts, attempt))
         case Sealed():
             attempt = _open(account, entry.round_id, AttemptState.RESERVED)
@@ -204,6 +209,10 @@ def _check_reservation(account: Account, entry: Reserved) -> None:
         raise IllegalEntryError(f"the study is halted: {account.halted}")
     if entry.steps < 1:
         raise IllegalEntryError(f"a reservation of {entry.steps} steps charges nothing")
+    if entry.evaluations not in {0, 1}:
+        raise IllegalEntryError(f"{entry.evaluations} evaluations in a round; there is one at most")
+    if entry.evaluations and account.plan.privacy.evaluation is None:
+        raise IllegalEntryError("the study's plan has no evaluation to charge")
     if (attempt := account.open_attempt) is not None:
         raise IllegalEntryError(
             f"round {attempt.round_id} is still {attempt.state.value}; finish or abandon it first"
@@ -232,8 +241,8 @@ def _with_last(account: Account, attempt: Attempt) -> Account:
     return replace(account, attempts=(*account.attempts[:-1], attempt))
 
 
-def exceeds_budget(account: Account, *, steps: int) -> bool:
-    """Whether ``steps`` more would pass what the plan allows.
+def exceeds_budget(account: Account, *, steps: int, evaluations: int = 0) -> bool:
+    """Whether so many more steps and evaluations would pass what the plan allows.
 
     For full batches this is the filter Σ 1/σ² (Smith & Thakurta, arXiv 2210.17520; against
     a lower limit for discrete noise); for Poisson sampling only the frozen number of steps
@@ -244,12 +253,15 @@ def exceeds_budget(account: Account, *, steps: int) -> bool:
     terms = account.plan.privacy
     if account.steps_spent + steps > terms.max_steps:
         return True
+    most = 0 if terms.evaluation is None else terms.evaluation.max_evaluations
+    if account.evaluations_spent + evaluations > most:
+        return True
     if terms.noise_multiplier == 0.0 or terms.sample_rate < 1.0:
         return False
     return would_exceed(
         budget_of(terms),
-        [_full_batch(terms, account.steps_spent)],
-        _full_batch(terms, steps),
+        full_batch_events(terms, steps=account.steps_spent, evaluations=account.evaluations_spent),
+        *full_batch_events(terms, steps=steps, evaluations=evaluations),
     )
 
 
@@ -261,32 +273,3 @@ def budget_of(terms: PrivacyTerms) -> Budget:
         Adjacency(terms.adjacency),
         PrivacyUnit(terms.unit),
     )
-
-
-def epsilon_of(terms: PrivacyTerms, *, steps: int) -> float:
-    """ε of this many steps at the plan's noise and δ; infinite without noise."""
-    if steps == 0:
-        return 0.0
-    if terms.noise_multiplier == 0.0:
-        return math.inf
-    event = event_of(terms, steps=steps)
-    if isinstance(event, PoissonSampledGaussianEvent):
-        return poisson_guarantee(event, terms.target_delta).epsilon
-    return full_batch_epsilon([event], terms.target_delta)
-
-
-def event_of(terms: PrivacyTerms, *, steps: int) -> DpEvent:
-    """What this many steps of a plan do to the data.
-
-    Raises:
-        InvalidInputError: no mechanism is known for the plan's noise and sampling together.
-    """
-    if terms.sample_rate == 1.0:
-        return _full_batch(terms, steps)
-    if terms.noise is not Noise.GAUSSIAN:
-        raise InvalidInputError(f"{terms.noise} noise is for full batches only")
-    return PoissonSampledGaussianEvent(terms.noise_multiplier, terms.sample_rate, steps)
-
-
-def _full_batch(terms: PrivacyTerms, steps: int) -> FullBatchEvent:
-    return full_batch_event(terms.noise, terms.noise_multiplier, steps)

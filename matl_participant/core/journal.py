@@ -15,7 +15,7 @@ from typing import Any
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import Digest, digest_of, parse_digest, parse_round_id
 from matl_common.privacy.mechanisms import Noise
-from matl_common.protocol import PrivacyTerms
+from matl_common.protocol import EvaluationTerms, PrivacyTerms
 from matl_participant.core.account import (
     Abandoned,
     Account,
@@ -164,20 +164,26 @@ def _from_json(kind: str, fields: dict[str, Any]) -> Entry:
         if terms["target_epsilon"] is None:
             terms["target_epsilon"] = math.inf
         terms["noise"] = _noise(terms.get("noise", Noise.GAUSSIAN.value))
+        if "evaluation" in terms:
+            terms["evaluation"] = EvaluationTerms(**terms["evaluation"])
         values["privacy"] = PrivacyTerms(**terms)
     return _KINDS[kind](**values)
 
 
 def _to_json(fields: dict[str, Any]) -> dict[str, Any]:
     values = dict(fields, at=fields["at"].isoformat())
+    # Ledgers from before there was a choice keep their bytes, and their hashes.
+    if values.get("evaluations") == 0:
+        del values["evaluations"]
     if "privacy" in values:
         terms = values["privacy"] = dict(values["privacy"])
         if math.isinf(terms["target_epsilon"]):
             # JSON has no infinity.
             terms["target_epsilon"] = None
         if terms["noise"] is Noise.GAUSSIAN:
-            # Ledgers from before there was a choice keep their bytes, and their hashes.
             del terms["noise"]
+        if terms["evaluation"] is None:
+            del terms["evaluation"]
     return values
 
 

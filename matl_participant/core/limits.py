@@ -8,9 +8,10 @@ import math
 from dataclasses import dataclass
 
 from matl_common.ids import Digest
+from matl_common.privacy.charges import epsilon_of
 from matl_common.privacy.mechanisms import Adjacency, Noise, PrivacyUnit
 from matl_common.protocol import Recipe, StudyPlan
-from matl_participant.core.account import Planned, epsilon_of
+from matl_participant.core.account import Planned
 
 # The PLD accountant discretises; its own ε of the noise it calibrated may differ in the last
 # digits.
@@ -49,7 +50,7 @@ def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -
         )
     if plan.training.steps_per_round > terms.max_steps:
         return "one round of the plan takes more steps than the whole study may"
-    if why := _why_noise_refused(plan, limits):
+    if why := _why_noise_refused(plan, limits) or _why_evaluation_refused(plan):
         return why
     if terms.noise_multiplier == 0.0:
         if math.isinf(limits.max_epsilon):
@@ -78,6 +79,25 @@ def _why_noise_refused(plan: StudyPlan, limits: PrivacyLimits) -> str | None:
     return None
 
 
+def _why_evaluation_refused(plan: StudyPlan) -> str | None:
+    """A hospital that does not want evaluations refuses none: it leaves them out."""
+    terms, training = plan.privacy, plan.training
+    if terms.evaluation is None:
+        return None
+    if training.recipe is not Recipe.HEAD or terms.sample_rate < 1.0 or not terms.noise_multiplier:
+        return (
+            "the plan asks for evaluations where there is no mechanism for them; only recipe "
+            "'head' with noise has one"
+        )
+    rounds = terms.max_steps // training.steps_per_round
+    if terms.evaluation.max_evaluations < rounds:
+        return (
+            f"the plan has {terms.evaluation.max_evaluations} evaluations for {rounds} rounds, "
+            "each of which takes one; the study is planned wrongly"
+        )
+    return None
+
+
 def _why_over_limits(plan: StudyPlan, limits: PrivacyLimits) -> str | None:
     terms = plan.privacy
     if not 0.0 < terms.target_delta <= limits.max_delta:
@@ -90,7 +110,8 @@ def _why_over_limits(plan: StudyPlan, limits: PrivacyLimits) -> str | None:
             f"the plan's ε is {terms.target_epsilon:g}; this hospital allows at most "
             f"{limits.max_epsilon:g} (privacy.max_epsilon)"
         )
-    epsilon = epsilon_of(terms, steps=terms.max_steps)
+    evaluations = 0 if terms.evaluation is None else terms.evaluation.max_evaluations
+    epsilon = epsilon_of(terms, steps=terms.max_steps, evaluations=evaluations)
     if epsilon > terms.target_epsilon * (1.0 + _RELATIVE_TOLERANCE):
         return (
             f"the plan promises ε = {terms.target_epsilon:g}, but its noise and steps amount to "

@@ -49,10 +49,12 @@ class PullModel:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Reserve the steps in the ledger, then train."""
+    """Reserve steps and evaluation in the ledger, then evaluate the base model and train."""
 
     round_start: RoundStart
     steps: int
+    evaluations: int = 0
+    """One, where the study asks for it and the hospital does not refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,8 @@ class View:
     """How long after its beginning; from the study's plan."""
     attempts_per_round: int = 1
     """How often one round may be charged."""
+    may_evaluate: bool = True
+    """The hospital allows noised evaluations where a study asks for them."""
 
 
 def next_action(view: View, now: datetime) -> tuple[Action, str]:
@@ -201,12 +205,16 @@ def _next_of_round(view: View, now: datetime) -> tuple[Action, str]:
         return AwaitRound(_have_round(view)), "no round is known"
     if done := _why_done(view, start, now):
         return AwaitRound(_have_round(view)), done
-    if why := why_over_budget(view.account, steps=plan.steps_per_round, shared=view.shared):
+    steps = plan.steps_per_round
+    evaluations = 1 if view.may_evaluate and plan.privacy.evaluation is not None else 0
+    if why := why_over_budget(
+        view.account, steps=steps, evaluations=evaluations, shared=view.shared
+    ):
         return Halt(is_final=True), f"the privacy budget is spent: {why}"
     if not view.has_model:
         pull = PullModel(start.base_model, start.base_model_bytes)
         return pull, f"round {start.round_id} starts from a model that is not here yet"
-    return Train(start, plan.steps_per_round), f"round {start.round_id} is open"
+    return Train(start, steps, evaluations), f"round {start.round_id} is open"
 
 
 def _why_lost(view: View, now: datetime) -> str:

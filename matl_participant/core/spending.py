@@ -26,21 +26,19 @@ from matl_common.privacy.budget import (
     rounds_left,
     would_exceed,
 )
-from matl_common.privacy.mechanisms import (
-    DpEvent,
-    FullBatchEvent,
-    Noise,
-    PrivacyGuarantee,
-    full_batch_event,
+from matl_common.privacy.charges import (
+    epsilon_of,
+    events_of,
+    fraction_of_plan,
+    full_batch_events,
 )
+from matl_common.privacy.mechanisms import DpEvent, FullBatchEvent, Noise, PrivacyGuarantee
 from matl_common.privacy.poisson import composed_guarantee
 from matl_participant.core.account import (
     Account,
     AttemptState,
     IllegalEntryError,
     Planned,
-    epsilon_of,
-    event_of,
     exceeds_budget,
 )
 
@@ -91,43 +89,61 @@ def on_same_patients(planned: Planned, shared: Shared) -> tuple[Account, ...]:
     )
 
 
-def why_over_budget(account: Account, *, steps: int, shared: Shared = ALONE) -> str | None:
-    """Say why ``steps`` more may not be spent, or nothing."""
+def why_over_budget(
+    account: Account, *, steps: int, evaluations: int = 0, shared: Shared = ALONE
+) -> str | None:
+    """Say why ``steps`` and ``evaluations`` more may not be spent, or nothing."""
     plan = account.plan
     if plan is None:
         return "there is no plan to charge them to"
-    if exceeds_budget(account, steps=steps):
+    if exceeds_budget(account, steps=steps, evaluations=evaluations):
         return (
             f"{account.steps_spent} of the study's {plan.privacy.max_steps} steps are spent, and a "
-            f"round takes {steps}"
+            f"round takes {steps}" + _evaluations_beside(account, evaluations)
         )
     limit, others = shared.limit, on_same_patients(plan, shared)
     if limit is None or not limit.is_finite:
         return None
-    if not _exceeds_limit(limit, account, steps=steps, others=others):
+    if not _exceeds_limit(limit, account, steps=steps, evaluations=evaluations, others=others):
         return None
     spent = _composed((account, *others), limit.delta)
     return (
         f"all studies on data set {plan.dataset!r} together may cost its patients "
         f"ε = {limit.epsilon:g} (privacy.dataset_epsilon); {len(others) + 1} have spent {spent}, "
-        f"and {steps} more steps of study {plan.study_id!r} do not fit. These patients' data can "
+        f"and {steps} more steps{' and an evaluation' if evaluations else ''} of study "
+        f"{plan.study_id!r} do not fit. These patients' data can "
         "serve no further round of it"
     )
 
 
+def _evaluations_beside(account: Account, evaluations: int) -> str:
+    terms = _planned(account).privacy.evaluation
+    if evaluations == 0 or terms is None:
+        return ""
+    return (
+        f"; {account.evaluations_spent} of its {terms.max_evaluations} evaluations are spent, and "
+        f"a round takes {evaluations}"
+    )
+
+
 def _exceeds_limit(
-    limit: DatasetLimit, account: Account, *, steps: int, others: tuple[Account, ...]
+    limit: DatasetLimit,
+    account: Account,
+    *,
+    steps: int,
+    evaluations: int,
+    others: tuple[Account, ...],
 ) -> bool:
     terms = _planned(account).privacy
     if any(_planned(each).privacy.noise_multiplier == 0.0 for each in (account, *others)):
         return True
     if _is_sampled((account, *others)):
-        plans = [_complete_plan(each) for each in (account, *others)]
+        plans = [event for each in (account, *others) for event in _complete_plan(each)]
         return composed_guarantee(plans, limit.delta).epsilon > limit.epsilon
     return would_exceed(
         Budget(limit.epsilon, limit.delta),
-        [_full_batch(each) for each in (account, *others)],
-        full_batch_event(terms.noise, terms.noise_multiplier, steps),
+        _full_batches((account, *others)),
+        *full_batch_events(terms, steps=steps, evaluations=evaluations),
     )
 
 
@@ -135,14 +151,22 @@ def _is_sampled(accounts: tuple[Account, ...]) -> bool:
     return any(_planned(each).privacy.sample_rate < 1.0 for each in accounts)
 
 
-def _full_batch(account: Account) -> FullBatchEvent:
-    terms = _planned(account).privacy
-    return full_batch_event(terms.noise, terms.noise_multiplier, account.steps_spent)
+def _full_batches(accounts: tuple[Account, ...]) -> list[FullBatchEvent]:
+    return [
+        event
+        for each in accounts
+        for event in full_batch_events(
+            _planned(each).privacy,
+            steps=each.steps_spent,
+            evaluations=each.evaluations_spent,
+        )
+    ]
 
 
-def _complete_plan(account: Account) -> DpEvent:
+def _complete_plan(account: Account) -> tuple[DpEvent, ...]:
     terms = _planned(account).privacy
-    return event_of(terms, steps=terms.max_steps)
+    evaluations = 0 if terms.evaluation is None else terms.evaluation.max_evaluations
+    return events_of(terms, steps=terms.max_steps, evaluations=evaluations)
 
 
 def _planned(account: Account) -> Planned:
@@ -156,9 +180,16 @@ def _composed(accounts: tuple[Account, ...], delta: float) -> PrivacyGuarantee:
     if any(_planned(each).privacy.noise_multiplier == 0.0 for each in accounts):
         return PrivacyGuarantee(math.inf, delta)
     if not _is_sampled(accounts):
-        epsilon = full_batch_epsilon([_full_batch(each) for each in accounts], delta)
-        return PrivacyGuarantee(epsilon, delta)
-    events = [event_of(_planned(each).privacy, steps=each.steps_spent) for each in accounts]
+        return PrivacyGuarantee(full_batch_epsilon(_full_batches(accounts), delta), delta)
+    events = [
+        event
+        for each in accounts
+        for event in events_of(
+            _planned(each).privacy,
+            steps=each.steps_spent,
+            evaluations=each.evaluations_spent,
+        )
+    ]
     return composed_guarantee(events, delta)
 
 
@@ -188,9 +219,11 @@ class Summary:
     unit: str
     noise: Noise
     budget_fraction: float
-    """Share of the steps used; equals the share of Σ 1/σ², as σ is fixed. ε is not linear."""
+    """Share of the plan's Σ 1/σ², evaluations included, or of its steps. ε is not linear in it."""
     steps_spent: int
     max_steps: int
+    evaluations_spent: int
+    max_evaluations: int
     rounds_left: int
     rounds_acknowledged: int
     halted: str | None
@@ -215,15 +248,21 @@ def summarise(account: Account, shared: Shared = ALONE) -> Summary:
     return Summary(
         study_id=plan.study_id,
         dataset=plan.dataset,
-        epsilon_spent=epsilon_of(terms, steps=account.steps_spent),
+        epsilon_spent=epsilon_of(
+            terms, steps=account.steps_spent, evaluations=account.evaluations_spent
+        ),
         target_epsilon=terms.target_epsilon,
         target_delta=terms.target_delta,
         adjacency=terms.adjacency,
         unit=terms.unit,
         noise=terms.noise,
-        budget_fraction=account.steps_spent / terms.max_steps,
+        budget_fraction=fraction_of_plan(
+            terms, steps=account.steps_spent, evaluations=account.evaluations_spent
+        ),
         steps_spent=account.steps_spent,
         max_steps=terms.max_steps,
+        evaluations_spent=account.evaluations_spent,
+        max_evaluations=0 if terms.evaluation is None else terms.evaluation.max_evaluations,
         rounds_left=_rounds_left(account, shared),
         rounds_acknowledged=len(acknowledged),
         halted=account.halted,
@@ -233,17 +272,28 @@ def summarise(account: Account, shared: Shared = ALONE) -> Summary:
 
 def _rounds_left(account: Account, shared: Shared) -> int:
     plan = _planned(account)
-    steps = plan.steps_per_round
-    if account.halted is not None or why_over_budget(account, steps=steps, shared=shared):
+    steps, evaluations = plan.steps_per_round, _evaluations_per_round(account)
+    if account.halted is not None or why_over_budget(
+        account, steps=steps, evaluations=evaluations, shared=shared
+    ):
         return 0
     left = (plan.privacy.max_steps - account.steps_spent) // steps
+    if evaluations and plan.privacy.evaluation is not None:
+        left = min(left, plan.privacy.evaluation.max_evaluations - account.evaluations_spent)
     limit, together = shared.limit, (account, *on_same_patients(plan, shared))
     if limit is None or not limit.is_finite or _is_sampled(together):
         # Sampled studies fit with their complete plans or not at all.
         return left
-    spent = [_full_batch(each) for each in together]
-    per_round = full_batch_event(plan.privacy.noise, plan.privacy.noise_multiplier, steps)
-    return min(left, rounds_left(Budget(limit.epsilon, limit.delta), spent, per_round))
+    per_round = full_batch_events(plan.privacy, steps=steps, evaluations=evaluations)
+    budget = Budget(limit.epsilon, limit.delta)
+    return min(left, rounds_left(budget, _full_batches(together), *per_round))
+
+
+def _evaluations_per_round(account: Account) -> int:
+    """As in the last round; before the first, as planned: a hospital may refuse them."""
+    if account.attempts:
+        return account.attempts[-1].evaluations
+    return 0 if _planned(account).privacy.evaluation is None else 1
 
 
 def _together(account: Account, shared: Shared) -> DatasetSummary:
@@ -255,7 +305,7 @@ def _together(account: Account, shared: Shared) -> DatasetSummary:
     is_noisy = all(_planned(each).privacy.noise_multiplier > 0.0 for each in accounts)
     if limit and limit.is_finite and is_noisy and not _is_sampled(accounts):
         budget = Budget(limit.epsilon, limit.delta)
-        fraction = fraction_spent(budget, [_full_batch(each) for each in accounts])
+        fraction = fraction_spent(budget, _full_batches(accounts))
     return DatasetSummary(
         studies=len(accounts),
         epsilon_spent=_composed(accounts, delta).epsilon,

@@ -71,6 +71,8 @@ class TrainRequest(Strict):
     learning_rate: Positive
     noise: Annotated[Noise, Field(strict=False)] = Noise.GAUSSIAN
     noise_multiplier: NonNegative
+    evaluation_noise_multiplier: Positive | None = None
+    """With it, the base model is evaluated, too: the noise on the count, in patients."""
     max_grad_norm: Positive
     sample_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     declared_patients: int = Field(ge=1)
@@ -113,3 +115,5 @@ def _check_full(request: TrainRequest) -> None:
         )
     if request.noise is not Noise.GAUSSIAN:
         raise InvalidInputError("recipe 'full' has no mechanism with such noise; see noise")
+    if request.evaluation_noise_multiplier is not None:
+        raise InvalidInputError("recipe 'full' has no noised evaluation")

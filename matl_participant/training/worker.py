@@ -32,10 +32,11 @@ from matl_common.vision.dataset import (
 )
 from matl_common.vision.features import FeatureCache, FeatureSet, cache_key, cached_features
 from matl_common.vision.images import BadImageError, first_views, load_image
-from matl_common.vision.linear_head import parse_head
+from matl_common.vision.linear_head import LinearHead, parse_head
 from matl_common.vision.requests import ImageSource
 from matl_common.worker import Message, ReportProgress, serve
 from matl_participant.training.devices import bound_threads, choose_device, count_processes
+from matl_participant.training.evaluation import noised_correct
 from matl_participant.training.group import ProcessGroup
 from matl_participant.training.head import HeadTraining, train_head
 from matl_participant.training.processes import train_in_processes
@@ -144,11 +145,13 @@ def train(
         report({"step": step, "steps": request.steps})
 
     left_out: list[int] = []
+    evaluated: Message = {}
     match request.recipe:
         case Recipe.HEAD:
             found = _pinned_features(request, device)
+            head = parse_head(schema, tensors)
             update = train_head(
-                parse_head(schema, tensors),
+                head,
                 found.features,
                 found.labels,
                 training=HeadTraining(
@@ -163,6 +166,8 @@ def train(
                 on_step=on_step,
                 on_left_out=left_out.append,
             )
+            # After ``train_head``, which checks that model and features fit together.
+            evaluated = _evaluated(request, head, found)
         case Recipe.FULL:
             update = _train_full(
                 request,
@@ -178,7 +183,7 @@ def train(
     if group is not None and not group.is_first:
         return {}
     written = _write_update(update, schema, request.out_path)
-    return written | {"gradients_left_out": sum(left_out)}
+    return written | evaluated | {"gradients_left_out": sum(left_out)}
 
 
 def _train_full(
@@ -214,6 +219,21 @@ def _train_full(
         on_step=on_step,
         on_left_out=on_left_out,
     )
+
+
+def _evaluated(request: TrainRequest, head: LinearHead, found: FeatureSet) -> Message:
+    if request.evaluation_noise_multiplier is None:
+        return {}
+    return {
+        "correct": noised_correct(
+            head,
+            found.features,
+            found.labels,
+            noise_multiplier=request.evaluation_noise_multiplier,
+            images_per_patient=request.images_per_patient,
+            noise=request.noise,
+        )
+    }
 
 
 def _write_update(update: NDArray[np.float32], schema: ModelSchema, path: Path) -> Message:

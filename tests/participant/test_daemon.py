@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client import generate_latest
+from structlog.testing import capture_logs
 
 from matl_common.durable import FolderInUseError
 from matl_common.identity.development import NodeFolder
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.privacy.mechanisms import Noise
-from matl_common.protocol import Recipe, StudyPlan
+from matl_common.protocol import EvaluationTerms, NoisedCount, Recipe, StudyPlan
 from matl_common.signing import encode_envelope, load_pem_signer, parse_envelope
 from matl_common.tensors import store_model
 from matl_common.worker import WorkerLimits, WorkerProcess
@@ -30,6 +31,7 @@ from matl_participant.client import FederationClient, connect
 from matl_participant.config import Config, load_config
 from matl_participant.core.account import Account, AttemptState
 from matl_participant.core.journal import LedgerCorruptError, replay
+from matl_participant.core.spending import summarise
 from matl_participant.engine import Outcome, Participant
 from matl_participant.ledger import ledger_path
 from matl_participant.metrics import Metrics
@@ -466,6 +468,122 @@ async def test_a_spent_budget_halts_for_good(
     assert len(hospital.jobs("train")) == ROUNDS
 
 
+def evaluating() -> StudyPlan:
+    """The study, asking for an evaluation a round within the same budget."""
+    share = 0.1
+    steps, rounds = PLAN.privacy.max_steps, ROUNDS
+    privacy = replace(
+        PLAN.privacy,
+        noise_multiplier=calibrate_noise(1.0, 1e-5, steps=steps, share=1.0 - share),
+        evaluation=EvaluationTerms(calibrate_noise(1.0, 1e-5, steps=rounds, share=share), rounds),
+    )
+    return replace(PLAN, privacy=privacy)
+
+
+@pytest.mark.privacy
+async def test_an_evaluation_is_charged_with_its_round_and_signed_with_its_update(
+    tmp_path: Path, keys: Keys
+) -> None:
+    plan = evaluating()
+    terms = plan.privacy.evaluation
+    assert terms is not None
+    async with SimulatedCoordinator(keys, plan) as coordinator:
+        hospital = Hospital(tmp_path, keys, coordinator.address)
+        hospital.control(train="wait", correct="77.5")
+        coordinator.open_round(1)
+        async with running(hospital) as run:
+            await until(lambda: bool(hospital.jobs("train")))
+            # Before any data is read, for both.
+            assert [each.evaluations for each in hospital.account().attempts] == [1]
+            hospital.control(correct="77.5")
+            await until(lambda: hospital.states() == [ACKNOWLEDGED])
+            for number in range(2, ROUNDS + 1):
+                coordinator.open_round(number)
+                await until(lambda n=number: hospital.states() == [ACKNOWLEDGED] * n)  # type: ignore[misc]
+            metrics = generate_latest(run.participant.reports.metrics.registry).decode()
+            coordinator.open_round(ROUNDS + 1)
+            assert await run.outcome() is Outcome.HALTED
+    told = [upload.manifest.evaluation for upload in coordinator.uploads.values()]
+    assert told == [NoisedCount(77.5, terms.noise_multiplier)] * ROUNDS
+    jobs = hospital.jobs("train")
+    assert {job["evaluation_noise_multiplier"] for job in jobs} == {terms.noise_multiplier}
+    assert "matl_participant_budget_fraction 1.0" in metrics
+    account = hospital.account()
+    assert (account.evaluations_spent, len(jobs)) == (ROUNDS, ROUNDS)
+    assert "evaluations are spent" in (account.halted or "")
+
+
+@pytest.mark.privacy
+async def test_a_hospital_that_refuses_evaluations_trains_without_and_pays_for_none(
+    tmp_path: Path, keys: Keys
+) -> None:
+    async with SimulatedCoordinator(keys, evaluating()) as coordinator:
+        hospital = Hospital(
+            tmp_path, keys, coordinator.address, "[privacy]\nallow_evaluation = false"
+        )
+        coordinator.open_round(1)
+        with capture_logs() as logs:
+            async with running(hospital):
+                await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert "participant.refuses_evaluations" in {each["event"] for each in logs}
+    (upload,) = coordinator.uploads.values()
+    assert upload.manifest.evaluation is None
+    (job,) = hospital.jobs("train")
+    assert job["evaluation_noise_multiplier"] is None
+    assert hospital.account().evaluations_spent == 0
+    assert summarise(hospital.account()).budget_fraction == pytest.approx(0.9 / ROUNDS)
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize(("plan", "evaluate"), [("asks", "never"), ("asks not", "always")])
+async def test_an_evaluation_that_was_not_charged_or_is_missing_is_never_sent(
+    tmp_path: Path, keys: Keys, plan: str, evaluate: str
+) -> None:
+    asks = plan == "asks"
+    async with SimulatedCoordinator(keys, evaluating() if asks else PLAN) as coordinator:
+        hospital = Hospital(tmp_path, keys, coordinator.address)
+        hospital.control(evaluate=evaluate)
+        coordinator.open_round(1)
+        async with running(hospital):
+            await until(lambda: hospital.states() == [ABANDONED])
+    assert coordinator.uploads == {}
+    assert hospital.account().evaluations_spent == int(asks)
+
+
+@pytest.mark.crash
+@pytest.mark.system
+@pytest.mark.parametrize("killed", ["while training", "while uploading"])
+async def test_killed_at_any_time_an_evaluation_is_charged_once_and_never_made_again(
+    tmp_path: Path, keys: Keys, killed: str
+) -> None:
+    async with SimulatedCoordinator(keys, evaluating()) as coordinator:
+        hospital = Hospital(tmp_path, keys, coordinator.address)
+        if killed == "while training":
+            hospital.control(train="wait")
+        else:
+            coordinator.faults.delay_admission = 1_000_000
+        coordinator.open_round(1)
+        async with started(hospital) as process:
+            if killed == "while training":
+                await until(lambda: bool(hospital.jobs("train")))
+            else:
+                await until(lambda: len(coordinator.received_chunks) == 3)
+            process.kill()
+            await process.wait()
+        hospital.control(correct="1.0")
+        coordinator.faults.delay_admission = 0
+        ending = ABANDONED if killed == "while training" else ACKNOWLEDGED
+        async with started(hospital) as process:
+            await until(lambda: hospital.states() == [ending])
+            process.send_signal(signal.SIGTERM)
+            await ended(process)
+    assert len(hospital.jobs("train")) == 1
+    assert hospital.account().evaluations_spent == 1
+    counts = [upload.manifest.evaluation for upload in coordinator.uploads.values()]
+    assert all(each is not None and each.correct != 1.0 for each in counts)
+    assert len(counts) == (0 if killed == "while training" else 1)
+
+
 @pytest.mark.privacy
 async def test_a_second_study_halts_for_good_where_the_data_sets_budget_ends(
     hospital: Hospital, coordinator: SimulatedCoordinator
@@ -775,6 +893,31 @@ def test_the_training_worker_accepts_what_the_daemon_asks(
         parsed = parse_request(json.loads(json.dumps(request)))
         assert parsed.job == request["job"]
         assert getattr(parsed, "noise", noise) is noise
+
+
+@pytest.mark.parametrize("evaluations", [0, 1])
+def test_the_training_worker_accepts_an_evaluation_where_one_was_charged(
+    hospital: Hospital, evaluations: int
+) -> None:
+    from matl_participant.training.requests import TrainRequest, parse_request
+
+    plan, cache = evaluating(), hospital.folder
+    asked = train_request(
+        hospital.config,
+        plan,
+        cache=cache,
+        model=cache / "model",
+        model_digest=digest_of(b"model"),
+        out=cache / "out",
+        steps=3,
+        dataset_digest=digest_of(b"data"),
+        evaluations=evaluations,
+    )
+    parsed = parse_request(json.loads(json.dumps(asked)))
+    assert isinstance(parsed, TrainRequest)
+    terms = plan.privacy.evaluation
+    assert terms is not None
+    assert parsed.evaluation_noise_multiplier == (terms.noise_multiplier if evaluations else None)
 
 
 @pytest.mark.system

@@ -143,6 +143,7 @@ def test_a_sealed_update_and_its_manifest_survive_from_the_moment_they_may_be_se
             start=start,
             signed_plan=plan,
             attempt=Attempt(RoundId(1), STEPS, BASE),
+            correct=None,
             signer=signer,
         )
     left = StateFolder(disk.after_power_cut(tmp_path / "left") / "var")

