@@ -6,6 +6,7 @@ decides and repeats nothing: the coordinator judges every order and logs it with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,7 @@ from rich.table import Table
 from matl.ledger_commands import ledger_app
 from matl.operations import (
     MAX_ENTRIES,
+    HospitalEvaluation,
     OperationsClient,
     Participant,
     Round,
@@ -280,6 +282,9 @@ def rounds(
 ) -> None:
     """List the rounds, oldest first: how each ended, and how good its model is.
 
+    What hospitals say, where the study asks, is about the model that the round began with: the
+    share of their patients for whom it is right, with the standard deviation of their noise.
+
     In JSON a recall of null is of a class that the holdout set lacks.
     """
     with _connected(context) as client:
@@ -287,7 +292,10 @@ def rounds(
     if as_json:
         print_json([asdict(each) for each in answer])
         return
-    columns = ("Round", "Phase", "Admitted", "Accuracy", "Balanced", "Kappa", "Model", "Why")
+    columns = (
+        *("Round", "Phase", "Admitted", "Accuracy", "Balanced", "Kappa", "Hospitals say", "Model"),
+        "Why",
+    )
     console().print(table(columns, map(_round_row, answer)))
 
 
@@ -436,11 +444,37 @@ def status_table(status: Status) -> Table:
             (
                 f"  {each.node_id}",
                 f"{each.status}, {each.upload_fraction:.0%} uploaded"
-                + (f" ({each.reason})" if each.reason else ""),
+                + (f" ({each.reason})" if each.reason else "")
+                + (f"; {_hospital_says(each.evaluation)}" if each.evaluation else ""),
             )
             for each in current.contributions
         ]
     return table(None, rows)
+
+
+def _hospital_says(evaluation: HospitalEvaluation) -> str:
+    """A noised count of the hospital's own, in the one form in which it is told to people."""
+    if evaluation.correct is None:
+        return f"its evaluation is not believed: {evaluation.doubt}"
+    return (
+        f"says {evaluation.correct:.0f} ± {evaluation.stddev:.0f} of {evaluation.patients} right "
+        "before this round"
+    )
+
+
+def _hospitals_say(rnd: Round) -> str:
+    """All hospitals' noised counts together; those that cannot be are left out."""
+    told = [
+        each.evaluation
+        for each in rnd.contributions
+        if each.evaluation is not None and each.evaluation.correct is not None
+    ]
+    patients = sum(each.patients for each in told)
+    if not patients:
+        return ""
+    correct = sum(each.correct or 0.0 for each in told)
+    stddev = math.hypot(*(each.stddev for each in told))
+    return f"{correct / patients:.3f} ± {stddev / patients:.3f}"
 
 
 def _averaging(status: Status) -> list[tuple[str, str]]:
@@ -465,6 +499,7 @@ def _round_row(rnd: Round) -> tuple[str, ...]:
         rnd.phase,
         f"{admitted} of {len(rnd.contributions)}",
         *scores,
+        _hospitals_say(rnd),
         rnd.released_model[:_SHORT_DIGEST] + (f", mean of {rnd.averaged}" if rnd.averaged else ""),
         rnd.reason,
     )

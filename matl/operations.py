@@ -52,6 +52,20 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class HospitalEvaluation:
+    """What a hospital says of a round's base model on its own patients; nobody can check it.
+
+    ``correct`` is a count with noise of ``stddev``, both in patients; ``None`` where what came
+    cannot be one, with the reason in ``doubt``. ``patients`` are those enrolled.
+    """
+
+    correct: float | None
+    stddev: float
+    patients: int
+    doubt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """One hospital's part in a round.
 
@@ -65,6 +79,7 @@ class Contribution:
     upload_fraction: float
     trust: float
     weight: float
+    evaluation: HospitalEvaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +153,7 @@ class Participant:
     """``None`` where only the hospital's ledger knows."""
     epsilon_budget: float
     budget_fraction: float
-    """Of the study's steps; ε is not linear in it."""
+    """Of the study's steps, or Σ 1/σ² with evaluations; ε is not linear in it."""
     rounds_left: int
     neighbouring_relation: str
     target_delta: float
@@ -290,6 +305,9 @@ def _round(message: pb.RoundSummary) -> Round:
                 upload_fraction=each.upload_fraction,
                 trust=each.trust,
                 weight=each.weight,
+                evaluation=(
+                    _hospital_evaluation(each.evaluation) if each.HasField("evaluation") else None
+                ),
             )
             for each in message.contributions
         ),
@@ -298,6 +316,15 @@ def _round(message: pb.RoundSummary) -> Round:
         evaluation=_evaluation(message.evaluation) if message.HasField("evaluation") else None,
         round_model=message.round_model,
         averaged=message.averaged,
+    )
+
+
+def _hospital_evaluation(message: pb.HospitalEvaluation) -> HospitalEvaluation:
+    return HospitalEvaluation(
+        correct=message.correct if message.HasField("correct") else None,
+        stddev=message.stddev,
+        patients=message.patients,
+        doubt=message.doubt,
     )
 
 

@@ -118,6 +118,11 @@ class Study(Section):
     averaging: Literal["none", "second-half"] = "none"
     """Which rounds' own models the released ones are means of. Pays where steps are so long that
     noise outweighs what the mean lags behind."""
+    evaluation: Literal["none", "noised-count"] = "none"
+    """``head``: each round hospitals tell, with noise, how many of their patients the round's base
+    model gets right."""
+    evaluation_share: float = Field(default=0.05, gt=0.0, le=0.5)
+    """Of the budget, for all evaluations together; training has the rest."""
 
     @model_validator(mode="after")
     def _check(self) -> Study:
@@ -130,6 +135,12 @@ class Study(Section):
             self.recipe is Recipe.HEAD and self.is_private
         ):
             raise ValueError(f"noise '{self.noise}' needs recipe 'head' and a finite epsilon")
+        if self.evaluates and not (self.recipe is Recipe.HEAD and self.is_private):
+            raise ValueError(
+                f"evaluation '{self.evaluation}' needs recipe 'head' and a finite epsilon: the "
+                "budget of 'full' has no exact share for it, and without noise it would tell how "
+                "many patients there are"
+            )
         return self
 
     @property
@@ -137,8 +148,17 @@ class Study(Section):
         return math.isfinite(self.epsilon)
 
     @property
+    def evaluates(self) -> bool:
+        return self.evaluation != "none"
+
+    @property
+    def max_rounds(self) -> int:
+        """That the budget has room for."""
+        return self.rounds + self.spare_rounds
+
+    @property
     def max_steps(self) -> int:
-        return self.steps_per_round * (self.rounds + self.spare_rounds)
+        return self.steps_per_round * self.max_rounds
 
     @property
     def average_from(self) -> int:

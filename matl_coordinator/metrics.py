@@ -67,6 +67,16 @@ class Metrics:
         self._kappa = self._gauge(
             "model_quadratic_weighted_kappa", "Holdout kappa of the last model released."
         )
+        self._hospital_accuracy = self._gauge(
+            "hospital_noised_accuracy_ratio",
+            "What a hospital says of a round's base model: noised count over enrolled patients.",
+            "node",
+        )
+        self._hospital_stddev = self._gauge(
+            "hospital_noised_accuracy_stddev_ratio",
+            "Standard deviation of the noise in it.",
+            "node",
+        )
         self._log_size = self._gauge("log_entries", "Leaves of the log.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -112,6 +122,11 @@ class Metrics:
             self._phase.labels(phase=phase.value).set(phase is rnd.phase)
         if rnd.phase.is_final:
             self._rounds.labels(outcome=rnd.phase.value).inc()
+        for each in rnd.admitted:
+            if (found := each.evaluation) is not None and found.correct is not None:
+                ratio, stddev = found.correct / found.patients, found.stddev / found.patients
+                self._hospital_accuracy.labels(node=each.node_id).set(ratio)
+                self._hospital_stddev.labels(node=each.node_id).set(stddev)
         if rnd.evaluation is not None:
             self._accuracy.set(rnd.evaluation.accuracy)
             self._kappa.set(rnd.evaluation.quadratic_weighted_kappa)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from matl_common.ids import NodeId
-from matl_common.protocol import PrivacySpend, StudyPlan, UpdateManifest
+from matl_common.protocol import NoisedCount, PrivacySpend, StudyPlan, UpdateManifest
 from matl_common.tensors import CHUNK_BYTES
 from matl_common.tlog.merkle import merkle_root
 from matl_coordinator.core.rounds import Phase, Round
@@ -89,7 +89,11 @@ def check_manifest(
             RefusalCode.EXPIRED,
             f"the manifest expired at {manifest.expires_at.isoformat()}; check the clock",
         )
-    return _check_declared_size(manifest, plan) or _check_privacy(manifest.privacy, plan)
+    return (
+        _check_declared_size(manifest, plan)
+        or _check_privacy(manifest.privacy, plan)
+        or _check_evaluation(manifest.evaluation, plan)
+    )
 
 
 def _check_declared_size(manifest: UpdateManifest, plan: StudyPlan) -> Refusal | None:
@@ -116,6 +120,24 @@ def _check_privacy(spend: PrivacySpend, plan: StudyPlan) -> Refusal | None:
     if spend != promised:
         return Refusal(
             RefusalCode.WRONG_PRIVACY, f"declared mechanism {spend}, the plan asks for {promised}"
+        )
+    return None
+
+
+def _check_evaluation(count: NoisedCount | None, plan: StudyPlan) -> Refusal | None:
+    """Only the mechanism; a hospital may leave the evaluation out, and its number says nothing."""
+    if count is None:
+        return None
+    terms = plan.privacy.evaluation
+    if terms is None:
+        return Refusal(
+            RefusalCode.WRONG_PRIVACY, "the update brings an evaluation, and the plan asks for none"
+        )
+    if count.noise_multiplier != terms.noise_multiplier:
+        return Refusal(
+            RefusalCode.WRONG_PRIVACY,
+            f"declared noise of the evaluation {count.noise_multiplier}, the plan asks for "
+            f"{terms.noise_multiplier}",
         )
     return None
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId, RoundId
+from matl_coordinator.core.evaluations import HospitalEvaluation
 
 
 class Phase(StrEnum):
@@ -59,6 +60,8 @@ class Admitted:
 
     node_id: NodeId
     update_digest: Digest
+    evaluation: HospitalEvaluation | None = None
+    """What the hospital says of the base model; no decision rests on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,7 @@ class NodeJoined:
 class UpdateAdmitted:
     node_id: NodeId
     update_digest: Digest
+    evaluation: HospitalEvaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +262,10 @@ def _apply(rnd: Round, event: Event) -> Round:
             if node in rnd.invited or len(rnd.invited) >= rnd.rules.maximum_participants:
                 raise _illegal(rnd, event, "already invited, or no room")
             return replace(rnd, invited=rnd.invited | {node})
-        case UpdateAdmitted(node_id=node, update_digest=digest):
+        case UpdateAdmitted(node_id=node, update_digest=digest, evaluation=evaluation):
             _require_pending(rnd, event, node)
-            return replace(rnd, admitted=_sorted_by_node((*rnd.admitted, Admitted(node, digest))))
+            admitted = Admitted(node, digest, evaluation)
+            return replace(rnd, admitted=_sorted_by_node((*rnd.admitted, admitted)))
         case NodeExcluded(node_id=node, reason=reason):
             _require_pending(rnd, event, node)
             return replace(rnd, excluded=_sorted_by_node((*rnd.excluded, Excluded(node, reason))))

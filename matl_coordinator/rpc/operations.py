@@ -15,6 +15,7 @@ from matl_common.ids import NodeId, RoundId, parse_node_id
 from matl_common.wire import operations_pb2 as pb
 from matl_common.wire import operations_pb2_grpc as pb_grpc
 from matl_common.wire.documents import to_unix_ms
+from matl_coordinator.core.evaluations import HospitalEvaluation
 from matl_coordinator.core.rounds import Evaluation, Phase, Round
 from matl_coordinator.ports import State, UpdateStatus
 from matl_coordinator.rpc.guard import caller
@@ -219,6 +220,7 @@ def _contributions(
 ) -> list[pb.Contribution]:
     weights = {each.node_id: each.weight for each in rnd.weights}
     reasons = {each.node_id: each.reason for each in rnd.excluded}
+    evaluations = {each.node_id: each.evaluation for each in rnd.admitted}
     admitted = rnd.admitted_nodes
     rows: list[pb.Contribution] = []
     for node_id in sorted(rnd.invited):
@@ -235,6 +237,7 @@ def _contributions(
                 upload_fraction=done,
                 trust=trust.get((rnd.round_id, node_id), 0.0),
                 weight=weights.get(node_id, 0.0),
+                evaluation=_hospital_evaluation(evaluations.get(node_id)),
             )
         )
     return rows
@@ -249,6 +252,17 @@ def _evaluation(evaluation: Evaluation) -> pb.Evaluation:
             math.nan if each is None else each for each in evaluation.per_class_recall
         ],
         images=evaluation.images,
+    )
+
+
+def _hospital_evaluation(evaluation: HospitalEvaluation | None) -> pb.HospitalEvaluation | None:
+    if evaluation is None:
+        return None
+    return pb.HospitalEvaluation(
+        correct=evaluation.correct,
+        stddev=evaluation.stddev,
+        patients=evaluation.patients,
+        doubt=evaluation.doubt,
     )
 
 

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from matl_common.ids import NodeId
 from matl_common.tlog.entry import encode_entry
+from matl_coordinator.core.evaluations import HospitalEvaluation
 from matl_coordinator.core.rounds import (
     Aborted,
     Aggregated,
@@ -31,7 +32,15 @@ from matl_coordinator.service.alarms import Alarm
 from matl_coordinator.service.judging import Verdict
 from matl_coordinator.service.parts import Fact, in_parts, numbered
 
-__all__ = ["Fact", "alarm_entry", "entries", "entry", "round_entries", "score_entries"]
+__all__ = [
+    "Fact",
+    "alarm_entry",
+    "entries",
+    "entry",
+    "evaluation_entry",
+    "round_entries",
+    "score_entries",
+]
 
 LONGEST_REASON = 2000
 """Characters of a reason that may name every hospital."""
@@ -114,6 +123,23 @@ def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> I
         hold=judgement.hold,
         trust=trust,
         refused=refused or None,
+    )
+
+
+def evaluation_entry(
+    evaluation: HospitalEvaluation, *, node_id: NodeId, rnd: Round, at: datetime
+) -> bytes:
+    """What a hospital says of the base model on its own patients."""
+    return entry(
+        "hospital_evaluated",
+        at=at,
+        round=rnd.round_id,
+        node=node_id,
+        model=rnd.base_model,
+        correct=evaluation.correct,
+        stddev=evaluation.stddev,
+        patients=evaluation.patients,
+        doubt=evaluation.doubt or None,
     )
 
 

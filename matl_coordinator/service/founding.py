@@ -18,11 +18,18 @@ from matl_common.ids import Digest, digest_of
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.privacy.calibration import calibrate_apart
 from matl_common.privacy.mechanisms import Adjacency, PrivacyUnit
-from matl_common.protocol import PayloadType, PrivacyTerms, Recipe, StudyPlan, TrainingPlan
+from matl_common.protocol import (
+    EvaluationTerms,
+    PayloadType,
+    PrivacyTerms,
+    Recipe,
+    StudyPlan,
+    TrainingPlan,
+)
 from matl_common.signing import Signer, sign, verify
 from matl_common.tensors import ModelSchema, read_schema
 from matl_common.wire.documents import format_study_plan, parse_study_plan
-from matl_coordinator.config import Config
+from matl_coordinator.config import Config, Study
 from matl_coordinator.ports import (
     ModelRecord,
     ModelStore,
@@ -32,7 +39,7 @@ from matl_coordinator.ports import (
     State,
     StudyRecord,
 )
-from matl_coordinator.service.entries import entry
+from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.register import Decision, Register
 
 MINIMUM_PER_CLASS = 16
@@ -148,6 +155,7 @@ async def _found(
         adjacency=plan.privacy.adjacency,
         unit=plan.privacy.unit,
         max_steps=plan.privacy.max_steps,
+        evaluation=_evaluation_facts(plan),
         average_from=plan.average_from or None,
         send_after_seconds=plan.send_after_seconds,
     )
@@ -166,6 +174,16 @@ async def _found(
         trainable=plan.schema.update_elements,
         noise_multiplier=round(plan.privacy.noise_multiplier, 4),
     )
+
+
+def _evaluation_facts(plan: StudyPlan) -> Fact:
+    terms = plan.privacy.evaluation
+    if terms is None:
+        return None
+    return {
+        "noise_multiplier": terms.noise_multiplier,
+        "max_evaluations": terms.max_evaluations,
+    }
 
 
 def planned(
@@ -197,6 +215,7 @@ def planned(
         sample_rate=study.sample_rate,
         max_steps=study.max_steps,
         noise=study.noise,
+        evaluation=_evaluation_terms(study, noise_multiplier=noise_multiplier),
     )
     return StudyPlan(
         config.federation.id,
@@ -207,6 +226,20 @@ def planned(
         average_from=study.average_from,
         send_after_seconds=study.send_after_seconds,
     )
+
+
+def _evaluation_terms(study: Study, *, noise_multiplier: float) -> EvaluationTerms | None:
+    """One evaluation a round, all of which take their share of Σ 1/s².
+
+    Training has T steps of noise s and the share 1 - w, so R evaluations of noise e with
+    R/e² : T/s² = w : (1 - w) have the share w.
+    """
+    if not study.evaluates:
+        return None
+    share = study.evaluation_share
+    per_step = study.max_rounds / study.max_steps
+    noise = noise_multiplier * math.sqrt((1.0 - share) / share * per_step)
+    return EvaluationTerms(noise, study.max_rounds)
 
 
 async def _calibrated(config: Config) -> float:
@@ -220,6 +253,7 @@ async def _calibrated(config: Config) -> float:
             study.delta,
             steps=study.max_steps,
             noise=study.noise,
+            share=1.0 - study.evaluation_share if study.evaluates else 1.0,
         )
     return await calibrate_apart(
         study.epsilon, study.delta, sample_rate=study.sample_rate, steps=study.max_steps

@@ -36,6 +36,7 @@ from matl_coordinator.core.admission import (
     check_manifest,
     chunk_count,
 )
+from matl_coordinator.core.evaluations import HospitalEvaluation, take_evaluation
 from matl_coordinator.core.rounds import NodeExcluded, Phase, UpdateAdmitted, advance
 from matl_coordinator.ports import (
     ChunkRefusedError,
@@ -49,7 +50,7 @@ from matl_coordinator.ports import (
     UpdateStatus,
 )
 from matl_coordinator.service.contents import scan_update
-from matl_coordinator.service.entries import entry
+from matl_coordinator.service.entries import entry, evaluation_entry
 from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.reception import Reception
 from matl_coordinator.service.register import Decision, Register
@@ -288,6 +289,7 @@ class Intake:
             contents, plan=self._plan, enrolled_patients=node.enrolled_patients
         )
         record = reception.record
+        evaluation = _evaluation(record, node)
 
         def decide(state: State) -> Decision[UpdateRecord]:
             rnd = state.round
@@ -320,12 +322,17 @@ class Intake:
             put = PutUpdate(decided, decided_by=0)
             if closed is not None or rnd is None:
                 return Decision(decided, (put,), (written,))
-            event = (
-                UpdateAdmitted(record.node_id, record.update_digest)
-                if refused is None
-                else NodeExcluded(record.node_id, f"refused: {refused.reason}")
-            )
-            return Decision(decided, (PutRound(advance(rnd, event)), put), (written,))
+            if refused is not None:
+                excluded = NodeExcluded(record.node_id, f"refused: {refused.reason}")
+                return Decision(decided, (PutRound(advance(rnd, excluded)), put), (written,))
+            admitted = UpdateAdmitted(record.node_id, record.update_digest, evaluation)
+            entries = [written]
+            if evaluation is not None:
+                entries.append(
+                    evaluation_entry(evaluation, node_id=record.node_id, rnd=rnd, at=now)
+                )
+            changes = (PutRound(advance(rnd, admitted)), put)
+            return Decision(decided, changes, tuple(entries))
 
         _, logged = await self._register.decide(decide)
         state = await self._register.state()
@@ -334,6 +341,8 @@ class Intake:
             raise UnknownUpdateError(f"round {record.round_id} has closed")
         if logged:
             self._report(final, refusal)
+            if final.status is UpdateStatus.ADMITTED and evaluation is not None:
+                _report_evaluation(final, evaluation)
         return self._decided(final)
 
     def _report(self, record: UpdateRecord, refusal: Refusal | None) -> None:
@@ -434,6 +443,25 @@ def record_of(node_id: NodeId, round_id: RoundId, state: State) -> UpdateRecord 
         if record.node_id == node_id and record.round_id == round_id:
             return record
     return None
+
+
+def _evaluation(record: UpdateRecord, node: AllowedNode) -> HospitalEvaluation | None:
+    # The signature was verified when the update was declared.
+    told = parse_update_manifest(record.manifest.payload).evaluation
+    if told is None:
+        return None
+    return take_evaluation(told, enrolled_patients=node.enrolled_patients)
+
+
+def _report_evaluation(record: UpdateRecord, evaluation: HospitalEvaluation) -> None:
+    """Say loudly what cannot be; it changes nothing."""
+    facts = {"round": record.round_id, "node": record.node_id, "patients": evaluation.patients}
+    if evaluation.doubt:
+        log.warning("hospital_evaluation_doubted", **facts, reason=evaluation.doubt)
+    else:
+        log.info(
+            "hospital_evaluated", **facts, correct=evaluation.correct, stddev=evaluation.stddev
+        )
 
 
 def _stored_refusal(record: UpdateRecord) -> Refusal:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from matl_common.ids import NodeId
-from matl_common.privacy.budget import full_batch_epsilon
-from matl_common.privacy.mechanisms import full_batch_event
+from matl_common.privacy.charges import epsilon_of, fraction_of_plan
 from matl_common.protocol import PrivacyTerms, Recipe, StudyPlan
 from matl_coordinator.ports import State, Store
 from matl_coordinator.protection import Protection
 from matl_coordinator.service.presence import Presence
+
+_PAGE_ROUNDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +96,35 @@ class Overview:
     async def declared(self) -> Callable[[NodeId], Declared]:
         """What each hospital has spent, as its admitted updates declared it."""
         counts = await asyncio.to_thread(self._store.admitted_counts)
-        return lambda node_id: self._declared(counts.get(node_id, 0))
+        evaluations = await asyncio.to_thread(self._evaluation_counts)
+        return lambda node_id: self._declared(counts.get(node_id, 0), evaluations.get(node_id, 0))
 
-    def _declared(self, updates: int) -> Declared:
+    def _evaluation_counts(self) -> Mapping[NodeId, int]:
+        """How many evaluations came with the admitted updates of each hospital."""
+        counts: Counter[NodeId] = Counter()
+        after = 0
+        while self._plan.privacy.evaluation is not None:
+            page = self._store.rounds(after=after, limit=_PAGE_ROUNDS)
+            if not page:
+                break
+            after = page[-1].round_id
+            counts.update(
+                each.node_id for rnd in page for each in rnd.admitted if each.evaluation is not None
+            )
+        return counts
+
+    def _declared(self, updates: int, evaluations: int) -> Declared:
         terms, per_round = self._plan.privacy, self._plan.training.steps_per_round
         steps = updates * per_round
         return Declared(
-            epsilon=self._epsilon(steps),
-            budget_fraction=steps / terms.max_steps,
+            epsilon=self._epsilon(steps, evaluations),
+            budget_fraction=fraction_of_plan(terms, steps=steps, evaluations=evaluations),
             rounds_left=max(0, terms.max_steps - steps) // per_round,
         )
 
-    def _epsilon(self, steps: int) -> float | None:
+    def _epsilon(self, steps: int, evaluations: int) -> float | None:
         terms = self._plan.privacy
-        if steps == 0:
-            return 0.0
-        if not terms.noise_multiplier:
-            return math.inf
-        if self._plan.training.recipe is not Recipe.HEAD:
+        # Sampled steps take dp-accounting, which this process never loads.
+        if steps and terms.noise_multiplier and self._plan.training.recipe is not Recipe.HEAD:
             return None
-        event = full_batch_event(terms.noise, terms.noise_multiplier, steps)
-        return full_batch_epsilon([event], terms.target_delta)
+        return epsilon_of(terms, steps=steps, evaluations=evaluations)

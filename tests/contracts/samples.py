@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from matl_common.ids import Digest, NodeId, RoundId, digest_of
 from matl_common.signing import Envelope
 from matl_common.tlog.merkle import leaf_hash
+from matl_coordinator.core.evaluations import HospitalEvaluation
 from matl_coordinator.core.rounds import (
     Admitted,
     Average,
@@ -45,7 +46,10 @@ def a_decided_round(number: int = 1) -> Round:
         a_round(number, phase=Phase.RELEASED),
         closed_at=NOON,
         ended_at=NOON,
-        admitted=(Admitted(NODES[0], digest_of(b"x")),),
+        admitted=(
+            Admitted(NODES[0], digest_of(b"x"), HospitalEvaluation(-0.5, 1 / 3, 1000)),
+            Admitted(NODES[2], digest_of(b"y"), HospitalEvaluation(None, 120.5, 1, "no number")),
+        ),
         excluded=(Excluded(NODES[1], "norm 3.0e38, \u2264 1 allowed"),),
         weights=(NodeWeight(NODES[0], 0.1 + 0.2),),
         candidate=digest_of(b"next"),

@@ -13,6 +13,8 @@ import pytest
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
+    EvaluationTerms,
+    NoisedCount,
     PrivacySpend,
     PrivacyTerms,
     Recipe,
@@ -113,6 +115,25 @@ def test_an_update_declares_the_kind_of_noise_that_the_plan_asks_for() -> None:
         manifest = replace(MANIFEST, privacy=replace(MANIFEST.privacy, noise=noise))
         refusal = check_manifest(manifest, node_id=A, rnd=collecting(), plan=hardened, now=T0)
         assert (refusal is not None) == is_refused
+
+
+def test_an_evaluation_has_the_noise_that_the_plan_asks_for_or_is_left_out() -> None:
+    asking = replace(PLAN, privacy=replace(PLAN.privacy, evaluation=EvaluationTerms(120.0, 8)))
+    cases = [
+        (PLAN, None, True),
+        (asking, None, True),
+        (asking, NoisedCount(5.0, 120.0), True),
+        # What it says is not looked at here, whatever it is.
+        (asking, NoisedCount(math.nan, 120.0), True),
+        (asking, NoisedCount(5.0, 119.9), False),
+        (asking, NoisedCount(5.0, 1e9), False),
+        (PLAN, NoisedCount(5.0, 120.0), False),
+    ]
+    for plan, evaluation, is_admitted in cases:
+        manifest = replace(MANIFEST, evaluation=evaluation)
+        refusal = check_manifest(manifest, node_id=A, rnd=collecting(), plan=plan, now=T0)
+        assert (refusal is None) == is_admitted
+        assert refusal is None or refusal.code is RefusalCode.WRONG_PRIVACY
 
 
 def test_nobody_sends_an_update_outside_collection_or_uninvited() -> None:

@@ -323,6 +323,39 @@ def test_rounds_and_status_tell_what_was_averaged(founded: Federation) -> None:
     assert "from release 3 on, the mean of the rounds' own models since" in status
 
 
+def test_rounds_and_status_tell_what_hospitals_say_of_the_model(founded: Federation) -> None:
+    said = pb.HospitalEvaluation(correct=801.5, stddev=30.0, patients=1000)
+    also = pb.HospitalEvaluation(correct=-2.25, stddev=40.0, patients=500)
+    absurd = pb.HospitalEvaluation(stddev=30.0, patients=300, doubt="the count is no number")
+    parts = [
+        pb.Contribution(node_id=f"hospital_{name}", status="admitted", evaluation=each)
+        for name, each in zip("abcd", (said, also, absurd, None), strict=True)
+    ]
+    rnd = pb.RoundSummary(round_id=1, phase="released", contributions=parts)
+    answers: dict[str, Callable[..., Any]] = {
+        "ListRounds": lambda _, request, __: pb.ListRoundsResponse(
+            rounds=[rnd] if request.after_round < 1 else []
+        ),
+        "GetStatus": lambda *_: pb.GetStatusResponse(current_round=rnd),
+    }
+    with telling(founded, **answers) as shell:
+        told = shell.ask("rounds")[0]["contributions"]
+        line = shell.run("rounds").stdout.splitlines()[1]
+        status = " ".join(shell.run("status").stdout.split())
+    assert [each["evaluation"] and each["evaluation"]["correct"] for each in told] == [
+        801.5,
+        -2.25,
+        None,
+        None,
+    ]
+    assert told[2]["evaluation"]["doubt"] == "the count is no number"
+    assert told[3]["evaluation"] is None
+    # Together, without the one that cannot be.
+    assert "0.533 ± 0.033" in line
+    assert "says 802 ± 30 of 1000 right before this round" in status
+    assert "its evaluation is not believed: the count is no number" in status
+
+
 def test_what_others_wrote_does_not_steer_the_terminal(founded: Federation) -> None:
     told = pb.ListParticipantsResponse(
         participants=[pb.ParticipantSummary(node_id="hospital_a", reason="\x1b[2J[red]gone")]
