@@ -96,12 +96,12 @@ def _non_private(network: nn.Module, images: Tensor, labels: Tensor) -> _Prepare
 
 def _mixed(network: nn.Module, images: Tensor, labels: Tensor) -> _Prepared:
     clipper = Clipper(network)
-    total = np.zeros(clipper.size)
+    total = torch.zeros(clipper.size)
 
     def step() -> None:
         clipper.add_clipped(total, images, labels, max_grad_norm=MAX_GRAD_NORM)
 
-    return step, lambda: float(np.linalg.norm(total))
+    return step, lambda: float(torch.linalg.vector_norm(total).double())
 
 
 _PRIVATE_SETTINGS: Final = {

@@ -113,16 +113,19 @@ def train_full(
     left_out = np.zeros(1, dtype=np.float64)
     for step in range(training.steps):
         batch = [records[row] for row in group.first_makes(draw, kind=np.int64)]
-        total = np.zeros(parameters.size, dtype=np.float64)
+        # In single precision, as each batch's part of it is: doubles would be the largest thing
+        # in memory.
+        clipped = torch.zeros(clipper.size, device=device)
         for images, labels in _batches(
             group.share(batch), training=training, on_bad_image=on_bad_image
         ):
             left_out += clipper.add_clipped(
-                total,
+                clipped,
                 images.to(device),
                 labels.to(device),
                 max_grad_norm=training.max_grad_norm,
             )
+        total = clipped.double().cpu().numpy()
         group.add_up(total)
         release = partial(
             noised_sum,

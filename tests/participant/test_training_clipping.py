@@ -50,9 +50,9 @@ def naive(network: nn.Module, images: Tensor, labels: Tensor, *, norm: float) ->
 
 def clipped(network: nn.Module, images: Tensor, labels: Tensor, *, norm: float) -> Vector:
     clipper = Clipper(network)
-    total = np.zeros(clipper.size)
+    total = torch.zeros(clipper.size, dtype=images.dtype)
     assert clipper.add_clipped(total, images, labels, max_grad_norm=norm) == 0
-    return total
+    return total.double().numpy()
 
 
 def distance(found: Vector, expected: Vector) -> float:
@@ -119,11 +119,13 @@ class Tokens(nn.Module):
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "3x3": (lambda: nn.Conv2d(4, 6, 3), 6),
-    "3x3 wide": (lambda: nn.Conv2d(4, 512, 3, stride=4), 512),
+    "3x3 wide": (lambda: nn.Conv2d(4, 512, 3, stride=3), 512),
+    "3x3 of few pixels": (lambda: nn.Conv2d(4, 512, 3, stride=4, padding=1), 512),
     "strided and padded": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), 6),
     "oblong": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(0, 1)), 6),
     "dilated": (lambda: nn.Conv2d(4, 6, 3, dilation=2, padding=2), 6),
-    "dilated wide": (lambda: nn.Conv2d(4, 512, (2, 3), stride=(3, 4), dilation=(3, 2)), 512),
+    "dilated wide": (lambda: nn.Conv2d(4, 512, (2, 3), stride=2, dilation=(3, 2)), 512),
+    "dilated, few pixels": (lambda: nn.Conv2d(4, 512, (2, 3), stride=(3, 4), dilation=(3, 2)), 512),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), 6),
     "grouped wide": (lambda: nn.Conv2d(4, 512, 3, stride=4, groups=2), 512),
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding=1), 4),
@@ -135,6 +137,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "1x1 grouped": (lambda: nn.Conv2d(4, 6, 1, groups=2), 6),
     "linear on pixels": (Tokens, 6),
     "norm": (lambda: nn.GroupNorm(2, 4), 4),
+    "norm of permuted pixels": (lambda: nn.Sequential(Tokens(), nn.GroupNorm(2, 6)), 6),
     "norm without parameters": (lambda: nn.GroupNorm(2, 4, affine=False), 4),
     "residual in place": (Residual, 4),
     "nothing": (nn.Identity, 4),
@@ -182,7 +185,10 @@ def test_both_ways_to_a_kernels_norm_agree(
     plain = share_of_kernel(inputs, grads, geometry)
     assert isinstance(plain, Instantiated)
     assert torch.allclose(ghost.squared_norms(), plain.squared_norms(), rtol=1e-12)
-    assert torch.allclose(ghost.weighted_sum(factors), plain.weighted_sum(factors))
+    sums = torch.ones(2, *weight.shape, dtype=torch.float64)
+    ghost.add_weighted_sum(sums[0], factors)
+    plain.add_weighted_sum(sums[1], factors)
+    assert torch.allclose(sums[0], sums[1])
     kept = torch.tensor([True, False, True])
     assert torch.equal(ghost.rows(kept).squared_norms(), ghost.squared_norms()[kept])
 
@@ -197,8 +203,9 @@ def test_the_cheaper_form_is_chosen() -> None:
     # The first and last stage of ResNet-50 at 224 pixels.
     assert form(64, 3, size=56) == form(64, 1, size=56) == "Instantiated"
     assert (form(512, 3, size=7), form(512, 1, size=7)) == ("Correlations", "Products")
-    rows, grads = torch.zeros(1, 1, 2048), torch.zeros(1, 1, 512)
-    share = share_of_products(rows, grads, shape=torch.Size((512, 2048)))
+    # The last at 64 pixels.
+    assert form(512, 3, size=2) == "Products"
+    share = share_of_products(torch.zeros(1, 1, 2048), torch.zeros(1, 1, 512))
     assert isinstance(share, Products)
 
 
@@ -309,23 +316,27 @@ def test_sums_add_up_in_place_and_leave_no_gradient() -> None:
     network = SmallGroupNormNet().double()
     images, labels = samples(7)
     clipper = Clipper(network)
-    total = np.full(clipper.size, 3.0)
+    total = torch.full((clipper.size,), 3.0, dtype=torch.float64)
     for start, end in pairwise((0, 0, 3, 6, 7)):
         clipper.add_clipped(total, images[start:end], labels[start:end], max_grad_norm=0.1)
-    assert np.allclose(total - 3.0, clipped(network, images, labels, norm=0.1), atol=1e-12)
+    expected = clipped(network, images, labels, norm=0.1)
+    assert np.allclose(total.numpy() - 3.0, expected, atol=1e-12)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_an_empty_batch_adds_nothing() -> None:
     clipper = Clipper(SmallGroupNormNet())
-    total = np.zeros(clipper.size)
+    total = torch.zeros(clipper.size)
     images, labels = samples(0, dtype=torch.float32)
     assert clipper.add_clipped(total, images, labels, max_grad_norm=0.1) == 0
     assert not total.any()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["3x3", "3x3 wide", "1x1 wide", "grouped", "linear on pixels"])
+@pytest.mark.parametrize(
+    "kind",
+    ["3x3", "3x3 wide", "3x3 of few pixels", "1x1 wide", "grouped", "linear on pixels", "norm"],
+)
 def test_a_sample_that_is_not_finite_is_counted_and_harms_no_other(kind: str, bad: float) -> None:
     build, channels = LAYERS[kind]
     network = Pooled(build(), channels).double()
@@ -334,14 +345,14 @@ def test_a_sample_that_is_not_finite_is_counted_and_harms_no_other(kind: str, ba
     for index in (0, 3):
         images[index, 1, 2, 3] = bad
     clipper = Clipper(network)
-    total = np.zeros(clipper.size)
+    total = torch.zeros(clipper.size, dtype=torch.float64)
     assert clipper.add_clipped(total, images, labels, max_grad_norm=0.1) == 2
-    assert distance(total, good) < 1e-10
+    assert distance(total.numpy(), good) < 1e-10
 
 
 def test_a_batch_without_a_finite_sample_adds_nothing() -> None:
     clipper = Clipper(SmallGroupNormNet())
-    total = np.zeros(clipper.size)
+    total = torch.zeros(clipper.size)
     images, labels = samples(2, dtype=torch.float32)
     assert clipper.add_clipped(total, images * torch.nan, labels, max_grad_norm=0.1) == 2
     assert not total.any()
@@ -434,7 +445,7 @@ def test_a_parameter_that_is_not_fully_recorded_is_refused_by_name(
 ) -> None:
     images, labels = samples(2, dtype=torch.float32)
     clipper = Clipper(Pooled(layer, 4))
-    total = np.zeros(clipper.size)
+    total = torch.zeros(clipper.size)
     with pytest.raises(UnsupportedLayerError, match=message):
         clipper.add_clipped(total, images, labels, max_grad_norm=0.1)
     assert not total.any()

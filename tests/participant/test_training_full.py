@@ -77,9 +77,10 @@ def clipped_sum(
     network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, norm: float
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     clipper = Clipper(network)
-    total = np.zeros(clipper.size)
-    clipper.add_clipped(total, images, labels, max_grad_norm=norm)
-    return total
+    total = torch.zeros(clipper.size)
+    for batch in zip(torch.split(images, 8), torch.split(labels, 8), strict=True):
+        clipper.add_clipped(total, *batch, max_grad_norm=norm)
+    return total.double().numpy()
 
 
 @pytest.mark.parametrize("norm", [0.05, 1e4])
@@ -103,6 +104,17 @@ def test_one_sample_moves_the_sum_by_at_most_the_clipping_norm() -> None:
         kept = torch.arange(6) != missing
         without = clipped_sum(network, images[kept], labels[kept], norm=0.1)
         assert 0.0 < np.linalg.norm(whole - without) <= 0.1 * (1 + 1e-5)
+
+
+def test_one_sample_of_many_alike_moves_the_sum_by_no_more_than_rounding_allows() -> None:
+    network = SmallGroupNormNet()
+    # Everybody pulls one way, so that the sum is large and rounds most; without the first,
+    # every batch is another.
+    images, labels = torch.randn(3, SIZE, SIZE).expand(401, -1, -1, -1), torch.zeros(401).long()
+    whole = clipped_sum(network, images, labels, norm=0.1)
+    without = clipped_sum(network, images[1:], labels[1:], norm=0.1)
+    assert np.linalg.norm(whole) > 40.0
+    assert np.linalg.norm(whole - without) <= 0.1 * (1 + 1e-5)
 
 
 def test_a_sample_whose_gradient_overflows_contributes_nothing() -> None:

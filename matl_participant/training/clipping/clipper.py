@@ -4,12 +4,10 @@
 here draws a sample or noise.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from matl_common.privacy.noise import Float64Array
 from matl_participant.training.clipping.recording import Tape, UnsupportedLayerError
 
 _SUPPORTED = (nn.Conv2d, nn.Linear, nn.GroupNorm)
@@ -37,14 +35,15 @@ class Clipper:
         return sum(parameter.numel() for parameter in self._names)
 
     def add_clipped(
-        self, total: Float64Array, images: Tensor, labels: Tensor, *, max_grad_norm: float
+        self, total: Tensor, images: Tensor, labels: Tensor, *, max_grad_norm: float
     ) -> int:
         """Add to ``total`` each sample's cross-entropy gradient, of norm at most ``max_grad_norm``.
 
         A sample whose gradient is not finite adds nothing.
 
         Args:
-            total: ``(size,)``, the trainable parameters one after the other; changed in place.
+            total: ``(size,)``, the trainable parameters one after the other, of their type and
+                on their device; changed in place.
             images: ``(n, channels, height, width)``; none is fine.
             labels: ``(n,)`` classes.
 
@@ -66,7 +65,7 @@ class Clipper:
         return self._add_recorded(total, tape, max_grad_norm=max_grad_norm)
 
     @torch.no_grad()
-    def _add_recorded(self, total: Float64Array, tape: Tape, *, max_grad_norm: float) -> int:
+    def _add_recorded(self, total: Tensor, tape: Tape, *, max_grad_norm: float) -> int:
         norms = tape.close()
         finite = torch.isfinite(norms)
         everyone = bool(finite.all())
@@ -79,9 +78,8 @@ class Clipper:
                 if not everyone:
                     # Left out, not multiplied by zero: zero times NaN is still NaN.
                     share = share.rows(finite.to(parameter.device))
-                weighted = share.weighted_sum(factors.to(parameter.device))
-                part = total[start:end]
-                np.add(part, weighted.flatten().cpu().numpy(), out=part)
+                part = total[start:end].view_as(parameter)
+                share.add_weighted_sum(part, factors.to(parameter.device))
             start = end
         return int((~finite).sum())
 

@@ -1,7 +1,8 @@
 """Per-sample gradients of a convolution's kernel.
 
-A convolution by 1 × 1 is a matrix at every pixel; any other is measured either through the
-Gram matrix of its pixels or one sample at a time. Nothing here knows a network.
+A convolution by 1 × 1, or of few pixels, is a matrix times patches; any other is measured
+either through the Gram matrix of its pixels or one sample at a time. Nothing here knows a
+network.
 """
 
 from dataclasses import dataclass, replace
@@ -86,10 +87,10 @@ class Correlations:
         pixels = self.output_grads.flatten(2).transpose(1, 2)
         return inner_products(patches, gram(pixels))
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        weighted = self.output_grads * factors.to(self.output_grads.dtype)[:, None, None, None]
-        kernel = self.inputs.new_empty(self.geometry.kernel)
-        return backward(weighted, self.inputs, kernel, self.geometry, of_input=False)
+    def add_weighted_sum(self, total: Tensor, factors: Tensor) -> None:
+        weighted = self.output_grads * factors.to(total.dtype)[:, None, None, None]
+        # Of ``total`` only the shape is read.
+        total += backward(weighted, self.inputs, total, self.geometry, of_input=False)
 
     def rows(self, kept: Tensor) -> "Correlations":
         return replace(self, inputs=self.inputs[kept], output_grads=self.output_grads[kept])
@@ -137,11 +138,16 @@ _SHIFT_COST = 30
 def share_of_kernel(inputs: Tensor, output_grads: Tensor, geometry: Geometry) -> Share:
     """The cheapest form of a kernel's gradients; arguments as of ``Correlations``."""
     if geometry.is_matrix:
-        return share_of_products(
-            inputs.flatten(2).transpose(1, 2),
-            output_grads.flatten(2).transpose(1, 2),
-            shape=geometry.kernel,
+        return share_of_products(_in_rows(inputs.flatten(2)), _in_rows(output_grads.flatten(2)))
+    if geometry.groups == 1 and _patches_are_cheaper(output_grads, geometry):
+        patches = functional.unfold(
+            inputs,
+            geometry.kernel[2:],
+            dilation=geometry.dilation,
+            padding=geometry.padding,
+            stride=geometry.stride,
         )
+        return share_of_products(_in_rows(patches), _in_rows(output_grads.flatten(2)))
     if geometry.groups == 1 and _ghost_is_cheaper(inputs, output_grads, geometry):
         return Correlations(inputs, output_grads, geometry)
     gradients = inputs.new_empty(len(inputs), *geometry.kernel)
@@ -149,6 +155,16 @@ def share_of_kernel(inputs: Tensor, output_grads: Tensor, geometry: Geometry) ->
         one = slice(i, i + 1)
         gradient.copy_(backward(output_grads[one], inputs[one], gradient, geometry, of_input=False))
     return Instantiated(gradients)
+
+
+def _in_rows(pixels: Tensor) -> Tensor:
+    """One row a pixel: ``(n, features, T)`` to ``(n, T, features)``."""
+    return pixels.transpose(1, 2)
+
+
+def _patches_are_cheaper(output_grads: Tensor, geometry: Geometry) -> bool:
+    """Of fewer pixels than the kernel has positions, unfolding is little beside the kernel."""
+    return output_grads.shape[2:].numel() < geometry.kernel[2:].numel()
 
 
 def _ghost_is_cheaper(inputs: Tensor, output_grads: Tensor, geometry: Geometry) -> bool:

@@ -39,7 +39,6 @@ class Tape(TorchFunctionMode):
         self._used: set[Tensor] = set()
         # Each parameter once, until taken.
         self._shares: dict[Tensor, Share] = {}
-        self._leaves: dict[Tensor, Tensor] = {}
         self._squared_norms = torch.zeros(samples, dtype=torch.float64)
         self._handlers: Mapping[Any, Callable[..., Tensor]] = {
             functional.conv2d: self._conv2d,
@@ -59,10 +58,6 @@ class Tape(TorchFunctionMode):
         Raises:
             UnsupportedLayerError: a parameter got a gradient that was not recorded.
         """
-        for parameter, leaf in self._leaves.items():
-            if leaf.grad is not None:
-                self.keep(parameter, Instantiated(leaf.grad))
-        self._leaves.clear()
         for parameter, name in self._names.items():
             if parameter.grad is not None:
                 raise UnsupportedLayerError(
@@ -157,20 +152,9 @@ class Tape(TorchFunctionMode):
         claimed = self._claim_all(inputs, weight, bias)
         if claimed is None:
             return functional.group_norm(inputs, num_groups, weight, bias, eps)
-        # All samples' channels as the channels of one: the gradient of a repeated scale is
-        # then the per-sample gradient.
-        count, channels = inputs.shape[:2]
-        joined = inputs.reshape(1, count * channels, *inputs.shape[2:])
-        scale, shift = self._repeated(weight, count), self._repeated(bias, count)
-        return functional.group_norm(joined, count * num_groups, scale, shift, eps).view_as(inputs)
-
-    def _repeated(self, parameter: Tensor | None, count: int) -> Tensor | None:
-        if parameter is None:
-            return None
-        leaf = parameter.detach().repeat(count, 1)
-        if parameter in self._used:
-            self._leaves[parameter] = leaf.requires_grad_()
-        return leaf.flatten()
+        record = _NormRecord(self, *claimed, num_groups, eps)
+        outputs: Tensor = _GroupNorm.apply(inputs.contiguous(), weight, bias, record)
+        return outputs
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -193,6 +177,12 @@ class _Record:
 @dataclass(frozen=True, slots=True)
 class _ConvolutionRecord(_Record):
     geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class _NormRecord(_Record):
+    groups: int
+    eps: float
 
 
 class _Convolution(torch.autograd.Function):
@@ -245,9 +235,50 @@ class _Linear(torch.autograd.Function):
             each.reshape(len(each), -1, each.shape[-1]) for each in (inputs, grads[0])
         )
         if record.weight is not None:
-            share = share_of_products(rows, row_grads, shape=weight.shape)
+            share = share_of_products(rows, row_grads)
             record.tape.keep(record.weight, share)
         if record.bias is not None:
             record.tape.keep(record.bias, Instantiated(row_grads.sum(dim=1)))
         input_grads = grads[0] @ weight if ctx.needs_input_grad[0] else None
+        return input_grads, None, None, None
+
+
+class _GroupNorm(torch.autograd.Function):
+    """``group_norm`` that leaves its parameters' per-sample gradients in a tape."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, record: _NormRecord
+    ) -> Tensor:
+        count, channels = inputs.shape[:2]
+        pixels = inputs.shape[2:].numel()
+        outputs, mean, deviation = torch.native_group_norm(
+            inputs, weight, bias, count, channels, pixels, record.groups, record.eps
+        )
+        ctx.save_for_backward(inputs, weight, mean, deviation)
+        ctx.record = record
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        record: _NormRecord = ctx.record
+        inputs, weight, mean, deviation = ctx.saved_tensors
+        count, channels = inputs.shape[:2]
+        # All samples' channels as the channels of one: the gradient of a repeated scale is
+        # then the per-sample gradient.
+        input_grads, *shares = torch.ops.aten.native_group_norm_backward(
+            grads[0].contiguous(),
+            inputs,
+            mean.view(1, -1),
+            deviation.view(1, -1),
+            None if weight is None else weight.repeat(count),
+            1,
+            count * channels,
+            inputs.shape[2:].numel(),
+            count * record.groups,
+            (ctx.needs_input_grad[0], record.weight is not None, record.bias is not None),
+        )
+        for parameter, share in zip((record.weight, record.bias), shares, strict=True):
+            if parameter is not None:
+                record.tape.keep(parameter, Instantiated(share.view(count, channels)))
         return input_grads, None, None, None

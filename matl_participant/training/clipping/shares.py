@@ -4,7 +4,7 @@ A share holds the per-sample gradients of a parameter, either as they are or as 
 whose products they are. Nothing here knows a network.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,8 +17,13 @@ class Share(Protocol):
     def squared_norms(self) -> Tensor:
         """The squared norm of each sample's gradient, float64 of shape ``(n,)``."""
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        """Σ factorᵢ · gradientᵢ, in the shape of the parameter; ``factors`` has shape ``(n,)``."""
+    def add_weighted_sum(self, total: Tensor, factors: Tensor) -> None:
+        """Add Σ factorᵢ · gradientᵢ to ``total``, in place.
+
+        Args:
+            total: in the shape of the parameter, contiguous, of the gradients' type.
+            factors: ``(n,)``.
+        """
 
     def rows(self, kept: Tensor) -> "Share":
         """The share of the samples that the mask ``kept`` names."""
@@ -36,10 +41,9 @@ class Instantiated:
         norms: Tensor = torch.linalg.vector_norm(rows, dim=2)
         return norms.double().square().sum(dim=1)
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        weights = factors.to(self.gradients.dtype)
-        total: Tensor = torch.tensordot(weights, self.gradients, dims=1)
-        return total
+    def add_weighted_sum(self, total: Tensor, factors: Tensor) -> None:
+        weights = factors.to(total.dtype)
+        total.view(-1).addmv_(self.gradients.flatten(1).t(), weights)
 
     def rows(self, kept: Tensor) -> "Instantiated":
         return Instantiated(self.gradients[kept])
@@ -50,24 +54,21 @@ class Products:
     """Gradients Σₜ gₜ ⊗ xₜ of a matrix, as ``inputs`` (n, T, d) and ``output_grads`` (n, T, p).
 
     ‖Σₜ gₜ ⊗ xₜ‖² = Σₜₛ ⟨xₜ, xₛ⟩⟨gₜ, gₛ⟩ (the ghost norm) costs T² (d + p), not T · d · p.
-
-    Attributes:
-        shape: of the parameter, p · d elements in row-major order.
     """
 
     inputs: Tensor
     output_grads: Tensor
-    shape: torch.Size
 
     def squared_norms(self) -> Tensor:
         return inner_products(gram(self.inputs), gram(self.output_grads))
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        weighted = self.output_grads * factors.to(self.output_grads.dtype)[:, None, None]
-        return (weighted.flatten(0, 1).t() @ self.inputs.flatten(0, 1)).view(self.shape)
+    def add_weighted_sum(self, total: Tensor, factors: Tensor) -> None:
+        weighted = self.output_grads * factors.to(total.dtype)[:, None, None]
+        matrix = total.view(weighted.shape[2], -1)
+        matrix.addmm_(weighted.flatten(0, 1).t(), self.inputs.flatten(0, 1))
 
     def rows(self, kept: Tensor) -> "Products":
-        return replace(self, inputs=self.inputs[kept], output_grads=self.output_grads[kept])
+        return Products(self.inputs[kept], self.output_grads[kept])
 
 
 def gram(vectors: Tensor) -> Tensor:
@@ -84,16 +85,15 @@ def inner_products(one: Tensor, other: Tensor) -> Tensor:
     return products.sum(dim=1).clamp_min(0.0)
 
 
-# Measured on processors with 512-bit vectors; only speed depends on it.
-PASSES_COST = 20
+# Measured on processors with 512-bit vectors, rounded up where factors are the smaller form;
+# only speed and memory depend on it.
+PASSES_COST = 25
 """Of writing, measuring and summing a per-sample gradient, in multiplications an element."""
 
 
-def share_of_products(inputs: Tensor, output_grads: Tensor, *, shape: torch.Size) -> Share:
+def share_of_products(inputs: Tensor, output_grads: Tensor) -> Share:
     """The cheaper form of the gradients Σₜ gₜ ⊗ xₜ; arguments as of ``Products``."""
-    products = Products(inputs, output_grads, shape)
     length, wide, high = inputs.shape[1], inputs.shape[2], output_grads.shape[2]
     if length * length * (wide + high) < PASSES_COST * wide * high:
-        return products
-    gradients = torch.bmm(output_grads.transpose(1, 2), inputs)
-    return Instantiated(gradients.view(len(gradients), *shape))
+        return Products(inputs, output_grads)
+    return Instantiated(torch.bmm(output_grads.transpose(1, 2), inputs))
