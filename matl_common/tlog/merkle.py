@@ -2,15 +2,17 @@
 
 Stored is every *complete* node, addressed ``(level, index)``: leaf hashes at level
 0, and at level k the root of leaves ``index * 2**k`` to ``(index + 1) * 2**k - 1``.
-Such a node never changes once written, so an append-only table holds it. Every
-function reads O(log n) nodes through ``read_node``; nothing here keeps state or
-decides what a leaf means.
+Such a node never changes once written, so an append-only table holds it. A tree grows
+by ``grow``, which reads nothing; proofs read O(log n) nodes through ``read_node``.
+Nothing here keeps state or decides what a leaf means.
 
 Sections cited are those of RFC 6962 and RFC 9162.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from itertools import zip_longest
 
 from matl_common.errors import IntegrityError, InvalidInputError
@@ -45,6 +47,87 @@ def merkle_root(leaf_hashes: Sequence[bytes]) -> bytes:
     return level[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """All that must be known of a tree to append to it: O(log n) hashes.
+
+    Attributes:
+        size: leaves in the tree.
+        peaks: roots of the complete subtrees the tree consists of, leftmost and largest
+            first, one for each set bit of ``size``.
+    """
+
+    size: int = 0
+    peaks: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if len(self.peaks) != self.size.bit_count():
+            raise InvalidInputError(
+                f"a tree of {self.size} leaves has {self.size.bit_count()} peaks, "
+                f"not {len(self.peaks)}"
+            )
+
+    def root(self) -> bytes:
+        """Root hash of the tree (RFC 6962 §2.1)."""
+        return _fold(self.peaks) if self.peaks else EMPTY_ROOT
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRun:
+    """Neighbouring nodes of one level; the first has index ``first``."""
+
+    level: int
+    first: int
+    hashes: tuple[bytes, ...]
+
+
+def grow(frontier: Frontier, leaf_hashes: Iterable[bytes]) -> tuple[Frontier, tuple[NodeRun, ...]]:
+    """Append leaves.
+
+    Returns:
+        The grown tree's frontier, and every node the leaves complete, themselves
+        included, lowest level first. Store all of them in one transaction.
+    """
+    hashes = tuple(leaf_hashes)
+    level, first = 0, frontier.size
+    peaks = dict(zip(_peak_levels(frontier.size), frontier.peaks, strict=True))
+    runs: list[NodeRun] = []
+    while hashes:
+        runs.append(NodeRun(level, first, hashes))
+        # The first needs the sibling that was here before it; the last may have none yet.
+        paired = (peaks.pop(level), *hashes) if first & 1 else hashes
+        if len(paired) & 1:
+            peaks[level] = paired[-1]
+        hashes = tuple(map(node_hash, paired[::2], paired[1::2]))
+        level, first = level + 1, first >> 1
+    size = frontier.size + (len(runs[0].hashes) if runs else 0)
+    return Frontier(size, tuple(peaks[level] for level in _peak_levels(size))), tuple(runs)
+
+
+def frontier_from(size: int, read_node: ReadNode) -> Frontier:
+    """Frontier of the first ``size`` leaves of a stored tree."""
+    _check_size(size)
+    return Frontier(size, tuple(read_node(k, (size >> k) - 1) for k in _peak_levels(size)))
+
+
+def nodes_read(compute: Callable[[ReadNode], object]) -> list[NodeAddress]:
+    """The nodes a computation reads, so that a store can fetch them in one query.
+
+    Args:
+        compute: one of this module's functions with all but ``read_node`` given; which
+            nodes it reads depends on sizes and indices alone, never on a hash.
+    """
+    addresses: dict[NodeAddress, None] = {}
+
+    def note_address(level: int, index: int) -> bytes:
+        addresses[level, index] = None
+        return bytes(HASH_BYTES)
+
+    compute(note_address)
+    return list(addresses)
+
+
 def appended_nodes(
     size: int, new_leaf_hash: bytes, read_node: ReadNode
 ) -> list[tuple[NodeAddress, bytes]]:
@@ -70,8 +153,7 @@ def appended_nodes(
 
 def root_from(size: int, read_node: ReadNode) -> bytes:
     """Root hash of the first ``size`` leaves."""
-    _check_size(size)
-    return EMPTY_ROOT if size == 0 else _range_hash(0, size, read_node)
+    return frontier_from(size, read_node).root()
 
 
 def inclusion_proof(index: int, size: int, read_node: ReadNode) -> list[bytes]:
@@ -216,19 +298,21 @@ def _skip_lone_levels(position: int, last: int) -> tuple[int, int]:
 
 def _range_hash(begin: int, end: int, read_node: ReadNode) -> bytes:
     """Hash of leaves ``begin`` to ``end - 1``; ``begin`` as RFC 6962 splits a tree."""
-    rest: bytes | None = None
-    # The complete subtrees of the range are the set bits of its length; fold from the
-    # smallest, which is the rightmost.
-    length = end - begin
-    while length:
-        level = (length & -length).bit_length() - 1
-        end -= 1 << level
-        length -= 1 << level
-        subtree = read_node(level, end >> level)
-        rest = subtree if rest is None else node_hash(subtree, rest)
-    if rest is None:
-        raise InvalidInputError("an empty range of leaves has no hash")
-    return rest
+    subtrees: list[bytes] = []
+    for level in _peak_levels(end - begin):
+        subtrees.append(read_node(level, begin >> level))
+        begin += 1 << level
+    return _fold(subtrees)
+
+
+def _peak_levels(count: int) -> list[int]:
+    """Levels of the complete subtrees that make up ``count`` leaves, highest first."""
+    return [level for level in reversed(range(count.bit_length())) if count >> level & 1]
+
+
+def _fold(subtrees: Sequence[bytes]) -> bytes:
+    """Root over complete subtrees, which join from the smallest, the rightmost."""
+    return reduce(lambda rest, subtree: node_hash(subtree, rest), reversed(subtrees))
 
 
 def _largest_power_below(count: int) -> int:

@@ -13,12 +13,18 @@ from hypothesis import strategies as st
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.merkle import (
     EMPTY_ROOT,
+    Frontier,
+    NodeAddress,
+    ReadNode,
     appended_nodes,
     consistency_proof,
+    frontier_from,
+    grow,
     inclusion_proof,
     leaf_hash,
     merkle_root,
     node_hash,
+    nodes_read,
     root_from,
     verify_consistency,
     verify_inclusion,
@@ -242,6 +248,52 @@ def test_reads_grow_with_the_logarithm_of_the_tree() -> None:
     inclusion_proof(12345, size, read)
     consistency_proof(12345, size, read)
     assert reads <= 200
+
+
+@given(st.lists(st.integers(0, 40), max_size=8))
+def test_a_tree_grown_in_any_batches_is_the_tree_of_the_definition(batches: list[int]) -> None:
+    frontier, stored = Frontier(), dict[NodeAddress, bytes]()
+    for batch in batches:
+        new = leaves(frontier.size + batch)[frontier.size :]
+        frontier, runs = grow(frontier, new)
+        for run in runs:
+            for index, value in enumerate(run.hashes, start=run.first):
+                assert (run.level, index) not in stored
+                stored[run.level, index] = value
+    size = sum(batches)
+    assert frontier.size == size
+    assert frontier.root() == defined_root(leaves(size))
+    expected = StoredTree(size)
+    assert stored == expected.nodes
+    assert frontier == frontier_from(size, expected.read)
+
+
+def test_growing_keeps_the_frontier_it_started_from() -> None:
+    frontier = frontier_from(6, TREE.read)
+    grow(frontier, leaves(9)[6:])
+    assert frontier == frontier_from(6, TREE.read)
+
+
+@pytest.mark.parametrize(("size", "peaks"), [(0, 1), (1, 0), (2, 2), (7, 2), (-1, 1), (1 << 63, 1)])
+def test_a_frontier_has_a_peak_for_each_complete_subtree(size: int, peaks: int) -> None:
+    with pytest.raises(InvalidInputError):
+        Frontier(size, (bytes(32),) * peaks)
+
+
+@given(st.data())
+def test_the_nodes_a_proof_reads_are_known_before_any_is_fetched(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, LARGEST))
+    old, index = data.draw(st.integers(1, size)), data.draw(st.integers(0, size - 1))
+
+    def computed(read: ReadNode) -> list[object]:
+        return [
+            inclusion_proof(index, size, read),
+            consistency_proof(old, size, read),
+            root_from(size, read),
+        ]
+
+    fetched = {address: TREE.nodes[address] for address in nodes_read(computed)}
+    assert computed(lambda level, i: fetched[level, i]) == computed(TREE.read)
 
 
 def probes(kind: str) -> list[Any]:
