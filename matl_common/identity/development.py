@@ -45,7 +45,7 @@ from matl_common.identity.keys import (
 )
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import FederationId, NodeId
-from matl_common.tlog.checkpoint import LogKey
+from matl_common.tlog.checkpoint import log_key
 
 MARKER = "DEVELOPMENT-KEYS.json"
 DEFAULT_VALIDITY = timedelta(days=30)
@@ -222,10 +222,10 @@ def _write_trust(
     folder: Path, wanted: DevelopmentFederation, nodes: Mapping[NodeId, AllowedNode]
 ) -> None:
     """Write what each node must know of the others."""
-    log_key = Ed25519PrivateKey.generate()
-    vkey = LogKey(log_name(wanted.federation), log_key.public_key()).verifier_key.encode() + b"\n"
+    private_key = Ed25519PrivateKey.generate()
+    vkey = log_key(log_name(wanted.federation), private_key.public_key()).vkey.encode() + b"\n"
     coordinator = NodeFolder(folder / wanted.coordinator)
-    write_atomically(coordinator.log_key, [private_key_pem(log_key)])
+    write_atomically(coordinator.log_key, [private_key_pem(private_key)])
     enrolled = enrol(
         wanted.federation,
         (node for node in nodes.values() if node.role is not Role.COORDINATOR),

@@ -1,32 +1,37 @@
 """Checkpoints: a log's signed statement of its size and root hash.
 
-The text is C2SP tlog-checkpoint; the signatures are C2SP signed-note lines with
-Ed25519 (type 0x01). Lines by keys the caller does not know, such as cosignatures,
-are carried but prove nothing. Nothing here keeps a log or compares two checkpoints.
+Nothing here keeps a log or compares two checkpoints (``witness.py`` does), and cosigners'
+lines are carried but not looked at (``cosignature.py`` and ``policy.py`` do).
 
-Formats: https://c2sp.org/signed-note and https://c2sp.org/tlog-checkpoint.
+Format: https://c2sp.org/tlog-checkpoint, without extension lines: this project writes
+none, and refuses statements it does not understand.
 """
 
 import base64
-import binascii
-import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.merkle import HASH_BYTES, MAX_TREE_SIZE
+from matl_common.tlog.note import (
+    ECDSA_P256,
+    ED25519,
+    Note,
+    Signer,
+    VerifierKey,
+    checked_name,
+    decode_base64,
+    encode_public_key,
+    parse_note,
+    sign_note,
+    verified_signatures,
+)
 
-MAX_NOTE_BYTES = 64 << 10
-MAX_SIGNATURES = 100
-ED25519_TYPE = 0x01
-
-_KEY_ID_BYTES = 4
-_CHECKPOINT_LINES = 3
-_SIGNATURE_PREFIX = "\N{EM DASH} "
-_KEY_NAME = re.compile(r"[^\s+]{1,200}")
+_LINES = 3
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
@@ -40,152 +45,109 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class LogKey:
-    """The name and public key a log signs its checkpoints with."""
+class SignedCheckpoint:
+    """A checkpoint that its log's key has verified, and the note that says it."""
 
-    name: str
-    public_key: Ed25519PublicKey
-
-    @property
-    def key_id(self) -> bytes:
-        """SHA-256(name ‖ 0x0A ‖ type ‖ key), first four bytes (signed-note)."""
-        return hashlib.sha256(self.name.encode() + b"\n" + self._typed_key).digest()[:_KEY_ID_BYTES]
-
-    @property
-    def verifier_key(self) -> str:
-        """The key as a C2SP vkey, ``name+id+key``."""
-        return f"{self.name}+{self.key_id.hex()}+{base64.b64encode(self._typed_key).decode()}"
-
-    @property
-    def _typed_key(self) -> bytes:
-        return bytes([ED25519_TYPE]) + self.public_key.public_bytes_raw()
+    checkpoint: Checkpoint
+    note: Note
 
 
-def parse_verifier_key(text: str) -> LogKey:
-    """Parse a C2SP vkey that holds an Ed25519 key.
+def log_key(origin: str, public_key: Ed25519PublicKey | ec.EllipticCurvePublicKey) -> VerifierKey:
+    """The key a log signs its checkpoints with: Ed25519, or P-256.
 
     Raises:
-        InvalidInputError: another form or algorithm, or a key id that does not match.
+        InvalidInputError: the origin cannot name a log, or the key is on another curve.
     """
-    # Base64 may hold '+', a key name may not.
-    match text.split("+", maxsplit=2):
-        case [name, _, encoded]:
-            typed_key = _decode_base64(encoded, what="verifier key")
-            if typed_key[:1] != bytes([ED25519_TYPE]):
-                raise InvalidInputError("the verifier key is not an Ed25519 key")
-            try:
-                key = LogKey(_checked_name(name), Ed25519PublicKey.from_public_bytes(typed_key[1:]))
-            except ValueError as error:
-                raise InvalidInputError("the verifier key has the wrong length") from error
-            if key.verifier_key == text:
-                return key
-    raise InvalidInputError("not a verifier key; expected name+id+key as in C2SP signed-note")
+    kind = ED25519 if isinstance(public_key, Ed25519PublicKey) else ECDSA_P256
+    return VerifierKey(origin, kind, encode_public_key(public_key))
 
 
-def sign_checkpoint(checkpoint: Checkpoint, private_key: Ed25519PrivateKey) -> bytes:
-    """Sign a checkpoint as its origin; the key's name is the origin.
+def sign_checkpoint(checkpoint: Checkpoint, key: VerifierKey, signer: Signer) -> SignedCheckpoint:
+    """Sign a checkpoint as its log; send ``note.encode()`` of what is returned.
+
+    Args:
+        checkpoint: must extend all that this log signed before.
+        key: the log's key, whose name is the checkpoint's origin.
+        signer: holds its private key.
 
     Raises:
         InvalidInputError: the origin, size or root cannot stand in a checkpoint.
+        IntegrityError: ``key`` is another log's, or ``signer`` holds another key.
     """
-    body = _encode_body(checkpoint)
-    key = LogKey(checkpoint.origin, private_key.public_key())
-    line = base64.b64encode(key.key_id + private_key.sign(body)).decode()
-    return body + f"\n{_SIGNATURE_PREFIX}{checkpoint.origin} {line}\n".encode()
+    text = encode_checkpoint(checkpoint)
+    if checkpoint.origin != key.name:
+        raise IntegrityError(f"{key.name!r} does not sign checkpoints of {checkpoint.origin!r}")
+    return SignedCheckpoint(checkpoint, Note(text, (sign_note(text, key, signer),)))
 
 
-def verify_checkpoint(note: bytes, key: LogKey) -> Checkpoint:
-    """Return the checkpoint, if ``key`` signed it as its origin.
+def open_checkpoint(data: bytes, keys: Collection[VerifierKey]) -> SignedCheckpoint:
+    """Return a checkpoint, if one of the keys signed it as its log.
 
     Raises:
-        InvalidInputError: the note is not a checkpoint to the last byte.
-        IntegrityError: ``key`` did not sign it, or its origin is another log.
+        InvalidInputError: the bytes are not a signed checkpoint to the last one.
+        IntegrityError: no known key of its origin signed it, or one does not verify.
     """
-    if len(note) > MAX_NOTE_BYTES:
-        raise InvalidInputError(f"the checkpoint has more than {MAX_NOTE_BYTES} bytes")
-    try:
-        text = note.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidInputError("the checkpoint is not UTF-8") from error
-    # signed-note: the text may hold blank lines, so the last one ends it.
-    body, separator, signatures = text.rpartition("\n\n")
-    if not separator:
-        raise InvalidInputError("the checkpoint has no signatures")
-    body += "\n"
-    candidates = _signatures_by(key, signatures)
-    if not any(_verifies(key, signature, body.encode()) for signature in candidates):
-        raise IntegrityError(f"the checkpoint is not signed by {key.name!r} with the known key")
-    checkpoint = _parse_body(body)
-    if checkpoint.origin != key.name:
-        raise IntegrityError(f"the checkpoint is of another log than {key.name!r}")
-    return checkpoint
-
-
-def _signatures_by(key: LogKey, text: str) -> list[bytes]:
-    lines = text.split("\n")
-    if lines.pop() != "" or not 1 <= len(lines) <= MAX_SIGNATURES:
-        raise InvalidInputError(
-            f"the checkpoint needs 1 to {MAX_SIGNATURES} signature lines, each ended by a newline"
+    note = parse_note(data)
+    signers = {key.name for key, _ in verified_signatures(note, keys)}
+    if not signers:
+        raise IntegrityError("the checkpoint is not signed by a known log")
+    checkpoint = parse_checkpoint(note.text)
+    if checkpoint.origin not in signers:
+        raise IntegrityError(
+            f"the checkpoint is of another log than {', '.join(sorted(signers))}, who signed it"
         )
-    found: list[bytes] = []
-    for line in lines:
-        match line.removeprefix(_SIGNATURE_PREFIX).split(" "):
-            case [name, encoded] if line.startswith(_SIGNATURE_PREFIX):
-                _checked_name(name)
-                blob = _decode_base64(encoded, what="signature line")
-                if len(blob) <= _KEY_ID_BYTES:
-                    raise InvalidInputError("a signature line of the checkpoint is too short")
-                if name == key.name and blob[:_KEY_ID_BYTES] == key.key_id:
-                    found.append(blob[_KEY_ID_BYTES:])
-            case _:
-                raise InvalidInputError("a signature line of the checkpoint is malformed")
-    return found
+    return SignedCheckpoint(checkpoint, note)
 
 
-def _verifies(key: LogKey, signature: bytes, body: bytes) -> bool:
-    try:
-        key.public_key.verify(signature, body)
-    except InvalidSignature:
-        return False
-    return True
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as the text of a note.
 
-
-def _encode_body(checkpoint: Checkpoint) -> bytes:
-    _checked_name(checkpoint.origin)
+    Raises:
+        InvalidInputError: the origin, size or root cannot stand in it.
+    """
+    checked_name(checkpoint.origin)
     if not 0 <= checkpoint.size <= MAX_TREE_SIZE or len(checkpoint.root) != HASH_BYTES:
         raise InvalidInputError("a checkpoint holds a tree size and a 32-byte root hash")
     root = base64.b64encode(checkpoint.root).decode()
     return f"{checkpoint.origin}\n{checkpoint.size}\n{root}\n".encode()
 
 
-def _parse_body(body: str) -> Checkpoint:
-    lines = body.split("\n")
-    # No extension lines: this project writes none, and unknown statements are refused.
-    if lines.pop() != "" or len(lines) != _CHECKPOINT_LINES:
-        raise InvalidInputError("a checkpoint is three lines: origin, size and root hash")
-    origin, size, encoded_root = lines
-    if not _DECIMAL.fullmatch(size) or int(size) > MAX_TREE_SIZE:
-        raise InvalidInputError("the checkpoint's size is not a decimal number without leading 0")
-    root = _decode_base64(encoded_root, what="root hash")
-    if len(root) != HASH_BYTES:
-        raise InvalidInputError(f"the checkpoint's root hash has {len(root)} bytes, not 32")
-    return Checkpoint(_checked_name(origin), int(size), root)
+def parse_checkpoint(text: bytes) -> Checkpoint:
+    """Parse the text of a checkpoint's note; ``open_checkpoint`` also verifies it.
 
-
-def _checked_name(name: str) -> str:
-    if not _KEY_NAME.fullmatch(name) or not name.isprintable():
-        raise InvalidInputError(
-            f"{name[:80]!r} cannot name a log; use printable characters without spaces or '+'"
-        )
-    return name
-
-
-def _decode_base64(text: str, *, what: str) -> bytes:
+    Raises:
+        InvalidInputError: it is not a checkpoint to the last byte.
+    """
     try:
-        decoded = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInputError(f"the checkpoint's {what} is not base64") from error
-    # One encoding per value: stray bits after the last byte are refused.
-    if base64.b64encode(decoded).decode() != text:
-        raise InvalidInputError(f"the checkpoint's {what} is not canonical base64")
-    return decoded
+        lines = text.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError("the checkpoint is not UTF-8") from error
+    if lines.pop() != "" or len(lines) != _LINES:
+        raise InvalidInputError("a checkpoint is three lines: origin, size and root hash")
+    origin, size, root = lines
+    return Checkpoint(
+        checked_name(origin), parse_size(size, what="checkpoint's size"), parse_hash(root)
+    )
+
+
+def parse_size(text: str, *, what: str) -> int:
+    """A tree size or leaf index as checkpoints and proofs write it.
+
+    Raises:
+        InvalidInputError: it is not a decimal number in range; ``what`` names it.
+    """
+    if not _DECIMAL.fullmatch(text) or int(text) > MAX_TREE_SIZE:
+        raise InvalidInputError(f"the {what} is not a decimal number without leading 0")
+    return int(text)
+
+
+def parse_hash(text: str) -> bytes:
+    """A base64 line holding one hash.
+
+    Raises:
+        InvalidInputError: it does not.
+    """
+    value = decode_base64(text, what="hash")
+    if len(value) != HASH_BYTES:
+        raise InvalidInputError(f"a hash has {len(value)} bytes, not {HASH_BYTES}")
+    return value
