@@ -254,8 +254,10 @@ def verify_consistency(
     if not 1 <= old_size <= new_size:
         raise IntegrityError(f"no consistency proof exists from size {old_size} to {new_size}")
     if old_size == new_size:
-        if proof or old_root != new_root:
+        if old_root != new_root:
             raise IntegrityError(f"two different roots were given for size {old_size}")
+        if proof:
+            raise IntegrityError("from a tree to itself there is nothing to prove")
         return
     _check_hashes(old_root, new_root, *proof)
     # Where the old tree is one complete node, the proof leaves its root out.
