@@ -87,7 +87,16 @@ def open_checkpoint(data: bytes, keys: Collection[VerifierKey]) -> SignedCheckpo
         InvalidInputError: the bytes are not a signed checkpoint to the last one.
         IntegrityError: no known key of its origin signed it, or one does not verify.
     """
-    note = parse_note(data)
+    return verify_checkpoint(parse_note(data), keys)
+
+
+def verify_checkpoint(note: Note, keys: Collection[VerifierKey]) -> SignedCheckpoint:
+    """``open_checkpoint`` for a note that was taken apart before.
+
+    Raises:
+        InvalidInputError: its text is not a checkpoint.
+        IntegrityError: no known key of its origin signed it, or one does not verify.
+    """
     signers = {key.name for key, _ in verified_signatures(note, keys)}
     if not signers:
         raise IntegrityError("the checkpoint is not signed by a known log")
