@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from matl_common.errors import InvalidInputError
 
-MAX_ENTRY_BYTES = 64 << 10
+# Entry bundles of C2SP tlog-tiles count an entry's bytes in two.
+MAX_ENTRY_BYTES = (64 << 10) - 1
 MAX_DEPTH = 8
 # Beyond this, readers that hold numbers as IEEE doubles would see another value.
 MAX_INTEGER = (1 << 53) - 1
@@ -25,7 +26,7 @@ def encode_entry(entry: Mapping[str, object]) -> bytes:
 
     Raises:
         InvalidInputError: any other value or key, an integer beyond 2**53 - 1, a float
-            that is not finite, nesting deeper than 8, or more than 64 KiB.
+            that is not finite, nesting deeper than 8, or 64 KiB or more.
     """
     try:
         encoded = json.dumps(
