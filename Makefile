@@ -97,16 +97,22 @@ evidence-robust-quick: $(VENV)/dev.stamp ## The same on little data, in a minute
 evidence-privacy: $(VENV)/dev.stamp ## Attack the privacy promise, check its accounting, and measure what it costs; an hour or two
 	@$(RUN) -m benchmarks.evidence_privacy $(ARGS)
 
-# Flower's dependencies differ from ours, so what is compared with it runs in an environment of its own.
+# Others' dependencies differ from ours, so what is compared with them runs in environments of their own.
 
 FLOWER := out/venv-flower
+TLOG := out/venv-tlog
 .PHONY: peers
-peers: $(VENV)/dev.stamp $(FLOWER)/stamp ## Compare our rules with ByzFL's and Flower's
+peers: $(VENV)/dev.stamp $(FLOWER)/stamp $(TLOG)/stamp ## Compare our rules with ByzFL's and Flower's, our log with sigstore's and tlog-scales'
 	@$(RUN) -m pytest -m peers $(ARGS)
 
 $(FLOWER)/stamp:
 	@$(PYTHON) -m venv $(FLOWER)
 	@$(FLOWER)/bin/pip --disable-pip-version-check install -qq flwr==1.41.0 psutil cryptography
+	@touch $@
+
+$(TLOG)/stamp:
+	@$(PYTHON) -m venv $(TLOG)
+	@$(TLOG)/bin/pip --disable-pip-version-check install -qq sigstore==4.5.1 tlog-scales==0.0.3
 	@touch $@
 
 # The environment. A stamp is newer than what it was installed from, or the install runs again;
