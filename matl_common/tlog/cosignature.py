@@ -132,8 +132,8 @@ def verified_cosignatures(note: Note, keys: Collection[VerifierKey]) -> tuple[Co
 
 def _split(signature: bytes) -> tuple[int, bytes]:
     unix_seconds = int.from_bytes(signature[:TIME_BYTES])
-    if len(signature) < TIME_BYTES or unix_seconds > MAX_TIME:
-        raise InvalidInputError("the signature does not begin with a time")
+    if unix_seconds > MAX_TIME:
+        raise InvalidInputError("the cosignature's time is out of range")
     return unix_seconds, signature[TIME_BYTES:]
 
 

@@ -106,13 +106,13 @@ def parse_proof(data: bytes) -> TlogProof:
     """
     if len(data) > MAX_PROOF_BYTES:
         raise InvalidInputError(f"the proof has more than {MAX_PROOF_BYTES} bytes")
-    head, separator, note = data.partition(b"\n\n")
+    head, _, note = data.partition(b"\n\n")
     try:
         lines = head.decode().split("\n")
     except UnicodeDecodeError as error:
         raise InvalidInputError("the proof is not UTF-8") from error
-    if not separator or lines.pop(0) != _HEADER:
-        raise InvalidInputError(f"a proof begins with {_HEADER!r} and ends with a checkpoint")
+    if lines.pop(0) != _HEADER:
+        raise InvalidInputError(f"a proof begins with the line {_HEADER!r}")
     extra = None
     if lines and lines[0].startswith("extra "):
         extra = decode_base64(lines.pop(0).removeprefix("extra "), what="proof's extra data")

@@ -156,8 +156,8 @@ def parse_bundle(data: bytes, *, width: int) -> tuple[bytes, ...]:
     while at < len(data):
         begin = at + _LENGTH_BYTES
         at = begin + int.from_bytes(data[at:begin])
-        if at > len(data) or len(entries) == width:
-            raise InvalidInputError(f"the bundle is cut short or holds more than {width} entries")
+        if at > len(data):
+            raise InvalidInputError("the bundle is cut short")
         entries.append(data[begin:at])
     if len(entries) != width:
         raise InvalidInputError(f"the bundle holds {len(entries)} entries, not {width}")

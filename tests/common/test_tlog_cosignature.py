@@ -18,6 +18,7 @@ from matl_common.tlog.cosignature import (
     COSIGNATURE_TYPES,
     ECDSA_P256_COSIGNATURE,
     ED25519_COSIGNATURE,
+    MAX_TIME,
     ML_DSA_44_COSIGNATURE,
     Cosignature,
     cosign,
@@ -173,6 +174,26 @@ def test_a_plain_signature_is_no_cosignature_and_the_reverse() -> None:
         timed.verify(TEXT, bytes(8) + sign_note(TEXT, plain, LOG_SIGNER).signature)
     with pytest.raises(IntegrityError):
         plain.verify(TEXT, cosign(CHECKPOINT, timed, LOG_SIGNER, unix_seconds=NOW).signature[8:])
+
+
+@pytest.mark.hostile
+@each_witness
+def test_a_time_out_of_range_is_refused_though_it_is_signed(witness: Witness) -> None:
+    key, signer = witness
+    for unix_seconds in (MAX_TIME, MAX_TIME + 1):
+        # What is signed is laid out here, as the product refuses to.
+        time = unix_seconds.to_bytes(8)
+        in_range, _ = key.signature_type.statement(key.name, TEXT, bytes(8))
+        message = in_range.replace(b"time 0\n", b"time %d\n" % unix_seconds)
+        if message == in_range:
+            label = 12 + 1 + len(key.name)
+            message = message[:label] + time + message[label + 8 :]
+        signature = time + signer.sign(message)
+        if unix_seconds == MAX_TIME:
+            key.verify(TEXT, signature)
+        else:
+            with pytest.raises(IntegrityError):
+                key.verify(TEXT, signature)
 
 
 @pytest.mark.hostile

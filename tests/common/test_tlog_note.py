@@ -188,7 +188,15 @@ def test_ecdsa_keys_have_one_curve_and_one_encoding() -> None:
     header = EC_KEY.public_key[:-65]
     # SubjectPublicKeyInfo around a compressed point: shorter by 32 bytes, inside and outside.
     shortened = bytes([header[0], header[1] - 32, *header[2:-2], header[-2] - 32, header[-1]])
-    for encoded in (encode_public_key(other_curve), shortened + compressed, ED_KEY.public_key):
+    unknown_curve = EC_KEY.public_key.replace(
+        b"\x2a\x86\x48\xce\x3d\x03", b"\x2a\x86\x48\xce\x3d\x7f"
+    )
+    for encoded in (
+        encode_public_key(other_curve),
+        shortened + compressed,
+        unknown_curve,
+        ED_KEY.public_key,
+    ):
         with pytest.raises(InvalidInputError):
             VerifierKey("b.example", ECDSA_P256, encoded)
 

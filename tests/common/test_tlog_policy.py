@@ -235,6 +235,21 @@ def test_a_refusal_names_the_line_and_what_is_wrong_with_it() -> None:
         parse_policy(EXAMPLE.replace("witness Y1", "witnes Y1").encode())
 
 
+def test_a_name_is_used_after_it_is_defined_and_defined_once() -> None:
+    one, other = (f"witness w {VKEYS[name]}\n" for name in ("X1", "X2"))
+    parse_policy(f"{one}quorum w\n".encode())
+    for text in (f"quorum w\n{one}", f"{one}{other}quorum w\n"):
+        with pytest.raises(InvalidInputError, match=r"line [12] .*'w' is"):
+            parse_policy(text.encode())
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("character", ["\x00", "\x0b", "\r", "\x1f", "\x7f"])
+def test_control_characters_do_not_hide_in_comments(character: str) -> None:
+    with pytest.raises(InvalidInputError, match="control character"):
+        parse_policy(f"# {character}\n{EXAMPLE}".encode())
+
+
 @pytest.mark.hostile
 def test_one_key_does_not_count_twice_under_two_names() -> None:
     again = witness_key("another.example", SIGNERS["X1"].public_key)
@@ -247,8 +262,17 @@ def test_a_policy_holds_keys_of_the_types_that_suit_their_use() -> None:
         Policy((LOG_KEY,), {"w": LOG_KEY}, (), "none")
     with pytest.raises(InvalidInputError, match="type for logs"):
         Policy((KEYS["X1"],), {}, (), "none")
-    with pytest.raises(InvalidInputError, match="cannot name"):
-        Policy((LOG_KEY,), {"two words": KEYS["X1"]}, (), "none")
+
+
+def test_a_policy_that_is_not_read_from_a_file_keeps_the_same_rules() -> None:
+    group = Group("w", 1, ("w",))
+    for name in ("two words", "none", ""):
+        with pytest.raises(InvalidInputError, match="cannot name"):
+            Policy((LOG_KEY,), {name: KEYS["X1"]}, (), "none")
+    with pytest.raises(InvalidInputError, match="share a name"):
+        Policy((LOG_KEY,), {"w": KEYS["X1"]}, (group,), "w")
+    with pytest.raises(InvalidInputError, match="not defined"):
+        Policy((LOG_KEY,), {"w": KEYS["X1"]}, (), "x")
 
 
 @pytest.mark.hostile

@@ -80,6 +80,8 @@ def test_a_path_is_read_back_as_it_was_written(level: int, index: int, width: in
         "tile/0/x001/x000",
         "tile/0/000.p/0",
         "tile/0/000.p/256",
+        "tile/0/000.p/257",
+        "tile/entries/000.p/999",
         "tile/0/000.p/01",
         "tile/0/000.p",
         "tile/0/000\n",
