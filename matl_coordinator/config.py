@@ -97,6 +97,9 @@ class Study(Section):
     public_labels: FilePath | None = None
     dimensions: int = Field(default=64, ge=1, le=4096)
     whitening: float = Field(default=0.5, ge=0.0, le=1.0)
+    public_steps: int = Field(default=0, ge=0, le=10_000)
+    """``head``: gradient steps on the public images and their labels before the first round. 0
+    begins with a head of zeros, which needs no labels that deserve trust."""
     image_size: int = Field(default=224, ge=16, le=1024)
     views: int = Field(default=2, ge=1, le=8)
     rounds: int = Field(default=50, ge=1, le=10_000)
@@ -344,6 +347,13 @@ class Config(Section):
             )
         if self.holdout is None:
             self._check_peer_rule()
+        elif self.study.public_steps and self.holdout.images == self.study.public_images:
+            # Trust compares updates with the holdout set's gradient, which has vanished where
+            # the model has learnt that set already.
+            raise ValueError(
+                "with study.public_steps the first model learns study.public_images, which "
+                "therefore cannot be holdout.images too; give the holdout set images of its own"
+            )
         return self
 
     def _check_peer_rule(self) -> None:

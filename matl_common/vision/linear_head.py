@@ -227,3 +227,32 @@ def clipped_gradient_sum(
     factors = max_grad_norm / np.maximum(norms, max_grad_norm)
     clipped = errors * factors[:, None]
     return clipped.T @ inputs, BIAS_INPUT * clipped.sum(axis=0)
+
+
+def public_descent(
+    inputs: Float64Array,
+    labels: Labels,
+    weight: Float32Array,
+    bias: Float32Array,
+    *,
+    steps: int,
+    learning_rate: float,
+) -> tuple[Float32Array, Float32Array]:
+    """Weight and bias after full-batch steps on *public* images and labels, without noise.
+
+    Args:
+        inputs: projected rows ``(n, k)``.
+        labels: ``(n,)``.
+        weight: ``(classes, k)``, where the descent starts.
+        bias: ``(classes,)``.
+        steps: 0 leaves both as they are.
+        learning_rate: on the mean gradient.
+    """
+    moved_weight, moved_bias = weight.astype(np.float64), bias.astype(np.float64)
+    for _ in range(steps):
+        for_weight, for_bias = clipped_gradient_sum(
+            inputs, labels, moved_weight, moved_bias, max_grad_norm=1.0
+        )
+        moved_weight -= learning_rate / len(labels) * for_weight
+        moved_bias -= learning_rate / len(labels) * for_bias
+    return moved_weight.astype(np.float32), moved_bias.astype(np.float32)

@@ -84,6 +84,8 @@ class WorkerScorer:
             "out_dir": str(folder),
             "dimensions": study.dimensions,
             "whitening": study.whitening,
+            "public_steps": study.public_steps,
+            "learning_rate": study.learning_rate,
             # The full recipe looks at no image: its first model comes from the network's name.
             "public": self._images(study.public_images or self._config.state_dir),
             "resources": self._resources(),

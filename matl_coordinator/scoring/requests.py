@@ -81,6 +81,9 @@ class InitialiseRequest(Strict):
     """``head``: the public images that the projection is fitted to."""
     dimensions: int = Field(default=64, ge=1, le=4096)
     whitening: float = Field(default=0.5, ge=0.0, le=1.0)
+    public_steps: int = Field(default=0, ge=0, le=10_000)
+    """``head``: steps on the public images and their labels."""
+    learning_rate: float = Field(default=1.0, gt=0.0, le=1e6)
     out_dir: FilePath
     resources: Resources = Resources()
 

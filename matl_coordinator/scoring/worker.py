@@ -103,7 +103,7 @@ def _prepare(request: PrepareRequest, report: ReportProgress) -> Message:
 def _initialise(request: InitialiseRequest, report: ReportProgress) -> Message:
     match request.recipe:
         case Recipe.HEAD:
-            features, _, _ = _holdout_features(request.public, request.resources, report)
+            features, labels, _ = _holdout_features(request.public, request.resources, report)
             backbone = load_backbone(
                 request.public.backbone,
                 weights_file=request.public.weights_file,
@@ -111,8 +111,11 @@ def _initialise(request: InitialiseRequest, report: ReportProgress) -> Message:
             )
             path = write_initial_head(
                 features,
+                labels,
                 dimensions=request.dimensions,
                 whitening=request.whitening,
+                steps=request.public_steps,
+                learning_rate=request.learning_rate,
                 folder=request.out_dir,
             )
             return {"path": str(path), "backbone_digest": backbone.weights_digest}

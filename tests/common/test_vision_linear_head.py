@@ -19,6 +19,7 @@ from matl_common.vision.linear_head import (
     parse_head,
     predict,
     project,
+    public_descent,
     residuals,
 )
 
@@ -131,6 +132,21 @@ def test_an_initial_head_favours_no_class_and_survives_its_schema() -> None:
     rows = project(RNG.normal(size=(2, 20)), parsed.projection)
     assert np.array_equal(head_logits(rows, parsed.weight, parsed.bias), np.zeros((2, 5)))
     assert np.allclose(residuals(np.zeros((1, 5)), np.array([1])), [[0.2, -0.8, 0.2, 0.2, 0.2]])
+
+
+def test_a_descent_on_public_labels_follows_the_mean_gradient_step_by_step() -> None:
+    rows = project(PUBLIC, fit_projection(PUBLIC, dimensions=6, whitening=0.5))
+    labels = np.arange(len(rows), dtype=np.int64) % 5
+    weight, bias = np.zeros((5, 6), np.float32), np.zeros(5, np.float32)
+    expected_weight, expected_bias = weight.astype(np.float64), bias.astype(np.float64)
+    for _ in range(3):
+        errors = residuals(head_logits(rows, expected_weight, expected_bias), labels)
+        expected_weight = expected_weight - 8.0 * errors.T @ rows / len(rows)
+        expected_bias = expected_bias - 8.0 * BIAS_INPUT * errors.mean(axis=0)
+    found = public_descent(rows, labels, weight, bias, steps=3, learning_rate=8.0)
+    assert np.allclose(found[0], expected_weight, atol=1e-6)
+    assert np.allclose(found[1], expected_bias, atol=1e-6)
+    assert not weight.any(), "the start is left as it was"
 
 
 def test_prediction_takes_the_largest_logit() -> None:

@@ -68,6 +68,13 @@ def refusal(folder: Path, extra: str) -> str:
 HOLDOUT = '[holdout]\nimages = "holdout"\n'
 
 
+def test_images_that_the_first_model_learns_cannot_judge_updates_too(tmp_path: Path) -> None:
+    same = '[holdout]\nimages = "public"\n'
+    assert loaded(tmp_path, same).study.public_steps == 0
+    assert loaded(tmp_path, "public_steps = 8\n" + HOLDOUT).study.public_steps == 8
+    assert "holdout set images of its own" in refusal(tmp_path, "public_steps = 8\n" + same)
+
+
 def test_a_rule_and_what_goes_before_it_are_read_with_their_parameters(tmp_path: Path) -> None:
     config = loaded(
         tmp_path,

@@ -155,6 +155,36 @@ def test_a_good_update_improves_the_loss_and_its_opposite_worsens_it(
         assert node["loss_before"] - node["loss_after"] == pytest.approx(node["loss_improvement"])
 
 
+@pytest.mark.parametrize("steps", [0, 20])
+def test_a_first_head_is_zero_or_has_learnt_the_public_labels(site: Site, steps: int) -> None:
+    message = site.request("initialise", "head")
+    request = {
+        "job": "initialise",
+        "recipe": "head",
+        "public": message["holdout"],
+        "resources": message["resources"],
+        "dimensions": DIMENSIONS,
+        "public_steps": steps,
+        "learning_rate": 16.0,
+        "out_dir": str(site.folder / "models"),
+    }
+    answer = handle(request, lambda _: None)
+    schema, tensors = read_model(Path(answer["path"]))
+    head = parse_head(schema, tensors)
+    if steps == 0:
+        assert not head.weight.any()
+        assert not head.bias.any()
+        return
+    judged = handle(
+        site.request("evaluate", "head")
+        | {"model_path": answer["path"], "model_digest": digest_of_file(Path(answer["path"]))},
+        lambda _: None,
+    )
+    assert judged["accuracy"] > 0.9
+    # Softmax does not see the sum over classes, and no step may fill it: it shows noise only.
+    assert np.allclose(head.weight.sum(axis=0), 0.0, atol=1e-4)
+
+
 @RECIPES
 def test_root_rows_join_the_gram_matrix_and_tell_good_from_bad(site: Site, recipe: str) -> None:
     _, schema = site.model(recipe)
