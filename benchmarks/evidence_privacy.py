@@ -70,6 +70,7 @@ class Effort:
     draws: int
     utility: UtilityEffort
     utility_splits: int
+    utility_images: tuple[str, ...]
     fundus_share: float
     """Of the hospitals' photographs; fewer than all stand for all, by sums scaled up."""
 
@@ -81,6 +82,7 @@ FULL: Final = Effort(
     draws=_MILLION,
     utility=UtilityEffort(selection_splits=3, selection_draws=1, draws=5),
     utility_splits=3,
+    utility_images=tuple(utility_evidence.TARGETS),
     fundus_share=1.0,
 )
 QUICK: Final = Effort(
@@ -90,6 +92,7 @@ QUICK: Final = Effort(
     draws=100_000,
     utility=UtilityEffort(selection_splits=1, selection_draws=1, draws=3),
     utility_splits=1,
+    utility_images=tuple(utility_evidence.TARGETS),
     fundus_share=0.05,
 )
 
@@ -343,7 +346,7 @@ def _beside_pld(sigma: float, rate: float, steps: int, told: float) -> dict[str,
 def utility(effort: Effort) -> Section:
     """What ε costs in accuracy. Images without cached features are drawn first, for an hour."""
     results = []
-    for data_set in utility_evidence.TARGETS:
+    for data_set in effort.utility_images:
         data = _utility_data(data_set, effort)
         results.append(utility_evidence.measure(data_set, data, effort.utility))
     utility_evidence.draw(results, UTILITY_PLOT)
@@ -401,6 +404,10 @@ def evidence_privacy(
     selection_cuts: Annotated[
         int | None, typer.Option(min=1, help="Ways to cut the public images when choosing.")
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help=f"For utility: {', '.join(utility_evidence.TARGETS)}. Default: all."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where privacy.json goes.")] = OUT,
 ) -> None:
     """Attack what hospitals release, and compare the ε they are told with an accountant's.
@@ -414,8 +421,11 @@ def evidence_privacy(
         effort,
         utility=replace(effort.utility, selection_splits=cuts),
         utility_splits=splits or effort.utility_splits,
+        utility_images=tuple(images or effort.utility_images),
         fundus_share=fundus_share or effort.fundus_share,
     )
+    if strange := set(effort.utility_images) - set(utility_evidence.TARGETS):
+        raise typer.BadParameter(f"images are {', '.join(utility_evidence.TARGETS)}, not {strange}")
     found: dict[str, Section] = {}
     seconds: dict[str, float] = {}
     if unknown := set(only or ()) - set(SECTIONS):

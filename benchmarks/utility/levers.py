@@ -11,9 +11,12 @@ from typing import Final
 
 from benchmarks.utility.candidates import (
     DEMO,
+    NON_PRIVATE,
     clipping_norms,
+    descents,
     input_maps,
     learning_rates,
+    started_descents,
     step_counts,
 )
 from benchmarks.utility.cohort import Cohort
@@ -74,8 +77,23 @@ class Lever:
 Federate = Callable[[Cohort], Federation]
 
 
-def pull_levers(data: Data, effort: Effort, *, at: float = EPSILON) -> list[Lever]:
-    """Every row at this ε, in order; the last cumulative one is the recipe recommended."""
+def pull_levers(
+    data: Data,
+    effort: Effort,
+    *,
+    at: float = EPSILON,
+    together: Callable[[float], Sequence[Descent]] = descents,
+    started: Callable[[float], Sequence[Descent]] = started_descents,
+) -> list[Lever]:
+    """Every row at this ε, in order; the last cumulative one is the recipe recommended.
+
+    Args:
+        data: one data set.
+        effort: how much is repeated.
+        at: ε.
+        together: candidates that differ in everything, from zero.
+        started: the same from public labels.
+    """
     rows: list[Lever] = []
 
     def local(weighting: Weighting) -> Federate:
@@ -128,17 +146,27 @@ def pull_levers(data: Data, effort: Effort, *, at: float = EPSILON) -> list[Leve
     now = best(clipping_norms(now), plain, by_size)
     add("gradients clipped", now)
     add("hospitals weighted by n²", now, how=squares)
-    whole = best([*input_maps(now), *step_counts(now)], data.layered, squares)
-    add("inner stages of the backbone", whole, how=squares, layered=True)
+    now = best([*input_maps(now), *step_counts(now)], data.layered, squares)
+    add("inner stages of the backbone", now, how=squares, layered=True)
+    whole = best(together(at), data.layered, squares)
+    add("all of these chosen together, more directions", whole, how=squares, layered=True)
 
     for how in (Weighting.PATIENTS, Weighting.CAPPED, Weighting.CAPPED_SQUARES, Weighting.EQUAL):
         add(f"weights ∝ {how.value}", whole, how=how, layered=True, cumulative=False)
     add("last iterate", replace(whole, averaged=False), how=squares, layered=True, cumulative=False)
-    warm = replace(whole, warm_steps=whole.steps)
-    add("public labels as a warm start", warm, how=squares, layered=True, cumulative=False)
+    from_labels = best(started(at), data.layered, squares)
+    add("a start from public labels", from_labels, how=squares, layered=True, cumulative=False)
     add(
-        "public images and labels alone",
-        replace(whole, steps=100, averaged=False),
+        "that start alone, no hospital",
+        replace(from_labels, steps=0),
+        how=squares,
+        layered=True,
+        cumulative=False,
+        epsilon=math.inf,
+    )
+    add(
+        "all public images and labels, no hospital",
+        NON_PRIVATE[-1],
         federate=lambda cohort: pooled([cohort.public.images], patients=data.patients),
         layered=True,
         cumulative=False,

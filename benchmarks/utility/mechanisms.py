@@ -27,6 +27,7 @@ from matl_common.vision.linear_head import (
     head_logits,
     project,
     project_onto,
+    public_descent,
     public_spectrum,
 )
 from matl_common.vision.moments import augmented, solve_ridge, unpack_moments
@@ -97,7 +98,7 @@ def federated(hospitals: Sequence[Images], weighting: Weighting, *, patients: in
 
 def pooled(hospitals: Sequence[Images], *, patients: int) -> Federation:
     """All patients in one place, with noise once or not at all."""
-    together = join(hospitals)
+    together = join(tuple(hospitals))
     return Federation((together,), (1.0,), len(together) / patients)
 
 
@@ -120,7 +121,8 @@ def stand_in(images: Images, sizes: Sequence[int], weighting: Weighting) -> Fede
     return Federation((images,), (1.0,), len(images) * per_patient)
 
 
-def join(parts: Sequence[Images]) -> Images:
+@lru_cache(maxsize=4)
+def join(parts: tuple[Images, ...]) -> Images:
     """All images of several parts."""
     return Images(
         np.concatenate([part.features for part in parts]),
@@ -151,9 +153,8 @@ class Mapped:
         federation: who trains.
         sites: inputs and labels of each of its sites.
         public: inputs of public images.
-        public_labels: used by nothing but a warm start.
+        public_labels: used by nothing but a start from them.
         classes: how many there are.
-        to_inputs: the public map, for images to be classified.
     """
 
     federation: Federation
@@ -161,23 +162,26 @@ class Mapped:
     public: Float64Array
     public_labels: Labels
     classes: int
-    to_inputs: Callable[[NDArray[np.floating]], Float64Array]
 
 
 def map_inputs(inputs: InputMap, federation: Federation, public: Images, *, classes: int) -> Mapped:
     """Fit the map on public features, and map everybody's."""
-    to_inputs = _fitted(inputs, public)
     return Mapped(
         federation,
-        tuple((to_inputs(site.features), site.labels) for site in federation.sites),
-        to_inputs(public.features),
+        tuple((inputs_of(site, inputs, public), site.labels) for site in federation.sites),
+        inputs_of(public, inputs, public),
         public.labels,
         classes,
-        to_inputs,
     )
 
 
 @lru_cache(maxsize=16)
+def inputs_of(images: Images, inputs: InputMap, public: Images) -> Float64Array:
+    """Inputs of the head ``(n, k)`` for images, by the map fitted on ``public``."""
+    return _fitted(inputs, public)(images.features)
+
+
+@lru_cache(maxsize=8)
 def _spectrum(public: Images) -> PublicSpectrum:
     return public_spectrum(public.features)
 
@@ -202,7 +206,8 @@ class Descent:
         learning_rate: on the mean gradient.
         max_grad_norm: C. Below 1 the gradients of the worst fitted patients are shortened.
         averaged: the model is the mean of the second half of the iterates, not the last.
-        warm_steps: steps on the public images and their labels before the first round.
+        public_steps: on the public images and their labels before the first round, as
+            ``[study] public_steps``.
     """
 
     inputs: InputMap
@@ -210,21 +215,32 @@ class Descent:
     learning_rate: float
     max_grad_norm: float = 1.0
     averaged: bool = True
-    warm_steps: int = 0
+    public_steps: int = 0
 
     def train(self, mapped: Mapped, *, epsilon: float) -> Head:
         """One study."""
         noise = charged_noise(epsilon, steps=self.steps) * mapped.federation.noise_scale
-        head = np.zeros((mapped.classes, mapped.public.shape[1] + 1))
-        for _ in range(self.warm_steps):
-            head = head + self._update(head, mapped.public, mapped.public_labels, noise=0.0)
+        head = self.start(mapped)
         iterates: list[Head] = []
         for _ in range(self.steps):
             updates = [self._update(head, *site, noise=noise) for site in mapped.sites]
             head = head + np.tensordot(mapped.federation.shares, np.stack(updates), axes=1)
             iterates.append(head)
-        tail = iterates[self.steps // 2 :] if self.averaged else iterates[-1:]
+        tail = (iterates[self.steps // 2 :] if self.averaged else iterates[-1:]) or [head]
         return np.asarray(np.mean(tail, axis=0), dtype=np.float64)
+
+    def start(self, mapped: Mapped) -> Head:
+        """The head before the first round."""
+        dimensions = mapped.public.shape[1]
+        weight, bias = public_descent(
+            mapped.public,
+            mapped.public_labels,
+            np.zeros((mapped.classes, dimensions), dtype=np.float32),
+            np.zeros(mapped.classes, dtype=np.float32),
+            steps=self.public_steps,
+            learning_rate=self.learning_rate,
+        )
+        return np.concatenate([weight, bias[:, None]], axis=1).astype(np.float64)
 
     def _update(
         self, head: Head, inputs: Float64Array, labels: Labels, *, noise: float
@@ -289,9 +305,9 @@ class LeastSquares:
 Mechanism = Descent | LeastSquares
 
 
-def classify(mapped: Mapped, head: Head, features: NDArray[np.floating]) -> Labels:
-    """The likeliest class of each row of features."""
-    logits = head_logits(mapped.to_inputs(features), head[:, :-1], head[:, -1])
+def classify(inputs: Float64Array, head: Head) -> Labels:
+    """The likeliest class of each row of inputs."""
+    logits = head_logits(inputs, head[:, :-1], head[:, -1])
     classes: Labels = np.argmax(logits, axis=1).astype(np.int64)
     return classes
 

@@ -15,11 +15,10 @@ import numpy as np
 from benchmarks.utility.cohort import PublicPool
 from benchmarks.utility.extraction import Images
 from benchmarks.utility.mechanisms import (
-    InputMap,
-    Mapped,
     Mechanism,
     Weighting,
     classify,
+    inputs_of,
     map_inputs,
     stand_in,
 )
@@ -90,16 +89,11 @@ def choose(
     for split in range(splits):
         cut = _cut(pool, split)
         federation = stand_in(cut.standing_in, sizes, weighting)
-        maps: dict[InputMap, Mapped] = {}
         for candidate in candidates:
-            if candidate.inputs not in maps:
-                maps[candidate.inputs] = map_inputs(
-                    candidate.inputs, federation, cut.fitting, classes=pool.classes
-                )
-            mapped = maps[candidate.inputs]
+            mapped = map_inputs(candidate.inputs, federation, cut.fitting, classes=pool.classes)
+            judging = inputs_of(cut.judging, candidate.inputs, cut.fitting)
             for _ in range(draws):
-                head = candidate.train(mapped, epsilon=epsilon)
-                guesses = classify(mapped, head, cut.judging.features)
+                guesses = classify(judging, candidate.train(mapped, epsilon=epsilon))
                 found = evaluate(cut.judging.labels, guesses, classes=pool.classes)
                 scores[candidate].append(found.accuracy)
     means = {candidate: float(np.mean(each)) for candidate, each in scores.items()}

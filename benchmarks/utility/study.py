@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.utility.cohort import Cohort
-from benchmarks.utility.mechanisms import Federation, Mechanism, classify, map_inputs
+from benchmarks.utility.mechanisms import Federation, Mechanism, classify, inputs_of, map_inputs
 from benchmarks.utility.scores import Interval, Scores, interval, score
 from benchmarks.utility.selection import fitting_images
 
@@ -46,19 +46,14 @@ def run(
     found: list[tuple[Scores, ...]] = []
     for cohort in cohorts:
         public = cohort.public
-        mapped = map_inputs(
-            mechanism.inputs,
-            federation(cohort),
-            fitting_images(public),
-            classes=public.classes,
-        )
+        fitting = fitting_images(public)
+        mapped = map_inputs(mechanism.inputs, federation(cohort), fitting, classes=public.classes)
+        judged = inputs_of(cohort.test, mechanism.inputs, fitting)
         found.append(
             tuple(
                 score(
                     cohort.test.labels,
-                    classify(
-                        mapped, mechanism.train(mapped, epsilon=epsilon), cohort.test.features
-                    ),
+                    classify(judged, mechanism.train(mapped, epsilon=epsilon)),
                     classes=public.classes,
                     ordered=public.ordered,
                 )

@@ -1,7 +1,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.utility.candidates import descents, least_squares
+from benchmarks.utility.candidates import descents, least_squares, started_descents
 from benchmarks.utility.cohort import Cohort, PublicPool, deal
 from benchmarks.utility.evidence import choose_recipe
 from benchmarks.utility.extraction import PART_IMAGES, Images, Source, extract
@@ -25,6 +25,7 @@ from benchmarks.utility.mechanisms import (
     classify,
     distributed,
     federated,
+    inputs_of,
     map_inputs,
     pooled,
     shares,
@@ -38,7 +39,9 @@ from matl_common.privacy.mechanisms import GaussianEvent
 
 pytestmark = pytest.mark.privacy
 
-CENTRES = 3.0 * np.random.default_rng(1).normal(size=(4, 160))
+# As many features and public images as the widest candidate has directions.
+WIDTH = 520
+CENTRES = 3.0 * np.random.default_rng(1).normal(size=(4, WIDTH))
 SIZES = (10_000, 5_000, 3_000, 2_000, 1_000)
 EFFORT = Effort(selection_splits=1, selection_draws=1, draws=2)
 
@@ -46,12 +49,12 @@ EFFORT = Effort(selection_splits=1, selection_draws=1, draws=2)
 def images(count: int, *, seed: int) -> Images:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, count)
-    features = CENTRES[labels] + 4.0 * rng.normal(size=(count, 160))
+    features = CENTRES[labels] + 4.0 * rng.normal(size=(count, WIDTH))
     return Images(features.astype(np.float32), labels)
 
 
 def cohort(count: int = 420) -> Cohort:
-    pool = PublicPool(images(500, seed=1), classes=4, ordered=True)
+    pool = PublicPool(images(1600, seed=1), classes=4, ordered=True)
     return Cohort(pool, deal(images(count, seed=2), split=0), images(200, seed=3))
 
 
@@ -62,16 +65,24 @@ def data(one: Cohort) -> Data:
 def test_hyper_parameters_are_chosen_without_any_image_of_a_hospital_or_of_the_test_set() -> None:
     whole = cohort()
     nothing = replace(whole, hospitals=(), test=images(0, seed=4))
+    candidates = [
+        Descent(InputMap(size, 0.5), steps, 64.0, public_steps=before)
+        for size, steps, before in product((8, 32), (4, 16), (0, 8))
+    ]
     # Without noise a choice is a function of what it is made from.
-    assert choose_recipe(data(nothing), EFFORT, math.inf) == choose_recipe(
-        data(whole), EFFORT, math.inf
+    assert choose_recipe(candidates, data(nothing), EFFORT, math.inf) == choose_recipe(
+        candidates, data(whole), EFFORT, math.inf
     )
 
 
 def test_levers_choose_the_same_whatever_the_hospitals_hold() -> None:
     def mechanisms(one: Cohort) -> list[Mechanism]:
-        return [lever.runs.mechanism for lever in pull_levers(data(one), EFFORT, at=math.inf)]
+        levers = pull_levers(
+            data(one), EFFORT, at=math.inf, together=lambda _: few, started=lambda _: few
+        )
+        return [lever.runs.mechanism for lever in levers]
 
+    few = [Descent(InputMap(size, 0.5), 8, 64.0, public_steps=8) for size in (8, 32)]
     whole = cohort(105)
     nonsense = tuple(Images(-each.features, each.labels[::-1]) for each in whole.hospitals)
     swapped = replace(whole, hospitals=nonsense, test=images(50, seed=9))
@@ -147,7 +158,7 @@ def test_noise_is_that_of_who_adds_it() -> None:
     [
         Descent(InputMap(16, 0.5), steps=16, learning_rate=64.0),
         Descent(InputMap(16, 0.5, hidden=True), steps=16, learning_rate=64.0),
-        Descent(InputMap(16, 0.5), steps=8, learning_rate=64.0, warm_steps=8),
+        Descent(InputMap(16, 0.5), steps=8, learning_rate=64.0, public_steps=8),
         LeastSquares(InputMap(16, 0.5), gram_share=0.2, ridge=1e-3),
         LeastSquares(InputMap(16, 0.5), gram_share=0.0, ridge=1e-3),
     ],
@@ -158,12 +169,20 @@ def test_every_mechanism_learns_and_every_draw_of_noise_differs(mechanism: Mecha
     mapped = map_inputs(mechanism.inputs, federation, whole.public.images, classes=4)
     one, other = (mechanism.train(mapped, epsilon=8.0) for _ in range(2))
     assert not (one == other).any()
-    guesses = classify(mapped, one, whole.test.features)
+    inputs = inputs_of(whole.test, mechanism.inputs, whole.public.images)
+    guesses = classify(inputs, one)
     assert float(np.mean(guesses == whole.test.labels)) > 0.8
 
 
 def test_candidates_are_distinct() -> None:
-    for candidates in (descents(), descents(hidden=True), least_squares()):
+    for candidates in (
+        descents(),
+        descents(math.inf),
+        descents(hidden=True),
+        started_descents(),
+        started_descents(math.inf),
+        least_squares(),
+    ):
         assert len(set(candidates)) == len(candidates)
 
 
@@ -225,3 +244,18 @@ def test_intervals_and_kappa_are_those_of_the_textbook() -> None:
     assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
     # Cohen (1960), as told in every textbook: 35 of 50 agree, 25 by chance.
     assert cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])) == pytest.approx(0.4)
+
+
+def test_a_start_from_public_labels_is_learnt_and_spends_no_noise() -> None:
+    whole = cohort()
+    mechanism = Descent(InputMap(16, 0.5), steps=0, learning_rate=64.0, public_steps=8)
+    mapped = map_inputs(
+        mechanism.inputs,
+        federated(whole.hospitals, Weighting.SQUARES, patients=21_000),
+        whole.public.images,
+        classes=4,
+    )
+    start, again = (mechanism.train(mapped, epsilon=math.inf) for _ in range(2))
+    assert np.array_equal(start, again)
+    inputs = inputs_of(whole.test, mechanism.inputs, whole.public.images)
+    assert float(np.mean(classify(inputs, start) == whole.test.labels)) > 0.8
