@@ -349,9 +349,10 @@ def utility(effort: Effort) -> Section:
     for data_set in effort.utility_images:
         data = _utility_data(data_set, effort)
         results.append(utility_evidence.measure(data_set, data, effort.utility))
-    utility_evidence.draw(results, UTILITY_PLOT)
+    records = {result.data_set: utility_evidence.record(result) for result in results}
+    utility_evidence.draw(records, UTILITY_PLOT)
     return Section(
-        {result.data_set: utility_evidence.record(result) for result in results},
+        records,
         utility_evidence.summary(results),
         utility_evidence.rows(results),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.utility.candidates import NON_PRIVATE, descents, started_descents
 from benchmarks.utility.cohort import SHARES, Cohort, fashion_cohorts, fundus_cohort
@@ -159,7 +159,7 @@ def summary(results: Sequence[Result]) -> dict[str, float]:
     }
 
 
-def record(result: Result) -> dict[str, object]:
+def record(result: Result) -> dict[str, Any]:
     """Everything measured on one data set, for JSON; accuracy in points."""
     return {
         "patients": TUTORIAL_PATIENTS,
@@ -186,7 +186,7 @@ def record(result: Result) -> dict[str, object]:
     }
 
 
-def _runs_record(runs: Runs) -> dict[str, object]:
+def _runs_record(runs: Runs) -> dict[str, Any]:
     every = runs.all_scores
     return {
         "arm": runs.arm,
@@ -231,18 +231,21 @@ def _plain(value: Interval) -> str:
     return f"{value.mean:.2f} ± {value.half_width:.2f}"
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
-    """The plot of ``docs/privacy.md``."""
+def draw(records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """The plot of ``docs/privacy.md``, from what ``record`` gave for each data set."""
     plot_utility(
         {
-            TITLES[result.data_set]: {
-                arm: {runs.epsilon: runs.accuracy for runs in curve}
-                for arm, curve in result.curves.items()
+            TITLES[name]: {
+                arm: {float(runs["epsilon"]): Interval(**runs["accuracy_points"]) for runs in curve}
+                for arm, curve in found["curves"].items()
             }
-            for result in results
+            for name, found in records.items()
         },
-        {TITLES[result.data_set]: result.reference.accuracy.mean for result in results},
-        {TITLES[result.data_set]: TARGETS[result.data_set] for result in results},
+        {
+            TITLES[name]: found["reference"]["accuracy_points"]["mean"]
+            for name, found in records.items()
+        },
+        {TITLES[name]: found["target_points"] for name, found in records.items()},
         path,
         note="Bars: 95 % intervals over draws of noise and splits. The fundus photographs are "
         "semi-synthetic.",
