@@ -11,6 +11,8 @@ from matl.demo.study import RECIPE
 QUIET: Final = 8.0
 """The ε from which on noise limits neither steps nor directions."""
 
+PUBLIC_STEPS: Final = 64
+
 DEMO: Final = Descent(
     InputMap(RECIPE.dimensions, RECIPE.whitening),
     # Six rounds of four steps, as the demonstration runs.
@@ -52,32 +54,33 @@ def clipping_norms(of: Descent) -> list[Descent]:
 
 
 def descents(epsilon: float = 1.0, *, hidden: bool = False) -> list[Descent]:
-    """Noisy gradient descent from zero with every lever; with little noise steps are cheap."""
-    is_quiet = epsilon >= QUIET
+    """Noisy gradient descent from zero with every lever."""
+    if epsilon >= QUIET:
+        return _quiet(hidden=hidden)
     return [
         Descent(InputMap(size, power, hidden), steps, rate, norm)
         for size, power, steps, rate, norm in product(
-            (128, 256, 512) if is_quiet else (64, 128, 256),
-            (0.5, 0.75),
-            (16, 32, 100) if is_quiet else (8, 16, 32),
-            (256.0, 512.0),
-            (1.0, 0.5) if is_quiet else (0.7, 0.4),
+            (64, 128, 256), (0.5, 0.75), (8, 16, 32), (256.0, 512.0), (0.7, 0.4)
         )
     ]
 
 
 def started_descents(epsilon: float = 1.0) -> list[Descent]:
-    """The same from public images' labels; little is left to learn, so fewer steps."""
-    is_quiet = epsilon >= QUIET
+    """The same from public images' labels; less is left to learn, so fewer steps."""
+    if epsilon >= QUIET:
+        return [replace(each, public_steps=PUBLIC_STEPS) for each in _quiet()]
     return [
-        Descent(InputMap(size, 0.6), steps, rate, norm, public_steps=before)
-        for size, steps, rate, norm, before in product(
-            (128, 256, 512),
-            (16, 32, 100) if is_quiet else (4, 8, 16),
-            (128.0, 256.0, 512.0),
-            (1.0, 0.5) if is_quiet else (0.7, 0.4),
-            (32, 64),
+        Descent(InputMap(size, 0.6), steps, rate, norm, public_steps=PUBLIC_STEPS)
+        for size, steps, rate, norm in product(
+            (128, 256, 512), (4, 8, 16), (128.0, 256.0, 512.0), (0.7, 0.4)
         )
+    ]
+
+
+def _quiet(*, hidden: bool = False) -> list[Descent]:
+    return [
+        Descent(InputMap(size, 0.6, hidden), 64, rate, norm)
+        for size, rate, norm in product((128, 256, 512), (256.0, 512.0), (1.0, 0.5))
     ]
 
 
@@ -93,6 +96,6 @@ def least_squares(*, gram_shares: Sequence[float] = (0.05, 0.2, 0.5)) -> list[Le
 
 NON_PRIVATE: Final = tuple(
     Descent(InputMap(size, 0.75), 100, 512.0, averaged=False, public_steps=before)
-    for size, before in product((128, 512), (0, 64))
+    for size, before in product((128, 512), (0, PUBLIC_STEPS))
 )
 """Without privacy: few directions and many, from zero and from public labels."""

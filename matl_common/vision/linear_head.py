@@ -216,7 +216,7 @@ def clipped_gradient_sum(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         errors = residuals(head_logits(inputs, weight, bias), labels)
-        input_norms = np.sqrt(np.square(inputs).sum(axis=1) + BIAS_INPUT**2)
+        input_norms = np.sqrt(np.einsum("ij,ij->i", inputs, inputs) + BIAS_INPUT**2)
         norms = np.linalg.norm(errors, axis=1) * input_norms
     finite = np.isfinite(norms)
     if not finite.all():
