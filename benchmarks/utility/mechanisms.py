@@ -6,7 +6,7 @@ a seed. What the coordinator does is the weighted mean of what hospitals release
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -38,6 +38,8 @@ from matl_participant.training.moments import moments_event, release_moments
 DELTA: Final = 1e-5
 HIDDEN_WIDTH: Final = 512
 _HIDDEN_SEED: Final = 5
+_DIRECTIONS: Final = 512
+"""As many as the widest candidate has."""
 
 Head = Float64Array
 """Weight and bias side by side, ``(classes, k + 1)``."""
@@ -178,23 +180,34 @@ def map_inputs(inputs: InputMap, federation: Federation, public: Images, *, clas
 @lru_cache(maxsize=16)
 def inputs_of(images: Images, inputs: InputMap, public: Images) -> Float64Array:
     """Inputs of the head ``(n, k)`` for images, by the map fitted on ``public``."""
-    return _fitted(inputs, public)(images.features)
+    turned, spectrum = _turned(images, public), _turned_spectrum(public)
+    projection = project_onto(spectrum, dimensions=inputs.dimensions, whitening=inputs.whitening)
+    if inputs.hidden:
+        drawn = np.random.default_rng(_HIDDEN_SEED).normal(size=(HIDDEN_WIDTH, inputs.dimensions))
+        layer = hidden_layer_of(_turned(public, public), projection, drawn=drawn)
+        return hidden_inputs(turned, layer)
+    return project(turned, projection)
+
+
+@lru_cache(maxsize=16)
+def _turned(images: Images, public: Images) -> NDArray[np.float32]:
+    """Features along the first principal directions of ``public``, once for every map."""
+    spectrum = _spectrum(public)
+    mean, directions = spectrum.mean, spectrum.directions[:_DIRECTIONS]
+    turned: NDArray[np.float32] = (images.features - mean.astype(np.float32)) @ directions.T.astype(
+        np.float32
+    )
+    return turned
+
+
+def _turned_spectrum(public: Images) -> PublicSpectrum:
+    singular = _spectrum(public).singular[:_DIRECTIONS]
+    return PublicSpectrum(np.zeros(len(singular)), singular, np.eye(len(singular)))
 
 
 @lru_cache(maxsize=8)
 def _spectrum(public: Images) -> PublicSpectrum:
     return public_spectrum(public.features)
-
-
-def _fitted(inputs: InputMap, public: Images) -> Callable[[NDArray[np.floating]], Float64Array]:
-    projection = project_onto(
-        _spectrum(public), dimensions=inputs.dimensions, whitening=inputs.whitening
-    )
-    if inputs.hidden:
-        drawn = np.random.default_rng(_HIDDEN_SEED).normal(size=(HIDDEN_WIDTH, inputs.dimensions))
-        layer = hidden_layer_of(public.features, projection, drawn=drawn)
-        return lambda features: hidden_inputs(features, layer)
-    return lambda features: project(features, projection)
 
 
 @dataclass(frozen=True, slots=True)
