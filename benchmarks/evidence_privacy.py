@@ -405,6 +405,9 @@ def evidence_privacy(
     selection_cuts: Annotated[
         int | None, typer.Option(min=1, help="Ways to cut the public images when choosing.")
     ] = None,
+    selection_draws: Annotated[
+        int | None, typer.Option(min=1, help="Of noise for each cut when choosing.")
+    ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(help=f"For utility: {', '.join(utility_evidence.TARGETS)}. Default: all."),
@@ -420,7 +423,11 @@ def evidence_privacy(
     cuts = selection_cuts or effort.utility.selection_splits
     effort = replace(
         effort,
-        utility=replace(effort.utility, selection_splits=cuts),
+        utility=replace(
+            effort.utility,
+            selection_splits=cuts,
+            selection_draws=selection_draws or effort.utility.selection_draws,
+        ),
         utility_splits=splits or effort.utility_splits,
         utility_images=tuple(images or effort.utility_images),
         fundus_share=fundus_share or effort.fundus_share,
