@@ -74,6 +74,8 @@ class Identity(Section):
     tls_certificate: FilePath
     participant_authority: FilePath
     signing_key: FilePath
+    log_key: FilePath
+    """Ed25519; signs the log's checkpoints and nothing else."""
 
     @property
     def tls(self) -> TlsFiles:
@@ -294,6 +296,14 @@ class Holdout(Section):
     """CSV with image_id and dr_level; ``labels_deidentified.csv`` beside the images if unset."""
 
 
+class Log(Section):
+    """How the transparency log keeps what it says."""
+
+    encryption_key: FilePath | None = None
+    """Wraps the monthly keys that entries are encrypted with; 32 bytes in base64. Made as
+    ``log-encryption.key`` in ``state_dir`` if unset. Back it up apart from the database."""
+
+
 class Worker(Section):
     """The process that scores and evaluates."""
 
@@ -329,6 +339,7 @@ class Config(Section):
     trust: Trust = Trust()
     holdout: Holdout | None = None
     """Without one the coordinator compares hospitals with one another only."""
+    log: Log = Log()
     worker: Worker = Worker()
     limits: Limits = Limits()
 
@@ -384,6 +395,10 @@ class Config(Section):
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.state_dir / 'coordinator.db'}"
+
+    @property
+    def log_encryption_key(self) -> Path:
+        return self.log.encryption_key or self.state_dir / "log-encryption.key"
 
     def printable(self) -> dict[str, Any]:
         """The effective configuration with the database's password masked."""

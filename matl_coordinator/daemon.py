@@ -25,11 +25,13 @@ from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.tls import server_credentials
+from matl_common.identity.wrapping import create_key_file, load_key_file
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer, load_pem_signer
+from matl_common.tlog.leaf import log_origin
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
@@ -116,7 +118,7 @@ class Coordinator:
             stack.enter_context(owned_folder(config.state_dir))
             self._serve_metrics()
             await asyncio.to_thread(upgrade_apart, config.database_url)
-            store = await asyncio.to_thread(SqlStore.connect, config.database_url)
+            store = await asyncio.to_thread(self._store)
             stack.callback(store.close)
             register = Register(store)
             watch = Watch(register=register, meter=self._metrics, clock=utc_now)
@@ -199,6 +201,23 @@ class Coordinator:
                 await self._unless_stopped(use_cases.conductor.run())
             finally:
                 log.info("coordinator_draining", seconds_at_most=config.limits.drain_seconds)
+
+    def _store(self) -> SqlStore:
+        """The database, with the log's key, which the first start makes."""
+        path = self._config.log_encryption_key
+        if not path.exists() and self._config.log.encryption_key is None:
+            create_key_file(path)
+            log.warning(
+                "log_encryption_key_made",
+                path=str(path),
+                reason="software-held; back it up apart from the database: without it nobody can "
+                "read the log's entries",
+            )
+        return SqlStore.connect(
+            self._config.database_url,
+            log_origin=log_origin(self._allowlist.federation),
+            log_key=load_key_file(path),
+        )
 
     def _check_noise(self, plan: StudyPlan) -> None:
         noise_warnings(self._config, plan, self._allowlist)

@@ -16,6 +16,7 @@ from typing import Protocol
 from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.signing import Envelope
+from matl_common.tlog.entry import Entry
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.robust.root import RootRow
@@ -163,11 +164,15 @@ Change = PutStudy | PutRound | PutUpdate | PutTrust | PutModel
 
 @dataclass(frozen=True, slots=True)
 class LoggedEntry:
-    """A leaf of the log."""
+    """A leaf of the log, and the entry that it commits to."""
 
     index: int
-    data: bytes
-    """Canonical JSON, exactly the bytes that are hashed."""
+    leaf: bytes
+    """Canonical JSON, exactly the bytes that are hashed; see ``tlog.leaf``."""
+    payload: bytes
+    """The entry, encrypted."""
+    data: bytes | None
+    """The entry, canonical JSON; ``None`` where its key was erased."""
     leaf_hash: Digest
 
 
@@ -206,7 +211,7 @@ class Store(Protocol):
         ...
 
     def commit(
-        self, changes: Sequence[Change], entries: Sequence[bytes]
+        self, changes: Sequence[Change], entries: Sequence[Entry]
     ) -> tuple[LoggedEntry, ...]:
         """Apply ``changes`` and append ``entries`` to the log, all or nothing.
 

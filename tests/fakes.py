@@ -6,6 +6,7 @@ demand the way a disk or a database fails: before anything was kept, or after.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,9 @@ from threading import Lock
 from matl_common.errors import IntegrityError
 from matl_common.ids import Digest, NodeId, RoundId, digest_of_file
 from matl_common.tensors import CHUNK_BYTES, MODEL_SUFFIX
+from matl_common.tlog.entry import Entry
 from matl_common.tlog.merkle import HASH_BYTES, NodeAddress, appended_nodes, leaf_hash, merkle_root
+from matl_common.tlog.sealing import DATA_KEY_BYTES, data_key, seal
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.ports import (
     Change,
@@ -41,6 +44,8 @@ from matl_coordinator.ports import (
     UpdateRecord,
     UpdateStatus,
 )
+
+_KEY = data_key("2026-11.1", bytes(DATA_KEY_BYTES))
 
 
 @dataclass
@@ -91,7 +96,7 @@ class FakeStore:
         )
 
     def commit(
-        self, changes: Sequence[Change], entries: Sequence[bytes]
+        self, changes: Sequence[Change], entries: Sequence[Entry]
     ) -> tuple[LoggedEntry, ...]:
         with self._database.lock:
             epoch, self._epoch = self._epoch, None
@@ -100,7 +105,7 @@ class FakeStore:
             if epoch != self._database.epoch:
                 raise StaleWriterError("another store was loaded after this one")
             tables = self._database.tables.copy()
-            logged = tuple(_append(tables, data) for data in entries)
+            logged = tuple(_append(tables, each) for each in entries)
             for change in changes:
                 _apply(tables, change, logged)
             _check_references(tables)
@@ -165,13 +170,16 @@ class FakeStore:
         return self._database.tables
 
 
-def _append(tables: Tables, data: bytes) -> LoggedEntry:
-    leaf = leaf_hash(data)
-    entry = LoggedEntry(len(tables.entries), data, Digest(leaf.hex()))
-    nodes = appended_nodes(entry.index, leaf, lambda level, index: tables.nodes[level, index])
+def _append(tables: Tables, entry: Entry) -> LoggedEntry:
+    index = len(tables.entries)
+    random = hashlib.sha512(b"%d" % index).digest()
+    sealed = seal(entry, origin="fake.matl.internal/log", index=index, key=_KEY, random=random)
+    hashed = leaf_hash(sealed.leaf)
+    logged = LoggedEntry(index, sealed.leaf, sealed.payload, entry.data, Digest(hashed.hex()))
+    nodes = appended_nodes(index, hashed, lambda level, i: tables.nodes[level, i])
     tables.nodes.update(nodes)
-    tables.entries.append(entry)
-    return entry
+    tables.entries.append(logged)
+    return logged
 
 
 def _apply(tables: Tables, change: Change, logged: tuple[LoggedEntry, ...]) -> None:
@@ -226,7 +234,7 @@ class FaultyStore:
         return state
 
     def commit(
-        self, changes: Sequence[Change], entries: Sequence[bytes]
+        self, changes: Sequence[Change], entries: Sequence[Entry]
     ) -> tuple[LoggedEntry, ...]:
         if self._must_load:
             raise StoreError("the end of the last commit is not known; load the state again")

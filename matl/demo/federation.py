@@ -185,6 +185,7 @@ def coordinator_table(layout: Layout, settings: Settings, *, port: int) -> Table
             "tls_certificate": str(keys.tls.certificate_chain),
             "participant_authority": str(keys.tls.trusted_authority),
             "signing_key": str(keys.signing_key),
+            "log_key": str(keys.log_key),
         },
         "study": {
             "recipe": "head",

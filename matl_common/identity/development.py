@@ -46,6 +46,7 @@ from matl_common.identity.keys import (
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import FederationId, NodeId
 from matl_common.tlog.checkpoint import log_key
+from matl_common.tlog.leaf import log_origin
 
 MARKER = "DEVELOPMENT-KEYS.json"
 DEFAULT_VALIDITY = timedelta(days=30)
@@ -113,11 +114,6 @@ class NodeFolder:
     def log_verifier_key(self) -> Path:
         """The log's C2SP verifier key."""
         return self.folder / "log.vkey"
-
-
-def log_name(federation: FederationId) -> str:
-    """The origin of a federation's log."""
-    return f"{federation}.matl.internal/log"
 
 
 def create_development_keys(
@@ -223,7 +219,7 @@ def _write_trust(
 ) -> None:
     """Write what each node must know of the others."""
     private_key = Ed25519PrivateKey.generate()
-    vkey = log_key(log_name(wanted.federation), private_key.public_key()).vkey.encode() + b"\n"
+    vkey = log_key(log_origin(wanted.federation), private_key.public_key()).vkey.encode() + b"\n"
     coordinator = NodeFolder(folder / wanted.coordinator)
     write_atomically(coordinator.log_key, [private_key_pem(private_key)])
     enrolled = enrol(

@@ -7,14 +7,51 @@ those JSON requires, no NaN or infinity. Nothing here decides which events exist
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from matl_common.errors import InvalidInputError
 
-# Entry bundles of C2SP tlog-tiles count an entry's bytes in two.
-MAX_ENTRY_BYTES = (64 << 10) - 1
+MAX_ENTRY_BYTES = 64 << 10
+MAX_NAME_CHARACTERS = 200
 MAX_DEPTH = 8
 # Beyond this, readers that hold numbers as IEEE doubles would see another value.
 MAX_INTEGER = (1 << 53) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event to be logged: what it says, and the facts that a reader may filter by."""
+
+    event: str
+    at: str
+    """RFC 3339 with milliseconds, in UTC."""
+    node: str | None
+    round: int | None
+    data: bytes
+    """All of it, in canonical form; what is encrypted."""
+
+
+def entry_of(facts: Mapping[str, object]) -> Entry:
+    """Encode facts, among them ``event`` and ``at``, and perhaps ``node`` and ``round``.
+
+    Raises:
+        InvalidInputError: as ``encode_entry``, or one of the four is missing, of another kind,
+            or too long.
+    """
+    event, at = facts.get("event"), facts.get("at")
+    node, round_id = facts.get("node"), facts.get("round")
+    if (
+        isinstance(event, str)
+        and isinstance(at, str)
+        and isinstance(node, str | None)
+        and isinstance(round_id, int | None)
+        and all(len(name) <= MAX_NAME_CHARACTERS for name in (event, at, node or ""))
+    ):
+        return Entry(event, at, node, round_id, encode_entry(facts))
+    raise InvalidInputError(
+        "an audit entry says what happened and when, event and at, and perhaps node and round; "
+        f"names have at most {MAX_NAME_CHARACTERS} characters"
+    )
 
 
 def encode_entry(entry: Mapping[str, object]) -> bytes:

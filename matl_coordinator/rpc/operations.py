@@ -125,7 +125,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         page = await self._operations.log_page(start=start, limit=request.limit or 50)
         return pb.TailLogResponse(
             entries=[
-                pb.LogEntry(index=each.index, data=each.data, leaf_hash=each.leaf_hash)
+                pb.LogEntry(index=each.index, data=each.data or b"", leaf_hash=each.leaf_hash)
                 for each in page.entries
             ],
             log_size=page.head.size,

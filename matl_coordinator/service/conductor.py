@@ -18,6 +18,7 @@ import structlog
 from matl_common.errors import MatlError
 from matl_common.ids import NodeId, RoundId
 from matl_common.memory import release_memory
+from matl_common.tlog.entry import Entry
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.rounds import (
     Aborted,
@@ -279,7 +280,7 @@ class Conductor:
         event: Event,
         *,
         changes: tuple[Change, ...] = (),
-        entries: tuple[bytes, ...] = (),
+        entries: tuple[Entry, ...] = (),
         pause_because: str | None = None,
         facts: Mapping[str, Fact] | None = None,
         judged: tuple[TrustRecord, ...] | None = None,

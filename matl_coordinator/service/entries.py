@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import datetime
 
 from matl_common.ids import NodeId
-from matl_common.tlog.entry import encode_entry
+from matl_common.tlog.entry import Entry, entry_of
 from matl_coordinator.core.evaluations import HospitalEvaluation
 from matl_coordinator.core.rounds import (
     Aborted,
@@ -46,14 +46,14 @@ LONGEST_REASON = 2000
 """Characters of a reason that may name every hospital."""
 
 
-def entry(event: str, *, at: datetime, **facts: Fact) -> bytes:
+def entry(event: str, *, at: datetime, **facts: Fact) -> Entry:
     """Encode one log entry; facts that are ``None`` are left out."""
     present = {name: fact for name, fact in facts.items() if fact is not None}
     moment = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return encode_entry({"v": 1, "event": event, "at": moment, **present})
+    return entry_of({"v": 1, "event": event, "at": moment, **present})
 
 
-def entries(event: str, *, at: datetime, round_id: int, **facts: Fact) -> Iterator[bytes]:
+def entries(event: str, *, at: datetime, round_id: int, **facts: Fact) -> Iterator[Entry]:
     """Encode an event that may have facts of every hospital.
 
     One entry, or several of the same kind with ``part`` and ``parts`` in a large federation;
@@ -78,7 +78,7 @@ _EVENTS: dict[type[Event], str] = {
 }
 
 
-def round_entries(after: Round, event: Event, *, at: datetime, **facts: Fact) -> Iterator[bytes]:
+def round_entries(after: Round, event: Event, *, at: datetime, **facts: Fact) -> Iterator[Entry]:
     """Encode what an event made of a round, with what the event itself says."""
     said: dict[str, Fact] = {}
     match event:
@@ -97,7 +97,7 @@ def round_entries(after: Round, event: Event, *, at: datetime, **facts: Fact) ->
     return entries(_EVENTS[type(event)], at=at, round_id=after.round_id, **said, **facts)
 
 
-def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> Iterator[bytes]:
+def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> Iterator[Entry]:
     """Everything that decided a round: scores with their components, clusters, power."""
     judgement = verdict.judgement
     trust: dict[str, Fact] = {each.node_id: trust_facts(each) for each in judgement.records}
@@ -128,7 +128,7 @@ def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> I
 
 def evaluation_entry(
     evaluation: HospitalEvaluation, *, node_id: NodeId, rnd: Round, at: datetime
-) -> bytes:
+) -> Entry:
     """What a hospital says of the base model on its own patients."""
     return entry(
         "hospital_evaluated",
@@ -143,7 +143,7 @@ def evaluation_entry(
     )
 
 
-def alarm_entry(alarm: Alarm, *, round_id: int, at: datetime) -> bytes:
+def alarm_entry(alarm: Alarm, *, round_id: int, at: datetime) -> Entry:
     """What brought an operator, or should have."""
     is_finite = math.isfinite(alarm.figure)
     return entry(

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from matl_common.tlog.entry import Entry
 from matl_coordinator.core.rounds import Phase
 from matl_coordinator.ports import (
     Change,
@@ -39,7 +40,7 @@ class Decision(Generic[T]):
 
     outcome: T
     changes: tuple[Change, ...] = ()
-    entries: tuple[bytes, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
 
 class Register:

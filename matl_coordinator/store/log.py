@@ -1,45 +1,69 @@
-"""The log's tree in two tables, appended inside a caller's transaction.
+"""The log's tree and its entries in tables, appended inside a caller's transaction.
 
 Leaves are numbered by counting, under the caller's write lock, so there is never a
 gap. Every call reads O(log n) rows for a tree of n leaves. Nothing here begins or
 ends a transaction, and nothing is ever changed or removed.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, func, insert, select, tuple_
 
 from matl_common.errors import IntegrityError
 from matl_common.ids import Digest
+from matl_common.tlog.entry import Entry
+from matl_common.tlog.leaf import parse_leaf
 from matl_common.tlog.merkle import NodeAddress, appended_nodes, leaf_hash, root_from
+from matl_common.tlog.sealing import RANDOM_BYTES, open_sealed, seal
 from matl_coordinator.ports import LoggedEntry, LogHead
+from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.schema import log_entries, log_nodes
 
+_MONTH_CHARACTERS = len("YYYY-MM")
 
-def append_entries(connection: Connection, entries: Sequence[bytes]) -> tuple[LoggedEntry, ...]:
-    """Append leaves and the interior nodes they complete.
+
+def append_entries(
+    connection: Connection, entries: Sequence[Entry], *, origin: str, keys: DataKeys
+) -> tuple[LoggedEntry, ...]:
+    """Append leaves, the entries encrypted, and the interior nodes they complete.
 
     Assumes that no other transaction appends meanwhile.
     """
     if not entries:
         return ()
+    months = [entry.at[:_MONTH_CHARACTERS] for entry in entries]
+    key_of = {month: keys.current(connection, month) for month in dict.fromkeys(months)}
     first = read_size(connection)
     # Whatever an append reads is either a peak of the tree before it, or new.
     nodes = _read_nodes(connection, _peaks(first))
     added: dict[NodeAddress, bytes] = {}
     logged: list[LoggedEntry] = []
-    for index, data in enumerate(entries, start=first):
-        leaf = leaf_hash(data)
-        completed = appended_nodes(index, leaf, lambda level, i: nodes[level, i])
+    for index, (entry, month) in enumerate(zip(entries, months, strict=True), start=first):
+        sealed = seal(
+            entry,
+            origin=origin,
+            index=index,
+            key=key_of[month],
+            random=os.urandom(RANDOM_BYTES),
+        )
+        hashed = leaf_hash(sealed.leaf)
+        completed = appended_nodes(index, hashed, lambda level, i: nodes[level, i])
         nodes.update(completed)
         added.update(completed)
-        logged.append(LoggedEntry(index, data, Digest(leaf.hex())))
+        logged.append(
+            LoggedEntry(index, sealed.leaf, sealed.payload, entry.data, Digest(hashed.hex()))
+        )
     connection.execute(
         insert(log_nodes),
         [{"level": level, "node_index": i, "hash": value} for (level, i), value in added.items()],
     )
     connection.execute(
-        insert(log_entries), [{"leaf_index": each.index, "data": each.data} for each in logged]
+        insert(log_entries),
+        [
+            {"leaf_index": each.index, "month": month, "leaf": each.leaf, "payload": each.payload}
+            for each, month in zip(logged, months, strict=True)
+        ],
     )
     return tuple(logged)
 
@@ -67,17 +91,37 @@ def read_node(connection: Connection, level: int, index: int) -> bytes:
     return _read_nodes(connection, [(level, index)])[level, index]
 
 
-def read_entries(connection: Connection, *, start: int, limit: int) -> tuple[LoggedEntry, ...]:
-    """At most ``limit`` leaves from ``start`` on."""
+def read_entries(
+    connection: Connection, *, start: int, limit: int, keys: DataKeys
+) -> tuple[LoggedEntry, ...]:
+    """At most ``limit`` leaves from ``start`` on, opened where their key is still there.
+
+    Raises:
+        IntegrityError: an entry is not what its leaf commits to.
+    """
     leaf = (log_nodes.c.level == 0) & (log_nodes.c.node_index == log_entries.c.leaf_index)
+    stored = log_entries.c
     rows = connection.execute(
-        select(log_entries.c.leaf_index, log_entries.c.data, log_nodes.c.hash)
+        select(stored.leaf_index, stored.leaf, stored.payload, log_nodes.c.hash)
         .join(log_nodes, leaf)
         .where(log_entries.c.leaf_index >= start)
         .order_by(log_entries.c.leaf_index)
         .limit(limit)
+    ).all()
+    leaves = [parse_leaf(bytes(row.leaf)) for row in rows]
+    held = keys.read(connection, {each.key for each in leaves})
+    return tuple(
+        LoggedEntry(
+            index=row.leaf_index,
+            leaf=bytes(row.leaf),
+            payload=bytes(row.payload),
+            data=open_sealed(each, bytes(row.payload), held[each.key]).data
+            if each.key in held
+            else None,
+            leaf_hash=Digest(row.hash.hex()),
+        )
+        for row, each in zip(rows, leaves, strict=True)
     )
-    return tuple(LoggedEntry(index, data, Digest(value.hex())) for index, data, value in rows)
 
 
 def _peaks(size: int) -> list[NodeAddress]:

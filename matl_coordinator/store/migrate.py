@@ -48,8 +48,8 @@ def upgrade_to_head(engine: Engine) -> None:
             command.upgrade(history, "head")
         except CommandError:
             raise ConfigurationError(
-                "this database was written by a newer version of the coordinator; "
-                "start that version"
+                "this database was written by another version of the coordinator, newer or before "
+                "the first release; start that version"
             ) from None
 
 

@@ -100,11 +100,25 @@ log_nodes = Table(
     CheckConstraint("length(hash) = 32", name="hash_bytes"),
 )
 
-# Apart from the tree: what an entry says may be put away one day, its hash never.
+# The keys that encrypt payloads, one a month and wrapped. Erasing one leaves its row, so that
+# its name is never given again, and everything under it unreadable.
+log_keys = Table(
+    "log_keys",
+    metadata,
+    Column("name", _Name, primary_key=True),
+    Column("month", _Name, nullable=False, index=True),
+    Column("wrapped_by", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=True),
+)
+
+# Apart from the tree: what an entry says may be put away one day, its hash never. The month is
+# in the key because PostgreSQL partitions by it.
 log_entries = Table(
     "log_entries",
     metadata,
     Column("leaf_index", BigInteger, primary_key=True, autoincrement=False),
-    Column("data", LargeBinary, nullable=False),
+    Column("month", _Name, primary_key=True),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
     CheckConstraint("leaf_index >= 0", name="address"),
 )

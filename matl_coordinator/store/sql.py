@@ -11,7 +11,9 @@ from typing import Self
 
 from sqlalchemy import Connection, Engine, Table, func, insert, select, update
 
+from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.ids import Digest, NodeId, RoundId
+from matl_common.tlog.entry import Entry
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.core.trust import TrustRecord
 from matl_coordinator.ports import (
@@ -31,6 +33,7 @@ from matl_coordinator.ports import (
     UpdateStatus,
 )
 from matl_coordinator.store import codec, log
+from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.database import create_database_engine, reading, writing
 from matl_coordinator.store.leadership import require_epoch, take_over
 from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits
@@ -44,18 +47,34 @@ class SqlStore:
     Safe to call from several threads; commits take turns.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, log_origin: str, log_key: KeyEncryptionKey) -> None:
         self._engine = engine
+        self._log_origin = log_origin
+        self._log_keys = DataKeys(log_key)
         self._commit_lock = Lock()
         # Guarded by _commit_lock. None: nothing loaded yet, or a commit of unknown end.
         self._epoch: int | None = None
 
     @classmethod
-    def connect(cls, url: str, *, limits: TimeLimits = DEFAULT_LIMITS) -> Self:
+    def connect(
+        cls,
+        url: str,
+        *,
+        log_origin: str,
+        log_key: KeyEncryptionKey,
+        limits: TimeLimits = DEFAULT_LIMITS,
+    ) -> Self:
         """Open a database and bring its tables to this version.
 
+        Args:
+            url: as for ``create_database_engine``.
+            log_origin: the log's name, which every leaf repeats.
+            log_key: wraps the keys that the log's entries are encrypted with.
+            limits: how long to wait for the database.
+
         Raises:
-            ConfigurationError: a URL of another kind, or a newer version's database.
+            ConfigurationError: a URL of another kind, a database of another version, or one
+                whose log is encrypted under another key.
             StoreError: the database cannot be reached.
         """
         engine = create_database_engine(url, limits=limits)
@@ -64,7 +83,14 @@ class SqlStore:
         except BaseException:
             engine.dispose()
             raise
-        return cls(engine)
+        store = cls(engine, log_origin=log_origin, log_key=log_key)
+        try:
+            with reading(engine) as connection:
+                store._log_keys.check(connection)
+        except BaseException:
+            engine.dispose()
+            raise
+        return store
 
     def load(self) -> State:
         with self._commit_lock:
@@ -76,7 +102,7 @@ class SqlStore:
             return state
 
     def commit(
-        self, changes: Sequence[Change], entries: Sequence[bytes]
+        self, changes: Sequence[Change], entries: Sequence[Entry]
     ) -> tuple[LoggedEntry, ...]:
         with self._commit_lock:
             epoch, self._epoch = self._epoch, None
@@ -84,7 +110,9 @@ class SqlStore:
                 raise StoreError("the end of the last commit is not known; load the state again")
             with writing(self._engine) as connection:
                 require_epoch(connection, epoch)
-                logged = log.append_entries(connection, entries)
+                logged = log.append_entries(
+                    connection, entries, origin=self._log_origin, keys=self._log_keys
+                )
                 for change in changes:
                     _apply(connection, change, logged)
             self._epoch = epoch
@@ -149,7 +177,7 @@ class SqlStore:
 
     def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]:
         with reading(self._engine) as connection:
-            return log.read_entries(connection, start=start, limit=limit)
+            return log.read_entries(connection, start=start, limit=limit, keys=self._log_keys)
 
     def log_node(self, level: int, index: int) -> bytes:
         with reading(self._engine) as connection:

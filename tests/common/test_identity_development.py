@@ -18,13 +18,10 @@ from matl_common.identity.development import (
     Enrolment,
     NodeFolder,
     create_development_keys,
-    log_name,
 )
-from matl_common.identity.keys import load_ed25519_private_key, parse_public_key
+from matl_common.identity.keys import parse_public_key
 from matl_common.ids import FederationId, NodeId
 from matl_common.signing import load_pem_signer, sign, verify
-from matl_common.tlog.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
-from matl_common.tlog.note import parse_verifier_key
 
 pytestmark = pytest.mark.certificates
 
@@ -92,10 +89,6 @@ def test_participants_can_verify_the_coordinators_envelopes_and_checkpoints(fold
     envelope = sign("text/x", b"start", load_pem_signer(coordinator.signing_key))
     trusted = parse_public_key(participant.coordinator_signing_key.read_bytes())
     assert verify(envelope, trusted, "text/x") == b"start"
-    checkpoint = Checkpoint(log_name(WANTED.federation), 1, bytes(32))
-    key = parse_verifier_key(participant.log_verifier_key.read_text().strip())
-    signed = sign_checkpoint(checkpoint, key, load_ed25519_private_key(coordinator.log_key))
-    assert open_checkpoint(signed.note.encode(), [key]) == signed
 
 
 def test_private_keys_are_readable_by_their_owner_alone(folder: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matl_common.errors import InvalidInputError
-from matl_common.tlog.entry import MAX_ENTRY_BYTES
+from matl_common.tlog.leaf import MAX_LEAF_BYTES
 from matl_common.tlog.merkle import (
     Frontier,
     consistency_proof,
@@ -180,7 +180,7 @@ def test_a_bundle_counts_bytes_in_two_big_endian() -> None:
 
 
 def test_every_entry_fits_into_a_bundle() -> None:
-    assert MAX_ENTRY_BYTES <= MAX_BUNDLED_BYTES
+    assert MAX_LEAF_BYTES <= MAX_BUNDLED_BYTES
     encode_bundle([bytes(MAX_BUNDLED_BYTES)])
     for entries in ([bytes(MAX_BUNDLED_BYTES + 1)], [b""] * 257):
         with pytest.raises(InvalidInputError):

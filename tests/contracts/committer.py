@@ -9,16 +9,17 @@ import sys
 from matl_coordinator.ports import PutRound, PutTrust
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.samples import a_round, some_trust
+from tests.logs import LOG, some_entries
 
 
 def main(url: str) -> None:
-    store = SqlStore.connect(url)
+    store = SqlStore.connect(url, **LOG)
     newest = store.load().round
     number = newest.round_id if newest else 0
     while True:
         number += 1
         rnd = a_round(number)
-        entries = [b"%d/%d" % (number, part) for part in range(entries_of(number))]
+        entries = some_entries(*(f"{number}/{part}" for part in range(entries_of(number))))
         store.commit([PutRound(rnd), PutTrust(rnd.round_id, some_trust())], entries)
         sys.stdout.write(f"{number}\n")
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
 from tests.fakes import FakeDatabase, FakeModelStore, FakeSpool, FakeStore
+from tests.logs import LOG
 
 OpenStore = Callable[[], Store]
 OpenSpool = Callable[[int], Spool]
@@ -34,7 +35,8 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
     with ExitStack() as opened:
 
         def open_another() -> Store:
-            store: Store = FakeStore(fake) if request.param == "fake" else SqlStore.connect(url)
+            is_fake = request.param == "fake"
+            store: Store = FakeStore(fake) if is_fake else SqlStore.connect(url, **LOG)
             return opened.enter_context(closing(store))
 
         yield open_another

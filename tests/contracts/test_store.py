@@ -44,13 +44,14 @@ from tests.contracts.samples import (
     an_update,
     some_trust,
 )
+from tests.logs import an_entry, events_of, some_entries
 
 OpenStore = Callable[[], Store]
 EMPTY = LogHead(0, Digest(EMPTY_ROOT.hex()))
 
 
-def entries_of(store: Store) -> list[bytes]:
-    return [each.data for each in store.log_entries(start=0, limit=10_000)]
+def entries_of(store: Store) -> list[str]:
+    return events_of(store.log_entries(start=0, limit=10_000))
 
 
 def test_a_new_store_is_empty(store: Store) -> None:
@@ -78,7 +79,7 @@ def test_everything_comes_back_as_it_was_put(open_store: OpenStore) -> None:
         PutRound(rnd),
         PutTrust(RoundId(2), some_trust()),
     ]
-    store.commit(changes, [b"one", b"two"])
+    store.commit(changes, some_entries("one", "two"))
     updates = tuple(an_admitted_update(2, node) for node in NODES)
     for reader in (store, open_store()):
         assert reader.load() == State(
@@ -91,7 +92,7 @@ def test_everything_comes_back_as_it_was_put(open_store: OpenStore) -> None:
         assert reader.updates(RoundId(1)) == ()
         assert reader.model(MODEL) == a_model()
         assert reader.trust_history(after=0, limit=5) == (PutTrust(RoundId(2), some_trust()),)
-        assert entries_of(reader) == [b"one", b"two"]
+        assert entries_of(reader) == ["one", "two"]
 
 
 def test_a_later_record_replaces_an_earlier_one(store: Store) -> None:
@@ -151,17 +152,17 @@ def test_the_state_counts_released_rounds(store: Store) -> None:
 
 
 def test_an_update_learns_the_leaf_that_decides_it(store: Store) -> None:
-    store.commit([PutRound(a_round())], [b"opened"])
+    store.commit([PutRound(a_round())], some_entries("opened"))
     decided = [PutUpdate(an_admitted_update(1, NODES[0]), decided_by=1)]
     undecided = [PutUpdate(an_update(1, NODES[1]))]
-    logged = store.commit([*decided, *undecided], [b"other", b"admitted"])
+    logged = store.commit([*decided, *undecided], some_entries("other", "admitted"))
     update = store.update(RoundId(1), NODES[0])
     assert update is not None
     assert (update.log_index, update.log_leaf_hash) == (2, logged[1].leaf_hash)
-    assert logged[1].leaf_hash == leaf_hash(b"admitted").hex()
+    assert logged[1].leaf_hash == leaf_hash(logged[1].leaf).hex()
     assert store.update(RoundId(1), NODES[1]) == an_update(1, NODES[1])
     # Putting it again without a decision keeps what it learnt.
-    store.commit([PutUpdate(update)], [b"later"])
+    store.commit([PutUpdate(update)], some_entries("later"))
     assert store.update(RoundId(1), NODES[0]) == update
 
 
@@ -177,42 +178,44 @@ BROKEN: dict[str, Change] = {
 def test_a_commit_that_cannot_be_whole_leaves_nothing(
     store: Store, broken: Change, *, first: bool
 ) -> None:
-    store.commit([PutRound(a_round()), PutModel(a_model()), PutStudy(a_study())], [b"kept"])
+    whole: list[Change] = [PutRound(a_round()), PutModel(a_model()), PutStudy(a_study())]
+    store.commit(whole, some_entries("kept"))
     before, head = store.load(), store.log_head()
     sound: list[Change] = [PutRound(a_round(2)), PutTrust(RoundId(1), some_trust())]
+    changes = [broken, *sound] if first else [*sound, broken]
     with pytest.raises(StoreError):
-        store.commit([broken, *sound] if first else [*sound, broken], [b"lost", b"lost, too"])
+        store.commit(changes, some_entries("lost", "lost, too"))
     assert store.log_head() == head
     assert store.rounds(after=1, limit=5) == ()
     assert store.load() == before
-    store.commit([PutRound(a_round(2))], [b"next"])
-    assert entries_of(store) == [b"kept", b"next"]
+    store.commit([PutRound(a_round(2))], some_entries("next"))
+    assert entries_of(store) == ["kept", "next"]
 
 
 def test_nothing_is_committed_before_a_load_or_after_a_failure(open_store: OpenStore) -> None:
     store = open_store()
     with pytest.raises(StoreError, match="load"):
-        store.commit([], [b"never loaded"])
+        store.commit([], some_entries("never loaded"))
     store.load()
     with pytest.raises(StoreError):
         store.commit([PutUpdate(an_update(9))], [])
     with pytest.raises(StoreError, match="load"):
-        store.commit([], [b"of unknown end"])
+        store.commit([], some_entries("of unknown end"))
     store.load()
-    store.commit([], [b"loaded"])
-    assert entries_of(store) == [b"loaded"]
+    store.commit([], some_entries("loaded"))
+    assert entries_of(store) == ["loaded"]
 
 
 def test_a_writer_that_was_replaced_is_refused(open_store: OpenStore) -> None:
     old, new = open_store(), open_store()
     old.load()
-    old.commit([], [b"old"])
+    old.commit([], some_entries("old"))
     new.load()
     with pytest.raises(StaleWriterError):
-        old.commit([PutRound(a_round())], [b"stale"])
-    new.commit([], [b"new"])
+        old.commit([PutRound(a_round())], some_entries("stale"))
+    new.commit([], some_entries("new"))
     assert new.round(RoundId(1)) is None
-    assert entries_of(old) == [b"old", b"new"]
+    assert entries_of(old) == ["old", "new"]
 
 
 def test_only_one_of_two_writers_gets_through_at_once(open_store: OpenStore) -> None:
@@ -223,7 +226,7 @@ def test_only_one_of_two_writers_gets_through_at_once(open_store: OpenStore) -> 
         for _ in range(10):
             try:
                 store.load()
-                store.commit([], [b"entry"])
+                store.commit([], some_entries("entry"))
             except StaleWriterError:
                 continue
             written += 1
@@ -239,11 +242,12 @@ def test_only_one_of_two_writers_gets_through_at_once(open_store: OpenStore) -> 
 def test_the_root_is_that_of_all_leaves(store: Store, batches: tuple[int, ...]) -> None:
     leaves: list[bytes] = []
     for batch in batches:
-        data = [b'{"n":%d}' % number for number in range(len(leaves), len(leaves) + batch)]
-        logged = store.commit([], data)
+        numbers = range(len(leaves), len(leaves) + batch)
+        written = some_entries(*(f"number {number}" for number in numbers))
+        logged = store.commit([], written)
         assert [each.index for each in logged] == [*range(len(leaves), len(leaves) + batch)]
-        assert [each.data for each in logged] == data
-        leaves += [leaf_hash(each) for each in data]
+        assert [each.data for each in logged] == [each.data for each in written]
+        leaves += [leaf_hash(each.leaf) for each in logged]
         assert [each.leaf_hash for each in logged] == [each.hex() for each in leaves[-batch:]]
         assert store.log_head() == LogHead(len(leaves), Digest(merkle_root(leaves).hex()))
         assert store.log_entries(start=len(leaves) - batch, limit=batch) == logged
@@ -251,9 +255,8 @@ def test_the_root_is_that_of_all_leaves(store: Store, batches: tuple[int, ...]) 
 
 def test_proofs_from_stored_nodes_verify(store: Store) -> None:
     size = 21
-    for number in range(size):
-        store.commit([], [b"%d" % number])
-    leaves = [leaf_hash(b"%d" % number) for number in range(size)]
+    logged = [store.commit([], [an_entry(str(number))])[0] for number in range(size)]
+    leaves = [leaf_hash(each.leaf) for each in logged]
     root = merkle_root(leaves)
     for index in range(size):
         proof = inclusion_proof(index, size, store.log_node)
@@ -269,16 +272,16 @@ def test_proofs_from_stored_nodes_verify(store: Store) -> None:
 
 
 def test_a_node_that_is_not_complete_is_not_stored(store: Store) -> None:
-    store.commit([], [b"0", b"1", b"2"])
-    assert store.log_node(0, 2) == leaf_hash(b"2")
+    logged = store.commit([], some_entries("0", "1", "2"))
+    assert store.log_node(0, 2) == leaf_hash(logged[2].leaf)
     for address in ((0, 3), (1, 1), (2, 0)):
         with pytest.raises(IntegrityError):
             store.log_node(*address)
 
 
 def test_log_entries_are_paged(store: Store) -> None:
-    store.commit([], [b"0", b"1", b"2", b"3"])
-    assert [each.data for each in store.log_entries(start=1, limit=2)] == [b"1", b"2"]
+    store.commit([], some_entries("0", "1", "2", "3"))
+    assert events_of(store.log_entries(start=1, limit=2)) == ["1", "2"]
     assert store.log_entries(start=4, limit=2) == ()
     assert store.log_entries(start=0, limit=0) == ()
 
@@ -286,7 +289,7 @@ def test_log_entries_are_paged(store: Store) -> None:
 def test_readers_see_only_whole_commits(open_store: OpenStore) -> None:
     writer = open_store()
     writer.load()
-    writer.commit([PutRound(a_round(1))], [b"1", b"1"])
+    writer.commit([PutRound(a_round(1))], some_entries("1", "1"))
     readers = [open_store() for _ in range(3)]
 
     def read(reader: Store) -> int:
@@ -296,14 +299,14 @@ def test_readers_see_only_whole_commits(open_store: OpenStore) -> None:
             entries = reader.log_entries(start=0, limit=999)
             assert len(entries) % 2 == 0
             assert head.size <= 2 * newest <= len(entries)
-            leaves = [leaf_hash(each.data) for each in entries]
+            leaves = [leaf_hash(each.leaf) for each in entries]
             assert merkle_root(leaves[: head.size]).hex() == head.root
         return len(entries)
 
     with ThreadPoolExecutor(len(readers)) as pool:
         running = [pool.submit(read, reader) for reader in readers]
         for number in range(2, 40):
-            writer.commit([PutRound(a_round(number))], [b"%d" % number] * 2)
+            writer.commit([PutRound(a_round(number))], some_entries(str(number)) * 2)
         for each in running:
             assert each.result() >= 2
 

@@ -11,6 +11,7 @@ import pytest
 from matl_common.tlog.merkle import leaf_hash, merkle_root
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.committer import entries_of
+from tests.logs import LOG, events_of
 
 KILLS = 6
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def test_a_killed_coordinator_leaves_whole_commits_without_gap(database_url: str
     newest = 0
     for kill in range(KILLS):
         confirmed = confirmed_before_kill(database_url, after_seconds=0.02 + 0.0137 * kill)
-        with closing(SqlStore.connect(database_url)) as store:
+        with closing(SqlStore.connect(database_url, **LOG)) as store:
             state = store.load()
             assert state.round is not None
             # One commit may have been durable when its confirmation was cut off.
@@ -47,8 +48,8 @@ def test_a_killed_coordinator_leaves_whole_commits_without_gap(database_url: str
             assert [each.round_id for each in rounds] == [*numbers]
             assert len(store.trust_history(after=0, limit=newest + 5)) == newest
             entries = store.log_entries(start=0, limit=3 * newest + 5)
-            expected = [b"%d/%d" % (n, part) for n in numbers for part in range(entries_of(n))]
-            assert [each.data for each in entries] == expected
+            expected = [f"{n}/{part}" for n in numbers for part in range(entries_of(n))]
+            assert events_of(entries) == expected
             assert [each.index for each in entries] == [*range(len(expected))]
-            root = merkle_root([leaf_hash(data) for data in expected])
+            root = merkle_root([leaf_hash(each.leaf) for each in entries])
             assert store.log_head().root == root.hex()

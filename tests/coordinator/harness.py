@@ -62,6 +62,7 @@ from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
+from tests.logs import LOG
 
 FEDERATION = FederationId("dr-study")
 COORDINATOR = NodeId("coordinator")
@@ -110,7 +111,7 @@ class Site:
         return self.allowlist.nodes[node_id]
 
     def connect_store(self) -> Store:
-        return SqlStore.connect(self.config.database_url)
+        return SqlStore.connect(self.config.database_url, **LOG)
 
 
 def make_site(
@@ -146,6 +147,7 @@ def make_site(
             "tls_certificate": str(mine.tls.certificate_chain),
             "participant_authority": str(mine.tls.trusted_authority),
             "signing_key": str(mine.signing_key),
+            "log_key": str(mine.log_key),
         },
         "study": {
             "rounds": 2,
@@ -423,4 +425,8 @@ async def final_model(coordinator: Running) -> Digest:
 
 def events_of(store: Store) -> list[dict[str, object]]:
     """The log's entries, parsed."""
-    return [dict(parse_entry(each.data)) for each in store.log_entries(start=0, limit=10_000)]
+    return [
+        dict(parse_entry(each.data))
+        for each in store.log_entries(start=0, limit=10_000)
+        if each.data is not None
+    ]

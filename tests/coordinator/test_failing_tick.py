@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matl_common.errors import InvalidInputError
-from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.entry import Entry
 from matl_coordinator.core.rounds import Phase
 from matl_coordinator.ports import Change, LoggedEntry, State, Store
 from tests.coordinator.harness import OPERATOR, Running, make_site, next_round, play, running
@@ -22,9 +22,9 @@ class Refusing(FaultyStore):
         self.refused = set(events)
 
     def commit(
-        self, changes: Sequence[Change], entries: Sequence[bytes]
+        self, changes: Sequence[Change], entries: Sequence[Entry]
     ) -> tuple[LoggedEntry, ...]:
-        if any(parse_entry(each)["event"] in self.refused for each in entries):
+        if any(each.event in self.refused for each in entries):
             raise InvalidInputError("too long (injected)")
         return super().commit(changes, entries)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from matl_common.ids import Digest, NodeId, RoundId
-from matl_common.tlog.entry import MAX_ENTRY_BYTES, parse_entry
+from matl_common.tlog.entry import MAX_ENTRY_BYTES, Entry, parse_entry
 from matl_coordinator.core.judgement import Judgement
 from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.robust.root import RootRow
@@ -58,10 +58,10 @@ def large_round() -> Round:
     )
 
 
-def together(parts: Iterable[bytes]) -> dict[str, Fact]:
+def together(parts: Iterable[Entry]) -> dict[str, Fact]:
     """The event that parts of it tell; checks that each says which part it is, and fits."""
     whole: dict[str, Fact] = {}
-    encoded = list(parts)
+    encoded = [each.data for each in parts]
     assert max(map(len, encoded)) <= MAX_ENTRY_BYTES
     for number, data in enumerate(encoded, start=1):
         facts = dict(parse_entry(data))
@@ -135,7 +135,7 @@ def test_a_judgement_of_a_thousand_hospitals_is_told_whole_even_when_all_send_th
     assert told["power"]["cartel"] == list(MANY)
     assert len(told["root"]) == 256  # type: ignore[arg-type]
     # A hospital's standing is in one part, whole.
-    for part in map(parse_entry, encoded):
+    for part in (parse_entry(each.data) for each in encoded):
         trust = part.get("trust", {})
         assert isinstance(trust, dict)
         assert {len(standing) for standing in trust.values()} <= {len(told["trust"][MANY[0]])}  # type: ignore[index,call-overload,arg-type]
@@ -144,14 +144,14 @@ def test_a_judgement_of_a_thousand_hospitals_is_told_whole_even_when_all_send_th
 def test_an_alarm_over_a_thousand_hospitals_fits_an_entry() -> None:
     power = ByzantinePower(1.0, 1.0, frozenset(MANY), 0.9)
     for alarm in alarms_of(power, cartel_share=0.3):
-        assert len(alarm_entry(alarm, round_id=7, at=utc_now())) < 4096
+        assert len(alarm_entry(alarm, round_id=7, at=utc_now()).data) < 4096
 
 
 def test_facts_that_fit_one_entry_are_not_cut() -> None:
     facts: dict[str, Fact] = {"admitted": {"a": "1"}, "excluded": {}, "names": ["b", "c"]}
     assert in_parts(facts) == [facts]
     (alone,) = entries("some_event", at=utc_now(), round_id=1, **facts)
-    assert "part" not in parse_entry(alone)
+    assert "part" not in parse_entry(alone.data)
 
 
 async def test_a_round_of_nine_hundred_hospitals_closes(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ tls_key = "k"
 tls_certificate = "c"
 participant_authority = "a"
 signing_key = "s"
+log_key = "l"
 [study]
 public_images = "public"
 {extra}

@@ -14,7 +14,7 @@ from matl_common.errors import IntegrityError
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import RoundStart
 from matl_common.tensors import safetensors_header
-from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.entry import Entry, parse_entry
 from matl_coordinator.aggregation import Histories
 from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.robust.gram import PREVIOUS_AGGREGATE, Gram, Needs
@@ -107,9 +107,9 @@ class DyingStore(FaultyStore):
         return super().load()
 
     def commit(
-        self, changes: Sequence[Change], entries: Sequence[bytes]
+        self, changes: Sequence[Change], entries: Sequence[Entry]
     ) -> tuple[LoggedEntry, ...]:
-        if any(parse_entry(each)["event"] == self._event for each in entries):
+        if any(each.event == self._event for each in entries):
             self._is_dead = True
             self.fail_commit(self.commits, self._fault)
         return super().commit(changes, entries)
@@ -151,7 +151,7 @@ async def test_the_scores_in_the_log_follow_from_the_spooled_updates(tmp_path: P
         logged = [
             each.data
             for each in store.log_entries(start=0, limit=1000)
-            if parse_entry(each.data)["event"] == "round_scored"
+            if each.data is not None and parse_entry(each.data)["event"] == "round_scored"
         ]
         for rnd in rounds_of(coordinator):
             verdict = await coordinator.use_cases.judge.judge(
@@ -163,7 +163,7 @@ async def test_the_scores_in_the_log_follow_from_the_spooled_updates(tmp_path: P
             assert verdict.judgement.records == history[rnd.round_id]
             assert verdict.weights == rnd.weights
             (again,) = score_entries(rnd, verdict, seed=coordinate_seed(rnd), at=utc_now())
-            assert without_time(again) == without_time(logged[rnd.round_id - 1])
+            assert without_time(again.data) == without_time(logged[rnd.round_id - 1])
     last = parse_entry(logged[-1])["trust"]
     assert isinstance(last, dict)
     assert last["hospital_e"]["components"]["z"] < 0 < last["hospital_a"]["components"]["z"]
@@ -188,7 +188,7 @@ async def test_a_large_federations_scores_are_split_over_entries_that_fit(tmp_pa
     )
     large = replace(verdict, judgement=replace(verdict.judgement, records=many))
     entries = list(score_entries(rnd, large, seed=1, at=utc_now()))
-    parsed = [parse_entry(each) for each in entries]
+    parsed = [parse_entry(each.data) for each in entries]
     assert [each["part"] for each in parsed] == list(range(1, len(entries) + 1))
     named: set[str] = set()
     for each in parsed:

@@ -183,11 +183,11 @@ def test_power_without_anybody_honest_left_is_logged_as_unbounded() -> None:
     power = ByzantinePower(against=1.0, honest=0.0)
     (alarm,) = alarms_of(power, cartel_share=0.3)
     assert alarm.figure == math.inf
-    told = parse_entry(alarm_entry(alarm, round_id=1, at=utc_now()))
+    told = parse_entry(alarm_entry(alarm, round_id=1, at=utc_now()).data)
     assert "figure" not in told
     assert told["unbounded"] is True
     (bounded,) = alarms_of(ByzantinePower(1.0, 2.0), cartel_share=0.3)
-    assert "unbounded" not in parse_entry(alarm_entry(bounded, round_id=1, at=utc_now()))
+    assert "unbounded" not in parse_entry(alarm_entry(bounded, round_id=1, at=utc_now()).data)
     assert alarms_of(ByzantinePower(1.0, 3.0), cartel_share=0.3) == ()
 
 

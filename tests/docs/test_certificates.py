@@ -214,7 +214,7 @@ def test_the_signing_keys_are_those_that_the_others_hold(documented: Documented)
 
 def test_private_keys_are_their_owners_alone(documented: Documented) -> None:
     keys = list(documented.folder.rglob("*.key"))
-    assert len(keys) == 8
+    assert len(keys) == 9
     assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
 
 

@@ -18,6 +18,7 @@ from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits
 from matl_coordinator.store.migrate import upgrade_to_head
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.samples import a_model, a_round, an_update
+from tests.logs import LOG, an_entry, events_of, some_entries
 from tests.store.proxy import Mode, proxied
 
 HASTY = TimeLimits(
@@ -66,7 +67,7 @@ def test_a_url_that_cannot_work_is_refused(url: str) -> None:
 
 def test_an_unreachable_server_is_a_store_error_without_the_password() -> None:
     with pytest.raises(StoreError) as caught:
-        SqlStore.connect(f"postgresql://root:{SECRET}@127.0.0.1:1/x", limits=HASTY)
+        SqlStore.connect(f"postgresql://root:{SECRET}@127.0.0.1:1/x", limits=HASTY, **LOG)
     assert SECRET not in shown(caught.value)
 
 
@@ -74,7 +75,7 @@ def test_an_unreachable_server_is_a_store_error_without_the_password() -> None:
 def test_a_wrong_password_is_not_shown(postgres_database: str) -> None:
     wrong = make_url(postgres_database).set(password=SECRET)
     with pytest.raises(StoreError) as caught:
-        SqlStore.connect(wrong.render_as_string(hide_password=False))
+        SqlStore.connect(wrong.render_as_string(hide_password=False), **LOG)
     assert SECRET not in shown(caught.value)
 
 
@@ -84,10 +85,10 @@ def test_a_wrong_password_is_not_shown(postgres_database: str) -> None:
 def test_a_refused_change_is_not_quoted(database_url: str, change: Change) -> None:
     engine = create_database_engine(database_url)
     upgrade_to_head(engine)
-    with closing(SqlStore(engine)) as store:
+    with closing(SqlStore(engine, **LOG)) as store:
         store.load()
         with pytest.raises(StoreError, match=r"IntegrityError|Violation") as caught:
-            store.commit([change], [SECRET.encode()])
+            store.commit([change], some_entries(SECRET))
         # Nor is any connection used again.
         assert isinstance(engine.pool, QueuePool)
         assert engine.pool.checkedin() == 0
@@ -96,16 +97,16 @@ def test_a_refused_change_is_not_quoted(database_url: str, change: Change) -> No
 
 
 def test_a_lock_that_is_never_released_is_not_waited_for(database_url: str) -> None:
-    with closing(SqlStore.connect(database_url, limits=HASTY)) as store:
+    with closing(SqlStore.connect(database_url, limits=HASTY, **LOG)) as store:
         store.load()
         with locked(database_url):
             began = time.monotonic()
             with pytest.raises(StoreError):
-                store.commit([], [b"too late"])
+                store.commit([], some_entries("too late"))
             assert time.monotonic() - began < 5.0
             assert store.log_head().size == 0
         store.load()
-        store.commit([], [b"free again"])
+        store.commit([], some_entries("free again"))
         assert store.log_head().size == 1
 
 
@@ -135,15 +136,15 @@ def test_a_full_sqlite_disk_fails_and_recovers(tmp_path: Path) -> None:
 
     event.listen(engine, "connect", limit)
     engine.dispose()
-    with closing(SqlStore(engine)) as store:
+    with closing(SqlStore(engine, **LOG)) as store:
         store.load()
-        store.commit([], [b"fits"])
+        store.commit([], some_entries("fits"))
         with pytest.raises(StoreError, match="SQLITE_FULL"):
-            store.commit([PutRound(a_round())], [b"x" * (1 << 20)])
+            store.commit([PutRound(a_round())], [an_entry("large", text="x" * (60 << 10))] * 20)
         pages = 1 << 20
         assert store.load().round is None
-        store.commit([PutRound(a_round())], [b"x" * (1 << 20)])
-        assert [each.index for each in store.log_entries(start=0, limit=9)] == [0, 1]
+        store.commit([PutRound(a_round())], [an_entry("large", text="x" * (60 << 10))] * 20)
+        assert [each.index for each in store.log_entries(start=0, limit=99)] == [*range(21)]
 
 
 @pytest.mark.postgres
@@ -173,20 +174,20 @@ def test_postgres_settings_outlive_a_rollback(postgres_database: str) -> None:
 def test_a_commit_whose_answer_is_lost_is_found_by_loading(
     postgres_database: str, mode: Mode
 ) -> None:
-    with proxied(postgres_database) as (url, proxy), closing(SqlStore.connect(url)) as store:
+    with proxied(postgres_database) as (url, proxy), closing(SqlStore.connect(url, **LOG)) as store:
         store.load()
-        store.commit([PutModel(a_model())], [b"before"])
+        store.commit([PutModel(a_model())], some_entries("before"))
         proxy.mode = mode
         with pytest.raises(StoreError):
-            store.commit([PutRound(a_round())], [b"in doubt"])
+            store.commit([PutRound(a_round())], some_entries("in doubt"))
         proxy.mode = Mode.FORWARD
         with pytest.raises(StoreError, match="load"):
-            store.commit([], [b"without a look"])
+            store.commit([], some_entries("without a look"))
         is_kept = mode is Mode.CUT_AFTER_COMMIT
         assert loaded(store).round == (a_round() if is_kept else None)
-        store.commit([PutRound(a_round(2))], [b"after"])
-        expected = [b"before", b"in doubt", b"after"] if is_kept else [b"before", b"after"]
-        assert [each.data for each in store.log_entries(start=0, limit=9)] == expected
+        store.commit([PutRound(a_round(2))], some_entries("after"))
+        expected = ["before", "in doubt", "after"] if is_kept else ["before", "after"]
+        assert events_of(store.log_entries(start=0, limit=9)) == expected
 
 
 def loaded(store: SqlStore) -> State:
@@ -205,19 +206,19 @@ def loaded(store: SqlStore) -> State:
 def test_a_server_that_hangs_is_given_up(postgres_database: str) -> None:
     with (
         proxied(postgres_database) as (url, proxy),
-        closing(SqlStore.connect(url, limits=HASTY)) as store,
+        closing(SqlStore.connect(url, limits=HASTY, **LOG)) as store,
     ):
         store.load()
-        store.commit([], [b"before"])
+        store.commit([], some_entries("before"))
         proxy.mode = Mode.SILENT
-        for call in (lambda: store.commit([], [b"lost"]), store.log_head, store.load):
+        for call in (lambda: store.commit([], some_entries("lost")), store.log_head, store.load):
             began = time.monotonic()
             with pytest.raises(StoreError):
                 call()
             assert time.monotonic() - began < 8.0
         proxy.mode = Mode.FORWARD
         store.load()
-        store.commit([], [b"after"])
+        store.commit([], some_entries("after"))
         assert store.log_head().size == 2
 
 
@@ -244,7 +245,7 @@ def test_a_transaction_on_a_server_that_hangs_ends_quietly(
 
 @pytest.mark.postgres
 def test_reading_survives_a_restart_of_the_server(postgres_database: str) -> None:
-    with proxied(postgres_database) as (url, proxy), closing(SqlStore.connect(url)) as store:
+    with proxied(postgres_database) as (url, proxy), closing(SqlStore.connect(url, **LOG)) as store:
         store.load()
         store.commit([PutRound(a_round())], [])
         proxy.mode = Mode.CUT
@@ -256,7 +257,7 @@ def test_reading_survives_a_restart_of_the_server(postgres_database: str) -> Non
         # Idle connections that died meanwhile are replaced unnoticed.
         proxy.cut()
         assert store.round(RoundId(1)) == a_round()
-        store.commit([], [b"still the writer"])
+        store.commit([], some_entries("still the writer"))
 
 
 def test_the_limits_leave_room_for_each_other() -> None:

@@ -14,6 +14,7 @@ from matl_coordinator.store.database import create_database_engine, reading, wri
 from matl_coordinator.store.migrate import schema_drift, upgrade_to_head
 from matl_coordinator.store.schema import metadata
 from matl_coordinator.store.sql import SqlStore
+from tests.logs import LOG, some_entries
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,19 +77,22 @@ def test_drift_is_noticed(database_url: str, change: str) -> None:
 
 
 def test_upgrading_again_changes_nothing(database_url: str) -> None:
-    store = SqlStore.connect(database_url)
+    store = SqlStore.connect(database_url, **LOG)
     store.load()
-    store.commit([], [b"kept"])
+    store.commit([], some_entries("kept"))
     with engine_of(database_url) as engine:
         upgrade_to_head(engine)
-    store.commit([], [b"still the writer"])
+    store.commit([], some_entries("still the writer"))
     assert store.log_head().size == 2
     store.close()
 
 
 def test_daemons_that_start_together_take_turns(database_url: str) -> None:
-    code = "import sys; from matl_coordinator.store.sql import SqlStore as S; "
-    command = [sys.executable, "-c", code + "S.connect(sys.argv[1]).load()", database_url]
+    code = (
+        "import sys; from matl_coordinator.store.sql import SqlStore; from tests.logs import LOG; "
+        "SqlStore.connect(sys.argv[1], **LOG).load()"
+    )
+    command = [sys.executable, "-c", code, database_url]
     starting = [subprocess.Popen(command, cwd=ROOT) for _ in range(4)]
     assert [each.wait() for each in starting] == [0] * 4
     with engine_of(database_url) as engine, reading(engine) as connection:
@@ -101,8 +105,8 @@ def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
         upgrade_to_head(engine)
         with writing(engine) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(ConfigurationError, match="newer version"):
-            SqlStore.connect(database_url)
+        with pytest.raises(ConfigurationError, match="another version"):
+            SqlStore.connect(database_url, **LOG)
         with reading(engine) as connection:
             found = connection.execute(text("SELECT version_num FROM alembic_version"))
             assert found.scalar_one() == "9999"
@@ -145,6 +149,6 @@ def test_a_process_of_its_own_migrates_as_well_and_keeps_quiet_about_the_url(
         assert schema_drift(engine) == []
         with writing(engine) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(ConfigurationError, match="newer version") as caught:
+    with pytest.raises(ConfigurationError, match="another version") as caught:
         migrate.upgrade_apart(database_url)
     assert database_url not in str(caught.value)

@@ -28,9 +28,12 @@ from matl_common.identity.development import (
     NodeFolder,
     create_development_keys,
 )
+from matl_common.identity.wrapping import load_key_file
 from matl_common.ids import FederationId, NodeId
 from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.leaf import parse_leaf
 from matl_common.tlog.merkle import leaf_hash, merkle_root, root_from
+from matl_common.tlog.sealing import data_key, open_sealed
 from matl_participant.core.account import Account
 from matl_participant.core.journal import replay
 from matl_participant.ledger import ledger_path
@@ -148,6 +151,7 @@ class Federation:
                 "tls_certificate": str(mine.tls.certificate_chain),
                 "participant_authority": str(mine.tls.trusted_authority),
                 "signing_key": str(mine.signing_key),
+                "log_key": str(mine.log_key),
             },
             "study": {
                 "recipe": "full",
@@ -275,18 +279,25 @@ def logged_events(federation: Federation) -> list[Event]:
     engine = sqlalchemy.create_engine(federation.database_url, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
         leaves = connection.execute(
-            sqlalchemy.text("SELECT leaf_index, data FROM log_entries ORDER BY leaf_index")
+            sqlalchemy.text("SELECT leaf_index, leaf, payload FROM log_entries ORDER BY leaf_index")
         ).all()
+        wrapped = connection.execute(sqlalchemy.text("SELECT name, wrapped FROM log_keys")).all()
         rows = connection.execute(
             sqlalchemy.text("SELECT level, node_index, hash FROM log_nodes")
         ).all()
     engine.dispose()
     nodes = {(level, index): bytes(digest) for level, index, digest in rows}
-    assert [index for index, _ in leaves] == list(range(len(leaves)))
-    hashes = [leaf_hash(bytes(data)) for _, data in leaves]
+    assert [index for index, _, _ in leaves] == list(range(len(leaves)))
+    hashes = [leaf_hash(bytes(leaf)) for _, leaf, _ in leaves]
     assert [nodes[0, index] for index in range(len(leaves))] == hashes
     assert root_from(len(leaves), lambda level, index: nodes[level, index]) == merkle_root(hashes)
-    return [dict(parse_entry(bytes(data))) for _, data in leaves]
+    wrapping = load_key_file(federation.folder / str(COORDINATOR) / "log-encryption.key")
+    keys = {name: data_key(name, wrapping.unwrap(bytes(key))) for name, key in wrapped}
+    opened = [
+        open_sealed(parse_leaf(bytes(leaf)), bytes(payload), keys[parse_leaf(bytes(leaf)).key])
+        for _, leaf, payload in leaves
+    ]
+    return [dict(parse_entry(each.data)) for each in opened]
 
 
 def toml_text(table: Table) -> str:

@@ -1,9 +1,13 @@
-"""The first tables: writer, study, rounds, updates, trust, models and the log."""
+"""The first tables: writer, study, rounds, updates, trust, models and the log.
+
+Before them, and before any release, was a log without encryption; a database of that time is
+refused.
+"""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "0002"
 down_revision = None
 
 _NAME = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
@@ -81,9 +85,20 @@ def _create_log_tables() -> None:
         sa.CheckConstraint("length(hash) = 32", name=op.f("ck_log_nodes_hash_bytes")),
     )
     op.create_table(
+        "log_keys",
+        sa.Column("name", _NAME, nullable=False),
+        sa.Column("month", _NAME, nullable=False),
+        sa.Column("wrapped_by", sa.Text, nullable=False),
+        sa.Column("wrapped", sa.LargeBinary, nullable=True),
+        sa.PrimaryKeyConstraint("name", name="pk_log_keys"),
+    )
+    op.create_index("ix_log_keys_month", "log_keys", ["month"])
+    op.create_table(
         "log_entries",
         sa.Column("leaf_index", sa.BigInteger, autoincrement=False, nullable=False),
-        sa.Column("data", sa.LargeBinary, nullable=False),
-        sa.PrimaryKeyConstraint("leaf_index", name="pk_log_entries"),
+        sa.Column("month", _NAME, nullable=False),
+        sa.Column("leaf", sa.LargeBinary, nullable=False),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("leaf_index", "month", name="pk_log_entries"),
         sa.CheckConstraint("leaf_index >= 0", name=op.f("ck_log_entries_address")),
     )
