@@ -310,7 +310,7 @@ def log(
 ) -> None:
     """Show the newest entries of the transparency log, oldest first.
 
-    With --json each line is one entry exactly as the log's tree holds it.
+    With --json each line is one entry in canonical JSON.
     """
     with _connected(context) as client:
         entries = client.newest_log_entries(limit=limit)

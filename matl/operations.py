@@ -18,7 +18,9 @@ import grpc
 from matl_common.errors import MatlError
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.wire import audit_pb2
 from matl_common.wire import operations_pb2 as pb
+from matl_common.wire.audit_pb2_grpc import AuditServiceStub
 from matl_common.wire.documents import from_unix_ms
 from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
 
@@ -166,6 +168,7 @@ class OperationsClient:
     def __init__(self, channel: grpc.Channel, *, timeout_seconds: float = CALL_SECONDS) -> None:
         """Use a channel that somebody else opens and closes."""
         self._stub = OperationsServiceStub(channel)
+        self._audit = AuditServiceStub(channel)
         self._timeout = timeout_seconds
 
     def status(self) -> Status:
@@ -222,13 +225,16 @@ class OperationsClient:
         return tuple(_participant(each) for each in answer.participants)
 
     def newest_log_entries(self, *, limit: int = MAX_ENTRIES) -> tuple[bytes, ...]:
-        """The newest entries of the log, oldest first, exactly as the tree holds them.
+        """What the newest entries of the log say, oldest first, as canonical JSON.
+
+        An entry whose key was erased is left out.
 
         Raises:
             OperationsError: as ``status``.
         """
-        answer = self._call(self._stub.TailLog, pb.TailLogRequest(newest=True, limit=limit))
-        return tuple(each.data for each in answer.entries)
+        request = audit_pb2.ReadLogRequest(newest=True, limit=limit)
+        answer = self._call(self._audit.ReadLog, request)
+        return tuple(each.entry for each in answer.entries if each.entry)
 
     def pause(self, reason: str) -> None:
         """Open no further round. Raises OperationsError."""

@@ -24,6 +24,7 @@ import typer
 from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
+from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.tls import server_credentials
 from matl_common.identity.wrapping import create_key_file, load_key_file
 from matl_common.ids import NodeId
@@ -31,7 +32,8 @@ from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer, load_pem_signer
-from matl_common.tlog.leaf import log_origin
+from matl_common.tlog.checkpoint import log_key
+from matl_common.tlog.names import log_origin
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
@@ -50,10 +52,12 @@ from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.assembly import Outside, assemble
+from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
+from matl_coordinator.store.anchor import FileAnchor
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.migrate import upgrade_apart
 from matl_coordinator.store.models import FileModelStore
@@ -91,6 +95,7 @@ class Coordinator:
         self._config = config
         self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
         self._signer: Signer = load_pem_signer(config.identity.signing_key)
+        self._log = _log_signer(config, self._allowlist)
         # Made here only to be refused before a study is founded.
         server_credentials(config.identity.tls)
         check_paths(config)
@@ -120,6 +125,8 @@ class Coordinator:
             await asyncio.to_thread(upgrade_apart, config.database_url)
             store = await asyncio.to_thread(self._store)
             stack.callback(store.close)
+            checkpoints = self._checkpoints(store)
+            await checkpoints.resume()
             register = Register(store)
             watch = Watch(register=register, meter=self._metrics, clock=utc_now)
             loop = asyncio.get_running_loop()
@@ -166,6 +173,7 @@ class Coordinator:
                 register=register,
                 allowlist=self._allowlist,
                 outside=outside,
+                checkpoints=checkpoints,
                 protection=protection,
             )
             server = build_server(
@@ -217,6 +225,15 @@ class Coordinator:
             self._config.database_url,
             log_origin=log_origin(self._allowlist.federation),
             log_key=load_key_file(path),
+        )
+
+    def _checkpoints(self, store: SqlStore) -> Checkpoints:
+        return Checkpoints(
+            store=store,
+            anchor=FileAnchor(self._config.state_dir / "log-checkpoint.txt"),
+            log=self._log,
+            policy=witness_policy(self._allowlist, self._log.key, f=self._config.rounds.byzantine),
+            clock=utc_now,
         )
 
     def _check_noise(self, plan: StudyPlan) -> None:
@@ -304,6 +321,12 @@ class Coordinator:
                 await register.decide(decide)
         else:
             await register.decide(decide)
+
+
+def _log_signer(config: Config, allowlist: Allowlist) -> LogSigner:
+    private_key = load_ed25519_private_key(config.identity.log_key)
+    key = log_key(log_origin(allowlist.federation), private_key.public_key())
+    return LogSigner(key, private_key)
 
 
 def serve(config: Config) -> int:

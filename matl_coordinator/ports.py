@@ -173,6 +173,8 @@ class LoggedEntry:
     """The entry, encrypted."""
     data: bytes | None
     """The entry, canonical JSON; ``None`` where its key was erased."""
+    salt: bytes | None
+    """With it, whoever is shown the entry can check it against the leaf."""
     leaf_hash: Digest
 
 
@@ -182,6 +184,17 @@ class LogHead:
 
     size: int
     root: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """A checkpoint that was signed, and the cosignatures it has so far."""
+
+    size: int
+    note: bytes
+    """As the log signed it, without cosignatures."""
+    cosignatures: Mapping[NodeId, bytes]
+    """Signature lines by witness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +266,26 @@ class Store(Protocol):
 
     def log_node(self, level: int, index: int) -> bytes:
         """A stored hash of the log's tree; level 0 holds the leaves."""
+        ...
+
+    def latest_checkpoint(self) -> CheckpointRecord | None:
+        """The largest checkpoint that was put."""
+        ...
+
+    def put_checkpoint(self, size: int, note: bytes) -> None:
+        """Keep a signed checkpoint, durably; the first of a size stays.
+
+        Raises:
+            StoreError: the database did not confirm.
+        """
+        ...
+
+    def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
+        """Keep a witness's line on a checkpoint that was put; the first stays.
+
+        Raises:
+            StoreError: the database did not confirm.
+        """
         ...
 
     def close(self) -> None: ...

@@ -25,6 +25,7 @@ from matl_common.tlog.sealing import DATA_KEY_BYTES, data_key, seal
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.ports import (
     Change,
+    CheckpointRecord,
     ChunkRefusedError,
     LoggedEntry,
     LogHead,
@@ -59,6 +60,7 @@ class Tables:
     models: dict[int, ModelRecord] = field(default_factory=dict)
     entries: list[LoggedEntry] = field(default_factory=list)
     nodes: dict[NodeAddress, bytes] = field(default_factory=dict)
+    checkpoints: dict[int, CheckpointRecord] = field(default_factory=dict)
 
     def copy(self) -> Tables:
         return Tables(**{each.name: copy(getattr(self, each.name)) for each in fields(self)})
@@ -161,6 +163,24 @@ class FakeStore:
         except KeyError:
             raise IntegrityError(f"the log has no node {(level, index)}") from None
 
+    def latest_checkpoint(self) -> CheckpointRecord | None:
+        checkpoints = self._tables.checkpoints
+        return checkpoints[max(checkpoints)] if checkpoints else None
+
+    def put_checkpoint(self, size: int, note: bytes) -> None:
+        with self._database.lock:
+            record = CheckpointRecord(size, note, {})
+            self._database.tables.checkpoints.setdefault(size, record)
+
+    def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
+        with self._database.lock:
+            checkpoints = self._database.tables.checkpoints
+            if size not in checkpoints:
+                raise StoreError("a cosignature belongs to a checkpoint that is not recorded")
+            record = checkpoints[size]
+            lines = {node_id: line, **record.cosignatures}
+            checkpoints[size] = replace(record, cosignatures=dict(sorted(lines.items())))
+
     def close(self) -> None:
         pass
 
@@ -175,7 +195,9 @@ def _append(tables: Tables, entry: Entry) -> LoggedEntry:
     random = hashlib.sha512(b"%d" % index).digest()
     sealed = seal(entry, origin="fake.matl.internal/log", index=index, key=_KEY, random=random)
     hashed = leaf_hash(sealed.leaf)
-    logged = LoggedEntry(index, sealed.leaf, sealed.payload, entry.data, Digest(hashed.hex()))
+    logged = LoggedEntry(
+        index, sealed.leaf, sealed.payload, entry.data, sealed.salt, Digest(hashed.hex())
+    )
     nodes = appended_nodes(index, hashed, lambda level, i: tables.nodes[level, i])
     tables.nodes.update(nodes)
     tables.entries.append(logged)
@@ -280,6 +302,15 @@ class FaultyStore:
 
     def log_node(self, level: int, index: int) -> bytes:
         return self._store.log_node(level, index)
+
+    def latest_checkpoint(self) -> CheckpointRecord | None:
+        return self._store.latest_checkpoint()
+
+    def put_checkpoint(self, size: int, note: bytes) -> None:
+        self._store.put_checkpoint(size, note)
+
+    def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
+        self._store.put_cosignature(size, node_id, line)
 
     def close(self) -> None:
         self._store.close()

@@ -4,6 +4,7 @@ The operator writes ``allowlist.toml``; its values are the only source of a node
 role, pins, signing key and weight. Deciding is pure; reading the file is separate.
 """
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,9 @@ from matl_common.ids import (
     parse_federation_id,
     parse_node_id,
 )
+from matl_common.tlog.cosignature import COSIGNATURE_TYPES
+from matl_common.tlog.names import witness_name
+from matl_common.tlog.note import VerifierKey, parse_verifier_key
 
 MAX_ALLOWLIST_BYTES = 1 << 20
 MAX_NODES = 1000
@@ -50,7 +54,8 @@ class AllowedNode:
 
     ``pins`` are the SHA-256 values of the TLS keys it may use, two of them while a key
     is being replaced. ``enrolled_patients`` weighs its updates; ``label_histogram``
-    counts its enrolled patients per grade, where the operator knows them.
+    counts its enrolled patients per grade, where the operator knows them. With a
+    ``witness_key`` it cosigns the log's checkpoints.
     """
 
     node_id: NodeId
@@ -59,6 +64,7 @@ class AllowedNode:
     signing_key: ec.EllipticCurvePublicKey
     enrolled_patients: int
     label_histogram: tuple[int, ...] | None = None
+    witness_key: VerifierKey | None = None
 
     @property
     def signing_keyid(self) -> str:
@@ -112,6 +118,7 @@ class _NodeTable(_Strict):
     label_histogram: Annotated[list[_Count], Field(min_length=1, max_length=MAX_LABELS)] | None = (
         None
     )
+    witness_key: Annotated[str, Field(max_length=8000)] | None = None
 
 
 class _AllowlistTable(_Strict):
@@ -152,7 +159,8 @@ def parse_allowlist(data: bytes) -> Allowlist:
         raise InvalidInputError(f"the allow-list is not TOML: {error}") from error
     except ValidationError as error:
         raise InvalidInputError(f"the allow-list is not valid: {error}") from error
-    return enrol(parse_federation_id(table.federation), map(_allowed_node, table.nodes))
+    federation = parse_federation_id(table.federation)
+    return enrol(federation, (_allowed_node(federation, each) for each in table.nodes))
 
 
 def enrol(federation: FederationId, nodes: Iterable[AllowedNode]) -> Allowlist:
@@ -168,11 +176,12 @@ def enrol(federation: FederationId, nodes: Iterable[AllowedNode]) -> Allowlist:
             raise InvalidInputError(f"the allow-list names {node.node_id} twice")
         listed[node.node_id] = node
         # The signing key too: one key for two uses would let one stand for the other.
-        for key in (*sorted(node.pins), node.signing_keyid):
+        witness = () if node.witness_key is None else (_digest_of_key(node.witness_key),)
+        for key in (*sorted(node.pins), node.signing_keyid, *witness):
             if key in owner_of_key:
                 raise InvalidInputError(
                     f"{node.node_id} lists key {key}, which {owner_of_key[key]} lists already; "
-                    "every node needs its own TLS key and its own signing key"
+                    "every node needs keys of its own, one for each use"
                 )
             owner_of_key[key] = node.node_id
     return Allowlist(federation, listed)
@@ -192,11 +201,32 @@ def encode_allowlist(allowlist: Allowlist) -> bytes:
         ]
         if node.label_histogram is not None:
             lines.append(f"label_histogram = {list(node.label_histogram)}")
+        if node.witness_key is not None:
+            lines.append(f"witness_key = {json.dumps(node.witness_key.vkey)}")
         tables.append("\n".join(lines) + "\n")
     return "\n".join(tables).encode()
 
 
-def _allowed_node(table: _NodeTable) -> AllowedNode:
+def _digest_of_key(key: VerifierKey) -> str:
+    # For a P-256 key the same as its pin, so one that serves another use, too, is found.
+    return hashlib.sha256(key.public_key).hexdigest()
+
+
+def _witness_key(federation: FederationId, table: _NodeTable) -> VerifierKey | None:
+    if table.witness_key is None:
+        return None
+    if Role(table.role) is not Role.PARTICIPANT:
+        raise InvalidInputError(f"{table.node_id[:80]!r} has a witness_key; only participants may")
+    key = parse_verifier_key(table.witness_key, COSIGNATURE_TYPES)
+    wanted = witness_name(federation, parse_node_id(table.node_id))
+    if key.name != wanted:
+        raise InvalidInputError(
+            f"the witness_key of {table.node_id[:80]!r} is named {key.name[:200]!r}, not {wanted!r}"
+        )
+    return key
+
+
+def _allowed_node(federation: FederationId, table: _NodeTable) -> AllowedNode:
     pins = frozenset(parse_digest(pin) for pin in table.pins)
     if len(pins) != len(table.pins):
         raise InvalidInputError(f"the allow-list repeats a pin of {table.node_id[:80]!r}")
@@ -212,4 +242,5 @@ def _allowed_node(table: _NodeTable) -> AllowedNode:
         signing_key=parse_public_key(table.signing_key.encode()),
         enrolled_patients=table.enrolled_patients,
         label_histogram=None if histogram is None else tuple(histogram),
+        witness_key=_witness_key(federation, table),
     )

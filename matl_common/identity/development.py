@@ -9,6 +9,7 @@ node lies side by side, which no real federation may do; the folder says so.
     <node_id>/signing.key signing.pub                    DSSE envelopes
     <coordinator>/allowlist.toml log.key log.vkey        enrolment and the log's key
     <others>/coordinator-signing.pub log.vkey            what they trust the coordinator by
+    <participants>/witness.key                           cosignatures
 """
 
 import json
@@ -46,7 +47,8 @@ from matl_common.identity.keys import (
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import FederationId, NodeId
 from matl_common.tlog.checkpoint import log_key
-from matl_common.tlog.leaf import log_origin
+from matl_common.tlog.cosignature import witness_key
+from matl_common.tlog.names import log_origin, witness_name
 
 MARKER = "DEVELOPMENT-KEYS.json"
 DEFAULT_VALIDITY = timedelta(days=30)
@@ -109,6 +111,11 @@ class NodeFolder:
     def log_key(self) -> Path:
         """The private key of the log's checkpoints."""
         return self.folder / "log.key"
+
+    @property
+    def witness_key(self) -> Path:
+        """The private key that a participant cosigns checkpoints with."""
+        return self.folder / "witness.key"
 
     @property
     def log_verifier_key(self) -> Path:
@@ -204,6 +211,11 @@ def _write_node(
     _write_public(folder / "trusted-ca.crt", _pem(trusted.certificate))
     _write_public(folder / "signing.pub", public_key_pem(signing_key.public_key()))
     enrolment = wanted.participants.get(node, Enrolment(patients=0))
+    witness = None
+    if role is Role.PARTICIPANT:
+        private_key = Ed25519PrivateKey.generate()
+        write_atomically(NodeFolder(folder).witness_key, [private_key_pem(private_key)])
+        witness = witness_key(witness_name(wanted.federation, node), private_key.public_key())
     return AllowedNode(
         node_id=node,
         role=role,
@@ -211,6 +223,7 @@ def _write_node(
         signing_key=signing_key.public_key(),
         enrolled_patients=enrolment.patients,
         label_histogram=enrolment.label_histogram,
+        witness_key=witness,
     )
 
 

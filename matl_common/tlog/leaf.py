@@ -26,7 +26,7 @@ import re
 from dataclasses import dataclass
 
 from matl_common.errors import IntegrityError, InvalidInputError
-from matl_common.ids import Digest, FederationId, parse_digest
+from matl_common.ids import Digest, parse_digest
 from matl_common.tlog.entry import parse_entry
 
 LEAF_VERSION = 2
@@ -56,11 +56,6 @@ class Leaf:
     def month(self) -> str:
         """``YYYY-MM`` of ``at``."""
         return self.at[:7]
-
-
-def log_origin(federation: FederationId) -> str:
-    """The name of a federation's log."""
-    return f"{federation}.matl.internal/log"
 
 
 def encode_leaf(leaf: Leaf) -> bytes:

@@ -42,6 +42,7 @@ class Sealed:
     leaf: bytes
     """``leaf.encode_leaf``; hashed into the tree."""
     payload: bytes
+    salt: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def seal(entry: Entry, *, origin: str, index: int, key: DataKey, random: bytes) 
         ciphertext=digest_of(payload),
         key=key.name,
     )
-    return Sealed(encode_leaf(leaf), payload)
+    return Sealed(encode_leaf(leaf), payload, salt)
 
 
 def check_payload(leaf: Leaf, payload: bytes) -> None:

@@ -49,11 +49,6 @@ class OperationsServiceStub:
                 request_serializer=matl_dot_v1_dot_operations__pb2.ListParticipantsRequest.SerializeToString,
                 response_deserializer=matl_dot_v1_dot_operations__pb2.ListParticipantsResponse.FromString,
                 _registered_method=True)
-        self.TailLog = channel.unary_unary(
-                '/matl.v1.OperationsService/TailLog',
-                request_serializer=matl_dot_v1_dot_operations__pb2.TailLogRequest.SerializeToString,
-                response_deserializer=matl_dot_v1_dot_operations__pb2.TailLogResponse.FromString,
-                _registered_method=True)
         self.Pause = channel.unary_unary(
                 '/matl.v1.OperationsService/Pause',
                 request_serializer=matl_dot_v1_dot_operations__pb2.PauseRequest.SerializeToString,
@@ -107,12 +102,6 @@ class OperationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListParticipants(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def TailLog(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,11 +166,6 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.ListParticipants,
                     request_deserializer=matl_dot_v1_dot_operations__pb2.ListParticipantsRequest.FromString,
                     response_serializer=matl_dot_v1_dot_operations__pb2.ListParticipantsResponse.SerializeToString,
-            ),
-            'TailLog': grpc.unary_unary_rpc_method_handler(
-                    servicer.TailLog,
-                    request_deserializer=matl_dot_v1_dot_operations__pb2.TailLogRequest.FromString,
-                    response_serializer=matl_dot_v1_dot_operations__pb2.TailLogResponse.SerializeToString,
             ),
             'Pause': grpc.unary_unary_rpc_method_handler(
                     servicer.Pause,
@@ -300,33 +284,6 @@ class OperationsService:
             '/matl.v1.OperationsService/ListParticipants',
             matl_dot_v1_dot_operations__pb2.ListParticipantsRequest.SerializeToString,
             matl_dot_v1_dot_operations__pb2.ListParticipantsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def TailLog(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/matl.v1.OperationsService/TailLog',
-            matl_dot_v1_dot_operations__pb2.TailLogRequest.SerializeToString,
-            matl_dot_v1_dot_operations__pb2.TailLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,7 +34,6 @@ class OperationsServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetStatusRequest, _operations_pb2.GetStatusResponse]
     ListRounds: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]
     ListParticipants: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListParticipantsRequest, _operations_pb2.ListParticipantsResponse]
-    TailLog: _grpc.UnaryUnaryMultiCallable[_operations_pb2.TailLogRequest, _operations_pb2.TailLogResponse]
     Pause: _grpc.UnaryUnaryMultiCallable[_operations_pb2.PauseRequest, _operations_pb2.PauseResponse]
     Resume: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ResumeRequest, _operations_pb2.ResumeResponse]
     StartRound: _grpc.UnaryUnaryMultiCallable[_operations_pb2.StartRoundRequest, _operations_pb2.StartRoundResponse]
@@ -49,7 +48,6 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetStatusRequest, _operations_pb2.GetStatusResponse]  # type: ignore[assignment]
     ListRounds: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]  # type: ignore[assignment]
     ListParticipants: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListParticipantsRequest, _operations_pb2.ListParticipantsResponse]  # type: ignore[assignment]
-    TailLog: _aio.UnaryUnaryMultiCallable[_operations_pb2.TailLogRequest, _operations_pb2.TailLogResponse]  # type: ignore[assignment]
     Pause: _aio.UnaryUnaryMultiCallable[_operations_pb2.PauseRequest, _operations_pb2.PauseResponse]  # type: ignore[assignment]
     Resume: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResumeRequest, _operations_pb2.ResumeResponse]  # type: ignore[assignment]
     StartRound: _aio.UnaryUnaryMultiCallable[_operations_pb2.StartRoundRequest, _operations_pb2.StartRoundResponse]  # type: ignore[assignment]
@@ -79,13 +77,6 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListParticipantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListParticipantsResponse, _abc.Awaitable[_operations_pb2.ListParticipantsResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def TailLog(
-        self,
-        request: _operations_pb2.TailLogRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_operations_pb2.TailLogResponse, _abc.Awaitable[_operations_pb2.TailLogResponse]]: ...
 
     @_abc_1.abstractmethod
     def Pause(

@@ -23,6 +23,7 @@ MAX_CALLS_PER_NODE = 16
 """Calls of one node that may be under way at once."""
 
 _FEDERATION = "/matl.v1.FederationService/"
+_AUDIT = "/matl.v1.AuditService/"
 _OPERATIONS = "/matl.v1.OperationsService/"
 _REFLECTION = "ServerReflection/ServerReflectionInfo"
 _ANYONE_ENROLLED = frozenset({Role.PARTICIPANT, Role.OPERATOR})
@@ -38,7 +39,6 @@ ROLES: dict[str, frozenset[Role]] = {
             "GetStatus",
             "ListRounds",
             "ListParticipants",
-            "TailLog",
             "Pause",
             "Resume",
             "StartRound",
@@ -48,6 +48,11 @@ ROLES: dict[str, frozenset[Role]] = {
             "Deny",
         )
     },
+    **{
+        _AUDIT + method: _ANYONE_ENROLLED
+        for method in ("GetCheckpoint", "ProveInclusion", "ProveConsistency", "ReadLog")
+    },
+    _AUDIT + "AddCosignature": frozenset({Role.PARTICIPANT}),
     "/grpc.health.v1.Health/Check": _ANYONE_ENROLLED,
     "/grpc.health.v1.Health/Watch": _ANYONE_ENROLLED,
     "/grpc.health.v1.Health/List": _ANYONE_ENROLLED,

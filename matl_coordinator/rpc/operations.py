@@ -47,7 +47,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         state = await self._operations.state()
-        page = await self._operations.log_page(start=None, limit=1)
+        head = await self._operations.log_head()
         facts = self._overview.facts(state, self._clock())
         study, rnd = state.study, state.round
         return pb.GetStatusResponse(
@@ -60,8 +60,8 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             rounds_planned=facts.rounds_planned,
             current_round=None if rnd is None else self._round(rnd, state, facts.waiting_for),
             latest_model="" if state.latest_model is None else state.latest_model.digest,
-            log_size=page.head.size,
-            log_root=page.head.root,
+            log_size=head.size,
+            log_root=head.root,
             next_round_at_unix_ms=_unix_ms(facts.next_round_at),
             active_participants=facts.present,
             mode=facts.protection.mode.value,
@@ -118,18 +118,6 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             neighbouring_relation=f"{terms.adjacency} {terms.unit}",
             target_delta=terms.target_delta,
             appeal=_appeal(node_id, state),
-        )
-
-    async def TailLog(self, request: pb.TailLogRequest, context: Context) -> pb.TailLogResponse:
-        start = None if request.newest else request.from_index
-        page = await self._operations.log_page(start=start, limit=request.limit or 50)
-        return pb.TailLogResponse(
-            entries=[
-                pb.LogEntry(index=each.index, data=each.data or b"", leaf_hash=each.leaf_hash)
-                for each in page.entries
-            ],
-            log_size=page.head.size,
-            log_root=page.head.root,
         )
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:

@@ -18,6 +18,8 @@ from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.tls import TlsFiles, server_credentials, server_options
 from matl_common.version import __version__
 from matl_common.wire import (
+    audit_pb2,
+    audit_pb2_grpc,
     federation_pb2,
     federation_pb2_grpc,
     operations_pb2,
@@ -25,6 +27,7 @@ from matl_common.wire import (
 )
 from matl_coordinator.config import Config
 from matl_coordinator.ports import Meter
+from matl_coordinator.rpc.audit import AuditServicer
 from matl_coordinator.rpc.federation import FederationServicer
 from matl_coordinator.rpc.guard import Guard, check_roles
 from matl_coordinator.rpc.operations import OperationsServicer
@@ -38,8 +41,10 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
     Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
 
+AUDIT_SERVICE = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 FEDERATION_SERVICE = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
 OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
+SERVICES = (FEDERATION_SERVICE, OPERATIONS_SERVICE, AUDIT_SERVICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class Servicers:
 
     federation: federation_pb2_grpc.FederationServiceServicer
     operations: operations_pb2_grpc.OperationsServiceServicer
+    audit: audit_pb2_grpc.AuditServiceServicer
 
 
 class GuardedServer:
@@ -71,10 +77,9 @@ class GuardedServer:
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             servicers.operations, self._server
         )
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (FEDERATION_SERVICE, OPERATIONS_SERVICE, reflection.SERVICE_NAME), self._server
-        )
+        reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), self._server)
 
     async def start(self, address: str) -> int:
         """Listen on ``host:port``; returns the port.
@@ -89,7 +94,7 @@ class GuardedServer:
                 f"cannot listen on {address}; is another coordinator running there?"
             ) from error
         await self._server.start()
-        for service in (FEDERATION_SERVICE, OPERATIONS_SERVICE, ""):
+        for service in (*SERVICES, ""):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return port
 
@@ -128,9 +133,12 @@ def build_server(
         allowlist=allowlist,
         clock=clock,
     )
+    audit = AuditServicer(audit=use_cases.audit, checkpoints=use_cases.checkpoints)
     guard = Guard(allowlist=allowlist, clock=clock, on_denial=watch.access_denied)
     return GuardedServer(
-        files=config.identity.tls, guard=guard, servicers=Servicers(federation, operations)
+        files=config.identity.tls,
+        guard=guard,
+        servicers=Servicers(federation, operations, audit),
     )
 
 
@@ -138,6 +146,7 @@ def _methods() -> Iterable[str]:
     pools = (
         federation_pb2.DESCRIPTOR.services_by_name,
         operations_pb2.DESCRIPTOR.services_by_name,
+        audit_pb2.DESCRIPTOR.services_by_name,
         health_pb2.DESCRIPTOR.services_by_name,
     )
     for services in pools:

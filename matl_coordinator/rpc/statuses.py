@@ -12,6 +12,7 @@ from matl_common.errors import InvalidInputError, MatlError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.ports import SpoolError, SpoolFullError, StoreError
 from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError
+from matl_coordinator.service.checkpoints import CheckpointError
 from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
 from matl_coordinator.service.invitations import UnknownModelError
 from matl_coordinator.service.operations import OperationError
@@ -43,6 +44,7 @@ ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (TooManyCallsError, Status.RESOURCE_EXHAUSTED),
     (UnknownModelError, Status.NOT_FOUND),
     (UnknownUpdateError, Status.NOT_FOUND),
+    (CheckpointError, Status.FAILED_PRECONDITION),
     (OperationError, Status.FAILED_PRECONDITION),
     (SupersededError, Status.ABORTED),
     (SpoolFullError, Status.RESOURCE_EXHAUSTED),

@@ -22,6 +22,8 @@ from matl_coordinator.core.rounds import Round
 from matl_coordinator.ports import Histories, Meter, ModelStore, Scorer, Spool, Store
 from matl_coordinator.protection import Protection, protection_of
 from matl_coordinator.service.activity import activities
+from matl_coordinator.service.audit import Audit
+from matl_coordinator.service.checkpoints import Checkpoints
 from matl_coordinator.service.conductor import Conductor, Settings
 from matl_coordinator.service.intake import Intake
 from matl_coordinator.service.invitations import Invitations
@@ -58,6 +60,8 @@ class UseCases:
     operations: Operations
     overview: Overview
     conductor: Conductor
+    audit: Audit
+    checkpoints: Checkpoints
     judge: Judge
     """What the conductor judges rounds with."""
 
@@ -69,6 +73,7 @@ def assemble(
     register: Register,
     allowlist: Allowlist,
     outside: Outside,
+    checkpoints: Checkpoints,
     protection: Protection | None = None,
 ) -> UseCases:
     """Wire the use cases of one coordinator; ``protection`` is what operators are told."""
@@ -127,7 +132,16 @@ def assemble(
         upload_fraction=intake.upload_fraction,
         waiting=conductor.waiting,
     )
-    return UseCases(invitations, intake, operations, overview, conductor, judge)
+    return UseCases(
+        invitations=invitations,
+        intake=intake,
+        operations=operations,
+        overview=overview,
+        conductor=conductor,
+        audit=Audit(outside.store),
+        checkpoints=checkpoints,
+        judge=judge,
+    )
 
 
 def _judge(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from matl_common.errors import MatlError
@@ -18,7 +18,6 @@ from matl_coordinator.core.trust_record import TrustRecord, TrustState, with_new
 from matl_coordinator.ports import (
     Appeal,
     Change,
-    LoggedEntry,
     LogHead,
     PutStudy,
     PutTrust,
@@ -30,19 +29,10 @@ from matl_coordinator.service.entries import entry
 from matl_coordinator.service.register import Decision, Register
 
 MAX_ROUNDS_LISTED = 100
-MAX_ENTRIES_LISTED = 500
 
 
 class OperationError(MatlError):
     """The order cannot be carried out as things stand."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogPage:
-    """A stretch of the log, and the log's head."""
-
-    entries: tuple[LoggedEntry, ...]
-    head: LogHead
 
 
 class Operations:
@@ -74,13 +64,8 @@ class Operations:
         bounded = min(max(1, limit), MAX_ROUNDS_LISTED)
         return await asyncio.to_thread(self._store.trust_history, after=after, limit=bounded)
 
-    async def log_page(self, *, start: int | None, limit: int) -> LogPage:
-        """``limit`` entries from ``start``, or the newest ones."""
-        head = await asyncio.to_thread(self._store.log_head)
-        bounded = min(max(1, limit), MAX_ENTRIES_LISTED)
-        first = max(0, head.size - bounded) if start is None else start
-        entries = await asyncio.to_thread(self._store.log_entries, start=first, limit=bounded)
-        return LogPage(entries, head)
+    async def log_head(self) -> LogHead:
+        return await asyncio.to_thread(self._store.log_head)
 
     async def pause(self, operator: NodeId, reason: str) -> None:
         """Open no further round; the one under way goes on."""

@@ -52,7 +52,14 @@ def append_entries(
         nodes.update(completed)
         added.update(completed)
         logged.append(
-            LoggedEntry(index, sealed.leaf, sealed.payload, entry.data, Digest(hashed.hex()))
+            LoggedEntry(
+                index=index,
+                leaf=sealed.leaf,
+                payload=sealed.payload,
+                data=entry.data,
+                salt=sealed.salt,
+                leaf_hash=Digest(hashed.hex()),
+            )
         )
     connection.execute(
         insert(log_nodes),
@@ -99,29 +106,32 @@ def read_entries(
     Raises:
         IntegrityError: an entry is not what its leaf commits to.
     """
-    leaf = (log_nodes.c.level == 0) & (log_nodes.c.node_index == log_entries.c.leaf_index)
+    is_leaf = (log_nodes.c.level == 0) & (log_nodes.c.node_index == log_entries.c.leaf_index)
     stored = log_entries.c
     rows = connection.execute(
         select(stored.leaf_index, stored.leaf, stored.payload, log_nodes.c.hash)
-        .join(log_nodes, leaf)
+        .join(log_nodes, is_leaf)
         .where(log_entries.c.leaf_index >= start)
         .order_by(log_entries.c.leaf_index)
         .limit(limit)
     ).all()
     leaves = [parse_leaf(bytes(row.leaf)) for row in rows]
     held = keys.read(connection, {each.key for each in leaves})
-    return tuple(
-        LoggedEntry(
-            index=row.leaf_index,
-            leaf=bytes(row.leaf),
-            payload=bytes(row.payload),
-            data=open_sealed(each, bytes(row.payload), held[each.key]).data
-            if each.key in held
-            else None,
-            leaf_hash=Digest(row.hash.hex()),
+    read: list[LoggedEntry] = []
+    for row, leaf in zip(rows, leaves, strict=True):
+        payload, key = bytes(row.payload), held.get(leaf.key)
+        opened = None if key is None else open_sealed(leaf, payload, key)
+        read.append(
+            LoggedEntry(
+                index=row.leaf_index,
+                leaf=bytes(row.leaf),
+                payload=payload,
+                data=None if opened is None else opened.data,
+                salt=None if opened is None else opened.salt,
+                leaf_hash=Digest(row.hash.hex()),
+            )
         )
-        for row, each in zip(rows, leaves, strict=True)
-    )
+    return tuple(read)
 
 
 def _peaks(size: int) -> list[NodeAddress]:

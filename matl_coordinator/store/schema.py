@@ -122,3 +122,27 @@ log_entries = Table(
     Column("payload", LargeBinary, nullable=False),
     CheckConstraint("leaf_index >= 0", name="address"),
 )
+
+# What the log signed, and what witnesses added. Neither is part of the tree: a cosignature that
+# were logged would ask for the next.
+log_checkpoints = Table(
+    "log_checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", LargeBinary, nullable=False),
+    CheckConstraint("size >= 0", name="counted"),
+)
+
+log_cosignatures = Table(
+    "log_cosignatures",
+    metadata,
+    Column(
+        "size",
+        BigInteger,
+        ForeignKey("log_checkpoints.size"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("node_id", _Name, primary_key=True),
+    Column("line", LargeBinary, nullable=False),
+)

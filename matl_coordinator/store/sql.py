@@ -18,6 +18,7 @@ from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.core.trust import TrustRecord
 from matl_coordinator.ports import (
     Change,
+    CheckpointRecord,
     LoggedEntry,
     LogHead,
     ModelRecord,
@@ -32,7 +33,7 @@ from matl_coordinator.ports import (
     UpdateRecord,
     UpdateStatus,
 )
-from matl_coordinator.store import codec, log
+from matl_coordinator.store import checkpoints, codec, log
 from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.database import create_database_engine, reading, writing
 from matl_coordinator.store.leadership import require_epoch, take_over
@@ -182,6 +183,18 @@ class SqlStore:
     def log_node(self, level: int, index: int) -> bytes:
         with reading(self._engine) as connection:
             return log.read_node(connection, level, index)
+
+    def latest_checkpoint(self) -> CheckpointRecord | None:
+        with reading(self._engine) as connection:
+            return checkpoints.read_latest(connection)
+
+    def put_checkpoint(self, size: int, note: bytes) -> None:
+        with writing(self._engine) as connection:
+            checkpoints.put_checkpoint(connection, size, note)
+
+    def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
+        with writing(self._engine) as connection:
+            checkpoints.put_cosignature(connection, size, node_id, line)
 
     def close(self) -> None:
         self._engine.dispose()

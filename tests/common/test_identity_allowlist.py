@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.allowlist import (
@@ -18,6 +19,10 @@ from matl_common.identity.allowlist import (
 from matl_common.identity.certificates import PeerCertificate, Role, SpiffeId
 from matl_common.identity.keys import generate_private_key, public_key_pem
 from matl_common.ids import FederationId, NodeId
+from matl_common.tlog.checkpoint import log_key
+from matl_common.tlog.cosignature import witness_key
+from matl_common.tlog.names import witness_name
+from matl_common.tlog.note import VerifierKey
 
 pytestmark = pytest.mark.certificates
 
@@ -125,5 +130,52 @@ def test_bytes_that_are_no_allowlist_are_refused(data: bytes) -> None:
 
 def test_a_key_does_not_serve_both_tls_and_signing() -> None:
     node = replace(NODE_B, pins=frozenset({NODE_B.signing_keyid}))
-    with pytest.raises(InvalidInputError, match="its own signing key"):
+    with pytest.raises(InvalidInputError, match="one for each use"):
         enrol(FEDERATION, [node])
+
+
+def witness(private_key: Ed25519PrivateKey, node_id: NodeId = A) -> VerifierKey:
+    return witness_key(witness_name(FEDERATION, node_id), private_key.public_key())
+
+
+def test_a_hospitals_witness_key_is_read_back() -> None:
+    node = replace(NODE_A, witness_key=witness(Ed25519PrivateKey.generate()))
+    allowlist = enrol(FEDERATION, [node, NODE_B])
+    assert parse_allowlist(encode_allowlist(allowlist)) == allowlist
+
+
+def test_two_hospitals_do_not_share_a_witness_key() -> None:
+    shared, other = Ed25519PrivateKey.generate(), NodeId("hospital_c")
+    first = replace(NODE_A, witness_key=witness(shared))
+    second = AllowedNode(
+        other,
+        Role.PARTICIPANT,
+        frozenset({"d" * 64}),
+        generate_private_key().public_key(),
+        1,
+        witness_key=witness(shared, other),
+    )
+    with pytest.raises(InvalidInputError, match="one for each use"):
+        enrol(FEDERATION, [first, second])
+
+
+def test_a_signing_key_is_no_witness_key() -> None:
+    key = witness_key(witness_name(FEDERATION, A), SIGNING_A)
+    with pytest.raises(InvalidInputError, match="one for each use"):
+        enrol(FEDERATION, [replace(NODE_A, witness_key=key)])
+
+
+@pytest.mark.parametrize(
+    ("node", "key", "complaint"),
+    [
+        (NODE_A, witness(Ed25519PrivateKey.generate(), B), "is named"),
+        (NODE_B, witness(Ed25519PrivateKey.generate(), B), "only participants"),
+        (NODE_A, log_key("dr-study.matl.internal/log", SIGNING_B), "not of a type"),
+    ],
+)
+def test_a_witness_key_of_another_is_refused(
+    node: AllowedNode, key: VerifierKey, complaint: str
+) -> None:
+    encoded = encode_allowlist(enrol(FEDERATION, [replace(node, witness_key=key)]))
+    with pytest.raises(InvalidInputError, match=complaint):
+        parse_allowlist(encoded)

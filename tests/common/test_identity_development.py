@@ -93,7 +93,7 @@ def test_participants_can_verify_the_coordinators_envelopes_and_checkpoints(fold
 
 def test_private_keys_are_readable_by_their_owner_alone(folder: Path) -> None:
     keys = list(folder.rglob("*.key"))
-    assert len(keys) == 2 + 4 * 2 + 1
+    assert len(keys) == 2 + 4 * 2 + 1 + 2
     for key in keys:
         assert stat.S_IMODE(key.stat().st_mode) == 0o600, key
 

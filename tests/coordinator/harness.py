@@ -29,6 +29,7 @@ from matl_common.identity.development import (
     NodeFolder,
     create_development_keys,
 )
+from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.ids import Digest, FederationId, NodeId, digest_of
 from matl_common.protocol import (
     PayloadType,
@@ -46,8 +47,10 @@ from matl_common.tensors import (
     read_model,
     store_model,
 )
+from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.merkle import leaf_hash, merkle_root
+from matl_common.tlog.names import log_origin
 from matl_common.wire.documents import format_update_manifest, parse_round_start
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.root import RootRow
@@ -55,9 +58,11 @@ from matl_coordinator.core.rounds import Evaluation
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient, Store
 from matl_coordinator.service.assembly import Outside, UseCases, assemble
+from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.intake import Progress
 from matl_coordinator.service.register import Register
+from matl_coordinator.store.anchor import FileAnchor
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.spool import DiskSpool
@@ -109,6 +114,17 @@ class Site:
 
     def allowed(self, node_id: NodeId) -> AllowedNode:
         return self.allowlist.nodes[node_id]
+
+    def checkpoints(self, store: Store, *, clock: Callable[[], datetime] = utc_now) -> Checkpoints:
+        private_key = load_ed25519_private_key(self.config.identity.log_key)
+        key = log_key(log_origin(self.allowlist.federation), private_key.public_key())
+        return Checkpoints(
+            store=store,
+            anchor=FileAnchor(self.config.state_dir / "log-checkpoint.txt"),
+            log=LogSigner(key, private_key),
+            policy=witness_policy(self.allowlist, key, f=self.config.rounds.byzantine),
+            clock=clock,
+        )
 
     def connect_store(self) -> Store:
         return SqlStore.connect(self.config.database_url, **LOG)
@@ -280,7 +296,12 @@ async def running(site: Site, store: Store | None = None) -> AsyncIterator[Runni
         tick_seconds=TICK_SECONDS,
     )
     use_cases = assemble(
-        site.config, plan=plan, register=register, allowlist=site.allowlist, outside=outside
+        site.config,
+        plan=plan,
+        register=register,
+        allowlist=site.allowlist,
+        outside=outside,
+        checkpoints=site.checkpoints(store),
     )
     conducting = asyncio.create_task(use_cases.conductor.run())
     try:

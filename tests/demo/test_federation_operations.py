@@ -20,7 +20,12 @@ from matl.operations import (
     connect_operator,
 )
 from matl_common.identity.tls import server_credentials
+from matl_common.wire import audit_pb2
 from matl_common.wire import operations_pb2 as pb
+from matl_common.wire.audit_pb2_grpc import (
+    AuditServiceServicer,
+    add_AuditServiceServicer_to_server,
+)
 from matl_common.wire.operations_pb2_grpc import (
     OperationsServiceServicer,
     add_OperationsServiceServicer_to_server,
@@ -52,9 +57,9 @@ def served(folder: Path, answers: Mapping[str, Answer]) -> Iterator[OperationsCl
     """Yield a client of a coordinator that gives these answers."""
     layout = layout_in(folder)
     settle(layout, Settings(patients=210), now=datetime.now(UTC))
-    servicer = type(
+    servicer: Any = type(
         "Servicer",
-        (OperationsServiceServicer,),
+        (OperationsServiceServicer, AuditServiceServicer),
         {
             name: (lambda _, request, context, answer=answer: answer(request, context))
             for name, answer in answers.items()
@@ -62,6 +67,7 @@ def served(folder: Path, answers: Mapping[str, Answer]) -> Iterator[OperationsCl
     )()
     server = grpc.server(ThreadPoolExecutor(max_workers=2))
     add_OperationsServiceServicer_to_server(servicer, server)
+    add_AuditServiceServicer_to_server(servicer, server)
     port = server.add_secure_port(
         "127.0.0.1:0", server_credentials(layout.node_keys(COORDINATOR).tls)
     )
@@ -190,6 +196,11 @@ def test_nobody_there_is_told_apart_from_a_refusal(tmp_path: Path) -> None:
 
 
 def test_log_entries_come_back_byte_for_byte(tmp_path: Path) -> None:
-    told = pb.TailLogResponse(entries=[pb.LogEntry(index=3, data=b'{"event":"a"}')])
-    with served(tmp_path, {"TailLog": lambda *_: told}) as client:
+    told = audit_pb2.ReadLogResponse(
+        entries=[
+            audit_pb2.LogEntry(index=2, leaf=b"its key was erased"),
+            audit_pb2.LogEntry(index=3, entry=b'{"event":"a"}'),
+        ]
+    )
+    with served(tmp_path, {"ReadLog": lambda *_: told}) as client:
         assert client.newest_log_entries() == (b'{"event":"a"}',)

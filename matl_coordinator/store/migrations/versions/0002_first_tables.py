@@ -102,3 +102,20 @@ def _create_log_tables() -> None:
         sa.PrimaryKeyConstraint("leaf_index", "month", name="pk_log_entries"),
         sa.CheckConstraint("leaf_index >= 0", name=op.f("ck_log_entries_address")),
     )
+    op.create_table(
+        "log_checkpoints",
+        sa.Column("size", sa.BigInteger, autoincrement=False, nullable=False),
+        sa.Column("note", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("size", name="pk_log_checkpoints"),
+        sa.CheckConstraint("size >= 0", name=op.f("ck_log_checkpoints_counted")),
+    )
+    op.create_table(
+        "log_cosignatures",
+        sa.Column("size", sa.BigInteger, autoincrement=False, nullable=False),
+        sa.Column("node_id", _NAME, nullable=False),
+        sa.Column("line", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("size", "node_id", name="pk_log_cosignatures"),
+        sa.ForeignKeyConstraint(
+            ["size"], ["log_checkpoints.size"], name="fk_log_cosignatures_size"
+        ),
+    )

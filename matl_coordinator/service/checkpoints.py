@@ -1,0 +1,270 @@
+"""What the log commits to before the hospitals, and what they have countersigned.
+
+A checkpoint is signed when somebody asks and the log has grown. The same one is offered until
+a quorum has cosigned it, so that witnesses who ask at different times sign the same; after
+``PATIENCE`` the next one takes its place, whoever is missing. Cosignatures are not logged: each
+would ask for the next.
+
+A quorum is more than half of n + f witnesses: two checkpoints of a forked log cannot both have
+one unless more than f hospitals sign what they should not (``policy.intersecting_quorum``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from matl_common.errors import IntegrityError, InvalidInputError, MatlError
+from matl_common.identity.allowlist import Allowlist
+from matl_common.ids import NodeId
+from matl_common.tlog.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
+from matl_common.tlog.cosignature import verified_cosignatures
+from matl_common.tlog.merkle import consistency_proof, root_from
+from matl_common.tlog.note import Note, NoteSignature, Signer, VerifierKey, parse_note
+from matl_common.tlog.policy import (
+    NO_QUORUM,
+    Policy,
+    intersecting_quorum,
+    quorum_met,
+    threshold_policy,
+)
+from matl_coordinator.ports import CheckpointRecord, Store
+
+PATIENCE = timedelta(seconds=60)
+"""How long a checkpoint waits for its quorum before the next is signed."""
+
+
+class LogRewrittenError(IntegrityError):
+    """The log in the database does not continue the one this coordinator has signed."""
+
+
+class Anchor(Protocol):
+    """Where the last signed checkpoint is kept, apart from the database."""
+
+    def read(self) -> bytes | None:
+        """What was written last; ``None`` if nothing ever was."""
+        ...
+
+    def write(self, note: bytes) -> None:
+        """Replace it, durably."""
+        ...
+
+
+class CheckpointError(MatlError):
+    """A checkpoint cannot be had or cosigned as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSigner:
+    """The log's key, and who holds its private part."""
+
+    key: VerifierKey
+    signer: Signer
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """A checkpoint with the cosignatures it has."""
+
+    size: int
+    note: Note
+    cosigners: frozenset[NodeId]
+    has_quorum: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """A checkpoint, and the proof that it extends an earlier one."""
+
+    witnessed: Witnessed
+    proof: Sequence[bytes]
+
+
+class Checkpoints:
+    """Signs checkpoints and collects cosignatures. Runs on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        anchor: Anchor,
+        log: LogSigner,
+        policy: Policy,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Names of witnesses in the policy are node ids."""
+        self._store = store
+        self._anchor = anchor
+        self._log = log
+        self._policy = policy
+        self._clock = clock
+        # Guards _latest, and the order of what is signed.
+        self._lock = asyncio.Lock()
+        self._latest: CheckpointRecord | None = None
+        self._signed_at: datetime | None = None
+
+    async def resume(self) -> None:
+        """See that the log still begins with what this coordinator signed last.
+
+        Raises:
+            LogRewrittenError: it does not.
+            StoreError: the store cannot be read.
+        """
+        signed = await asyncio.to_thread(self._anchor.read)
+        if signed is None:
+            return
+        last = open_checkpoint(signed, [self._log.key]).checkpoint
+        head = await asyncio.to_thread(self._store.log_head)
+        if head.size < last.size:
+            raise LogRewrittenError(
+                f"the database's log has {head.size} entries, and this coordinator has signed a "
+                f"checkpoint of {last.size}: the database is older than that, or another one. "
+                "Restore its newest backup; hospitals would refuse a log that went back"
+            )
+        root = await asyncio.to_thread(root_from, last.size, self._store.log_node)
+        if root != last.root:
+            raise LogRewrittenError(
+                f"the first {last.size} entries of the database's log are not those whose "
+                "checkpoint this coordinator has signed: the log was rewritten, or is another's. "
+                "Find out who could write to the database, and restore its newest backup"
+            )
+
+    @property
+    def policy(self) -> Policy:
+        """Whose cosignatures count, and how many are enough."""
+        return self._policy
+
+    async def newest(self) -> Witnessed:
+        """A checkpoint of the log as it is now, cosigned or not.
+
+        Raises:
+            StoreError: the store cannot be read, or did not keep it.
+        """
+        async with self._lock:
+            return self._witnessed(await self._sign_if_grown())
+
+    async def to_cosign(self, *, old_size: int) -> Extension:
+        """The checkpoint for a witness whose last one has ``old_size`` leaves, 0 for none.
+
+        Raises:
+            StoreError: the store cannot be read, or did not keep it.
+        """
+        async with self._lock:
+            record = await self._load()
+            if record is None or self._is_settled(record):
+                record = await self._sign_if_grown()
+        proof: Sequence[bytes] = ()
+        # Who has seen more than there is gets what is there, signed: it is evidence.
+        if 0 < old_size <= record.size:
+            proof = await self.consistency(old_size, record.size)
+        return Extension(self._witnessed(record), proof)
+
+    async def cosign(self, node_id: NodeId, *, size: int, line: bytes) -> Witnessed:
+        """Take a hospital's cosignature of the checkpoint it was given.
+
+        Raises:
+            CheckpointError: the hospital is no witness, or the checkpoint is not the latest.
+            InvalidInputError: it is not a signature line, or not by the hospital's witness key.
+            StoreError: the store did not confirm.
+        """
+        key = self._policy.witnesses.get(node_id)
+        if key is None:
+            raise CheckpointError(f"{node_id} is enrolled without a witness_key")
+        async with self._lock:
+            record = await self._load()
+            if record is None or record.size != size:
+                raise CheckpointError("another checkpoint is being cosigned by now; ask for it")
+            added = _one_line(record, line)
+            _check_cosignature(Note(parse_note(record.note).text, (added,)), key)
+            if node_id not in record.cosignatures:
+                await asyncio.to_thread(self._store.put_cosignature, size, node_id, line)
+                lines = dict(sorted({**record.cosignatures, node_id: line}.items()))
+                self._latest = replace(record, cosignatures=lines)
+            return self._witnessed(self._latest or record)
+
+    async def consistency(self, old_size: int, new_size: int) -> Sequence[bytes]:
+        """Shows that the tree of ``new_size`` leaves extends that of ``old_size``.
+
+        Raises:
+            InvalidInputError: there are no such two trees.
+            StoreError: the store cannot be read.
+        """
+        head = await asyncio.to_thread(self._store.log_head)
+        if new_size > head.size:
+            raise InvalidInputError(f"the log has {head.size} leaves, not {new_size}")
+        return await asyncio.to_thread(consistency_proof, old_size, new_size, self._store.log_node)
+
+    async def _load(self) -> CheckpointRecord | None:
+        if self._latest is None:
+            self._latest = await asyncio.to_thread(self._store.latest_checkpoint)
+        return self._latest
+
+    async def _sign_if_grown(self) -> CheckpointRecord:
+        record = await self._load()
+        head = await asyncio.to_thread(self._store.log_head)
+        if record is not None and record.size >= head.size:
+            return record
+        checkpoint = Checkpoint(self._log.key.name, head.size, bytes.fromhex(head.root))
+        signed = sign_checkpoint(checkpoint, self._log.key, self._log.signer)
+        note = signed.note.encode()
+        # Kept before anybody sees it: after a crash the same one is offered again.
+        await asyncio.to_thread(self._store.put_checkpoint, head.size, note)
+        await asyncio.to_thread(self._anchor.write, note)
+        self._latest = CheckpointRecord(head.size, note, {})
+        self._signed_at = self._clock()
+        return self._latest
+
+    def _is_settled(self, record: CheckpointRecord) -> bool:
+        waited = self._signed_at is None or self._clock() - self._signed_at >= PATIENCE
+        return waited or quorum_met(self._policy, record.cosignatures)
+
+    def _witnessed(self, record: CheckpointRecord) -> Witnessed:
+        return Witnessed(
+            size=record.size,
+            note=with_cosignatures(record),
+            cosigners=frozenset(record.cosignatures),
+            has_quorum=quorum_met(self._policy, record.cosignatures),
+        )
+
+
+def witness_policy(allowlist: Allowlist, log_key: VerifierKey, *, f: int) -> Policy:
+    """Every enrolled hospital with a witness key is a witness; a quorum outvotes f of them.
+
+    Where so few are enrolled that every quorum could fork, all of them must cosign; where none
+    is, nobody needs to, and nobody would notice a fork.
+    """
+    witnesses = {
+        str(node_id): node.witness_key
+        for node_id, node in sorted(allowlist.nodes.items())
+        if node.witness_key is not None
+    }
+    if not witnesses:
+        return Policy((log_key,), {}, (), NO_QUORUM)
+    threshold = intersecting_quorum(len(witnesses), f=min(f, len(witnesses) - 1))
+    return threshold_policy((log_key,), witnesses, threshold=threshold)
+
+
+def _check_cosignature(note: Note, key: VerifierKey) -> None:
+    try:
+        found = verified_cosignatures(note, [key])
+    except IntegrityError as error:
+        raise InvalidInputError(str(error)) from error
+    if not found:
+        raise InvalidInputError(f"the signature is not by the witness_key {key.name}")
+
+
+def with_cosignatures(record: CheckpointRecord) -> Note:
+    """The log's note with the lines of its witnesses."""
+    lines: Mapping[NodeId, bytes] = record.cosignatures
+    return parse_note(record.note + b"".join(lines.values()))
+
+
+def _one_line(record: CheckpointRecord, line: bytes) -> NoteSignature:
+    before = len(parse_note(record.note).signatures)
+    note = parse_note(record.note + line)
+    if len(note.signatures) != before + 1:
+        raise InvalidInputError("a cosignature is one line of a signed note")
+    return note.signatures[-1]

@@ -1,0 +1,33 @@
+"""The last signed checkpoint as a file, apart from the database whose log it is of."""
+
+from pathlib import Path
+
+from matl_common.durable import write_atomically
+from matl_coordinator.ports import StoreError
+
+
+class FileAnchor:
+    """A ``service.checkpoints.Anchor`` in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._failed("read", error) from error
+
+    def write(self, note: bytes) -> None:
+        try:
+            write_atomically(self._path, [note])
+        except OSError as error:
+            raise self._failed("write", error) from error
+
+    def _failed(self, verb: str, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot {verb} the log's last checkpoint {self._path}: {error.strerror}; "
+            "check the disk and the file's owner"
+        )
