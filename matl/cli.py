@@ -7,38 +7,29 @@ decides and repeats nothing: the coordinator judges every order and logs it with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import typer
-from pydantic import AfterValidator, Field, ValidationError
 from rich.table import Table
 
+from matl.audit_commands import audit_app
+from matl.connection import Flags, Invocation, connected
 from matl.ledger_commands import ledger_app
 from matl.operations import (
-    MAX_ENTRIES,
     HospitalEvaluation,
     OperationsClient,
     Participant,
     Round,
     Status,
-    connect_operator,
 )
 from matl.terminal import console, print_json, printable, table
-from matl_common.configuration import Address, FilePath, Section, load
-from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
-from matl_common.identity.certificates import Role, parse_spiffe_id
-from matl_common.identity.tls import TlsFiles
+from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_node_id
-from matl_common.tlog.entry import parse_entry
 from matl_participant.core.spending import WARNING_FRACTION, shown_epsilon
 
-EXIT_FAILED, EXIT_WRONG_USE = 1, 2
-DEFAULT_CONFIG: Final = Path("operator.toml")
-_SECTION: Final = "operator"
 _SHORT_DIGEST: Final = 12
 
 _Answer = TypeVar("_Answer")
@@ -49,87 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
-
-
-def _coordinator_id(text: str) -> str:
-    try:
-        name = parse_spiffe_id(text)
-    except InvalidInputError as error:
-        raise ValueError(str(error)) from error
-    if name.role is not Role.COORDINATOR:
-        raise ValueError("names no coordinator; expected spiffe://<federation>/coordinator/<node>")
-    return text
-
-
-class Connection(Section):
-    """The ``[operator]`` table: where the coordinator is and how the operator proves itself."""
-
-    address: Annotated[Address, Field(min_length=1)]
-    coordinator: Annotated[str, AfterValidator(_coordinator_id)]
-    key: FilePath
-    certificate: FilePath
-    authority: FilePath
-
-
-class OperatorFile(Section):
-    """A whole ``operator.toml``."""
-
-    operator: Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Flags:
-    """What the command line and the environment say; ``None`` where they say nothing."""
-
-    address: str | None
-    coordinator: str | None
-    key: Path | None
-    certificate: Path | None
-    authority: Path | None
-
-    def given(self) -> dict[str, str]:
-        """The flags that have a value. Paths are the shell's, not relative to a file."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {
-            name: str(value.expanduser().absolute() if isinstance(value, Path) else value)
-            for name, value in values.items()
-            if value
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """The common options of one call; nothing is read before a command needs it."""
-
-    config: Path | None
-    flags: Flags
-
-
-def read_connection(config: Path | None, flags: Flags) -> Connection:
-    """Flags over a file; without ``config``, ``operator.toml`` if there is one.
-
-    Raises:
-        ConfigurationError: unreadable, incomplete, or a value that cannot be.
-    """
-    given = flags.given()
-    path = config or DEFAULT_CONFIG
-    if config is not None or path.exists():
-        overrides = {(_SECTION, name): value for name, value in given.items()}
-        return load(OperatorFile, path, overrides=overrides).operator
-    missing = [f"--{each.name}" for each in fields(flags) if each.name not in given]
-    if missing:
-        raise ConfigurationError(
-            f"there is no {path} here, and no {', '.join(missing)}; "
-            "give them, or a file with --config (matl --help shows one)"
-        )
-    try:
-        return Connection.model_validate(given)
-    except ValidationError as error:
-        problems = (
-            f"--{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
-        )
-        raise ConfigurationError("; ".join(problems)) from None
 
 
 def _environment(name: str) -> str:
@@ -216,7 +128,7 @@ def common(
 @app.command()
 def status(context: typer.Context, *, as_json: Json = False) -> None:
     """Show the study at this moment: the round under way, the model, the log."""
-    with _connected(context) as client:
+    with connected(context) as client:
         answer = client.status()
     if as_json:
         print_json(asdict(answer))
@@ -233,7 +145,7 @@ def participants(context: typer.Context, *, as_json: Json = False) -> None:
     there), and the ε of the full recipe. In JSON a budget of null is one without limit, and an
     ε of null one that only the ledger knows.
     """
-    with _connected(context) as client:
+    with connected(context) as client:
         answer = client.participants()
     if as_json:
         print_json([asdict(each) for each in answer])
@@ -287,7 +199,7 @@ def rounds(
 
     In JSON a recall of null is of a class that the holdout set lacks.
     """
-    with _connected(context) as client:
+    with connected(context) as client:
         answer = client.rounds(after=after)
     if as_json:
         print_json([asdict(each) for each in answer])
@@ -297,29 +209,6 @@ def rounds(
         "Why",
     )
     console().print(table(columns, map(_round_row, answer)))
-
-
-@app.command()
-def log(
-    context: typer.Context,
-    *,
-    limit: Annotated[
-        int, typer.Option(min=1, max=MAX_ENTRIES, help="How many of the newest entries.")
-    ] = 50,
-    as_json: Json = False,
-) -> None:
-    """Show the newest entries of the transparency log, oldest first.
-
-    With --json each line is one entry in canonical JSON.
-    """
-    with _connected(context) as client:
-        entries = client.newest_log_entries(limit=limit)
-        rows = [] if as_json else [_log_row(entry) for entry in entries]
-    if as_json:
-        for entry in entries:
-            typer.echo(entry)
-    else:
-        console().print(table(("At", "Event", "Facts"), rows))
 
 
 @app.command()
@@ -392,23 +281,8 @@ def deny(context: typer.Context, node: Node, *, reason: Reason, as_json: Json = 
     _confirm(f"The appeal of {node} is denied.", as_json=as_json, order="deny", node_id=node)
 
 
-@contextmanager
-def _connected(context: typer.Context) -> Iterator[OperationsClient]:
-    """Yield a client; errors in the block end the program, said in one line."""
-    invocation: Invocation = context.obj
-    try:
-        wanted = read_connection(invocation.config, invocation.flags)
-        files = TlsFiles(wanted.key, wanted.certificate, wanted.authority)
-        with connect_operator(wanted.address, files, parse_spiffe_id(wanted.coordinator)) as client:
-            yield client
-    except MatlError as error:
-        typer.echo(f"matl: {printable(str(error))}", err=True)
-        wrong_use = isinstance(error, ConfigurationError)
-        raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None
-
-
 def _order(context: typer.Context, give: Callable[[OperationsClient], _Answer]) -> _Answer:
-    with _connected(context) as client:
+    with connected(context) as client:
         return give(client)
 
 
@@ -511,9 +385,3 @@ def _why(participant: Participant) -> str:
         return participant.reason
     answer = f": {appeal.answer}" if appeal.answer else ""
     return f"{participant.reason}; appeal {appeal.state} ({appeal.text}){answer}"
-
-
-def _log_row(entry: bytes) -> tuple[str, str, str]:
-    facts = dict(parse_entry(entry))
-    at, event = str(facts.pop("at", "")), str(facts.pop("event", ""))
-    return at, event, " ".join(f"{name}={value}" for name, value in facts.items())

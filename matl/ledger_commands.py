@@ -6,8 +6,6 @@ changed, so it may run beside the daemon.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from matl.terminal import console, print_json, printable, table
-from matl_common.errors import ConfigurationError, MatlError
+from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, printable, table
+from matl_common.errors import ConfigurationError
 from matl_participant.config import load_config
 from matl_participant.core.spending import (
     DatasetLimit,
@@ -31,7 +29,6 @@ from matl_participant.files import StateFolder
 from matl_participant.ledger import read_accounts
 from matl_participant.verification import Verdict, verify_ledgers
 
-EXIT_FAILED, EXIT_WRONG_USE = 1, 2
 DEFAULT_CONFIG: Final = Path("participant.toml")
 _HALF: Final = "half of the budget is spent"
 
@@ -71,7 +68,7 @@ def show(
     half of the budget on. The projected end is when the budget would be spent at the
     mean pace so far.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         place = _place(state_dir, config)
         read = read_accounts(place.state.ledger, limit=place.limit)
         now = datetime.now(UTC)
@@ -103,7 +100,7 @@ def verify(
     Exit status: 0 all sound; 1 a ledger cannot be relied upon, and the first broken line
     and what to do are printed; 2 wrong options or configuration.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line():
         verdicts = verify_ledgers(_place(state_dir, config).state)
     if as_json:
         print_json([asdict(each) | {"is_sound": each.problem is None} for each in verdicts])
@@ -167,13 +164,3 @@ def _place(state_dir: Path | None, config: Path | None) -> _Place:
     if not state_dir.is_dir():
         raise ConfigurationError(f"{state_dir} is not a state directory; check --state-dir")
     return _Place(StateFolder(state_dir), limit)
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (MatlError, OSError) as error:
-        typer.echo(f"matl: {printable(str(error))}", err=True)
-        wrong_use = isinstance(error, ConfigurationError)
-        raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None

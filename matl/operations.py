@@ -15,28 +15,18 @@ from typing import TypeVar
 
 import grpc
 
-from matl_common.errors import MatlError
+from matl.audit_client import AuditClient
+from matl.calls import CALL_SECONDS, answered
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
-from matl_common.wire import audit_pb2
 from matl_common.wire import operations_pb2 as pb
-from matl_common.wire.audit_pb2_grpc import AuditServiceStub
 from matl_common.wire.documents import from_unix_ms
 from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
 
-CALL_SECONDS = 10.0
 MAX_ENTRIES = 500
 
 _Request = TypeVar("_Request")
 _Answer = TypeVar("_Answer")
-
-
-class OperationsError(MatlError):
-    """The coordinator did not do what was asked."""
-
-
-class CoordinatorUnavailableError(OperationsError):
-    """Nobody answers, or not in time; the same call may succeed later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +158,7 @@ class OperationsClient:
     def __init__(self, channel: grpc.Channel, *, timeout_seconds: float = CALL_SECONDS) -> None:
         """Use a channel that somebody else opens and closes."""
         self._stub = OperationsServiceStub(channel)
-        self._audit = AuditServiceStub(channel)
+        self.audit = AuditClient(channel, timeout_seconds=timeout_seconds)
         self._timeout = timeout_seconds
 
     def status(self) -> Status:
@@ -232,9 +222,7 @@ class OperationsClient:
         Raises:
             OperationsError: as ``status``.
         """
-        request = audit_pb2.ReadLogRequest(newest=True, limit=limit)
-        answer = self._call(self._audit.ReadLog, request)
-        return tuple(each.entry for each in answer.entries if each.entry)
+        return tuple(each.entry for each in self.audit.read(limit=limit).entries if each.entry)
 
     def pause(self, reason: str) -> None:
         """Open no further round. Raises OperationsError."""
@@ -268,15 +256,7 @@ class OperationsClient:
     def _call(
         self, method: grpc.UnaryUnaryMultiCallable[_Request, _Answer], request: _Request
     ) -> _Answer:
-        try:
-            return method(request, timeout=self._timeout)
-        except grpc.RpcError as error:
-            code, details = error.code(), (error.details() or "no reason given")[:300]
-            if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                raise CoordinatorUnavailableError(
-                    f"the coordinator cannot be reached: {details}"
-                ) from error
-            raise OperationsError(f"the coordinator refused ({code.name}): {details}") from error
+        return answered(method, request, timeout_seconds=self._timeout)
 
 
 @contextmanager

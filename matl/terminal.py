@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
@@ -10,6 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from matl_common.errors import ConfigurationError, MatlError
+
+EXIT_FAILED: Final = 1
+EXIT_WRONG_USE: Final = 2
 
 # A table in a file or a pipe is not cut to a terminal's width.
 _WIDTH_OF_NO_TERMINAL: Final = 200
@@ -32,6 +38,17 @@ def console() -> Console:
 def printable(text: str) -> str:
     """Text that others wrote, which must not steer the terminal."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """An error ends the program with one line, and an exit status that tells which kind."""
+    try:
+        yield
+    except (MatlError, OSError) as error:
+        typer.echo(f"matl: {printable(str(error))}", err=True)
+        wrong_use = isinstance(error, ConfigurationError)
+        raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None
 
 
 def print_json(value: object) -> None:

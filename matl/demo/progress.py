@@ -19,12 +19,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from matl.calls import CoordinatorUnavailableError
 from matl.demo.federation import Layout
 from matl.demo.run import Death
 from matl.demo.study import IMAGES_NOTE, SUSPECT, Attack, Settings, display_name
 from matl.operations import (
     Contribution,
-    CoordinatorUnavailableError,
     OperationsClient,
     Participant,
     Round,

@@ -22,7 +22,7 @@ class Alarm:
     remedy: str
 
 
-_LOOK = "see matl participants and matl log for who and why"
+_LOOK = "see matl participants and matl audit tail for who and why"
 
 
 def alarms_of(power: ByzantinePower, *, cartel_share: float) -> tuple[Alarm, ...]:

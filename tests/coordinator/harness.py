@@ -127,7 +127,11 @@ class Site:
         )
 
     def connect_store(self) -> Store:
-        return SqlStore.connect(self.config.database_url, **LOG)
+        return SqlStore.connect(
+            self.config.database_url,
+            log_origin=log_origin(self.allowlist.federation),
+            log_key=LOG["log_key"],
+        )
 
 
 def make_site(

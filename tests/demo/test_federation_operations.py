@@ -10,13 +10,12 @@ from typing import Any
 import grpc
 import pytest
 
+from matl.calls import CoordinatorUnavailableError, OperationsError
 from matl.demo.federation import COORDINATOR_NAME, settle
 from matl.demo.run import free_port
 from matl.demo.study import COORDINATOR, OPERATOR, Settings
 from matl.operations import (
-    CoordinatorUnavailableError,
     OperationsClient,
-    OperationsError,
     connect_operator,
 )
 from matl_common.identity.tls import server_credentials

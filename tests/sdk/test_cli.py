@@ -111,7 +111,7 @@ def telling(federation: Federation, **answers: Callable[..., Any]) -> Iterator[S
 
 def newest_entry(shell: Shell) -> dict[str, Any]:
     """The newest of the log."""
-    entries = shell.run("log", "--limit", "1", "--json").stdout.splitlines()
+    entries = shell.run("audit", "tail", "-n", "1", "--json").stdout.splitlines()
     assert len(entries) == 1
     entry: dict[str, Any] = json.loads(entries[0])
     return entry
@@ -198,10 +198,22 @@ def test_pause_and_resume_reach_the_study_and_the_log(shell: Shell) -> None:
     assert newest_entry(shell)["event"] == "study_resumed"
 
 
+def test_the_log_is_verified_shown_and_proved_over_the_wire(shell: Shell, tmp_path: Path) -> None:
+    key = str(shell.federation.keys[OPERATOR].log_verifier_key)
+    report = shell.ask("audit", "verify", "--log-key", key)
+    assert report["tally"]["size"] > 0
+    assert report["tally"]["checkpoints"] == 1
+    shown = shell.ask("audit", "show", "0")
+    assert shown["entry"]["event"] == "study_founded"
+    assert shell.run("audit", "prove", "0", "-o", str(tmp_path)).exit_code == 0
+    assert json.loads((tmp_path / "0.entry.json").read_text())["leaf"]
+    assert (tmp_path / "0.tlog-proof").read_text().startswith("c2sp.org/tlog-proof@v1")
+
+
 def test_start_round_tells_the_number_of_the_round(shell: Shell) -> None:
     number = shell.ask("start-round", "--reason", "all are there")["round_id"]
     assert number == 1
-    lines = shell.run("log", "--json").stdout.splitlines()
+    lines = shell.run("audit", "tail", "--json").stdout.splitlines()
     requested = [each for each in map(json.loads, lines) if each["event"] == "round_requested"]
     assert [(each["round"], each["reason"]) for each in requested] == [(1, "all are there")]
 
@@ -214,7 +226,7 @@ def test_quarantine_and_release_change_a_hospitals_standing(shell: Shell) -> Non
     before = state()
     shell.ask("quarantine", HOSPITALS[2], "--reason", "labels under inquiry")
     assert state() == "quarantined" != before
-    assert "labels under inquiry" in shell.run("log", "--limit", "1").stdout
+    assert "labels under inquiry" in shell.run("audit", "tail", "-n", "1").stdout
     shell.ask("release", HOSPITALS[2], "--reason", "labels corrected")
     assert state() != "quarantined"
 
@@ -258,7 +270,7 @@ def test_another_coordinators_name_is_not_accepted(shell: Shell) -> None:
         (("--key", "/nonexistent", "status"), "/nonexistent"),
         (("pause",), "--reason"),
         (("quarantine", "Not A Node", "--reason", "x"), "NODE"),
-        (("log", "--limit", "501"), "--limit"),
+        (("audit", "tail", "-n", "501"), "-n"),
     ],
 )
 def test_wrong_use_is_told_apart_from_a_refusal(

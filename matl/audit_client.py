@@ -1,0 +1,85 @@
+"""What anyone enrolled asks of a coordinator's log, and what comes back, as values.
+
+Speaks ``AuditService``, one try a call. What comes back is unverified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from matl.calls import CALL_SECONDS, answered
+from matl_common.wire import audit_pb2 as pb
+from matl_common.wire.audit_pb2_grpc import AuditServiceStub
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEntry:
+    """An entry as the coordinator sent it; ``entry`` is empty where the caller may not read it."""
+
+    index: int
+    leaf: bytes
+    payload: bytes
+    entry: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of the log, and its size."""
+
+    entries: tuple[ReadEntry, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointAnswer:
+    """A checkpoint's note, and the proof that it extends the one asked about."""
+
+    note: bytes
+    consistency_proof: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InclusionAnswer:
+    """A leaf with its path, and what it commits to, where the caller may read it."""
+
+    leaf: bytes
+    path: tuple[bytes, ...]
+    salt: bytes
+    entry: bytes
+
+
+class AuditClient:
+    """Asks on a channel that somebody else opens and closes.
+
+    Every method raises ``OperationsError`` when it gets no answer.
+    """
+
+    def __init__(self, channel: grpc.Channel, *, timeout_seconds: float = CALL_SECONDS) -> None:
+        self._stub = AuditServiceStub(channel)
+        self._timeout = timeout_seconds
+
+    def read(self, *, start: int | None = None, limit: int) -> Page:
+        """``limit`` entries from ``start``, or the newest ones."""
+        request = pb.ReadLogRequest(from_index=start or 0, limit=limit, newest=start is None)
+        answer = answered(self._stub.ReadLog, request, timeout_seconds=self._timeout)
+        return Page(
+            tuple(
+                ReadEntry(each.index, each.leaf, each.payload, each.entry)
+                for each in answer.entries
+            ),
+            answer.log_size,
+        )
+
+    def checkpoint(self, *, old_size: int = 0) -> CheckpointAnswer:
+        """The checkpoint that is being cosigned, or the newest."""
+        request = pb.GetCheckpointRequest(old_size=old_size)
+        answer = answered(self._stub.GetCheckpoint, request, timeout_seconds=self._timeout)
+        return CheckpointAnswer(answer.note, tuple(answer.consistency_proof))
+
+    def inclusion(self, index: int, *, size: int) -> InclusionAnswer:
+        """A leaf with its path in the tree of ``size`` leaves."""
+        request = pb.ProveInclusionRequest(index=index, size=size)
+        answer = answered(self._stub.ProveInclusion, request, timeout_seconds=self._timeout)
+        return InclusionAnswer(answer.leaf, tuple(answer.path), answer.salt, answer.entry)

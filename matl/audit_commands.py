@@ -1,0 +1,387 @@
+"""``matl audit``: read, verify, prove and export the transparency log.
+
+Three places to read from: the coordinator, as an operator; its database, on its machine; a
+bundle that was exported, anywhere, without either. Nothing here decides what is sound:
+``matl.audit`` does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from matl.audit import AuditReport, Believed, verify_log
+from matl.connection import connected
+from matl.log_place import Place, log_place, read_file
+from matl.log_sources import (
+    POLICY,
+    CoordinatorSource,
+    LogSource,
+    export_bundle,
+)
+from matl.terminal import console, errors_in_one_line, print_json, printable, table
+from matl_common.durable import write_atomically
+from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.tlog.checkpoint import open_checkpoint, parse_checkpoint
+from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.leaf import Leaf, check_disclosure, parse_leaf
+from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
+from matl_common.tlog.note import parse_note
+from matl_common.tlog.policy import NO_QUORUM, parse_policy
+from matl_common.tlog.proof import FILE_SUFFIX, TlogProof, encode_proof, parse_proof, verify_proof
+from matl_common.tlog.sealing import open_sealed
+from matl_common.tlog.verification import StoredLeaf
+
+_PUBLIC: Final = 0o644
+
+audit_app = typer.Typer(
+    no_args_is_help=True,
+    help="Read, verify, prove and export the log of everything that happened.",
+    rich_markup_mode="markdown",
+)
+
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        "--coordinator-config",
+        help="The coordinator's TOML file: read its database instead of asking it.",
+    ),
+]
+Bundle = Annotated[
+    Path | None, typer.Option("--bundle", help="A folder that `matl audit export` wrote.")
+]
+LogKeyFile = Annotated[
+    Path | None,
+    typer.Option("--log-key", help="File with the log's verifier key (log.vkey), from enrolment."),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="tlog-policy of the log's and the witnesses' keys."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Index = Annotated[int, typer.Argument(min=0, help="The entry's number in the log.")]
+
+
+@audit_app.command()
+def tail(
+    context: typer.Context,
+    *,
+    limit: Annotated[int, typer.Option("-n", min=1, max=500, help="How many.")] = 50,
+    event: Annotated[str, typer.Option(help="Only events of this name.")] = "",
+    node: Annotated[str, typer.Option(help="Only events about this node.")] = "",
+    coordinator_config: Database = None,
+    as_json: Json = False,
+) -> None:
+    """Show the newest entries, oldest first.
+
+    With --json each line is one entry in canonical JSON.
+    """
+    with errors_in_one_line(), log_place(context, coordinator_config) as place:
+        size = place.source.size()
+        pages = place.source.pages(start=max(0, size - limit), end=size)
+        rows = [_told(each, place) for page in pages for each in page]
+    shown = [
+        facts
+        for facts in rows
+        if (not event or facts.get("event") == event) and (not node or facts.get("node") == node)
+    ]
+    if as_json:
+        for facts in shown:
+            typer.echo(json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+        return
+    console().print(table(("Entry", "At", "Event", "Facts"), map(_row, shown)))
+
+
+@audit_app.command()
+def show(
+    context: typer.Context,
+    index: Index,
+    *,
+    coordinator_config: Database = None,
+    bundle: Bundle = None,
+    as_json: Json = False,
+) -> None:
+    """Show one entry, whole, with the leaf that commits to it."""
+    with errors_in_one_line(), log_place(context, coordinator_config, bundle) as place:
+        stored = _entry(place.source, index)
+        facts = _told(stored, place)
+        leaf = None if stored.leaf is None else json.loads(stored.leaf)
+    found = {"entry": facts, "leaf": leaf, "leaf_hash": stored.hash.hex()}
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(printable_json(found))
+
+
+@audit_app.command()
+def verify(
+    context: typer.Context,
+    *,
+    coordinator_config: Database = None,
+    bundle: Bundle = None,
+    log_key: LogKeyFile = None,
+    policy: PolicyFile = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A further signed checkpoint, such as the one that a hospital keeps in its "
+            "state_dir; may be given several times."
+        ),
+    ] = None,
+    sealed: Annotated[
+        bool,
+        typer.Option("--sealed", help="Do not decrypt entries, even where the key is at hand."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Go over the whole log: every leaf, every hash of the tree, every signed checkpoint.
+
+    On the coordinator's machine, `--coordinator-config` knows the database, the keys and the
+    witnesses, and every entry is decrypted and compared as well. With a bundle, or from the
+    coordinator, give the log's key or, better, a policy: a log that says itself who may sign it
+    proves nothing.
+
+    Exit status: 0 sound; 1 damaged, and the first bad entry is named; 2 wrong options.
+    """
+    with (
+        errors_in_one_line(),
+        log_place(context, coordinator_config, bundle, log_key, policy) as place,
+    ):
+        believed = place.require_believed()
+        believed = Believed(
+            log=believed.log,
+            policy=believed.policy,
+            notes=[read_file(path) for path in checkpoint or ()],
+            keys=None if sealed else believed.keys,
+        )
+        with _progress("verifying", place.source.size()) as advance:
+            report = verify_log(place.source, believed, on_progress=advance)
+    if as_json:
+        tally = asdict(report.tally) | {"root": report.tally.root.hex()}
+        print_json(asdict(report) | {"tally": tally})
+        return
+    console().print(table(None, _report_rows(report)))
+
+
+@audit_app.command()
+def prove(
+    context: typer.Context,
+    index: Index,
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the entry and its proof.")
+    ] = Path(),
+    coordinator_config: Database = None,
+) -> None:
+    """Write an entry with a proof that the log has it: for a court, an auditor, or a patient.
+
+    Writes `<index>.entry.json` with the leaf, the salt and what was said, and `<index>.tlog-proof`
+    (C2SP tlog-proof). Whoever has both and the log's policy checks them offline, years later:
+    `matl audit check`.
+    """
+    with errors_in_one_line():
+        if coordinator_config is None:
+            entry, proof = _proof_from_coordinator(context, index)
+        else:
+            with log_place(context, coordinator_config) as place:
+                entry, proof = _proof_from_database(place, index)
+        try:
+            paths = out / f"{index}.entry.json", out / f"{index}{FILE_SUFFIX}"
+            write_atomically(paths[0], [json.dumps(entry, indent=2).encode() + b"\n"])
+            write_atomically(paths[1], [encode_proof(proof)], mode=_PUBLIC)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write to {out}: {error.strerror}") from error
+    typer.echo(f"Wrote {paths[0]} and {paths[1]}.")
+
+
+@audit_app.command()
+def check(
+    entry: Annotated[Path, typer.Argument(help="The `.entry.json` file.")],
+    proof: Annotated[Path, typer.Argument(help="The `.tlog-proof` file.")],
+    *,
+    policy: Annotated[
+        Path, typer.Option(help="tlog-policy of whom you believe; a bundle holds the log's.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Check offline that an entry is in a log that a quorum of its witnesses has seen."""
+    with errors_in_one_line():
+        document = json.loads(read_file(entry))
+        try:
+            leaf_bytes = document["leaf"].encode()
+            salt, said = bytes.fromhex(document["salt"]), document["entry"].encode()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InvalidInputError(
+                f"{entry} is not an entry that `matl audit prove` wrote"
+            ) from error
+        leaf = parse_leaf(leaf_bytes)
+        believed = parse_policy(read_file(policy))
+        signed = verify_proof(parse_proof(read_file(proof)), leaf_hash(leaf_bytes), believed)
+        check_disclosure(leaf, salt=salt, plaintext=said)
+    facts = {
+        "log": leaf.origin,
+        "index": leaf.index,
+        "checkpoint_size": signed.checkpoint.size,
+        "quorum": believed.quorum != NO_QUORUM,
+        "entry": parse_entry(said),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    seen = "a quorum of its witnesses has seen it" if facts["quorum"] else "nobody witnesses it"
+    typer.echo(
+        f"Entry {leaf.index} of {leaf.origin} is what the log says, under a checkpoint of "
+        f"{signed.checkpoint.size} entries; {seen}."
+    )
+    typer.echo(printable_json(parse_entry(said)))
+
+
+@audit_app.command()
+def export(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Where to; a bundle there is brought up to date.")],
+    *,
+    coordinator_config: Annotated[
+        Path, typer.Option(help="The coordinator's TOML file; its database is read.")
+    ] = Path("coordinator.toml"),
+) -> None:
+    """Write the log as a bundle of C2SP tlog-tiles, which anyone can verify and others' tools read.
+
+    Entries stay encrypted: the bundle shows that nothing was changed, not what was said.
+    """
+    with errors_in_one_line(), log_place(context, coordinator_config) as place:
+        believed = place.require_believed()
+        assert believed.policy is not None, "a coordinator's configuration gives a policy"
+        with _progress("exporting", place.source.size()) as advance:
+            size = export_bundle(place.source, folder, policy=believed.policy, on_progress=advance)
+    typer.echo(
+        f"{folder} holds {size} entries; check it with: matl audit verify --bundle {folder} "
+        f"--policy {folder / POLICY}"
+    )
+
+
+def _proof_from_coordinator(context: typer.Context, index: int) -> tuple[dict[str, str], TlogProof]:
+    with connected(context) as client:
+        note = parse_note(client.audit.checkpoint().note)
+        size = _size_of(note.encode())
+        if index >= size:
+            raise InvalidInputError(
+                f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
+            )
+        found = client.audit.inclusion(index, size=size)
+    document = {
+        "leaf": found.leaf.decode(),
+        "salt": found.salt.hex(),
+        "entry": found.entry.decode(),
+    }
+    return document, TlogProof(index, found.path, note)
+
+
+def _proof_from_database(place: Place, index: int) -> tuple[dict[str, str], TlogProof]:
+    believed = place.require_believed()
+    notes = place.source.notes()
+    size = _size_of(notes[-1]) if notes else 0
+    if index >= size:
+        raise InvalidInputError(
+            f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
+        )
+    stored = _entry(place.source, index)
+    if stored.leaf is None or stored.payload is None:
+        raise InvalidInputError(f"entry {index} was dropped with its month; its hash is left")
+    leaf = parse_leaf(stored.leaf)
+    key = (believed.keys or {}).get(leaf.key)
+    if key is None:
+        raise InvalidInputError(f"the key of entry {index} was erased; nobody can read it")
+    opened = open_sealed(leaf, stored.payload, key)
+    path = inclusion_proof(index, size, place.source.node)
+    signed = open_checkpoint(notes[-1], [believed.log])
+    verify_inclusion(
+        index=index, size=size, leaf=stored.hash, proof=path, root=signed.checkpoint.root
+    )
+    document = _document(stored.leaf, opened.salt, opened.data)
+    return document, TlogProof(index, tuple(path), signed.note)
+
+
+def _document(leaf: bytes, salt: bytes, entry: bytes) -> dict[str, str]:
+    return {"leaf": leaf.decode(), "salt": salt.hex(), "entry": entry.decode()}
+
+
+def _size_of(note: bytes) -> int:
+    return parse_checkpoint(parse_note(note).text).size
+
+
+def _entry(source: LogSource, index: int) -> StoredLeaf:
+    for page in source.pages(start=index, end=index + 1):
+        for stored in page:
+            if stored.index == index:
+                return stored
+    raise InvalidInputError(f"the log has no entry {index}")
+
+
+def _told(stored: StoredLeaf, place: Place) -> dict[str, Any]:
+    """What an entry says, or, where it cannot be read, what its leaf tells."""
+    if stored.leaf is None or stored.payload is None:
+        return {"index": stored.index, "dropped": True}
+    leaf = parse_leaf(stored.leaf)
+    said = None
+    if isinstance(place.source, CoordinatorSource):
+        said = place.source.entry(stored.index)
+    elif place.believed is not None and place.believed.keys is not None:
+        key = place.believed.keys.get(leaf.key)
+        said = None if key is None else open_sealed(leaf, stored.payload, key).data
+    if not said:
+        return {"index": stored.index, **_leaf_facts(leaf), "sealed": True}
+    return {"index": stored.index, **parse_entry(said)}
+
+
+def _leaf_facts(leaf: Leaf) -> dict[str, Any]:
+    facts = {"at": leaf.at, "event": leaf.event, "node": leaf.node, "round": leaf.round}
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def _row(facts: dict[str, Any]) -> tuple[str, ...]:
+    rest = dict(facts)
+    first = (str(rest.pop(name, "")) for name in ("index", "at", "event"))
+    rest.pop("v", None)
+    return (*first, " ".join(f"{name}={value}" for name, value in rest.items()))
+
+
+def printable_json(value: object) -> str:
+    """Indented JSON whose text cannot steer the terminal."""
+    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
+    return "\n".join(map(printable, lines))
+
+
+def _report_rows(report: AuditReport) -> list[tuple[str, str]]:
+    tally = report.tally
+    rows = [
+        ("Sound", f"{tally.size} entries, root {tally.root.hex()}"),
+        (
+            "Checkpoints",
+            f"{tally.checkpoints} agree; the newest is of {report.signed_size} entries",
+        ),
+        ("Witnessed", f"{report.witnessed_size} entries by a quorum of hospitals"),
+    ]
+    if tally.dropped:
+        rows.append(("Dropped", f"{tally.dropped} entries after their retention; hashes are kept"))
+    if report.opened is None:
+        rows.append(("Decrypted", "none: the payloads agree with their leaves, unread"))
+    else:
+        rows.append(("Decrypted", f"{report.opened} entries, all as their leaves commit"))
+    rows += [("Warning", each) for each in report.warnings]
+    return rows
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)

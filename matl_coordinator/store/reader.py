@@ -1,0 +1,147 @@
+"""The whole log as the database holds it, for who goes over it: nothing is opened or believed.
+
+Pages of rows, never the whole table; a reader needs no more than the right to SELECT. Only
+``StoreError``, and ``IntegrityError`` for a table that holds what it cannot, leave this module.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import Engine, func, select
+
+from matl_common.errors import IntegrityError
+from matl_common.identity.wrapping import KeyEncryptionKey
+from matl_common.ids import NodeId
+from matl_common.tlog.merkle import NodeRun
+from matl_common.tlog.sealing import DataKey
+from matl_common.tlog.verification import StoredLeaf
+from matl_coordinator.ports import CheckpointRecord
+from matl_coordinator.store import log
+from matl_coordinator.store.data_keys import DataKeys
+from matl_coordinator.store.database import reading
+from matl_coordinator.store.schema import (
+    log_checkpoints,
+    log_cosignatures,
+    log_entries,
+    log_keys,
+    log_nodes,
+)
+
+PAGE = 5_000
+"""Leaves read at once: about 5 MB."""
+
+
+def _blob(value: object) -> bytes:
+    # SQLite holds whatever was put into a column, of whatever kind.
+    if not isinstance(value, bytes | memoryview):
+        raise IntegrityError("one of the log's tables holds text where bytes belong")
+    return bytes(value)
+
+
+class LogReader:
+    """Reads a log's tables on an engine of ``create_database_engine``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def size(self) -> int:
+        """Leaves in the tree."""
+        with reading(self._engine) as connection:
+            return log.read_size(connection)
+
+    def node(self, level: int, index: int) -> bytes:
+        """One stored hash.
+
+        Raises:
+            IntegrityError: there is none at this address.
+        """
+        with reading(self._engine) as connection:
+            return log.read_node(connection, level, index)
+
+    def pages(self, *, start: int = 0, end: int | None = None) -> Iterator[list[StoredLeaf]]:
+        """Leaves ``start`` to ``end - 1`` as they are stored, a page at a time, in order."""
+        at = start
+        while page := self._page(at, PAGE if end is None else min(PAGE, end - at)):
+            yield page
+            at = page[-1].index + 1
+
+    def _page(self, start: int, limit: int) -> list[StoredLeaf]:
+        if limit <= 0:
+            return []
+        leaves, entries = log_nodes.c, log_entries.c
+        query = (
+            select(leaves.node_index, leaves.hash, entries.leaf, entries.payload)
+            .join(log_entries, entries.leaf_index == leaves.node_index, isouter=True)
+            .where((leaves.level == 0) & (leaves.node_index >= start))
+            .order_by(leaves.node_index)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [
+            StoredLeaf(
+                index=row.node_index,
+                hash=_blob(row.hash),
+                leaf=None if row.leaf is None else _blob(row.leaf),
+                payload=None if row.payload is None else _blob(row.payload),
+            )
+            for row in rows
+        ]
+
+    def stray_entries(self) -> int:
+        """Entries that no leaf of the tree belongs to: nobody but an intruder writes them."""
+        is_leaf = (log_nodes.c.level == 0) & (log_nodes.c.node_index == log_entries.c.leaf_index)
+        query = (
+            select(func.count())
+            .select_from(log_entries)
+            .join(log_nodes, is_leaf, isouter=True)
+            .where(log_nodes.c.node_index.is_(None))
+        )
+        with reading(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def nodes(self, wanted: Sequence[NodeRun]) -> list[NodeRun]:
+        """What is stored where these runs lie."""
+        found: list[NodeRun] = []
+        with reading(self._engine) as connection:
+            for run in wanted:
+                index = log_nodes.c.node_index
+                rows = connection.execute(
+                    select(index, log_nodes.c.hash)
+                    .where(
+                        (log_nodes.c.level == run.level)
+                        & index.between(run.first, run.first + len(run.hashes) - 1)
+                    )
+                    .order_by(index)
+                ).all()
+                held = {row.node_index: _blob(row.hash) for row in rows}
+                places = range(run.first, run.first + len(run.hashes))
+                hashes = tuple(held.get(place, b"") for place in places)
+                found.append(NodeRun(run.level, run.first, hashes))
+        return found
+
+    def checkpoints(self) -> list[CheckpointRecord]:
+        """Every signed checkpoint with its cosignatures, the smallest first."""
+        with reading(self._engine) as connection:
+            lines: dict[int, dict[NodeId, bytes]] = {}
+            for row in connection.execute(
+                select(log_cosignatures).order_by(
+                    log_cosignatures.c.size, log_cosignatures.c.node_id
+                )
+            ):
+                lines.setdefault(row.size, {})[NodeId(row.node_id)] = _blob(row.line)
+            rows = connection.execute(select(log_checkpoints).order_by(log_checkpoints.c.size))
+            return [
+                CheckpointRecord(row.size, _blob(row.note), lines.get(row.size, {})) for row in rows
+            ]
+
+    def data_keys(self, key: KeyEncryptionKey) -> dict[str, DataKey]:
+        """Every data key that was not erased, unwrapped.
+
+        Raises:
+            ConfigurationError: another key-encryption key has wrapped one.
+        """
+        keys = DataKeys(key)
+        with reading(self._engine) as connection:
+            keys.check(connection)
+            names = connection.execute(select(log_keys.c.name)).scalars().all()
+            return keys.read(connection, names)
