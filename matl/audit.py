@@ -6,14 +6,15 @@ an error that names the first entry it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from matl.log_sources import DatabaseSource, LogSource
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
 from matl_common.tlog.entry import parse_entry
-from matl_common.tlog.leaf import parse_leaf
+from matl_common.tlog.leaf import Leaf, parse_leaf
 from matl_common.tlog.note import VerifierKey
 from matl_common.tlog.policy import NO_QUORUM, Policy, assess
 from matl_common.tlog.sealing import DataKey, open_sealed
@@ -106,6 +107,32 @@ def verify_log(
         opened=opened if believed.keys is not None else None,
         warnings=tuple(_warnings(tally, believed, signed_size, witnessed_size)),
     )
+
+
+def opened_entries(
+    pages: Iterable[Iterable[StoredLeaf]],
+    keys: Mapping[str, DataKey],
+    *,
+    wanted: Callable[[Leaf], bool] = lambda _: True,
+) -> Iterator[Mapping[str, Any]]:
+    """What entries say, in order, without those that were dropped or whose key was erased.
+
+    Args:
+        pages: of leaves.
+        keys: data keys by name.
+        wanted: says by its leaf whether an entry is to be opened.
+
+    Raises:
+        IntegrityError: a payload is not what its leaf commits to.
+    """
+    for page in pages:
+        for stored in page:
+            if stored.leaf is None or stored.payload is None:
+                continue
+            leaf = parse_leaf(stored.leaf)
+            key = keys.get(leaf.key)
+            if key is not None and wanted(leaf):
+                yield parse_entry(open_sealed(leaf, stored.payload, key).data)
 
 
 def _opened(note: bytes, believed: Believed) -> SignedCheckpoint:

@@ -7,6 +7,7 @@ bundle that was exported, anywhere, without either. Nothing here decides what is
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from matl.audit import AuditReport, Believed, verify_log
+from matl.audit import AuditReport, Believed, opened_entries, verify_log
 from matl.connection import connected
 from matl.log_place import Place, log_place, read_file
 from matl.log_sources import (
@@ -29,6 +30,7 @@ from matl.log_sources import (
 from matl.terminal import console, errors_in_one_line, print_json, printable, table
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.identity.wrapping import load_key_file
 from matl_common.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.leaf import Leaf, check_disclosure, parse_leaf
@@ -38,6 +40,11 @@ from matl_common.tlog.policy import NO_QUORUM, parse_policy
 from matl_common.tlog.proof import FILE_SUFFIX, TlogProof, encode_proof, parse_proof, verify_proof
 from matl_common.tlog.sealing import open_sealed
 from matl_common.tlog.verification import StoredLeaf
+from matl_coordinator.config import load_config
+from matl_coordinator.replay import replay_round
+from matl_coordinator.service.story import is_told
+from matl_coordinator.store.database import create_database_engine
+from matl_coordinator.store.reader import LogReader
 
 _PUBLIC: Final = 0o644
 
@@ -265,6 +272,48 @@ def export(
         f"{folder} holds {size} entries; check it with: matl audit verify --bundle {folder} "
         f"--policy {folder / POLICY}"
     )
+
+
+@audit_app.command()
+def replay(
+    number: Annotated[int, typer.Argument(min=1, metavar="ROUND", help="The round's number.")],
+    *,
+    coordinator_config: Annotated[
+        Path, typer.Option(help="The TOML file of the coordinator whose round it is.")
+    ] = Path("coordinator.toml"),
+    as_json: Json = False,
+) -> None:
+    """Make a round's model again, from its log entries and the updates that are still spooled.
+
+    Every signature, every hash and the model itself must come out as the log says; the first
+    difference ends it. Runs on the coordinator's machine, beside the daemon if you like, and
+    changes nothing there. Exit status: 0 the same; 1 a difference, or it cannot be done.
+    """
+    with errors_in_one_line():
+        config = load_config(coordinator_config)
+        engine = create_database_engine(config.database_url)
+        try:
+            reader = LogReader(engine)
+            keys = reader.data_keys(load_key_file(config.log_encryption_key))
+            entries = opened_entries(
+                reader.pages(), keys, wanted=lambda leaf: is_told(leaf.event, leaf.round, number)
+            )
+            with console().status(f"replaying round {number}") as status:
+                steps = asyncio.run(
+                    replay_round(
+                        config,
+                        entries,
+                        number,
+                        on_step=lambda step: status.update(f"{step.what}: the same"),
+                    )
+                )
+        finally:
+            engine.dispose()
+    if as_json:
+        print_json([asdict(step) for step in steps])
+        return
+    console().print(table(("The same", "Found"), ((each.what, each.found) for each in steps)))
+    typer.echo(f"Round {number} comes out as the log says.")
 
 
 def _proof_from_coordinator(context: typer.Context, index: int) -> tuple[dict[str, str], TlogProof]:

@@ -53,6 +53,7 @@ from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.assembly import Outside, assemble
 from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
+from matl_coordinator.service.enrolment import log_allowlist
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.register import Decision, Register
@@ -184,6 +185,7 @@ class Coordinator:
                 meter=self._metrics,
                 clock=utc_now,
             )
+            await log_allowlist(register, self._allowlist, clock=utc_now)
             await self._note(register, "coordinator_started", **self._terms(protection))
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(register.settle)

@@ -291,19 +291,8 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-class Spool(Protocol):
-    """Updates on disk while a round lasts. Blocking; call from a thread."""
-
-    def open(
-        self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
-    ) -> UpdateSink:
-        """The sink of one update, resumed after the last durable chunk that still
-        matches its hash. At most one sink is open for a node and round.
-
-        Raises:
-            SpoolFullError: the quota, or the disk, has no room for it.
-        """
-        ...
+class SpooledUpdates(Protocol):
+    """Complete updates on disk, to be read. Blocking; call from a thread."""
 
     def path(self, round_id: RoundId, node_id: NodeId) -> Path:
         """The complete update's file."""
@@ -315,6 +304,21 @@ class Spool(Protocol):
 
     def clear_scratch(self, round_id: RoundId) -> None:
         """Delete the round's scratch folder, if there is one."""
+        ...
+
+
+class Spool(SpooledUpdates, Protocol):
+    """Updates on disk while a round lasts. Blocking; call from a thread."""
+
+    def open(
+        self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
+    ) -> UpdateSink:
+        """The sink of one update, resumed after the last durable chunk that still
+        matches its hash. At most one sink is open for a node and round.
+
+        Raises:
+            SpoolFullError: the quota, or the disk, has no room for it.
+        """
         ...
 
     def discard_before(self, round_id: RoundId) -> None:
@@ -421,7 +425,17 @@ class InitialModel:
     backbone_digest: Digest | None
 
 
-class Scorer(Protocol):
+class UpdateScorer(Protocol):
+    """Compares updates with the holdout set, in another process."""
+
+    async def report(
+        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+    ) -> HoldoutReport:
+        """Score updates; the root gradients are written into ``folder``."""
+        ...
+
+
+class Scorer(UpdateScorer, Protocol):
     """Judges models and updates on the holdout set, in another process.
 
     Without a holdout set only ``initial_model`` may be called. Every method raises
@@ -434,12 +448,6 @@ class Scorer(Protocol):
 
     async def prepare(self) -> HoldoutFacts:
         """Look over the holdout set, and do once what every later question needs."""
-        ...
-
-    async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
-    ) -> HoldoutReport:
-        """Score updates; the root gradients are written into ``folder``."""
         ...
 
     async def evaluate(self, model: Digest) -> Evaluation: ...

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from matl_common.identity.allowlist import AllowedNode, Allowlist
 from matl_common.identity.certificates import Role
-from matl_common.ids import NodeId
+from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer
 from matl_common.version import __version__
@@ -158,7 +159,7 @@ def _judge(
         scorer=outside.scorer,
         enrolled=attested,
         histories=outside.histories,
-        round_of=outside.store.round,
+        base_model_of=partial(_base_model_of, outside.store),
         threads=config.worker.aggregation_threads,
     )
     return Judge(
@@ -174,6 +175,11 @@ def _judge(
         byzantine=config.rounds.byzantine,
         threads=config.worker.aggregation_threads,
     )
+
+
+def _base_model_of(store: Store, round_id: RoundId) -> Digest | None:
+    rnd = store.round(round_id)
+    return None if rnd is None else rnd.base_model
 
 
 def _activity(config: Config, outside: Outside) -> Callable[[Round], Mapping[NodeId, Activity]]:

@@ -31,6 +31,7 @@ from matl_coordinator.core.trust_record import TrustRecord
 from matl_coordinator.service.alarms import Alarm
 from matl_coordinator.service.judging import Verdict
 from matl_coordinator.service.parts import Fact, in_parts, numbered
+from matl_coordinator.service.story import aggregator_facts
 
 __all__ = [
     "Fact",
@@ -111,6 +112,7 @@ def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> I
         at=at,
         round_id=rnd.round_id,
         rule=verdict.rule,
+        aggregator=aggregator_facts(verdict.configured, f=verdict.f),
         coordinate_seed=f"{seed:015x}",
         root={each.row.name: each.digest for each in verdict.root},
         clusters=numbered([_names(cluster) for cluster in judgement.clusters]),

@@ -41,6 +41,7 @@ from matl_coordinator.ports import (
 )
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.register import Decision, Register
+from matl_coordinator.service.story import envelope_facts
 
 MINIMUM_PER_CLASS = 16
 """Half of a class scores, in four folds that must not be empty or all but empty."""
@@ -146,6 +147,7 @@ async def _found(
         federation=plan.federation_id,
         study=plan.study_id,
         plan=record.plan_digest,
+        plan_envelope=envelope_facts(record.plan),
         model=model.digest,
         recipe=plan.training.recipe.value,
         epsilon=plan.privacy.target_epsilon if is_private else None,

@@ -54,6 +54,7 @@ from matl_coordinator.service.entries import entry, evaluation_entry
 from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.reception import Reception
 from matl_coordinator.service.register import Decision, Register
+from matl_coordinator.service.story import envelope_facts
 
 MAX_REFUSALS_LOGGED = 32
 """A node's refusals in one round that each get a log entry; more are only counted."""
@@ -158,6 +159,7 @@ class Intake:
                 node=node.node_id,
                 update=digest,
                 bytes=manifest.byte_count,
+                manifest=envelope_facts(envelope),
             )
             return Decision(record, (PutUpdate(record),), (declared,))
 

@@ -22,7 +22,7 @@ from matl_coordinator.core.robust.gram import AggregationError, Needs
 from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import NodeWeight, Round
 from matl_coordinator.core.trust_record import TrustPolicy, TrustRecord
-from matl_coordinator.ports import ModelStore, RootGradient, Spool, UpdateRecord
+from matl_coordinator.ports import ModelStore, RootGradient, SpooledUpdates, UpdateRecord
 from matl_coordinator.service.survey import Survey, Surveyor, checked_model
 
 
@@ -36,6 +36,9 @@ class Verdict:
     root: tuple[RootGradient, ...]
     rule: str
     """What the updates will be aggregated by, every parameter in it."""
+    configured: Aggregator
+    """What was asked for, before it was fitted to the updates that count, with ``f``."""
+    f: int
 
     @property
     def hold(self) -> str | None:
@@ -73,7 +76,7 @@ class Judge:
         *,
         plan: StudyPlan,
         surveyor: Surveyor,
-        spool: Spool,
+        spool: SpooledUpdates,
         models: ModelStore,
         enrolled: Mapping[NodeId, Enrolment],
         aggregator: Aggregator,
@@ -150,7 +153,14 @@ class Judge:
                 NodeWeight(node, judgement.shares.get(node, 0.0))
                 for node in sorted(rnd.admitted_nodes)
             )
-        return Verdict(judgement, weights, survey.root, aggregator.describe())
+        return Verdict(
+            judgement,
+            weights,
+            survey.root,
+            aggregator.describe(),
+            configured=self._aggregator,
+            f=self._byzantine,
+        )
 
     def _within_rule(self, judgement: Judgement, admitted: int) -> tuple[Aggregator, Judgement]:
         """Hold a round that leaves the rule too few updates to keep its promise."""

@@ -45,9 +45,9 @@ from matl_coordinator.ports import (
     HoldoutReport,
     ModelStore,
     RootGradient,
-    Scorer,
-    Spool,
+    SpooledUpdates,
     UpdateRecord,
+    UpdateScorer,
 )
 
 
@@ -84,12 +84,12 @@ class Surveyor:
         self,
         *,
         plan: StudyPlan,
-        spool: Spool,
+        spool: SpooledUpdates,
         models: ModelStore,
-        scorer: Scorer,
+        scorer: UpdateScorer,
         enrolled: Mapping[NodeId, Enrolment],
         histories: Histories,
-        round_of: Callable[[RoundId], Round | None],
+        base_model_of: Callable[[RoundId], Digest | None],
         threads: int,
     ) -> None:
         self._plan = plan
@@ -98,7 +98,7 @@ class Surveyor:
         self._scorer = scorer
         self._enrolled = enrolled
         self._histories = histories
-        self._round_of = round_of
+        self._base_model_of = base_model_of
         self._threads = threads
 
     async def survey(
@@ -243,13 +243,13 @@ class Surveyor:
     def _previous(self, rnd: Round, released_in: int) -> Row:
         """The last aggregate as a row: this round's base model less the one it came from."""
         path = self._spool.scratch(rnd.round_id) / f"{PREVIOUS_AGGREGATE}.f32"
-        before = self._round_of(RoundId(released_in)) if released_in else None
+        before = self._base_model_of(RoundId(released_in)) if released_in else None
         if before is None:
             with path.open("wb") as file:
                 file.truncate(self._plan.schema.update_bytes)
         else:
             newer = checked_model(self._models, rnd.base_model)
-            older = checked_model(self._models, before.base_model)
+            older = checked_model(self._models, before)
             write_difference(path, newer=newer, older=older, schema=self._plan.schema)
         return Row(PREVIOUS_AGGREGATE, path)
 

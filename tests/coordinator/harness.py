@@ -59,6 +59,7 @@ from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient, Store
 from matl_coordinator.service.assembly import Outside, UseCases, assemble
 from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
+from matl_coordinator.service.enrolment import log_allowlist
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.intake import Progress
 from matl_coordinator.service.register import Register
@@ -307,6 +308,7 @@ async def running(site: Site, store: Store | None = None) -> AsyncIterator[Runni
         outside=outside,
         checkpoints=site.checkpoints(store),
     )
+    await log_allowlist(register, site.allowlist, clock=utc_now)
     conducting = asyncio.create_task(use_cases.conductor.run())
     try:
         yield Running(site, store, meter, register, use_cases, plan, models, scorer)

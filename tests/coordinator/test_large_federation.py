@@ -14,6 +14,7 @@ from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.tlog.entry import MAX_ENTRY_BYTES, Entry, parse_entry
 from matl_coordinator.core.judgement import Judgement
 from matl_coordinator.core.power import ByzantinePower
+from matl_coordinator.core.robust.registry import Choice, make_aggregator
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import (
     Admitted,
@@ -126,7 +127,9 @@ def test_a_judgement_of_a_thousand_hospitals_is_told_whole_even_when_all_send_th
         clusters=(everybody,),
         power=ByzantinePower(1.0, 1.0, everybody, 0.5),
     )
-    verdict = Verdict(judgement, (), root, "matl")
+    verdict = Verdict(
+        judgement, (), root, "matl", configured=make_aggregator(Choice("matl"), f=1), f=1
+    )
     encoded = list(score_entries(large_round(), verdict, seed=1, at=utc_now()))
     told = together(encoded)
     assert told["trust"].keys() == told["refused"].keys() == everybody  # type: ignore[union-attr]

@@ -264,6 +264,11 @@ async def test_the_last_aggregate_is_the_base_model_less_the_one_it_came_from(
         await play(coordinator)
         store, models = coordinator.store, coordinator.models
         spool = DiskSpool.open_folder(site.config.state_dir / "spool")
+
+        def base_model_of(number: RoundId) -> Digest | None:
+            found = store.round(number)
+            return None if found is None else found.base_model
+
         surveyor = Surveyor(
             plan=coordinator.plan,
             spool=spool,
@@ -271,7 +276,7 @@ async def test_the_last_aggregate_is_the_base_model_less_the_one_it_came_from(
             scorer=coordinator.scorer,
             enrolled={node: Enrolment(1) for node in site.hospitals},
             histories=FileHistories.open_folder(site.config.state_dir / "histories"),
-            round_of=store.round,
+            base_model_of=base_model_of,
             threads=1,
         )
         found = []

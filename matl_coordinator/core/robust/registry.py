@@ -67,7 +67,8 @@ class Aggregator:
     """Whether ``compiled_loops`` should be called once before the first round."""
     _function: Rule
     _before: tuple[PreAggregation, ...]
-    _asked: tuple[Choice, tuple[Choice, ...]]
+    asked: tuple[Choice, tuple[Choice, ...]]
+    """The rule and its pre-aggregations with those parameters that were set."""
 
     def __call__(self, gram: Gram) -> Plan:
         """The plan for these updates.
@@ -89,7 +90,7 @@ class Aggregator:
         Raises:
             ConfigurationError: ``f`` is out of range.
         """
-        rule, pre = self._asked
+        rule, pre = self.asked
         return make_aggregator(rule, pre, f=f)
 
     def describe(self) -> str:
@@ -144,7 +145,7 @@ def make_aggregator(rule: Choice, pre: Sequence[Choice] = (), *, f: int) -> Aggr
         coordinatewise=entry.coordinatewise,
         _function=partial(entry.function, **values),
         _before=tuple(functions),
-        _asked=(rule, tuple(pre)),
+        asked=(rule, tuple(pre)),
     )
 
 
