@@ -1,206 +1,204 @@
-"""A log verified whole, by whoever has read access to a copy of it.
+"""An audit log for research code: the tutorial's interface to the real log.
 
-Which keys to believe is the caller's to say. The result is what was found sound; what was not is
-an error that names the first entry it concerns.
+The same log as a coordinator's: an RFC 6962 tree, encrypted entries, signed checkpoints. Whoever
+runs a federation needs none of this: its coordinator logs by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import os
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
 
-from matl.log_sources import DatabaseSource, LogSource
-from matl_common.errors import IntegrityError, InvalidInputError
-from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
-from matl_common.tlog.entry import parse_entry
-from matl_common.tlog.leaf import Leaf, parse_leaf
-from matl_common.tlog.note import VerifierKey
-from matl_common.tlog.policy import NO_QUORUM, Policy, assess
-from matl_common.tlog.sealing import DataKey, open_sealed
-from matl_common.tlog.verification import (
-    LogDamagedError,
-    LogVerifier,
-    StoredLeaf,
-    Tally,
-    check_nodes,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from matl_common.durable import owned_folder, write_atomically
+from matl_common.errors import ConfigurationError, IntegrityError, MatlError
+from matl_common.identity.keys import load_ed25519_private_key, private_key_pem
+from matl_common.identity.wrapping import create_key_file, load_key_file
+from matl_common.ids import parse_federation_id
+from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
+from matl_common.tlog.entry import entry_of, parse_entry
+from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
+from matl_common.tlog.names import log_origin
+from matl_coordinator.store.sql import SqlStore
+
+MINIMUM_YEARS: Final = 6
+"""45 CFR 164.316(b)(2)(i) keeps required documentation for six years."""
 
 
-@dataclass(frozen=True, slots=True)
-class Believed:
-    """Whose signatures count.
+class AuditLogger:
+    """Logs events where nobody can rewrite them unnoticed.
 
-    Attributes:
-        log: the log's key; its name is the origin of every leaf.
-        policy: the witnesses and their quorum; ``None`` to take no notice of cosignatures.
-        notes: further signed checkpoints, such as those that hospitals keep.
-        keys: data keys, to open entries with as well.
+    Calls block until an entry is durable. Use it as a context manager, or ``close`` it; a second
+    logger on the same folder is refused meanwhile.
     """
 
-    log: VerifierKey
-    policy: Policy | None = None
-    notes: Collection[bytes] = ()
-    keys: Mapping[str, DataKey] | None = None
+    def __init__(
+        self,
+        backend: str = "sqlite",
+        retention_years: int = 7,
+        *,
+        encrypt: bool = True,
+        folder: Path | str = "matl-audit",
+        url: str | None = None,
+        name: str = "research",
+    ) -> None:
+        """Open a log, or begin one.
 
+        Args:
+            backend: ``sqlite``, a file in ``folder``; or ``postgresql``, at ``url`` or, if that
+                is not given, at ``MATL_AUDIT_DB``.
+            retention_years: how long entries are to be kept, at least six.
+            encrypt: must be true; there is no log that is not encrypted.
+            folder: the log's keys, made at first use. Back them up apart from the database.
+            url: ``postgresql://user@host/database``.
+            name: the log's; its origin is ``<name>.matl.internal/log``.
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
-    """A log that is sound.
-
-    Attributes:
-        tally: what was gone over.
-        signed_size: leaves under the largest checkpoint; nothing vouches for later ones.
-        witnessed_size: leaves under the largest checkpoint that a quorum cosigned.
-        opened: entries that were decrypted and agree with their leaves; ``None`` without keys.
-        warnings: what was found that proves nothing wrong and deserves a look.
-    """
-
-    tally: Tally
-    signed_size: int
-    witnessed_size: int
-    opened: int | None
-    warnings: tuple[str, ...]
-
-
-def verify_log(
-    source: LogSource, believed: Believed, *, on_progress: Callable[[int], None] = lambda _: None
-) -> AuditReport:
-    """Go over every leaf, every node that is stored, and every checkpoint.
-
-    Args:
-        source: the log.
-        believed: whose signatures count.
-        on_progress: told of leaves as they are done.
-
-    Raises:
-        LogDamagedError: a leaf or the tree is not what was signed; it says where.
-        IntegrityError: a checkpoint is not signed as it should be.
-        InvalidInputError: a checkpoint is none.
-        StoreError, OperationsError: the log cannot be read.
-    """
-    signed = [_opened(note, believed) for note in (*source.notes(), *believed.notes)]
-    _check_forks(signed)
-    verifier = LogVerifier(believed.log.name, [each.checkpoint for each in signed])
-    reader = source.reader if isinstance(source, DatabaseSource) else None
-    if reader is not None and (strays := reader.stray_entries()):
-        raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
-    opened = 0
-    # A checkpoint that is signed while this runs must not look like a log that was cut off.
-    end = max((source.size(), *(each.checkpoint.size for each in signed)), default=0)
-    for page in source.pages(end=end):
-        runs = verifier.add(page)
-        if reader is not None:
-            check_nodes(runs, reader.nodes(runs))
-        if believed.keys is not None:
-            opened += sum(_open(leaf, believed.keys) for leaf in page)
-        on_progress(len(page))
-    tally = verifier.finish()
-    signed_size = max((each.checkpoint.size for each in signed), default=0)
-    witnessed_size = max(
-        (each.checkpoint.size for each in signed if _met(each, believed)), default=0
-    )
-    return AuditReport(
-        tally=tally,
-        signed_size=signed_size,
-        witnessed_size=witnessed_size,
-        opened=opened if believed.keys is not None else None,
-        warnings=tuple(_warnings(tally, believed, signed_size, witnessed_size)),
-    )
-
-
-def opened_entries(
-    pages: Iterable[Iterable[StoredLeaf]],
-    keys: Mapping[str, DataKey],
-    *,
-    wanted: Callable[[Leaf], bool] = lambda _: True,
-) -> Iterator[Mapping[str, Any]]:
-    """What entries say, in order, without those that were dropped or whose key was erased.
-
-    Args:
-        pages: of leaves.
-        keys: data keys by name.
-        wanted: says by its leaf whether an entry is to be opened.
-
-    Raises:
-        IntegrityError: a payload is not what its leaf commits to.
-    """
-    for page in pages:
-        for stored in page:
-            if stored.leaf is None or stored.payload is None:
-                continue
-            leaf = parse_leaf(stored.leaf)
-            key = keys.get(leaf.key)
-            if key is not None and wanted(leaf):
-                yield parse_entry(open_sealed(leaf, stored.payload, key).data)
-
-
-def _opened(note: bytes, believed: Believed) -> SignedCheckpoint:
-    signed = open_checkpoint(note, [believed.log])
-    if believed.policy is not None:
-        # Also verifies every cosignature of a known witness.
-        assess(signed, believed.policy)
-    return signed
-
-
-def _met(signed: SignedCheckpoint, believed: Believed) -> bool:
-    policy = believed.policy
-    if policy is None or policy.quorum == NO_QUORUM:
-        return False
-    return assess(signed, policy).quorum_met
-
-
-def _check_forks(signed: Collection[SignedCheckpoint]) -> None:
-    roots: dict[int, bytes] = {}
-    for each in signed:
-        size, root = each.checkpoint.size, each.checkpoint.root
-        if roots.setdefault(size, root) != root:
-            raise LogDamagedError(
-                f"the log has signed two different checkpoints of {size} entries: it was forked, "
-                "and both notes together prove it",
-                first=0,
-                last=max(0, size - 1),
+        Raises:
+            ConfigurationError: one of these cannot be.
+            StoreError: the database cannot be reached.
+        """
+        if not encrypt:
+            raise ConfigurationError("encrypt=False: every log is encrypted; leave it out")
+        if retention_years < MINIMUM_YEARS:
+            raise ConfigurationError(
+                f"retention_years={retention_years}: 45 CFR 164.316(b)(2)(i) asks for "
+                f"{MINIMUM_YEARS} years"
             )
+        self.retention_years = retention_years
+        self._folder = Path(folder).absolute()
+        self._origin = log_origin(parse_federation_id(name))
+        self._lock = threading.Lock()
+        self._owned = owned_folder(self._folder)
+        self._owned.__enter__()
+        try:
+            self._private_key = self._keys()
+            self._store = SqlStore.connect(
+                self._url(backend, url),
+                log_origin=self._origin,
+                log_key=load_key_file(self._folder / "log-encryption.key"),
+            )
+            self._store.load()
+        except BaseException:
+            self._owned.__exit__(None, None, None)
+            raise
 
+    def audit_log(self, event: str, **facts: Any) -> int:
+        """Log an event; returns its number once it is durable.
 
-def _open(stored: StoredLeaf, keys: Mapping[str, DataKey]) -> bool:
-    """Decrypt an entry and compare it with its leaf; False where its key was erased."""
-    if stored.leaf is None or stored.payload is None:
-        return False
-    leaf = parse_leaf(stored.leaf)
-    key = keys.get(leaf.key)
-    if key is None:
-        return False
-    try:
-        facts = parse_entry(open_sealed(leaf, stored.payload, key).data)
-    except (IntegrityError, InvalidInputError) as error:
-        raise LogDamagedError(str(error), first=stored.index, last=stored.index) from error
-    told = (facts.get("event"), facts.get("at"), facts.get("node"), facts.get("round"))
-    if told != (leaf.event, leaf.at, leaf.node, leaf.round):
-        raise LogDamagedError(
-            f"entry {stored.index} says something else than its leaf",
-            first=stored.index,
-            last=stored.index,
-        )
-    return True
+        Args:
+            event: what happened, in a word.
+            **facts: strings, numbers, booleans, and lists and mappings of these; ``node`` and
+                ``round`` can be filtered by later. Never patient data.
 
+        Raises:
+            InvalidInputError: a fact is of another kind, not finite, or too long.
+            StoreError: the database did not confirm; the entry may be there or not.
+        """
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        written = entry_of({**facts, "v": 1, "event": event, "at": moment})
+        with self._lock:
+            try:
+                (logged,) = self._store.commit([], [written])
+            except MatlError:
+                # What is durable is not known; the next call reads it again.
+                self._store.load()
+                raise
+        return logged.index
 
-def _warnings(tally: Tally, believed: Believed, signed_size: int, witnessed_size: int) -> list[str]:
-    found = []
-    if tally.size > signed_size:
-        found.append(
-            f"no checkpoint vouches for entries {signed_size} to {tally.size - 1} yet: whoever "
-            "can write to the database can still change them"
+    def audit_checkpoint(
+        self, round_num: int, accuracy: float, history: Mapping[str, Any] | None = None
+    ) -> str:
+        """Log the end of a round, and sign the log as it is now.
+
+        Args:
+            round_num: the round.
+            accuracy: of its model.
+            history: what else is to be on record; as for ``audit_log``.
+
+        Returns:
+            The checkpoint, a C2SP signed note. Give it to somebody who keeps it: the log can then
+            no longer be rewritten unnoticed.
+
+        Raises:
+            InvalidInputError, StoreError: as for ``audit_log``.
+        """
+        self.audit_log(
+            "audit_checkpoint", round=round_num, accuracy=accuracy, history=dict(history or {})
         )
-    if believed.policy is None or believed.policy.quorum == NO_QUORUM:
-        found.append("nobody witnesses this log: its coordinator could show everybody another one")
-    elif witnessed_size < signed_size:
-        found.append(
-            f"a quorum of hospitals has cosigned the first {witnessed_size} of {signed_size} "
-            "signed entries"
+        head = self._store.log_head()
+        key = log_key(self._origin, self._private_key.public_key())
+        checkpoint = Checkpoint(self._origin, head.size, bytes.fromhex(head.root))
+        note = sign_checkpoint(checkpoint, key, self._private_key).note.encode()
+        self._store.put_checkpoint(head.size, note)
+        return note.decode()
+
+    def get_recent(self, limit: int = 10) -> list[dict[str, Any]]:
+        """What the newest entries say, the newest first."""
+        size = self._store.log_head().size
+        logged = self._store.log_entries(start=max(0, size - limit), limit=limit)
+        return [dict(parse_entry(each.data)) for each in reversed(logged) if each.data is not None]
+
+    def is_active(self) -> bool:
+        """Whether the log answers and holds its newest entry; looked up, not remembered."""
+        try:
+            head = self._store.log_head()
+            if head.size == 0:
+                return True
+            (newest,) = self._store.log_entries(start=head.size - 1, limit=1)
+            if newest.leaf_hash != leaf_hash(newest.leaf).hex():
+                return False
+            verify_inclusion(
+                index=newest.index,
+                size=head.size,
+                leaf=leaf_hash(newest.leaf),
+                proof=inclusion_proof(newest.index, head.size, self._store.log_node),
+                root=bytes.fromhex(head.root),
+            )
+        except (MatlError, IntegrityError, ValueError):
+            return False
+        return True
+
+    @property
+    def verifier_key(self) -> str:
+        """The log's C2SP verifier key, which checkpoints are verified with."""
+        return log_key(self._origin, self._private_key.public_key()).vkey
+
+    def close(self) -> None:
+        """Let go of the database and the folder."""
+        self._store.close()
+        self._owned.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _keys(self) -> Ed25519PrivateKey:
+        signing, wrapping = self._folder / "log.key", self._folder / "log-encryption.key"
+        if not signing.exists():
+            write_atomically(signing, [private_key_pem(Ed25519PrivateKey.generate())])
+        if not wrapping.exists():
+            create_key_file(wrapping)
+        return load_ed25519_private_key(signing)
+
+    def _url(self, backend: str, url: str | None) -> str:
+        match backend:
+            case "sqlite" if url is None:
+                return f"sqlite:///{self._folder / 'audit.db'}"
+            case "postgresql":
+                found = url or os.environ.get("MATL_AUDIT_DB", "")
+                if found:
+                    return found
+                raise ConfigurationError(
+                    "backend='postgresql' needs url='postgresql://user@host/database', or "
+                    "MATL_AUDIT_DB in the environment"
+                )
+        raise ConfigurationError(
+            f"backend={backend!r}: use 'sqlite', without a url, or 'postgresql'"
         )
-    if tally.backdated:
-        found.append(
-            f"{tally.backdated} entries are dated before the one in front: a clock went back"
-        )
-    return found

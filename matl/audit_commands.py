@@ -2,7 +2,7 @@
 
 Three places to read from: the coordinator, as an operator; its database, on its machine; a
 bundle that was exported, anywhere, without either. Nothing here decides what is sound:
-``matl.audit`` does.
+``matl.log_verification`` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from matl.audit import AuditReport, Believed, opened_entries, verify_log
 from matl.connection import connected
 from matl.log_place import Place, log_place, read_file
 from matl.log_sources import (
@@ -27,6 +26,7 @@ from matl.log_sources import (
     LogSource,
     export_bundle,
 )
+from matl.log_verification import AuditReport, Believed, opened_entries, verify_log
 from matl.terminal import console, errors_in_one_line, print_json, printable, table
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError

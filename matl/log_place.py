@@ -13,9 +13,9 @@ from pathlib import Path
 
 import typer
 
-from matl.audit import Believed
 from matl.connection import connected
 from matl.log_sources import BundleSource, CoordinatorSource, DatabaseSource, LogSource
+from matl.log_verification import Believed
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.keys import load_ed25519_private_key

@@ -1,7 +1,7 @@
 """Where a log can be read from: its database, an exported bundle, or the coordinator.
 
 All of them give the same: leaves as they are stored, nodes of the tree, and signed checkpoints.
-None of them is believed; ``matl.audit`` checks what it is given.
+None of them is believed; ``matl.log_verification`` checks what it is given.
 
 A bundle is a folder of C2SP tlog-tiles, which others' tools read, with two folders more::
 

@@ -6,7 +6,8 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from matl.operations import CoordinatorUnavailableError, OperationsClient
+from matl.calls import CoordinatorUnavailableError
+from matl.operations import OperationsClient
 from matl_common.ids import NodeId
 from matl_participant.core.account import AttemptState
 from tests.system.federation import Event, Federation, logged_events

@@ -1,0 +1,206 @@
+"""A log verified whole, by whoever has read access to a copy of it.
+
+Which keys to believe is the caller's to say. The result is what was found sound; what was not is
+an error that names the first entry it concerns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from matl.log_sources import DatabaseSource, LogSource
+from matl_common.errors import IntegrityError, InvalidInputError
+from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
+from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.leaf import Leaf, parse_leaf
+from matl_common.tlog.note import VerifierKey
+from matl_common.tlog.policy import NO_QUORUM, Policy, assess
+from matl_common.tlog.sealing import DataKey, open_sealed
+from matl_common.tlog.verification import (
+    LogDamagedError,
+    LogVerifier,
+    StoredLeaf,
+    Tally,
+    check_nodes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """Whose signatures count.
+
+    Attributes:
+        log: the log's key; its name is the origin of every leaf.
+        policy: the witnesses and their quorum; ``None`` to take no notice of cosignatures.
+        notes: further signed checkpoints, such as those that hospitals keep.
+        keys: data keys, to open entries with as well.
+    """
+
+    log: VerifierKey
+    policy: Policy | None = None
+    notes: Collection[bytes] = ()
+    keys: Mapping[str, DataKey] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """A log that is sound.
+
+    Attributes:
+        tally: what was gone over.
+        signed_size: leaves under the largest checkpoint; nothing vouches for later ones.
+        witnessed_size: leaves under the largest checkpoint that a quorum cosigned.
+        opened: entries that were decrypted and agree with their leaves; ``None`` without keys.
+        warnings: what was found that proves nothing wrong and deserves a look.
+    """
+
+    tally: Tally
+    signed_size: int
+    witnessed_size: int
+    opened: int | None
+    warnings: tuple[str, ...]
+
+
+def verify_log(
+    source: LogSource, believed: Believed, *, on_progress: Callable[[int], None] = lambda _: None
+) -> AuditReport:
+    """Go over every leaf, every node that is stored, and every checkpoint.
+
+    Args:
+        source: the log.
+        believed: whose signatures count.
+        on_progress: told of leaves as they are done.
+
+    Raises:
+        LogDamagedError: a leaf or the tree is not what was signed; it says where.
+        IntegrityError: a checkpoint is not signed as it should be.
+        InvalidInputError: a checkpoint is none.
+        StoreError, OperationsError: the log cannot be read.
+    """
+    signed = [_opened(note, believed) for note in (*source.notes(), *believed.notes)]
+    _check_forks(signed)
+    verifier = LogVerifier(believed.log.name, [each.checkpoint for each in signed])
+    reader = source.reader if isinstance(source, DatabaseSource) else None
+    if reader is not None and (strays := reader.stray_entries()):
+        raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
+    opened = 0
+    # A checkpoint that is signed while this runs must not look like a log that was cut off.
+    end = max((source.size(), *(each.checkpoint.size for each in signed)), default=0)
+    for page in source.pages(end=end):
+        runs = verifier.add(page)
+        if reader is not None:
+            check_nodes(runs, reader.nodes(runs))
+        if believed.keys is not None:
+            opened += sum(_open(leaf, believed.keys) for leaf in page)
+        on_progress(len(page))
+    tally = verifier.finish()
+    signed_size = max((each.checkpoint.size for each in signed), default=0)
+    witnessed_size = max(
+        (each.checkpoint.size for each in signed if _met(each, believed)), default=0
+    )
+    return AuditReport(
+        tally=tally,
+        signed_size=signed_size,
+        witnessed_size=witnessed_size,
+        opened=opened if believed.keys is not None else None,
+        warnings=tuple(_warnings(tally, believed, signed_size, witnessed_size)),
+    )
+
+
+def opened_entries(
+    pages: Iterable[Iterable[StoredLeaf]],
+    keys: Mapping[str, DataKey],
+    *,
+    wanted: Callable[[Leaf], bool] = lambda _: True,
+) -> Iterator[Mapping[str, Any]]:
+    """What entries say, in order, without those that were dropped or whose key was erased.
+
+    Args:
+        pages: of leaves.
+        keys: data keys by name.
+        wanted: says by its leaf whether an entry is to be opened.
+
+    Raises:
+        IntegrityError: a payload is not what its leaf commits to.
+    """
+    for page in pages:
+        for stored in page:
+            if stored.leaf is None or stored.payload is None:
+                continue
+            leaf = parse_leaf(stored.leaf)
+            key = keys.get(leaf.key)
+            if key is not None and wanted(leaf):
+                yield parse_entry(open_sealed(leaf, stored.payload, key).data)
+
+
+def _opened(note: bytes, believed: Believed) -> SignedCheckpoint:
+    signed = open_checkpoint(note, [believed.log])
+    if believed.policy is not None:
+        # Also verifies every cosignature of a known witness.
+        assess(signed, believed.policy)
+    return signed
+
+
+def _met(signed: SignedCheckpoint, believed: Believed) -> bool:
+    policy = believed.policy
+    if policy is None or policy.quorum == NO_QUORUM:
+        return False
+    return assess(signed, policy).quorum_met
+
+
+def _check_forks(signed: Collection[SignedCheckpoint]) -> None:
+    roots: dict[int, bytes] = {}
+    for each in signed:
+        size, root = each.checkpoint.size, each.checkpoint.root
+        if roots.setdefault(size, root) != root:
+            raise LogDamagedError(
+                f"the log has signed two different checkpoints of {size} entries: it was forked, "
+                "and both notes together prove it",
+                first=0,
+                last=max(0, size - 1),
+            )
+
+
+def _open(stored: StoredLeaf, keys: Mapping[str, DataKey]) -> bool:
+    """Decrypt an entry and compare it with its leaf; False where its key was erased."""
+    if stored.leaf is None or stored.payload is None:
+        return False
+    leaf = parse_leaf(stored.leaf)
+    key = keys.get(leaf.key)
+    if key is None:
+        return False
+    try:
+        facts = parse_entry(open_sealed(leaf, stored.payload, key).data)
+    except (IntegrityError, InvalidInputError) as error:
+        raise LogDamagedError(str(error), first=stored.index, last=stored.index) from error
+    told = (facts.get("event"), facts.get("at"), facts.get("node"), facts.get("round"))
+    if told != (leaf.event, leaf.at, leaf.node, leaf.round):
+        raise LogDamagedError(
+            f"entry {stored.index} says something else than its leaf",
+            first=stored.index,
+            last=stored.index,
+        )
+    return True
+
+
+def _warnings(tally: Tally, believed: Believed, signed_size: int, witnessed_size: int) -> list[str]:
+    found = []
+    if tally.size > signed_size:
+        found.append(
+            f"no checkpoint vouches for entries {signed_size} to {tally.size - 1} yet: whoever "
+            "can write to the database can still change them"
+        )
+    if believed.policy is None or believed.policy.quorum == NO_QUORUM:
+        found.append("nobody witnesses this log: its coordinator could show everybody another one")
+    elif witnessed_size < signed_size:
+        found.append(
+            f"a quorum of hospitals has cosigned the first {witnessed_size} of {signed_size} "
+            "signed entries"
+        )
+    if tally.backdated:
+        found.append(
+            f"{tally.backdated} entries are dated before the one in front: a clock went back"
+        )
+    return found

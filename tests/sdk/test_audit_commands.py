@@ -1,0 +1,362 @@
+"""``matl audit``: a log is gone over whole, and whoever changed it is found out."""
+
+# Before gRPC, which reads its TLS settings once.
+import matl_common  # noqa: F401, I001
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from sqlalchemy import Connection, text
+from typer.testing import CliRunner, Result
+
+from matl.cli import app
+from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.ids import NodeId
+from matl_common.tlog.checkpoint import verify_checkpoint
+from matl_common.tlog.cosignature import cosign
+from matl_common.tlog.leaf import encode_leaf, parse_leaf
+from matl_common.tlog.merkle import grow, Frontier, leaf_hash
+from matl_coordinator.ports import Store
+from tests.coordinator.harness import Site, make_site
+from tests.logs import an_entry
+from tests.system.federation import toml_text
+
+HOSPITALS = {f"hospital_{letter}": 1000 for letter in "abcde"}
+ENTRIES = 300
+CHECKPOINTS = (100, 257, 290)
+
+
+@dataclass
+class Place:
+    """A coordinator's machine whose log has some history."""
+
+    site: Site
+    config: Path
+    url: str
+
+    @property
+    def database(self) -> Path:
+        return Path(self.url.removeprefix("sqlite:///"))
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(app, ["audit", *arguments])
+
+    def verify(self, *arguments: str) -> Result:
+        return self.run("verify", "--coordinator-config", str(self.config), *arguments)
+
+    def intrude(self, change: Callable[[Connection], None]) -> None:
+        """Do something to the database that only its superuser can."""
+        engine = sqlalchemy.create_engine(self.url)
+        with engine.begin() as connection:
+            change(connection)
+        engine.dispose()
+
+
+def config_file(site: Site) -> Path:
+    """The site's configuration as a TOML file, with the log's key where its stores take it."""
+    table = json.loads(site.config.model_dump_json(exclude_none=True, exclude_defaults=True))
+    table["study"].pop("epsilon", None)
+    path = site.folder / "coordinator.toml"
+    path.write_text(toml_text(table))
+    return path
+
+
+async def make_history(site: Site, store: Store) -> None:
+    store.load()
+    checkpoints = site.checkpoints(store)
+    for number in range(ENTRIES):
+        store.commit([], [an_entry("happened", node="hospital_a", round=number, number=number)])
+        if number + 1 in CHECKPOINTS:
+            given = await checkpoints.newest()
+            log_keys = checkpoints.policy.logs
+            checkpoint = verify_checkpoint(given.note, log_keys).checkpoint
+            for node in sorted(HOSPITALS)[:4]:
+                key = site.allowed(NodeId(node)).witness_key
+                assert key is not None
+                signer = load_ed25519_private_key(site.nodes[NodeId(node)].witness_key)
+                line = cosign(checkpoint, key, signer, unix_seconds=1_800_000_000).encode()
+                await checkpoints.cosign(NodeId(node), size=number + 1, line=line)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    site = make_site(tmp_path_factory.mktemp("site"), sizes=HOSPITALS, byzantine=1)
+    store = site.connect_store()
+    asyncio.run(make_history(site, store))
+    store.close()
+    place = Place(site, config_file(site), site.config.database_url)
+    shutil.copyfile(place.database, place.database.with_suffix(".sound"))
+    return place
+
+
+@pytest.fixture
+def place(history: Place) -> Place:
+    """A coordinator's machine before anything was done to it."""
+    shutil.copyfile(history.database.with_suffix(".sound"), history.database)
+    (history.site.config.state_dir / "log-encryption.key").write_bytes(LOG_KEY_FILE)
+    return history
+
+
+# The key of tests.logs as a file holds it.
+LOG_KEY_FILE = b"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"
+
+
+def test_a_sound_log_is_called_sound_and_says_what_nobody_vouches_for(place: Place) -> None:
+    found = place.verify("--json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert report["tally"]["size"] == ENTRIES
+    assert report["tally"]["checkpoints"] == len(CHECKPOINTS)
+    assert (report["signed_size"], report["witnessed_size"]) == (290, 290)
+    assert report["opened"] == ENTRIES
+    assert any("entries 290 to 299" in each for each in report["warnings"])
+
+
+def remade(connection: Connection) -> None:
+    """Make the tree anew over the leaves as they are now, as a careful forger would."""
+    rows = connection.execute(text("SELECT leaf FROM log_entries ORDER BY leaf_index")).all()
+    _, runs = grow(Frontier(), [leaf_hash(row.leaf) for row in rows])
+    connection.execute(text("DELETE FROM log_nodes"))
+    for run in runs:
+        for index, value in enumerate(run.hashes, start=run.first):
+            connection.execute(
+                text("INSERT INTO log_nodes (level, node_index, hash) VALUES (:l, :i, :h)"),
+                {"l": run.level, "i": index, "h": value},
+            )
+
+
+def forged_leaf(connection: Connection, index: int) -> None:
+    row = connection.execute(
+        text("SELECT leaf FROM log_entries WHERE leaf_index = :i"), {"i": index}
+    ).one()
+    leaf = parse_leaf(row.leaf)
+    changed = encode_leaf(
+        type(leaf)(
+            leaf.origin,
+            leaf.index,
+            leaf.at,
+            "never_happened",
+            leaf.node,
+            leaf.round,
+            leaf.plaintext,
+            leaf.ciphertext,
+            leaf.key,
+        )
+    )
+    connection.execute(
+        text("UPDATE log_entries SET leaf = :l WHERE leaf_index = :i"), {"l": changed, "i": index}
+    )
+
+
+def sql(statement: str) -> Callable[[Connection], None]:
+    return lambda connection: connection.execute(text(statement))  # type: ignore[return-value]
+
+
+def both(*changes: Callable[[Connection], None]) -> Callable[[Connection], None]:
+    def change(connection: Connection) -> None:
+        for each in changes:
+            each(connection)
+
+    return change
+
+
+SWAP = (
+    "UPDATE log_entries SET leaf_index = 1000 WHERE leaf_index = 12",
+    "UPDATE log_entries SET leaf_index = 12 WHERE leaf_index = 34",
+    "UPDATE log_entries SET leaf_index = 34 WHERE leaf_index = 1000",
+)
+CRIMES: dict[str, tuple[Callable[[Connection], None], str]] = {
+    "a leaf is changed": (lambda c: forged_leaf(c, 123), "entry 123 was changed"),
+    "a leaf's hash is changed": (
+        sql("UPDATE log_nodes SET hash = zeroblob(32) WHERE level = 0 AND node_index = 45"),
+        "entry 45 was changed",
+    ),
+    "an inner hash is changed": (
+        sql("UPDATE log_nodes SET hash = zeroblob(32) WHERE level = 2 AND node_index = 3"),
+        "over entries 12 to 15",
+    ),
+    "an inner hash is deleted": (
+        sql("DELETE FROM log_nodes WHERE level = 3 AND node_index = 1"),
+        "over entries 8 to 15",
+    ),
+    "a payload is changed": (
+        sql("UPDATE log_entries SET payload = zeroblob(90) WHERE leaf_index = 7"),
+        "payload of entry 7",
+    ),
+    "an entry's hash is deleted": (
+        sql("DELETE FROM log_nodes WHERE level = 0 AND node_index = 5"),
+        "that the tree does not know",
+    ),
+    "an entry is deleted with its hash": (
+        both(
+            sql("DELETE FROM log_entries WHERE leaf_index = 5"),
+            sql("DELETE FROM log_nodes WHERE level = 0 AND node_index = 5"),
+        ),
+        "entry 5 is missing",
+    ),
+    "two entries change places": (both(*map(sql, SWAP)), "entry 12 was changed"),
+    "an entry is put in beside another": (
+        sql(
+            "INSERT INTO log_entries SELECT leaf_index, '2099-01', leaf, payload "
+            "FROM log_entries WHERE leaf_index = 9"
+        ),
+        "missing",
+    ),
+    "an entry is put in behind the last": (
+        sql(
+            "INSERT INTO log_entries SELECT 5000, month, leaf, payload "
+            "FROM log_entries WHERE leaf_index = 9"
+        ),
+        "that the tree does not know",
+    ),
+    "a leaf is changed, and the whole tree made anew": (
+        both(lambda c: forged_leaf(c, 123), remade),
+        "entries 100 to 256",
+    ),
+    "two entries change places, and the whole tree is made anew": (
+        both(*map(sql, SWAP), remade),
+        "entry 12 is entry 34",
+    ),
+    "the end is cut off": (
+        both(
+            sql("DELETE FROM log_entries WHERE leaf_index >= 200"),
+            remade,
+        ),
+        "its end was cut off",
+    ),
+    "a checkpoint is of another size": (
+        sql(
+            "UPDATE log_checkpoints SET note = CAST(replace(note, '257', '258') AS BLOB) "
+            "WHERE size = 257"
+        ),
+        "does not verify",
+    ),
+    "a checkpoint is text": (
+        sql("UPDATE log_checkpoints SET note = 'none' WHERE size = 257"),
+        "text where bytes belong",
+    ),
+    "a month's data key is another month's": (
+        sql("UPDATE log_keys SET wrapped = zeroblob(40)"),
+        "does not unwrap",
+    ),
+}
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("name", CRIMES)
+def test_a_superusers_crime_is_detected_and_its_place_named(place: Place, name: str) -> None:
+    crime, told = CRIMES[name]
+    place.intrude(crime)
+    found = place.verify()
+    assert found.exit_code == 1, found.output
+    assert told in found.stderr
+
+
+@pytest.mark.hostile
+def test_a_log_whose_checkpoints_were_deleted_as_well_is_caught_by_a_hospitals(
+    place: Place, tmp_path: Path
+) -> None:
+    kept = tmp_path / "checkpoint-of-hospital-b"
+
+    def forge(connection: Connection) -> None:
+        note = connection.execute(
+            text("SELECT note FROM log_checkpoints WHERE size = 257")
+        ).scalar_one()
+        kept.write_bytes(note)
+        forged_leaf(connection, 123)
+        remade(connection)
+        connection.execute(text("DELETE FROM log_cosignatures"))
+        connection.execute(text("DELETE FROM log_checkpoints"))
+
+    place.intrude(forge)
+    # Without the key that entries are encrypted under, which would give the forger away.
+    alone = place.verify("--sealed", "--json")
+    assert alone.exit_code == 0, alone.output
+    assert any("entries 0 to 299" in each for each in json.loads(alone.stdout)["warnings"])
+    caught = place.verify("--sealed", "--checkpoint", str(kept))
+    assert caught.exit_code == 1
+    assert "entries 0 to 256" in caught.stderr
+
+
+def test_a_bundle_is_verified_elsewhere_with_nothing_but_public_keys(
+    place: Place, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    found = place.run(
+        "verify", "--bundle", str(bundle), "--policy", str(bundle / "matl/policy"), "--json"
+    )
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert (report["tally"]["size"], report["witnessed_size"], report["opened"]) == (290, 290, None)
+    # A log that says itself who may sign it proves nothing.
+    assert place.run("verify", "--bundle", str(bundle)).exit_code == 2
+    # Exported again, it is the same to the byte.
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    leaves = bundle / "tile/entries/000"
+    leaves.write_bytes(leaves.read_bytes().replace(b"happened", b"hapqened", 1))
+    caught = place.run("verify", "--bundle", str(bundle), "--policy", str(bundle / "matl/policy"))
+    assert caught.exit_code == 1
+    assert "entry 0 was changed" in caught.stderr
+
+
+def test_an_entry_is_proved_to_somebody_who_has_neither_log_nor_key(
+    place: Place, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    assert place.run("prove", "42", "-o", str(tmp_path), *config).exit_code == 0
+    entry, proof = tmp_path / "42.entry.json", tmp_path / "42.tlog-proof"
+    policy = ("--policy", str(bundle / "matl/policy"))
+    found = place.run("check", str(entry), str(proof), *policy, "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert (told["index"], told["entry"]["number"], told["quorum"]) == (42, 42, True)
+    entry.write_text(entry.read_text().replace('number\\":42', 'number\\":43'))
+    refused = place.run("check", str(entry), str(proof), *policy)
+    assert refused.exit_code == 1
+    assert "does not commit" in refused.stderr
+    # Not yet under a checkpoint.
+    late = place.run("prove", "299", "-o", str(tmp_path), *config)
+    assert late.exit_code == 1
+    assert "not under it yet" in late.stderr
+
+
+def test_one_entry_is_shown_whole_and_the_newest_in_a_table(place: Place) -> None:
+    config = ("--coordinator-config", str(place.config))
+    shown = json.loads(place.run("show", "3", *config, "--json").stdout)
+    assert shown["entry"]["number"] == 3
+    assert shown["leaf"]["node"] == "hospital_a"
+    tail = place.run("tail", "-n", "2", *config).stdout
+    assert "number=299" in tail
+    assert "number=297" not in tail
+    only = place.run("tail", *config, "--event", "nothing", "--json")
+    assert only.stdout == ""
+    assert place.run("show", "300", *config).exit_code == 1
+
+
+@pytest.fixture
+def unlocked(place: Place) -> Place:
+    """A place whose key-encryption key is gone."""
+    (place.site.config.state_dir / "log-encryption.key").unlink()
+    return place
+
+
+def test_without_the_key_everything_but_what_was_said_is_verified(unlocked: Place) -> None:
+    found = unlocked.verify("--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["opened"] is None
+    tail = unlocked.run("tail", "-n", "1", "--coordinator-config", str(unlocked.config), "--json")
+    told = json.loads(tail.stdout)
+    assert told["sealed"] is True
+    assert "number" not in told
