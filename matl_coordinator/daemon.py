@@ -56,12 +56,14 @@ from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness
 from matl_coordinator.service.enrolment import log_allowlist
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.founding import found_or_resume
+from matl_coordinator.service.publication import Publication
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
 from matl_coordinator.store.anchor import FileAnchor
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.migrate import upgrade_apart
 from matl_coordinator.store.models import FileModelStore
+from matl_coordinator.store.releases import ReleaseFolder
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
 
@@ -177,6 +179,15 @@ class Coordinator:
                 checkpoints=checkpoints,
                 protection=protection,
             )
+            publication = Publication(
+                register=register,
+                store=store,
+                models=models,
+                checkpoints=checkpoints,
+                releases=ReleaseFolder.open_folder(config.state_dir / "released"),
+                clock=utc_now,
+                tick_seconds=outside.tick_seconds,
+            )
             server = build_server(
                 config,
                 use_cases=use_cases,
@@ -190,6 +201,7 @@ class Coordinator:
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
+            stack.push_async_callback(_cancelled, asyncio.create_task(publication.run()))
             stack.push_async_callback(
                 lambda: server.stop(grace_seconds=config.limits.drain_seconds)
             )
@@ -323,6 +335,12 @@ class Coordinator:
                 await register.decide(decide)
         else:
             await register.decide(decide)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _log_signer(config: Config, allowlist: Allowlist) -> LogSigner:

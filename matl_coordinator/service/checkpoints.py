@@ -137,6 +137,16 @@ class Checkpoints:
         """Whose cosignatures count, and how many are enough."""
         return self._policy
 
+    async def latest(self) -> Witnessed | None:
+        """The largest checkpoint that was signed, with the cosignatures it has by now.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        async with self._lock:
+            record = await self._load()
+            return None if record is None else self._witnessed(record)
+
     async def newest(self) -> Witnessed:
         """A checkpoint of the log as it is now, cosigned or not.
 

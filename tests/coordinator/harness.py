@@ -12,7 +12,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,10 @@ class Site:
 
     def allowed(self, node_id: NodeId) -> AllowedNode:
         return self.allowlist.nodes[node_id]
+
+    def read_again(self) -> Site:
+        """The same site after its allow-list was changed."""
+        return replace(self, allowlist=load_allowlist(self.config.federation.allowlist))
 
     def checkpoints(self, store: Store, *, clock: Callable[[], datetime] = utc_now) -> Checkpoints:
         private_key = load_ed25519_private_key(self.config.identity.log_key)
