@@ -40,6 +40,7 @@ from matl_common.tlog.policy import NO_QUORUM, parse_policy
 from matl_common.tlog.proof import FILE_SUFFIX, TlogProof, encode_proof, parse_proof, verify_proof
 from matl_common.tlog.sealing import open_sealed
 from matl_common.tlog.verification import StoredLeaf
+from matl_coordinator.breakglass import decrypt_entries
 from matl_coordinator.config import load_config
 from matl_coordinator.replay import replay_round
 from matl_coordinator.service.story import is_told
@@ -314,6 +315,30 @@ def replay(
         return
     console().print(table(("The same", "Found"), ((each.what, each.found) for each in steps)))
     typer.echo(f"Round {number} comes out as the log says.")
+
+
+@audit_app.command()
+def decrypt(
+    *,
+    first: Annotated[int, typer.Option("--from", min=0, help="The first entry wanted.")],
+    last: Annotated[int, typer.Option("--to", min=0, help="The last one.")],
+    reason: Annotated[str, typer.Option(help="Why; the log keeps it for good.")],
+    coordinator_config: Annotated[
+        Path, typer.Option(help="The stopped coordinator's TOML file.")
+    ] = Path("coordinator.toml"),
+) -> None:
+    """Break glass: read entries while the coordinator is down. That you did is logged first.
+
+    Needs the coordinator's database and its log-encryption key, and the coordinator stopped; while
+    it runs, `matl audit tail` and `show` read through it. Prints an entry a line, as JSON.
+    """
+    with errors_in_one_line():
+        config = load_config(coordinator_config)
+        for logged in decrypt_entries(config, first=first, last=last, reason=reason):
+            said: dict[str, Any] = {"index": logged.index, "erased": True}
+            if logged.data is not None:
+                said = {"index": logged.index, **parse_entry(logged.data)}
+            typer.echo(json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 def _proof_from_coordinator(context: typer.Context, index: int) -> tuple[dict[str, str], TlogProof]:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 from typer.testing import CliRunner, Result
 
 from matl.cli import app
+from matl_common.durable import owned_folder
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.ids import NodeId
 from matl_common.tlog.checkpoint import verify_checkpoint
@@ -360,3 +361,31 @@ def test_without_the_key_everything_but_what_was_said_is_verified(unlocked: Plac
     told = json.loads(tail.stdout)
     assert told["sealed"] is True
     assert "number" not in told
+
+
+def test_breaking_the_glass_shows_entries_and_is_logged_first(place: Place) -> None:
+    config = ("--coordinator-config", str(place.config))
+    found = place.run("decrypt", "--from", "3", "--to", "5", "--reason", "an inquiry", *config)
+    assert found.exit_code == 0, found.output
+    assert [json.loads(line)["number"] for line in found.stdout.splitlines()] == [3, 4, 5]
+    newest = json.loads(place.run("tail", "-n", "1", *config, "--json").stdout)
+    assert (newest["event"], newest["reason"]) == ("entries_decrypted", "an inquiry")
+    assert (newest["first"], newest["last"]) == (3, 5)
+    assert place.verify().exit_code == 0
+    for wrong in (
+        ("--from", "3", "--to", "9999", "--reason", "x"),
+        ("--from", "5", "--to", "3", "--reason", "x"),
+        ("--from", "3", "--to", "5", "--reason", " "),
+    ):
+        assert place.run("decrypt", *wrong, *config).exit_code == 1
+
+
+def test_the_glass_is_not_broken_beside_a_running_coordinator(place: Place) -> None:
+    with owned_folder(place.site.config.state_dir):
+        found = place.run(
+            *("decrypt", "--from", "3", "--to", "5", "--reason", "an inquiry"),
+            *("--coordinator-config", str(place.config)),
+        )
+    assert found.exit_code == 2
+    assert "in use by another daemon" in found.stderr
+    assert found.stdout == ""

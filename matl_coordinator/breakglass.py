@@ -1,0 +1,67 @@
+"""Reading the log in an emergency, when its coordinator cannot be asked (45 CFR 164.312(a)(2)(ii)).
+
+Needs the database and the key-encryption key, and a coordinator that is stopped. That it was done,
+by whom and why, is an entry of the log before anything is shown.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from matl_common.durable import owned_folder
+from matl_common.errors import InvalidInputError
+from matl_common.identity.allowlist import load_allowlist
+from matl_common.identity.wrapping import load_key_file
+from matl_common.tlog.names import log_origin
+from matl_coordinator.config import Config
+from matl_coordinator.ports import LoggedEntry
+from matl_coordinator.service.entries import entry
+from matl_coordinator.store.sql import SqlStore
+
+PAGE = 500
+
+
+def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> Iterator[LoggedEntry]:
+    """Entries ``first`` to ``last``, decrypted, after it was logged that they are.
+
+    Args:
+        config: of the coordinator, which must not be running.
+        first: the first entry wanted.
+        last: the last one.
+        reason: why, for good.
+
+    Raises:
+        FolderInUseError: the coordinator is running; read through it instead.
+        InvalidInputError: no such entries, or no reason.
+        StoreError: the database cannot be reached, or did not confirm.
+        IntegrityError: an entry is not what its leaf commits to.
+    """
+    if not reason.strip():
+        raise InvalidInputError("say why: the log keeps the reason for good")
+    with owned_folder(config.state_dir):
+        origin = log_origin(load_allowlist(config.federation.allowlist).federation)
+        store = SqlStore.connect(
+            config.database_url,
+            log_origin=origin,
+            log_key=load_key_file(config.log_encryption_key),
+        )
+        try:
+            size = store.log_head().size
+            if not 0 <= first <= last < size:
+                raise InvalidInputError(f"the log has entries 0 to {size - 1}")
+            store.load()
+            written = entry(
+                "entries_decrypted",
+                at=datetime.now(UTC),
+                account=getpass.getuser(),
+                first=first,
+                last=last,
+                reason=reason[:2000],
+            )
+            store.commit([], [written])
+            for start in range(first, last + 1, PAGE):
+                yield from store.log_entries(start=start, limit=min(PAGE, last + 1 - start))
+        finally:
+            store.close()
