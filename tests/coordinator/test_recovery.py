@@ -29,7 +29,7 @@ from tests.coordinator.harness import (
 from tests.fakes import Fault, FaultyStore
 
 # Events that a restart or a repeated request may rightly write again.
-REPEATABLE = {"coordinator_started", "coordinator_stopped"}
+REPEATABLE = {"allowlist_read", "coordinator_started", "coordinator_stopped"}
 
 
 def new_site(parent: Path, name: str, *, rounds: int) -> Site:

@@ -17,9 +17,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
-import sqlalchemy
 from PIL import Image
 
+from matl.log_verification import opened_entries
 from matl.operations import OperationsClient, connect_operator
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.development import (
@@ -30,10 +30,11 @@ from matl_common.identity.development import (
 )
 from matl_common.identity.wrapping import load_key_file
 from matl_common.ids import FederationId, NodeId
-from matl_common.tlog.entry import parse_entry
-from matl_common.tlog.leaf import parse_leaf
-from matl_common.tlog.merkle import leaf_hash, merkle_root, root_from
-from matl_common.tlog.sealing import data_key, open_sealed
+from matl_common.tlog.merkle import root_from
+from matl_common.tlog.names import log_origin
+from matl_common.tlog.verification import LogVerifier, check_nodes
+from matl_coordinator.store.database import create_database_engine
+from matl_coordinator.store.reader import LogReader
 from matl_participant.core.account import Account
 from matl_participant.core.journal import replay
 from matl_participant.ledger import ledger_path
@@ -80,9 +81,8 @@ class Federation:
 
     @property
     def database_url(self) -> str:
-        """Of the coordinator's database; SQLite's file is opened read-only."""
-        file = self.coordinator_state / "coordinator.db"
-        return self.database or f"sqlite:///file:{file}?mode=ro&uri=true"
+        """Of the coordinator's database."""
+        return self.database or f"sqlite:///{self.coordinator_state / 'coordinator.db'}"
 
     def start_coordinator(self) -> Daemon:
         config = self.folder / "coordinator.toml"
@@ -276,28 +276,38 @@ def write_images(folder: Path, *, per_class: int, seed: int) -> None:
 
 def logged_events(federation: Federation) -> list[Event]:
     """The log's entries; fails unless every leaf is there, sound, and gives the stored root."""
-    engine = sqlalchemy.create_engine(federation.database_url, poolclass=sqlalchemy.NullPool)
-    with engine.connect() as connection:
-        leaves = connection.execute(
-            sqlalchemy.text("SELECT leaf_index, leaf, payload FROM log_entries ORDER BY leaf_index")
-        ).all()
-        wrapped = connection.execute(sqlalchemy.text("SELECT name, wrapped FROM log_keys")).all()
-        rows = connection.execute(
-            sqlalchemy.text("SELECT level, node_index, hash FROM log_nodes")
-        ).all()
-    engine.dispose()
-    nodes = {(level, index): bytes(digest) for level, index, digest in rows}
-    assert [index for index, _, _ in leaves] == list(range(len(leaves)))
-    hashes = [leaf_hash(bytes(leaf)) for _, leaf, _ in leaves]
-    assert [nodes[0, index] for index in range(len(leaves))] == hashes
-    assert root_from(len(leaves), lambda level, index: nodes[level, index]) == merkle_root(hashes)
-    wrapping = load_key_file(federation.folder / str(COORDINATOR) / "log-encryption.key")
-    keys = {name: data_key(name, wrapping.unwrap(bytes(key))) for name, key in wrapped}
-    opened = [
-        open_sealed(parse_leaf(bytes(leaf)), bytes(payload), keys[parse_leaf(bytes(leaf)).key])
-        for _, leaf, payload in leaves
-    ]
-    return [dict(parse_entry(each.data)) for each in opened]
+    key = load_key_file(federation.coordinator_state / "log-encryption.key")
+    verifier = LogVerifier(log_origin(FEDERATION))
+    events: list[Event] = []
+    with _reading(federation) as reader:
+        keys = reader.data_keys(key)
+        for page in reader.pages():
+            runs = verifier.add(page)
+            check_nodes(runs, reader.nodes(runs))
+            events += map(dict, opened_entries([page], keys))
+        assert verifier.finish().size == reader.size() == len(events)
+    return events
+
+
+def logged_root(federation: Federation, *, size: int) -> str:
+    """The root hash of the log's first ``size`` leaves."""
+    with _reading(federation) as reader:
+        return root_from(size, reader.node).hex()
+
+
+def logged_leaf(federation: Federation, index: int) -> str:
+    """The hash of one leaf."""
+    with _reading(federation) as reader:
+        return reader.node(0, index).hex()
+
+
+@contextmanager
+def _reading(federation: Federation) -> Iterator[LogReader]:
+    engine = create_database_engine(federation.database_url)
+    try:
+        yield LogReader(engine)
+    finally:
+        engine.dispose()
 
 
 def toml_text(table: Table) -> str:

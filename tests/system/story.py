@@ -14,7 +14,7 @@ from tests.system.federation import Event, Federation, logged_events
 from tests.system.processes import Daemon, until
 
 # Once for each life of the coordinator, so they differ between runs.
-_OF_ONE_LIFE = ("coordinator_started", "coordinator_stopped")
+_OF_ONE_LIFE = ("allowlist_read", "coordinator_started", "coordinator_stopped")
 
 
 @dataclass(frozen=True)

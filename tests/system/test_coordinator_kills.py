@@ -28,6 +28,7 @@ def restarted(federation: Federation, running: ExitStack) -> Daemon:
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(300)
 def test_a_coordinator_killed_in_every_phase_ends_with_the_same_model_and_log(
     tmp_path: Path, material: Material, undisturbed: Story, running: ExitStack
 ) -> None:

@@ -14,7 +14,6 @@ from matl_common.ids import NodeId, digest_of_file
 from matl_common.protocol import PayloadType
 from matl_common.signing import parse_envelope, verify
 from matl_common.tlog.entry import encode_entry
-from matl_common.tlog.merkle import leaf_hash, merkle_root
 from matl_common.wire.documents import parse_receipt
 from matl_participant.core.account import AttemptState
 from matl_participant.files import StateFolder
@@ -26,6 +25,8 @@ from tests.system.federation import (
     Material,
     found_federation,
     logged_events,
+    logged_leaf,
+    logged_root,
 )
 from tests.system.processes import until
 from tests.system.story import charges, of, start_hospitals, wait_for_the_end
@@ -107,12 +108,12 @@ def test_three_hospitals_and_a_coordinator_release_a_model_and_leave_in_order(
 
 def test_the_log_tells_the_whole_study_and_its_root_is_that_of_its_leaves(ended: Ended) -> None:
     size = ended.status.log_size
-    leaves = [leaf_hash(encode_entry(event)) for event in ended.events]
-    assert merkle_root(leaves[:size]).hex() == ended.status.log_root
+    assert logged_root(ended.federation, size=size) == ended.status.log_root
     assert [encode_entry(event) for event in ended.events[:size]] == list(ended.told_entries)
     # After the operator asked, the coordinator only stopped.
     assert [event["event"] for event in ended.events[size:]] == ["coordinator_stopped"]
     assert ended.events[0]["event"] == "study_founded"
+    assert ended.events[1]["event"] == "allowlist_read"
     for number in range(1, ROUNDS + 1):
         said = [str(event["event"]) for event in ended.events if event.get("round") == number]
         assert said[:2] == ["round_scheduled", "round_opened"]
@@ -142,7 +143,7 @@ def test_a_hospital_paid_once_a_round_and_holds_a_receipt_for_the_log_entry(
         assert (receipt.node_id, receipt.round_id) == (node, attempt.round_id)
         assert receipt.update_digest == attempt.update_digest
         entry = ended.events[receipt.log_index]
-        assert leaf_hash(encode_entry(entry)).hex() == receipt.log_leaf_hash
+        assert logged_leaf(ended.federation, receipt.log_index) == receipt.log_leaf_hash
         assert (entry["event"], entry["node"]) == ("update_admitted", node)
         assert entry["update"] == attempt.update_digest
 
