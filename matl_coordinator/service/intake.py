@@ -167,7 +167,7 @@ class Intake:
         if isinstance(found, Refusal):
             await self._refuse(node.node_id, found, update=digest)
         if found.status is not UpdateStatus.RECEIVING:
-            return self._decided(found)
+            return self._decided(await self._settled(found))
         reception = await self._take_over(found)
         # The stream, or a coordinator before this one, ended between the last chunk and
         # the judgement; the hospital has nothing left to send.
@@ -175,6 +175,11 @@ class Intake:
             return await self.complete(node, reception)
         durable = await reception.durable_chunks()
         return Progress(digest, durable, chunk_count(found.byte_count), None)
+
+    async def _settled(self, record: UpdateRecord) -> UpdateRecord:
+        """A decided record with its place in the log, which it may have got only just now."""
+        state = await self._register.state()
+        return record_of(record.node_id, record.round_id, state) or record
 
     async def _decided_in_earlier_round(
         self, node_id: NodeId, round_id: RoundId
