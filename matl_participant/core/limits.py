@@ -13,9 +13,11 @@ from matl_common.privacy.mechanisms import Adjacency, Noise, PrivacyUnit
 from matl_common.protocol import Recipe, StudyPlan
 from matl_participant.core.account import Planned
 
-# The PLD accountant discretises; its own ε of the noise it calibrated may differ in the last
-# digits.
-_RELATIVE_TOLERANCE = 1e-3
+# Noise is calibrated from above, so an honest plan needs this only where the accountant of
+# sampled plans differs in its last digits between two machines.
+_RELATIVE_TOLERANCE = 1e-6
+# Less protects nobody, and its square must not vanish in the account.
+_LEAST_NOISE_MULTIPLIER = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,11 @@ def why_refused(plan: StudyPlan, limits: PrivacyLimits, *, federation_id: str) -
         )
     if plan.training.steps_per_round > terms.max_steps:
         return "one round of the plan takes more steps than the whole study may"
-    if why := _why_noise_refused(plan, limits) or _why_evaluation_refused(plan):
+    if why := (
+        _why_noise_refused(plan, limits)
+        or _why_evaluation_refused(plan)
+        or _why_unaccountable(plan)
+    ):
         return why
     if terms.noise_multiplier == 0.0:
         if math.isinf(limits.max_epsilon):
@@ -95,6 +101,25 @@ def _why_evaluation_refused(plan: StudyPlan) -> str | None:
             f"the plan has {terms.evaluation.max_evaluations} evaluations for {rounds} rounds, "
             "each of which takes one; the study is planned wrongly"
         )
+    return None
+
+
+def _why_unaccountable(plan: StudyPlan) -> str | None:
+    """What nothing could be trained with, or no ε be computed of."""
+    terms, evaluation = plan.privacy, plan.privacy.evaluation
+    if plan.training.recipe is Recipe.HEAD and terms.sample_rate < 1.0:
+        return (
+            f"the plan samples patients at a rate of {terms.sample_rate:g}, but recipe 'head' "
+            "uses all of them at every step; the study is planned wrongly"
+        )
+    multipliers = [terms.noise_multiplier] + ([evaluation.noise_multiplier] if evaluation else [])
+    if any(0.0 < each < _LEAST_NOISE_MULTIPLIER for each in multipliers):
+        return (
+            f"the plan's noise multiplier is {min(multipliers):g}, which protects nobody; the "
+            "study is planned wrongly"
+        )
+    if terms.noise_multiplier > 0.0 and math.isinf(terms.target_epsilon):
+        return "the plan adds noise and names no ε; the study is planned wrongly"
     return None
 
 

@@ -8,6 +8,7 @@ import pytest
 from matl_common.ids import digest_of
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.privacy.mechanisms import Noise
+from matl_common.privacy.poisson import calibrate_poisson_noise
 from matl_common.protocol import EvaluationTerms, PrivacyTerms, Recipe, StudyPlan
 from matl_participant.core.limits import PrivacyLimits, why_changed, why_refused
 from tests.participant.simulator import PLAN, TERMS
@@ -31,11 +32,12 @@ def test_a_plan_within_the_limits_is_accepted() -> None:
     [
         ({"target_epsilon": 1.01}, "at most 1 (privacy.max_epsilon)"),
         ({"target_epsilon": 0.0}, "max_epsilon"),
-        ({"target_epsilon": math.inf}, "max_epsilon"),
+        ({"target_epsilon": math.inf}, "names no ε"),
         ({"target_delta": 2e-5}, "at most 1e-05 (privacy.max_delta)"),
         ({"target_delta": 0.0}, "max_delta"),
         ({"noise_multiplier": 0.0}, "protects nobody"),
-        ({"noise_multiplier": TERMS.noise_multiplier * 0.99}, "amount to"),
+        ({"noise_multiplier": TERMS.noise_multiplier * 0.9999}, "amount to"),
+        ({"noise_multiplier": 1e-200}, "protects nobody"),
         ({"max_steps": TERMS.max_steps + 1}, "amount to"),
         ({"target_epsilon": 0.9}, "amount to"),
         ({"adjacency": "replace-one"}, "only 'patient'"),
@@ -52,10 +54,33 @@ def test_a_plan_beyond_the_limits_or_its_own_promise_is_refused(
 
 
 def test_a_poisson_plan_is_accounted_for_with_its_sampling_rate() -> None:
+    def found(terms: PrivacyTerms) -> str | None:
+        full = replace(PLAN, privacy=terms, training=replace(PLAN.training, recipe=Recipe.FULL))
+        return why_refused(full, LIMITS, federation_id="dr-study")
+
+    least = calibrate_poisson_noise(1.0, 1e-5, sample_rate=0.128, steps=1200)
+    terms = replace(TERMS, sample_rate=0.128, noise_multiplier=least, max_steps=1200)
+    assert found(terms) is None
+    # Two thousandths are the most by which calibration may be above what is needed.
+    assert "amount to" in (found(replace(terms, noise_multiplier=least - 0.002)) or "")
+    assert "amount to" in (found(replace(terms, sample_rate=0.2)) or "")
+
+
+def test_a_plan_that_samples_for_a_recipe_that_does_not_is_refused_before_it_is_charged() -> None:
     terms = replace(TERMS, sample_rate=0.128, noise_multiplier=16.7, max_steps=1200)
-    assert refusal(terms) is None
-    assert "amount to" in (refusal(replace(terms, noise_multiplier=15.0)) or "")
-    assert "amount to" in (refusal(replace(terms, sample_rate=0.2)) or "")
+    assert "uses all of them" in (refusal(terms) or "")
+
+
+def test_noise_without_an_epsilon_is_refused_where_studies_without_noise_are_allowed() -> None:
+    terms = replace(TERMS, target_epsilon=math.inf)
+    assert "names no ε" in (refusal(terms, PrivacyLimits(math.inf, 1e-5)) or "")
+
+
+def test_an_evaluation_with_next_to_no_noise_is_refused() -> None:
+    terms = evaluating(Noise.GAUSSIAN)
+    for noise_multiplier in (1e-200, 1e-4):
+        bare = replace(terms, evaluation=EvaluationTerms(noise_multiplier, TERMS.max_steps))
+        assert "protects nobody" in (refusal(bare) or "")
 
 
 def test_a_study_without_noise_needs_the_hospital_to_say_so() -> None:
