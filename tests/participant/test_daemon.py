@@ -855,6 +855,8 @@ async def test_logs_are_json_lines_that_name_no_data_and_no_training_result(
         "participant.draining",
         "participant.stopped",
     ]
+    # Nobody said how many images a patient may have.
+    assert "participant.patient_unit" in {event["event"] for event in events}
     assert str(hospital.folder / "data") not in err
     assert "loss" not in err
     assert "PRIVATE KEY" not in err
@@ -893,6 +895,39 @@ def test_the_training_worker_accepts_what_the_daemon_asks(
         parsed = parse_request(json.loads(json.dumps(request)))
         assert parsed.job == request["job"]
         assert getattr(parsed, "noise", noise) is noise
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("noise", Noise)
+def test_the_training_worker_is_asked_for_the_mechanism_that_is_charged(
+    hospital: Hospital, noise: Noise
+) -> None:
+    hospital.extra = "images_per_patient = 3"
+    privacy = replace(
+        PLAN.privacy, noise=noise, noise_multiplier=47.5, max_grad_norm=0.4, sample_rate=0.25
+    )
+    asked = train_request(
+        hospital.config,
+        replace(PLAN, privacy=privacy),
+        cache=hospital.folder,
+        model=hospital.folder / "model",
+        model_digest=digest_of(b"model"),
+        out=hospital.folder / "out",
+        steps=7,
+        dataset_digest=digest_of(b"data"),
+    )
+    mechanism = {
+        "noise": noise.value,
+        "noise_multiplier": 47.5,
+        "max_grad_norm": 0.4,
+        "sample_rate": 0.25,
+        "steps": 7,
+        "images_per_patient": 3,
+        "declared_patients": hospital.config.data.declared_patients,
+        "dataset_digest": digest_of(b"data"),
+        "evaluation_noise_multiplier": None,
+    }
+    assert asked | mechanism == asked
 
 
 @pytest.mark.parametrize("evaluations", [0, 1])
