@@ -31,7 +31,7 @@ from matl_participant.client import (
 from matl_participant.config import Config
 from matl_participant.core.account import Account, AttemptState, Planned
 from matl_participant.core.evidence import Evidence, why_behind
-from matl_participant.core.limits import why_changed, why_refused
+from matl_participant.core.limits import why_changed, why_images_refused, why_refused
 from matl_participant.core.sending import Look, is_late, may_speak_from
 from matl_participant.core.session import (
     Abandon,
@@ -264,7 +264,9 @@ class Participant:
         run, plan = self._run, signed.plan
         limits = self.config.privacy.limits
         federation = self.config.coordinator.name.federation
-        run.refusal = why_refused(plan, limits, federation_id=federation)
+        run.refusal = why_refused(plan, limits, federation_id=federation) or why_images_refused(
+            plan, self.config.data.images_per_patient
+        )
         if run.refusal is not None:
             return
         dataset = self.config.data.dataset

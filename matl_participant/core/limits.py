@@ -145,6 +145,20 @@ def _why_over_limits(plan: StudyPlan, limits: PrivacyLimits) -> str | None:
     return None
 
 
+def why_images_refused(plan: StudyPlan, images_per_patient: int | None) -> str | None:
+    """Say why these images cannot serve the plan's recipe, or nothing.
+
+    Args:
+        images_per_patient: the most of any patient, where it is not known which belong together.
+    """
+    if plan.training.recipe is Recipe.FULL and (images_per_patient or 1) > 1:
+        return (
+            "recipe 'full' draws one image of each patient, and data.images_per_patient does not "
+            "say which belong together; give the labels a group_key column instead"
+        )
+    return None
+
+
 def why_changed(planned: Planned, plan: StudyPlan, digest: Digest) -> str | None:
     """Say how the coordinator's plan differs from the one in the ledger, or nothing."""
     if digest == planned.plan_digest:

@@ -451,6 +451,20 @@ async def test_data_that_changed_or_cannot_be_used_stops_the_participant(
 
 
 @pytest.mark.privacy
+async def test_a_recipe_that_must_know_patients_is_refused_before_a_round_is_charged(
+    tmp_path: Path, keys: Keys
+) -> None:
+    plan = replace(PLAN, training=replace(PLAN.training, recipe=Recipe.FULL))
+    async with SimulatedCoordinator(keys, plan) as coordinator:
+        coordinator.open_round(1)
+        hospital = Hospital(tmp_path, keys, coordinator.address, "images_per_patient = 2")
+        async with running(hospital) as run:
+            assert await run.outcome() is Outcome.HALTED
+    assert hospital.account() == Account()
+    assert hospital.jobs("prepare") == []
+
+
+@pytest.mark.privacy
 async def test_a_spent_budget_halts_for_good(
     hospital: Hospital, coordinator: SimulatedCoordinator
 ) -> None:
