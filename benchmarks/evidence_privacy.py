@@ -219,22 +219,35 @@ def membership(effort: Effort) -> Section:
     positives = {rate: float((present > np.quantile(absent, 1.0 - rate)).mean()) for rate in rates}
     bounds = {rate: float(stats.norm.cdf(stats.norm.ppf(rate) + mu)) for rate in rates}
     accuracy_bound = float(stats.norm.cdf(mu / 2.0))
+    # The attack is the best there is, so it reaches the bound: by chance as often above as below.
+    # Of a rate twice the variance, for its threshold is an estimate, too.
+    chance = {
+        rate: 1.96 * math.sqrt(2.0 * bound * (1.0 - bound) / effort.releases)
+        for rate, bound in bounds.items()
+    }
+    accuracy_chance = 1.96 * math.sqrt(0.125 / effort.releases)
     return Section(
         {
             "releases_each": effort.releases,
             "accuracy": accuracy,
             "accuracy_bound": accuracy_bound,
+            "accuracy_half_width": accuracy_chance,
             "true_positive_rate": {str(rate): positives[rate] for rate in rates},
             "true_positive_rate_bound": {str(rate): bounds[rate] for rate in rates},
+            "true_positive_rate_half_width": {str(rate): chance[rate] for rate in rates},
         },
         {"membership_accuracy": accuracy, "membership_accuracy_bound": accuracy_bound},
         [
-            ("Membership", "Measured", "Bound"),
-            ("accuracy", f"{accuracy:.3f}", f"{accuracy_bound:.3f}"),
+            ("Membership", "Measured, 95 % interval", "Bound"),
+            (
+                "accuracy",
+                f"{accuracy:.3f} ± {accuracy_chance:.3f}",
+                f"{accuracy_bound:.3f}",
+            ),
             *(
                 (
                     f"found at {rate:.0%} false alarms",
-                    f"{positives[rate]:.3f}",
+                    f"{positives[rate]:.3f} ± {chance[rate]:.3f}",
                     f"{bounds[rate]:.3f}",
                 )
                 for rate in rates
