@@ -17,6 +17,7 @@ from rich.table import Table
 
 from matl.audit_commands import audit_app
 from matl.connection import Flags, Invocation, connected
+from matl.evidence_commands import evidence
 from matl.ledger_commands import ledger_app
 from matl.operations import (
     HospitalEvaluation,
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+audit_app.command()(evidence)
 app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
 
