@@ -5,7 +5,7 @@ attempt shorter: a partial model file, durable chunks at the coordinator. When t
 again is decided by the caller. What the coordinator signs is verified here before
 anybody else sees it; what is not signed (standing, liveness) can at worst waste time.
 
-The only module of the participant that sees protobuf and gRPC.
+With ``log_client``, the only module of the participant that sees protobuf and gRPC.
 """
 
 import asyncio
@@ -236,7 +236,7 @@ class FederationClient:
         request = pb.HelloRequest(
             version=version, device=device, sent_at_unix_ms=to_unix_ms(sent_at)
         )
-        answer = await _one_try(self._stub.Hello(request, timeout=self._timeouts.call_seconds))
+        answer = await one_try(self._stub.Hello(request, timeout=self._timeouts.call_seconds))
         plan = self._verified_plan(envelope_from_wire(answer.study_plan))
         ahead = from_unix_ms(answer.answered_at_unix_ms) - sent_at
         receipt = None
@@ -257,7 +257,7 @@ class FederationClient:
         """
         request = pb.AwaitRoundRequest(have_round=have_round, wait_seconds=wait_seconds)
         deadline = wait_seconds + self._timeouts.call_seconds
-        answer = await _one_try(self._stub.AwaitRound(request, timeout=deadline))
+        answer = await one_try(self._stub.AwaitRound(request, timeout=deadline))
         start = standing = None
         if answer.HasField("round_start"):
             envelope = envelope_from_wire(answer.round_start)
@@ -325,7 +325,7 @@ class FederationClient:
             manifest=envelope_to_wire(sealed.envelope), chunk_hashes=b"".join(hashes)
         )
         timeout = self._timeouts.call_seconds
-        status = await _one_try(self._stub.OpenUpdate(request, timeout=timeout))
+        status = await one_try(self._stub.OpenUpdate(request, timeout=timeout))
         return status.durable_chunks, self._upload_result(status, sealed, sent_bytes=0)
 
     async def upload(self, sealed: SealedUpdate) -> UploadResult:
@@ -345,7 +345,7 @@ class FederationClient:
             _push_requests(sealed, first_chunk=durable),
             timeout=self._timeouts.transfer_seconds(missing),
         )
-        status = await _one_try(call)
+        status = await one_try(call)
         return self._upload_result(status, sealed, sent_bytes=missing)
 
     def _verified_plan(self, envelope: Envelope) -> SignedPlan:
@@ -437,7 +437,8 @@ def _publish(partial: Path, final: Path) -> None:
     fsync_directory(final.parent)
 
 
-async def _one_try(call: Awaitable[_Answer]) -> _Answer:
+async def one_try(call: Awaitable[_Answer]) -> _Answer:
+    """Await a call; raises CallError of the kind that its status means."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:

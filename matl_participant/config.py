@@ -61,6 +61,8 @@ class Identity(Section):
     tls_key: FilePath
     tls_certificate: FilePath
     signing_key: FilePath
+    witness_key: FilePath | None = None
+    """Ed25519; cosigns the log's checkpoints. Without one this hospital does not witness."""
 
 
 class Coordinator(Section):
@@ -72,6 +74,8 @@ class Coordinator(Section):
     """The certificate authority of coordinators, which issues no other certificates."""
     signing_key: FilePath
     """Public key of the coordinator's plans, round starts and receipts."""
+    log_key: FilePath | None = None
+    """The log's C2SP verifier key, one line; a hospital with a ``witness_key`` needs it."""
 
     @property
     def name(self) -> SpiffeId:
@@ -175,7 +179,10 @@ class Daemon(Section):
     poll_seconds: int = Field(default=30, ge=1, le=3600)
     """How long one question for the next round stays open."""
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 60.0
-    """How long a stopping daemon waits for a training that has been charged already."""
+    """How long a stopping daemon waits for a training that has been charged already, and, once
+    the study is complete, for its last cosignature and proof."""
+    witness_seconds: Seconds = 10.0
+    """How often a witness asks for the log's checkpoint."""
 
 
 class Config(Section):
@@ -188,6 +195,16 @@ class Config(Section):
     privacy: Privacy = Privacy()
     training: Training = Training()
     daemon: Daemon = Daemon()
+
+    @model_validator(mode="after")
+    def _witness_knows_the_log(self) -> Self:
+        if self.identity.witness_key is not None and self.coordinator.log_key is None:
+            raise ValueError(
+                "identity.witness_key needs coordinator.log_key: a file with the log's verifier "
+                "key, one line that the coordinator's operator publishes "
+                "(<federation>.matl.internal/log+<id>+<key>)"
+            )
+        return self
 
     @property
     def node_id(self) -> NodeId:

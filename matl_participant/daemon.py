@@ -14,16 +14,19 @@ import random
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import structlog
 import typer
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.keys import parse_public_key, permission_warning
+from matl_common.ids import FederationId
 from matl_common.signing import load_pem_signer
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_participant.client import FederationClient, connect
@@ -35,8 +38,11 @@ from matl_participant.files import StateFolder
 from matl_participant.ledger import read_summaries
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
+from matl_participant.log_client import LogClient
+from matl_participant.log_files import KeptCheckpoint
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports
+from matl_participant.witness import Witness, load_witness_keys
 
 WORKER = (sys.executable, "-m", "matl_participant.training.worker")
 EXIT_FAILED, EXIT_CONFIGURATION, EXIT_HALTED = 1, 2, 3
@@ -59,6 +65,7 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
         structlog.get_logger("matl.participant").warning("participant.patient_unit", why=warning)
     _warn_of_readable_keys(config)
     metrics = Metrics()
+    reports = Reports(metrics)
     if config.daemon.metrics:
         metrics.serve(config.daemon.metrics)
     limits = WorkerLimits(config.training.keep_warm_seconds, config.training.memory_bytes)
@@ -78,12 +85,37 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
             client=client,
             worker=worker,
             signer=load_pem_signer(config.identity.signing_key),
-            reports=Reports(metrics),
+            reports=reports,
             version=_version(),
             chance=random.SystemRandom().random,
+            witness=witness_of(config, channel, reports),
         )
         _drain_on_signals(participant)
         return await participant.run()
+
+
+def witness_of(config: Config, channel: grpc.aio.Channel, reports: Reports) -> Witness | None:
+    """The witness that the configuration asks for.
+
+    Raises:
+        ConfigurationError: one of its keys does not work.
+    """
+    keys = load_witness_keys(config)
+    reports.witnessing(keys.own.name if keys else None)
+    if keys is None:
+        return None
+    state = StateFolder(config.state_dir)
+    return Witness(
+        keys=keys,
+        client=LogClient(channel, log_key=keys.log),
+        state=state,
+        kept=KeptCheckpoint(state, keys.log),
+        node_id=config.node_id,
+        federation=FederationId(config.coordinator.name.federation),
+        interval=timedelta(seconds=config.daemon.witness_seconds),
+        reports=reports,
+        chance=random.SystemRandom().random,
+    )
 
 
 def _drain_on_signals(participant: Participant) -> None:
@@ -113,8 +145,9 @@ def _coordinator_key(path: Path) -> EllipticCurvePublicKey:
 
 
 def _warn_of_readable_keys(config: Config) -> None:
-    for path in (config.identity.tls_key, config.identity.signing_key):
-        if path.exists() and (warning := permission_warning(path)):
+    identity = config.identity
+    for path in (identity.tls_key, identity.signing_key, identity.witness_key):
+        if path and path.exists() and (warning := permission_warning(path)):
             structlog.get_logger("matl.participant").warning("participant.key_exposed", why=warning)
 
 

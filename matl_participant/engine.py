@@ -54,9 +54,11 @@ from matl_participant.core.session import (
 from matl_participant.core.spending import ALONE
 from matl_participant.files import StateFolder, StudyFolder
 from matl_participant.ledger import BudgetExhaustedError, Ledger, open_ledger
+from matl_participant.log_files import EvidenceFolder
 from matl_participant.reports import Reports, text_of
 from matl_participant.requests import prepare_request, train_request
 from matl_participant.sealing import ResultUnusableError, load_sealed, seal_result
+from matl_participant.witness import Witness, why_distrusted
 
 ADMISSION_POLL_SECONDS = 2.0
 
@@ -84,6 +86,7 @@ class _Run:
     study: StudyFolder | None = None
     connected: bool = False
     refusal: str | None = None
+    distrust: str | None = None
     prepared: bool = False
     prepares_since: datetime | None = None
     looked: Look | None = None
@@ -112,6 +115,7 @@ class Participant:
     version: str
     chance: Callable[[], float]
     """A random number in [0, 1) for the jitter of waiting; never for privacy."""
+    witness: Witness | None = None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _run: _Run = field(default_factory=_Run, init=False)
     _draining: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -133,14 +137,33 @@ class Participant:
             FolderInUseError: another participant has the state directory.
             LedgerBusyError, LedgerCorruptError, LedgerUnusableError: the ledger cannot be
                 relied upon.
+            WitnessStateError: what the witness keeps cannot be relied upon.
         """
         with self.folder.owned():
+            self._run.distrust = why_distrusted(EvidenceFolder(self.folder))
+            if self._run.distrust is not None:
+                self.reports.distrusted()
+            watching = asyncio.create_task(self._watch_the_log())
             try:
-                return await self._run_to_the_end()
+                outcome = await self._run_to_the_end()
             finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
                 self.reports.disconnected()
                 if self._run.ledger:
                     self._run.ledger.close()
+            if not watching.cancelled():
+                watching.result()
+            return outcome
+
+    async def _watch_the_log(self) -> None:
+        """Witness beside everything else; what ends that ends the participant, in order."""
+        if self.witness is None or self._run.distrust is not None:
+            return
+        try:
+            self._run.distrust = await self.witness.run()
+        finally:
+            self._draining.set()
 
     async def _run_to_the_end(self) -> Outcome:
         while True:
@@ -159,6 +182,7 @@ class Participant:
             sealed_until=run.sealed.manifest.expires_at if run.sealed else None,
             has_model=start is not None and self.folder.has_model(start.base_model),
             draining=self._draining.is_set(),
+            distrust=run.distrust,
             connected=run.connected,
             refusal=run.refusal,
             prepared=run.prepared,
@@ -202,7 +226,9 @@ class Participant:
             case Halt(is_final):
                 return self._halt(why, is_final=is_final)
             case Finish():
-                return Outcome.FINISHED
+                await self._interruptible("take_leave", self._take_leave())
+                # The last thing the log says may be what shows that it lies.
+                return None if self._run.distrust else Outcome.FINISHED
             case Drain():
                 return Outcome.DRAINED
         return None
@@ -397,6 +423,16 @@ class Participant:
         run.sealed = None
         study.discard_others(None)
         self.reports.admitted(result.receipt)
+
+    async def _take_leave(self) -> None:
+        """Let the witness cosign the study's last entries and prove our last update."""
+        if self.witness is None:
+            return
+        try:
+            async with asyncio.timeout(self.config.daemon.drain_seconds):
+                await self.witness.settle()
+        except TimeoutError:
+            self.reports.left_unwitnessed()
 
     # Actions that change the ledger, and end what they began.
 

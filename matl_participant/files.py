@@ -1,5 +1,7 @@
 """The participant's files other than the ledger: models, sealed updates, receipts.
 
+What it keeps as a witness of the log is in ``log_files``.
+
 When a method that writes returns, its file is durable. The ledger says which of these
 files count; ``discard_others`` removes the rest. Nothing here decides or sends.
 """
@@ -21,6 +23,7 @@ from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId, digest_of
 from matl_common.signing import Envelope, encode_envelope, parse_envelope
 from matl_common.tensors import MODEL_SUFFIX
+from matl_common.tlog.proof import FILE_SUFFIX as PROOF_SUFFIX
 from matl_common.wire.documents import parse_receipt
 from matl_participant.core.evidence import Evidence
 
@@ -69,7 +72,8 @@ class StateFolder:
         shutil.rmtree(self.work, ignore_errors=True)
         for folder in (self.path, self.ledger, self.models, self.cache, self.work):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        remove_leftovers(self.models)
+        for folder in (self.path, self.models):
+            remove_leftovers(folder)
 
     def model(self, digest: Digest) -> Path:
         return self.models / f"{digest}{MODEL_SUFFIX}"
@@ -91,7 +95,7 @@ class StateFolder:
     def study(self, study_id: str) -> "StudyFolder":
         """The folder of one study; study ids are free text."""
         folder = self.study_as_it_is(study_id)
-        for each in (folder.sealed, folder.receipts):
+        for each in (folder.sealed, folder.receipts, folder.proofs):
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
             remove_leftovers(each)
         for each in (folder.path, folder.path.parent, self.path):
@@ -101,6 +105,10 @@ class StateFolder:
     def study_as_it_is(self, study_id: str) -> "StudyFolder":
         """The folder of one study, which may not be there, for those who only read."""
         return StudyFolder(self.path / "studies" / digest_of(study_id.encode())[:_STUDY_CHARACTERS])
+
+    def studies(self) -> "tuple[StudyFolder, ...]":
+        """The folders of all studies that ever began here."""
+        return tuple(StudyFolder(each) for each in sorted((self.path / "studies").glob("*")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,14 @@ class StudyFolder:
     @property
     def receipts(self) -> Path:
         return self.path / "receipts"
+
+    @property
+    def proofs(self) -> Path:
+        return self.path / "proofs"
+
+    def proof(self, round_id: RoundId) -> Path:
+        """Where the proof lies that the update is in the coordinator's log."""
+        return self.proofs / f"round-{round_id:06d}{PROOF_SUFFIX}"
 
     def update(self, round_id: RoundId) -> Path:
         return self.sealed / f"round-{round_id:06d}.f32"

@@ -52,6 +52,18 @@ class Metrics:
             "dataset_epsilon_limit", "What all studies together may spend; +Inf without a limit."
         )
         self.rounds_left = self._gauge("rounds_left", "Rounds the budget still allows.")
+        self.cosigned_size = self._gauge(
+            "log_cosigned_size", "Entries in the last checkpoint of the log cosigned here."
+        )
+        self.cosigned_at = self._gauge(
+            "log_cosigned_timestamp_seconds", "When the log was last seen to hold that cosignature."
+        )
+        self.proofs_owed = self._gauge(
+            "log_proofs_owed", "Receipted updates that the log has not been shown to hold yet."
+        )
+        self.log_distrusted = self._gauge(
+            "log_distrusted", "1 once there is evidence against the log; see log-evidence."
+        )
 
     def show_budget(self, summary: Summary) -> None:
         """Show what the ledger says."""

@@ -11,9 +11,11 @@ import structlog
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId
+from matl_common.log_evidence import Kind, LogEvidence
 from matl_common.protocol import EvaluationTerms, Receipt, RoundStart, Standing
 from matl_common.worker import Message
 from matl_participant.client import (
+    CallError,
     NotAllowedError,
     RefusedError,
     UntrustedCoordinatorError,
@@ -24,6 +26,14 @@ from matl_participant.metrics import Metrics
 
 LARGEST_HARMLESS_CLOCK_ERROR = timedelta(minutes=2)
 MAX_SKIPPED_ROWS = 20
+_TRIES_TO_MENTION = 10
+_MISBEHAVIOUR = {
+    Kind.FORK: "participant.log_forked",
+    Kind.ROLLBACK: "participant.log_rolled_back",
+    Kind.INCONSISTENT: "participant.log_inconsistent",
+    Kind.CONTRADICTED: "participant.log_contradicts_receipt",
+    Kind.UNPROVED: "participant.log_lacks_update",
+}
 _NEEDS_OPERATOR = (NotAllowedError, RefusedError, UntrustedCoordinatorError, InvalidInputError)
 
 
@@ -35,6 +45,8 @@ class Reports:
         self._log: Any = structlog.get_logger("matl.participant")
         self._standing: Standing | None = None
         self._warned_of_budget = False
+        self._cosigned_size = -1
+        self._refused_size = -1
 
     def action(self, name: str, why: str) -> None:
         self._log.debug("participant.action", action=name, why=why)
@@ -182,6 +194,67 @@ class Reports:
             round=receipt.round_id,
             update=receipt.update_digest,
             log_index=receipt.log_index,
+        )
+
+    def witnessing(self, name: str | None) -> None:
+        if name is not None:
+            self._log.info("participant.witnesses", key=name)
+            return
+        self._log.warning(
+            "participant.does_not_witness",
+            why="there is no identity.witness_key: this hospital neither cosigns the coordinator's "
+            "log nor would notice if it were rewritten",
+        )
+
+    def cosigned(self, size: int) -> None:
+        """Note a cosignature that the log holds; log it when it is a new one."""
+        self.metrics.cosigned_size.set(size)
+        self.metrics.cosigned_at.set_to_current_time()
+        if size != self._cosigned_size:
+            self._cosigned_size = size
+            self._log.info("participant.log_cosigned", size=size)
+
+    def cosignature_refused(self, error: CallError, *, size: int) -> None:
+        """Say so once for each checkpoint: the next one may have come in between."""
+        if size != self._refused_size:
+            self._refused_size = size
+            self._log.warning("participant.cosignature_refused", size=size, error=str(error))
+
+    def witnessing_failed(self, error: Exception, *, failures: int) -> None:
+        self.metrics.failures.labels("witness").inc()
+        log = self._log.error if isinstance(error, _NEEDS_OPERATOR) else self._log.warning
+        log("participant.witnessing_failed", error=text_of(error), failures=failures)
+
+    def proofs_owed(self, count: int) -> None:
+        self.metrics.proofs_owed.set(count)
+
+    def proof_stored(self, receipt: Receipt, *, size: int) -> None:
+        self._log.info(
+            "participant.update_proven",
+            round=receipt.round_id,
+            log_index=receipt.log_index,
+            size=size,
+        )
+
+    def proof_awaited(self, receipt: Receipt, *, why: str, tries: int) -> None:
+        """Complain now and then; the first few times are in the nature of a log."""
+        log = self._log.debug if tries % _TRIES_TO_MENTION else self._log.warning
+        log("participant.update_not_proven_yet", round=receipt.round_id, why=why, tries=tries)
+
+    def log_misbehaved(self, evidence: LogEvidence, file: str) -> None:
+        self.distrusted()
+        self._log.critical(
+            _MISBEHAVIOUR[evidence.kind], why=evidence.why, evidence=f"log-evidence/{file}"
+        )
+
+    def distrusted(self) -> None:
+        self.metrics.log_distrusted.set(1)
+
+    def left_unwitnessed(self) -> None:
+        self._log.warning(
+            "participant.left_unwitnessed",
+            why="the study is complete, and within drain_seconds its last entries were not offered "
+            "for a cosignature, or the last update was not proven; start again to catch up",
         )
 
     def abandoned(self, round_id: RoundId, why: str, *, was_sealed: bool, outcome: str) -> None:

@@ -5,8 +5,9 @@ and the files beside it) and a few facts of this run, so start-up after a crash 
 ordinary question with an ordinary answer. Nothing here acts, waits or reads a clock.
 
 The order of the questions is the policy: finish the durable step at hand, give up
-what is lost, stop if told to, deliver what is sealed, and only then look for work.
-Whatever the answer is, nothing is said to the coordinator before the time for it.
+what is lost, stop if the log lied or if told to, deliver what is sealed, and only then
+look for work. Whatever the answer is, nothing is said to the coordinator before
+the time for it.
 """
 
 from dataclasses import dataclass, field
@@ -137,6 +138,8 @@ class View:
 
     # Of this run.
     draining: bool = False
+    distrust: str | None = None
+    """What shows that the coordinator's log is not to be trusted."""
     connected: bool = False
     """The coordinator has been greeted, and its plan is the one in the ledger."""
     refusal: str | None = None
@@ -177,6 +180,8 @@ def _wanted(view: View, now: datetime) -> tuple[Action, str]:
         if view.has_result:
             return Seal(attempt.round_id), "training has ended; its result is not sealed yet"
         return Abandon(attempt.round_id), "training was interrupted; what it cost stays spent"
+    if view.distrust is not None:
+        return Halt(is_final=False), view.distrust
     if view.draining:
         return Drain(), "asked to stop"
     if attempt is not None and (lost := _why_lost(view, now)):

@@ -17,7 +17,12 @@ from cryptography import x509
 
 from matl_common.identity.allowlist import Allowlist, RefusalReason, load_allowlist
 from matl_common.identity.certificates import SpiffeId, parse_spiffe_id
-from matl_common.identity.keys import load_private_key, parse_public_key, spki_pin
+from matl_common.identity.keys import (
+    load_ed25519_private_key,
+    load_private_key,
+    parse_public_key,
+    spki_pin,
+)
 from matl_common.identity.tls import (
     AuthenticatedContext,
     TlsFiles,
@@ -28,8 +33,10 @@ from matl_common.identity.tls import (
     server_options,
 )
 from matl_common.ids import NodeId
+from matl_common.tlog.checkpoint import log_key
 from matl_coordinator import config as coordinator_config
 from matl_participant import config as participant_config
+from matl_participant.witness import load_witness_keys
 
 pytestmark = [
     pytest.mark.certificates,
@@ -212,9 +219,19 @@ def test_the_signing_keys_are_those_that_the_others_hold(documented: Documented)
     )
 
 
+def test_the_log_and_its_witness_know_each_other(documented: Documented) -> None:
+    witness = load_witness_keys(documented.participant)
+    assert witness is not None
+    enrolled = documented.allowlist.lookup(NodeId("hospital_b"))
+    assert enrolled is not None
+    assert enrolled.witness_key == witness.own
+    log = load_ed25519_private_key(documented.coordinator.identity.log_key)
+    assert witness.log == log_key(witness.log.name, log.public_key())
+
+
 def test_private_keys_are_their_owners_alone(documented: Documented) -> None:
     keys = list(documented.folder.rglob("*.key"))
-    assert len(keys) == 9
+    assert len(keys) == 10
     assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
 
 

@@ -5,11 +5,23 @@ import matl_common  # noqa: F401, I001
 
 from collections.abc import AsyncIterator
 
+from pathlib import Path
+
 import pytest
 
 from matl_common.identity.development import NodeFolder
 from matl_common.ids import NodeId
-from tests.participant.simulator import SimulatedCoordinator, create_keys
+from matl_participant.files import StateFolder
+from tests.participant.log_simulator import SimulatedLog
+from tests.participant.simulator import (
+    COORDINATOR,
+    FEDERATION,
+    HOSPITAL,
+    SimulatedCoordinator,
+    create_keys,
+)
+from tests.participant.test_daemon import Hospital
+from tests.participant.witness_desk import Desk
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +35,24 @@ async def coordinator(keys: dict[NodeId, NodeFolder]) -> AsyncIterator[Simulated
     """Yield a simulated coordinator that listens."""
     async with SimulatedCoordinator(keys) as running:
         yield running
+
+
+@pytest.fixture
+def log(keys: dict[NodeId, NodeFolder]) -> SimulatedLog:
+    """Return a log of five entries."""
+    log = SimulatedLog(keys[COORDINATOR], FEDERATION)
+    for number in range(5):
+        log.note(f"entry {number}")
+    return log
+
+
+@pytest.fixture
+async def desk(
+    tmp_path: Path, keys: dict[NodeId, NodeFolder], log: SimulatedLog
+) -> AsyncIterator[Desk]:
+    """Yield a hospital that witnesses the log, whose coordinator listens."""
+    async with SimulatedCoordinator(keys, log=log) as coordinator:
+        witness_key = keys[HOSPITAL].witness_key
+        hospital = Hospital(tmp_path, keys, coordinator.address, witness_key=witness_key)
+        StateFolder(tmp_path / "state").prepare()
+        yield Desk(hospital, log)

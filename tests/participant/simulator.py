@@ -49,6 +49,7 @@ from matl_common.tensors import (
 )
 from matl_common.tlog.merkle import leaf_hash, merkle_root
 from matl_common.wire import federation_pb2 as pb
+from matl_common.wire.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from matl_common.wire.documents import (
     envelope_from_wire,
     envelope_to_wire,
@@ -63,6 +64,7 @@ from matl_common.wire.federation_pb2_grpc import (
     FederationServiceServicer,
     add_FederationServiceServicer_to_server,
 )
+from tests.participant.log_simulator import SimulatedLog
 
 FEDERATION = FederationId("dr-study")
 COORDINATOR = NodeId("coordinator")
@@ -142,8 +144,16 @@ class Faults:
 class SimulatedCoordinator(FederationServiceServicer):
     """One coordinator; ``start`` and ``stop`` may follow each other any number of times."""
 
-    def __init__(self, keys: dict[NodeId, NodeFolder], plan: StudyPlan = PLAN) -> None:
+    def __init__(
+        self,
+        keys: dict[NodeId, NodeFolder],
+        plan: StudyPlan = PLAN,
+        *,
+        log: SimulatedLog | None = None,
+    ) -> None:
+        """Serve ``log`` as well, and have it take in every update, where there is one."""
         self.keys = keys
+        self.log = log
         self.plan = plan
         self.faults = Faults()
         self.models: dict[Digest, bytes] = {}
@@ -171,6 +181,8 @@ class SimulatedCoordinator(FederationServiceServicer):
     async def start(self) -> None:
         self._server = grpc.aio.server(options=server_options())
         add_FederationServiceServicer_to_server(self, self._server)
+        if self.log is not None:
+            add_AuditServiceServicer_to_server(self.log, self._server)
         self.port = self._server.add_secure_port(
             f"localhost:{self.port}", server_credentials(self.keys[COORDINATOR].tls)
         )
@@ -347,14 +359,17 @@ class SimulatedCoordinator(FederationServiceServicer):
         if self.faults.answer_other_update:
             status.update_digest = digest_of(b"another update")
         if upload.admitted:
+            place = (len(self.receipts), digest_of(b"leaf"))
+            if self.log is not None:
+                place = self.log.admit(node, upload.manifest.round_id, digest)
             receipt = Receipt(
                 federation_id=self.plan.federation_id,
                 study_id=self.plan.study_id,
                 round_id=upload.manifest.round_id,
                 node_id=STRANGER if self.faults.wrong_receipt else node,
                 update_digest=digest,
-                log_index=len(self.receipts),
-                log_leaf_hash=digest_of(b"leaf"),
+                log_index=place[0],
+                log_leaf_hash=place[1],
                 admitted_at=datetime.now(UTC),
             )
             self.receipts.append(receipt)

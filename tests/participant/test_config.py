@@ -87,6 +87,8 @@ def test_the_environment_takes_precedence(tmp_path: Path) -> None:
         ('"coordinator.example:8470"', '"coordinator.example"', "coordinator.address"),
         ('"coordinator.example:8470"', '""', "coordinator.address"),
         ("/coordinator/coordinator", "/participant/hospital_b", "coordinator.spiffe_id"),
+        ('/etc/matl/signing.key"', 'a"\nwitness_key = "w.key"', "coordinator.log_key"),
+        ("[data]", "[daemon]\nwitness_seconds = 0\n[data]", "daemon.witness_seconds"),
         ("[data]", "[privacy]\nmax_epsilon = -1.0\n[data]", "privacy.max_epsilon"),
         ("[data]", "[privacy]\nmax_epsilon = nan\n[data]", "privacy.max_epsilon"),
         ("[data]", "[surprise]\n[data]", "surprise"),

@@ -32,6 +32,7 @@ from matl_participant.config import Config, load_config
 from matl_participant.core.account import Account, AttemptState
 from matl_participant.core.journal import LedgerCorruptError, replay
 from matl_participant.core.spending import summarise
+from matl_participant.daemon import witness_of
 from matl_participant.engine import Outcome, Participant
 from matl_participant.ledger import ledger_path
 from matl_participant.metrics import Metrics
@@ -66,6 +67,7 @@ class Hospital:
     keys: Keys
     address: str
     extra: str = ""
+    witness_key: Path | None = None
 
     def __post_init__(self) -> None:
         images = self.folder / "data" / "images"
@@ -84,11 +86,13 @@ class Hospital:
             tls_key = "{node.tls.private_key}"
             tls_certificate = "{node.tls.certificate_chain}"
             signing_key = "{node.signing_key}"
+            {"" if self.witness_key is None else f'witness_key = "{self.witness_key}"'}
             [coordinator]
             address = "{self.address}"
             spiffe_id = "spiffe://dr-study/coordinator/coordinator"
             authority = "{node.tls.trusted_authority}"
             signing_key = "{node.coordinator_signing_key}"
+            log_key = "{node.log_verifier_key}"
             [data]
             images = "data/images"
             declared_patients = 2100
@@ -152,6 +156,7 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
         ) as worker,
         connect(config.coordinator.address, config.tls, config.coordinator.name) as channel,
     ):
+        reports = Reports(Metrics())
         participant = Participant(
             config=config,
             client=FederationClient(
@@ -162,10 +167,11 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
             ),
             worker=worker,
             signer=load_pem_signer(config.identity.signing_key),
-            reports=Reports(Metrics()),
+            reports=reports,
             version="test",
             # The least jitter: tests should not wait.
             chance=lambda: 0.0,
+            witness=witness_of(config, channel, reports),
         )
         task = asyncio.create_task(participant.run())
         try:

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from matl_common.identity.development import NodeFolder
 from matl_common.ids import NodeId
 from matl_common.protocol import StudyPlan, UpdateManifest
+from matl_common.wire import audit_pb2
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire.documents import parse_update_manifest
 from matl_participant.core.account import AttemptState
@@ -205,6 +206,8 @@ def test_every_field_a_hospital_can_send_is_in_the_documentation() -> None:
         *(pb.HelloRequest, pb.AwaitRoundRequest, pb.PullModelRequest, pb.OpenUpdateRequest),
         *(pb.PushChunksRequest, pb.Chunk, pb.Envelope, pb.UpdateManifest, pb.PrivacySpend),
         pb.NoisedCount,
+        *(audit_pb2.GetCheckpointRequest, audit_pb2.AddCosignatureRequest),
+        *(audit_pb2.ProveInclusionRequest, audit_pb2.ReadLogRequest),
     ]
     for message in told:
         assert f"`{message.DESCRIPTOR.name}`" in listed

@@ -197,6 +197,19 @@ def test_in_every_state_the_next_action_is_allowed_there() -> None:
     assert set(seen) == {each.__name__ for each in Action.__args__}
 
 
+def test_a_log_that_lied_stops_everything_but_the_durable_step_at_hand() -> None:
+    reason = "the log forked"
+    # Coprime to every dimension of the product, so that each is seen whole.
+    for view in islice(views(), 0, None, 7):
+        action, why = next_action(replace(view, distrust=reason), NOW)
+        if isinstance(action, Seal | Abandon):
+            pending = view.account.open_attempt
+            assert pending is not None
+            assert pending.state is AttemptState.RESERVED
+            continue
+        assert (action, why) == (Halt(is_final=False), reason)
+
+
 def test_after_a_look_at_the_data_nothing_is_said_before_its_time_and_all_else_goes_on() -> None:
     minute = timedelta(minutes=1)
     look = Look(since=NOW - 1.5 * minute, until=NOW - timedelta(seconds=10))
