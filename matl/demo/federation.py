@@ -53,6 +53,8 @@ LOG_FILE: Final = "log.jsonl"
 # Long enough for the largest hospital to extract its features on a slow machine.
 _COLLECT_SECONDS: Final = 600.0
 _POLL_SECONDS: Final = 10
+# A study of minutes, of which every release should be witnessed.
+_WITNESS_SECONDS: Final = 1.0
 _RESULTS: Final = (SETTINGS_FILE, SUMMARY_FILE, PLOT_FILE, LOG_FILE)
 
 COORDINATOR_NAME: Final = SpiffeId(FEDERATION, Role.COORDINATOR, COORDINATOR)
@@ -233,12 +235,14 @@ def participant_table(
             "tls_key": str(keys.tls.private_key),
             "tls_certificate": str(keys.tls.certificate_chain),
             "signing_key": str(keys.signing_key),
+            "witness_key": str(keys.witness_key),
         },
         "coordinator": {
             "address": f"127.0.0.1:{port}",
             "spiffe_id": str(COORDINATOR_NAME),
             "authority": str(keys.tls.trusted_authority),
             "signing_key": str(keys.coordinator_signing_key),
+            "log_key": str(keys.log_verifier_key),
         },
         "data": {
             "dataset": DATASET,
@@ -253,7 +257,11 @@ def participant_table(
             "attempts_per_round": 2,
         },
         "training": {"device": "cpu", "workers": 1},
-        "daemon": {"poll_seconds": _POLL_SECONDS, "logs": "json"},
+        "daemon": {
+            "poll_seconds": _POLL_SECONDS,
+            "witness_seconds": _WITNESS_SECONDS,
+            "logs": "json",
+        },
     }
 
 

@@ -193,17 +193,24 @@ class Federation:
                 "tls_key": str(mine.tls.private_key),
                 "tls_certificate": str(mine.tls.certificate_chain),
                 "signing_key": str(mine.signing_key),
+                "witness_key": str(mine.witness_key),
             },
             "coordinator": {
                 "address": address or self.address,
                 "spiffe_id": str(COORDINATOR_NAME),
                 "authority": str(mine.tls.trusted_authority),
                 "signing_key": str(mine.coordinator_signing_key),
+                "log_key": str(mine.log_verifier_key),
             },
             "data": {"images": str(self.images / node), "declared_patients": PATIENTS},
             "privacy": {"max_epsilon": float("inf"), **changes},
             "training": {"device": "cpu", "workers": 1},
-            "daemon": {"poll_seconds": 30, "drain_seconds": 4.0, "logs": "json"},
+            "daemon": {
+                "poll_seconds": 30,
+                "drain_seconds": 4.0,
+                "witness_seconds": 0.2,
+                "logs": "json",
+            },
         }
         path = self.folder / f"{node}.toml"
         path.write_text(toml_text(table))
