@@ -290,9 +290,9 @@ def parse_evidence(data: bytes) -> LogEvidence:
         why=document.why,
         node_id=parse_node_id(document.node_id),
         found_at=document.found_at,
-        checkpoints=tuple(parse_note(_utf8(each)) for each in document.checkpoints),
+        checkpoints=tuple(parse_note(each.encode()) for each in document.checkpoints),
         proof=tuple(_decoded(each) for each in document.proof),
-        receipt=None if document.receipt is None else parse_envelope(_utf8(document.receipt)),
+        receipt=None if document.receipt is None else parse_envelope(document.receipt.encode()),
         shown=None
         if shown is None
         else Shown(
@@ -310,10 +310,3 @@ def _encoded(value: bytes) -> str:
 
 def _decoded(text: str) -> bytes:
     return decode_base64(text, what="evidence")
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInputError("a text in the evidence is not valid Unicode") from error

@@ -195,6 +195,16 @@ def test_neither_does_changed_evidence(data: st.DataObject) -> None:
         pass
 
 
+def test_a_text_that_is_not_unicode_is_refused() -> None:
+    lone = encode_evidence(FORK).replace(b"as it was", b"\\ud800")
+    for written in (
+        lone,
+        lone.replace(b'"checkpoints": [\n    "', b'"checkpoints": [\n    "\\ud800'),
+    ):
+        with pytest.raises(InvalidInputError):
+            parse_evidence(written)
+
+
 def test_evidence_of_any_length_is_not_read() -> None:
     with pytest.raises(InvalidInputError, match="more than"):
         parse_evidence(b" " * (MAX_EVIDENCE_BYTES + 1))

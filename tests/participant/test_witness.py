@@ -13,9 +13,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
+from matl_common.errors import ConfigurationError
 from matl_common.ids import RoundId
 from matl_common.log_evidence import Kind, Weight
-from matl_common.tlog.checkpoint import SignedCheckpoint
+from matl_common.tlog.checkpoint import SignedCheckpoint, log_key
+from matl_participant.files import StateFolder
 from matl_participant.log_files import CHECKPOINT_FILE, KeptCheckpoint, WitnessStateError
 from matl_participant.witness import load_witness_keys, why_distrusted
 from tests.participant.test_daemon import until
@@ -148,6 +150,14 @@ async def test_a_refused_cosignature_does_not_keep_updates_from_being_proven(des
     assert len(refused) == 1
 
 
+@pytest.mark.crash
+def test_what_a_killed_writer_left_beside_the_checkpoint_is_removed(tmp_path: Path) -> None:
+    leftover = tmp_path / ".half.tmp"
+    leftover.write_text("half a checkpoint")
+    StateFolder(tmp_path).prepare()
+    assert not leftover.exists()
+
+
 # What is refused.
 
 
@@ -216,3 +226,48 @@ async def test_a_checkpoint_file_that_changed_meanwhile_is_not_overwritten(desk:
     assert last is not None
     with pytest.raises(WitnessStateError, match="was changed"):
         kept.replace(expected=None, new=last)
+
+
+async def test_evidence_that_cannot_be_written_stops_the_witness_all_the_same(desk: Desk) -> None:
+    await desk.witness_all()
+    # Root may write into any folder, but nobody into a file as if it were one.
+    desk.evidence.path.write_text("in the way")
+    desk.log.rewrite(keep=4, size=5)
+    with pytest.raises(WitnessStateError, match=r"two different roots.*cannot be written"):
+        await desk.distrust()
+
+
+# Which keys.
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "No such file"),
+        (b"\xff\xfe", "utf-8"),
+        (b"no key", "not a verifier key"),
+        ("another", "is the key of 'another.matl.internal/log'"),
+    ],
+)
+async def test_a_log_key_that_is_not_this_federations_is_refused_with_what_to_put_there(
+    desk: Desk, content: bytes | str | None, named: str
+) -> None:
+    file = desk.hospital.folder / "log.vkey"
+    match content:
+        case bytes():
+            file.write_bytes(content)
+        case str():
+            key = Ed25519PrivateKey.generate().public_key()
+            file.write_text(log_key(f"{content}.matl.internal/log", key).vkey)
+    config = desk.hospital.config
+    coordinator = config.coordinator.model_copy(update={"log_key": file})
+    with pytest.raises(ConfigurationError, match=named) as refused:
+        load_witness_keys(config.model_copy(update={"coordinator": coordinator}))
+    assert "dr-study.matl.internal/log" in str(refused.value)
+
+
+async def test_a_witness_key_of_another_kind_is_refused(desk: Desk) -> None:
+    config = desk.hospital.config
+    identity = config.identity.model_copy(update={"witness_key": config.identity.signing_key})
+    with pytest.raises(ConfigurationError, match="Ed25519"):
+        load_witness_keys(config.model_copy(update={"identity": identity}))
