@@ -70,6 +70,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Itera
         }
         wait_for_the_end(federation)
         statuses = {str(node): daemon.wait() for node, daemon in daemons.items()}
+        # The hospitals left after they had witnessed the last release.
+        coordinator.wait_for("model_published", round=ROUNDS)
         with federation.operator() as operator:
             status, participants = operator.status(), operator.participants()
             told = operator.newest_log_entries()
@@ -116,6 +118,8 @@ def test_the_log_tells_the_whole_study_and_its_root_is_that_of_its_leaves(ended:
     assert ended.events[1]["event"] == "allowlist_read"
     for number in range(1, ROUNDS + 1):
         said = [str(event["event"]) for event in ended.events if event.get("round") == number]
+        # A quorum may witness the release whenever it comes.
+        said.remove("model_published")
         assert said[:2] == ["round_scheduled", "round_opened"]
         assert sorted(said[2:8]) == ["update_admitted"] * 3 + ["update_declared"] * 3
         assert said[8:] == [
