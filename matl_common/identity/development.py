@@ -51,6 +51,8 @@ from matl_common.tlog.cosignature import witness_key
 from matl_common.tlog.names import log_origin, witness_name
 
 MARKER = "DEVELOPMENT-KEYS.json"
+KEYS_VERSION = 2
+"""Of which files each node has; a folder of another version is made anew."""
 DEFAULT_VALIDITY = timedelta(days=30)
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -257,7 +259,8 @@ def _check_existing(folder: Path, wanted: DevelopmentFederation, *, now: datetim
         ) from error
     if found != _description(wanted):
         raise ConfigurationError(
-            f"{folder} holds development keys of another federation; delete it or choose another"
+            f"{folder} holds development keys of another federation or version; delete it or choose "
+            "another"
         )
     if now >= not_after:
         raise ConfigurationError(
@@ -273,6 +276,7 @@ def _marker(wanted: DevelopmentFederation, not_after: datetime) -> bytes:
 def _description(wanted: DevelopmentFederation) -> dict[str, object]:
     return {
         "warning": "development keys: every node's private keys are in this folder",
+        "version": KEYS_VERSION,
         "federation": wanted.federation,
         "coordinator": wanted.coordinator,
         "participants": {
