@@ -259,8 +259,8 @@ def _check_existing(folder: Path, wanted: DevelopmentFederation, *, now: datetim
         ) from error
     if found != _description(wanted):
         raise ConfigurationError(
-            f"{folder} holds development keys of another federation or version; delete it or choose "
-            "another"
+            f"{folder} holds development keys of another federation or version; delete it or "
+            "choose another"
         )
     if now >= not_after:
         raise ConfigurationError(
