@@ -11,8 +11,8 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,8 +60,9 @@ from matl_coordinator.service.publication import Publication
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
 from matl_coordinator.store.anchor import FileAnchor
+from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.histories import FileHistories
-from matl_coordinator.store.migrate import upgrade_apart
+from matl_coordinator.store.migrate import upgrade_apart, upgrade_to_head
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.releases import ReleaseFolder
 from matl_coordinator.store.spool import DiskSpool
@@ -128,6 +129,8 @@ class Coordinator:
             await asyncio.to_thread(upgrade_apart, config.database_url)
             store = await asyncio.to_thread(self._store)
             stack.callback(store.close)
+            for weakness in await asyncio.to_thread(store.weaknesses):
+                log.warning("log_weaker", reason=weakness)
             checkpoints = self._checkpoints(store)
             await checkpoints.resume()
             register = Register(store)
@@ -382,8 +385,9 @@ async def _run(coordinator: Coordinator) -> None:
         await coordinator.run()
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def command(
+    context: typer.Context,
     config: Annotated[
         Path, typer.Option("--config", "-c", help="The coordinator's TOML file.")
     ] = Path("coordinator.toml"),
@@ -401,15 +405,49 @@ def command(
     scores them against the holdout set, aggregates, evaluates and releases. Stop it with
     Ctrl-C or SIGTERM, or kill it: the next start goes on where it stood.
     """
-    try:
+    if context.invoked_subcommand is not None:
+        return
+    with _refusals_in_one_line():
         loaded = load_config(config)
-    except ConfigurationError as error:
-        typer.echo(f"matl-coordinator: {error}", err=True)
-        raise typer.Exit(EXIT_CONFIGURATION) from None
     if print_config:
         typer.echo(json.dumps(loaded.printable(), indent=2, default=str))
         return
     raise typer.Exit(serve(loaded))
+
+
+@app.command()
+def migrate(
+    *,
+    database: Annotated[
+        str,
+        typer.Option(
+            envvar="MATL_OWNER_DATABASE",
+            help="The database's URL, as a user that may create tables. In the environment, other "
+            "users of this machine do not see its password.",
+        ),
+    ],
+) -> None:
+    """Bring a database to this version's tables, and exit.
+
+    Needed where the coordinator's own user may not: on PostgreSQL with separate roles. Run
+    deploy/postgresql/roles.sql after it.
+    """
+    with _refusals_in_one_line():
+        engine = create_database_engine(database)
+        try:
+            upgrade_to_head(engine)
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _refusals_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except MatlError as error:
+        typer.echo(f"matl-coordinator: {error}", err=True)
+        wrong_use = isinstance(error, ConfigurationError)
+        raise typer.Exit(EXIT_CONFIGURATION if wrong_use else EXIT_FAILED) from None
 
 
 def main() -> None:

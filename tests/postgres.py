@@ -91,6 +91,20 @@ def execute(url: str, statement: str) -> None:
         connection.execute(text(statement))
 
 
+def run_script(url: str, script: Path, **variables: str) -> None:
+    """Run a script as an administrator does, with ``psql`` and its variables."""
+    own = find_binaries() / "psql"
+    psql = str(own) if own.exists() else shutil.which("psql")
+    assert psql is not None, "PostgreSQL's psql is missing; install its client programs"
+    target = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    settings = [f"--set={name}={value}" for name, value in variables.items()]
+    subprocess.run(
+        [psql, "--no-psqlrc", "--quiet", f"--file={script}", *settings, target],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
 def find_binaries() -> Path:
     """Find a folder with ``initdb`` and ``postgres``: the development extra's, PATH, Debian's."""
     candidates: list[Path] = []

@@ -1,12 +1,14 @@
 """The log's tree and its entries in tables, appended inside a caller's transaction.
 
-Leaves are numbered by counting, under the caller's write lock, so there is never a
-gap. Every call reads O(log n) rows for a tree of n leaves. Nothing here begins or
-ends a transaction, and nothing is ever changed or removed.
+Leaves are numbered by counting, under a lock that is held until the transaction ends, so there
+is never a gap. PostgreSQL appends by a function of its own, ``log_append``, which computes the
+tree itself; the database's user may then have no other way to write. SQLite knows no functions
+and no users, so the same rows are inserted from here. Every call reads O(log n) rows for a tree
+of n leaves. Nothing here begins or ends a transaction, or changes or removes anything.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sqlalchemy import Connection, func, insert, select, tuple_
 
@@ -14,65 +16,117 @@ from matl_common.errors import IntegrityError
 from matl_common.ids import Digest
 from matl_common.tlog.entry import Entry
 from matl_common.tlog.leaf import parse_leaf
-from matl_common.tlog.merkle import NodeAddress, appended_nodes, leaf_hash, root_from
+from matl_common.tlog.merkle import (
+    NodeAddress,
+    ReadNode,
+    frontier_from,
+    grow,
+    leaf_hash,
+    nodes_read,
+    root_from,
+)
 from matl_common.tlog.sealing import RANDOM_BYTES, open_sealed, seal
 from matl_coordinator.ports import LoggedEntry, LogHead
 from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.schema import log_entries, log_nodes
 
 _MONTH_CHARACTERS = len("YYYY-MM")
+POSTGRES = "postgresql"
 
 
 def append_entries(
     connection: Connection, entries: Sequence[Entry], *, origin: str, keys: DataKeys
 ) -> tuple[LoggedEntry, ...]:
-    """Append leaves, the entries encrypted, and the interior nodes they complete.
-
-    Assumes that no other transaction appends meanwhile.
-    """
+    """Append leaves, the entries encrypted, and the interior nodes they complete."""
     if not entries:
         return ()
-    months = [entry.at[:_MONTH_CHARACTERS] for entry in entries]
+    logged = sealed_entries(connection, entries, origin=origin, keys=keys)
+    if connection.dialect.name == POSTGRES:
+        leaves, payloads = [each.leaf for each in logged], [each.payload for each in logged]
+        call_log_function(connection, "log_append", logged[0].index, leaves, payloads)
+    else:
+        insert_sealed(connection, entries, logged)
+    return logged
+
+
+def sealed_entries(
+    connection: Connection, entries: Sequence[Entry], *, origin: str, keys: DataKeys
+) -> tuple[LoggedEntry, ...]:
+    """Encrypt entries for the end of the log, which stays the end until the transaction does."""
+    months = [_month_of(entry) for entry in entries]
+    first = _lock(connection)
     key_of = {month: keys.current(connection, month) for month in dict.fromkeys(months)}
-    first = read_size(connection)
-    # Whatever an append reads is either a peak of the tree before it, or new.
-    nodes = _read_nodes(connection, _peaks(first))
-    added: dict[NodeAddress, bytes] = {}
+    random = os.urandom(RANDOM_BYTES * len(entries))
     logged: list[LoggedEntry] = []
-    for index, (entry, month) in enumerate(zip(entries, months, strict=True), start=first):
+    for position, (entry, month) in enumerate(zip(entries, months, strict=True)):
         sealed = seal(
             entry,
             origin=origin,
-            index=index,
+            index=first + position,
             key=key_of[month],
-            random=os.urandom(RANDOM_BYTES),
+            random=random[RANDOM_BYTES * position : RANDOM_BYTES * (position + 1)],
         )
-        hashed = leaf_hash(sealed.leaf)
-        completed = appended_nodes(index, hashed, lambda level, i: nodes[level, i])
-        nodes.update(completed)
-        added.update(completed)
         logged.append(
             LoggedEntry(
-                index=index,
+                index=first + position,
                 leaf=sealed.leaf,
                 payload=sealed.payload,
                 data=entry.data,
                 salt=sealed.salt,
-                leaf_hash=Digest(hashed.hex()),
+                leaf_hash=Digest(leaf_hash(sealed.leaf).hex()),
             )
         )
+    return tuple(logged)
+
+
+def call_log_function(connection: Connection, name: str, *arguments: object) -> None:
+    """Call one of PostgreSQL's functions of the log (``migrations/versions/0002_log.sql``)."""
+    # Past SQLAlchemy, which would look at every element of every array; %b sends bytes as they
+    # are and not as text.
+    places = ", ".join("%b" if isinstance(each, bytes | list) else "%s" for each in arguments)
+    connection.exec_driver_sql(f"SELECT {name}({places})", arguments)
+
+
+def insert_sealed(
+    connection: Connection, entries: Sequence[Entry], logged: Sequence[LoggedEntry]
+) -> None:
+    """Insert what ``sealed_entries`` returned, where the database has no function for it."""
+    size = logged[0].index
+    stored = stored_nodes(connection, lambda read: frontier_from(size, read))
+    _, runs = grow(frontier_from(size, stored), (bytes.fromhex(each.leaf_hash) for each in logged))
     connection.execute(
         insert(log_nodes),
-        [{"level": level, "node_index": i, "hash": value} for (level, i), value in added.items()],
+        [
+            {"level": run.level, "node_index": run.first + position, "hash": value}
+            for run in runs
+            for position, value in enumerate(run.hashes)
+        ],
     )
     connection.execute(
         insert(log_entries),
         [
-            {"leaf_index": each.index, "month": month, "leaf": each.leaf, "payload": each.payload}
-            for each, month in zip(logged, months, strict=True)
+            {
+                "leaf_index": each.index,
+                "month": _month_of(entry),
+                "leaf": each.leaf,
+                "payload": each.payload,
+            }
+            for entry, each in zip(entries, logged, strict=True)
         ],
     )
-    return tuple(logged)
+
+
+def _lock(connection: Connection) -> int:
+    """Keep everybody else from appending until the transaction ends; returns the size."""
+    if connection.dialect.name == POSTGRES:
+        size: int = connection.execute(select(func.log_lock())).scalar_one()
+        return size
+    # SQLite's transaction began with the write lock.
+    return read_size(connection)
+
+
+def _month_of(entry: Entry) -> str:
+    return entry.at[:_MONTH_CHARACTERS]
 
 
 def read_size(connection: Connection) -> int:
@@ -85,8 +139,8 @@ def read_size(connection: Connection) -> int:
 def read_head(connection: Connection) -> LogHead:
     """Size and root. Nodes never change, so the two agree whatever is appended meanwhile."""
     size = read_size(connection)
-    nodes = _read_nodes(connection, _peaks(size))
-    return LogHead(size, Digest(root_from(size, lambda level, index: nodes[level, index]).hex()))
+    stored = stored_nodes(connection, lambda read: root_from(size, read))
+    return LogHead(size, Digest(root_from(size, stored).hex()))
 
 
 def read_node(connection: Connection, level: int, index: int) -> bytes:
@@ -134,10 +188,14 @@ def read_entries(
     return tuple(read)
 
 
-def _peaks(size: int) -> list[NodeAddress]:
-    """Roots of the complete subtrees that make up a tree: one for each set bit of its size."""
-    levels = (level for level in range(size.bit_length()) if size >> level & 1)
-    return [(level, (size >> level) - 1) for level in levels]
+def stored_nodes(connection: Connection, compute: Callable[[ReadNode], object]) -> ReadNode:
+    """What a computation over the tree will read, fetched in one query.
+
+    Raises:
+        IntegrityError: a node is missing.
+    """
+    nodes = _read_nodes(connection, nodes_read(compute))
+    return lambda level, index: nodes[level, index]
 
 
 def _read_nodes(

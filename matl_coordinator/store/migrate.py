@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, String, column, func, inspect, select
 from matl_common.errors import ConfigurationError, MatlError
 from matl_coordinator.ports import StoreError
 from matl_coordinator.store.database import create_database_engine, reading, writing
+from matl_coordinator.store.guards import may_migrate
 from matl_coordinator.store.schema import metadata
 
 _HISTORY = Path(__file__).parent / "migrations"
@@ -27,11 +28,19 @@ def upgrade_to_head(engine: Engine) -> None:
     """Apply what is missing. Daemons that start together take turns.
 
     Raises:
-        ConfigurationError: a newer version wrote this database.
+        ConfigurationError: a newer version wrote this database, or its tables have to change and
+            are another user's.
         StoreError: the database did not confirm.
     """
     if _is_at_head(engine):
         return
+    with reading(engine) as connection:
+        if not may_migrate(connection):
+            raise ConfigurationError(
+                "the database's tables are not this version's, and its user may not change them; "
+                "run 'matl-coordinator migrate --database URL' as an administrator of the "
+                "database, and then deploy/postgresql/roles.sql"
+            )
     # Loaded only where there is something to do: it costs a daemon 11 MB.
     from alembic import command
     from alembic.config import Config

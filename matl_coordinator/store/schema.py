@@ -111,8 +111,8 @@ log_keys = Table(
     Column("wrapped", LargeBinary, nullable=True),
 )
 
-# Apart from the tree: what an entry says may be put away one day, its hash never. The month is
-# in the key because PostgreSQL partitions by it.
+# Apart from the tree: what an entry says may be put away one day, its hash never. PostgreSQL keeps
+# each month in a table of its own, which log_append makes, and wants the month in the key.
 log_entries = Table(
     "log_entries",
     metadata,
@@ -121,6 +121,7 @@ log_entries = Table(
     Column("leaf", LargeBinary, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     CheckConstraint("leaf_index >= 0", name="address"),
+    postgresql_partition_by="LIST (month)",
 )
 
 # What the log signed, and what witnesses added. Neither is part of the tree: a cosignature that

@@ -33,7 +33,7 @@ from matl_coordinator.ports import (
     UpdateRecord,
     UpdateStatus,
 )
-from matl_coordinator.store import checkpoints, codec, log
+from matl_coordinator.store import checkpoints, codec, guards, log
 from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.database import create_database_engine, reading, writing
 from matl_coordinator.store.leadership import require_epoch, take_over
@@ -195,6 +195,11 @@ class SqlStore:
     def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
         with writing(self._engine) as connection:
             checkpoints.put_cosignature(connection, size, node_id, line)
+
+    def weaknesses(self) -> tuple[str, ...]:
+        """What the database does not keep its own user from doing to the log."""
+        with reading(self._engine) as connection:
+            return guards.weaknesses(connection)
 
     def close(self) -> None:
         self._engine.dispose()

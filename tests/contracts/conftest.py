@@ -12,6 +12,7 @@ from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
 from tests.fakes import FakeDatabase, FakeModelStore, FakeSpool, FakeStore
 from tests.logs import LOG
+from tests.store.roles import WRITER, prepare, url_of
 
 OpenStore = Callable[[], Store]
 OpenSpool = Callable[[int], Spool]
@@ -21,8 +22,14 @@ OpenSpool = Callable[[int], Spool]
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'coordinator.db'}"
+    return _as_the_daemon(request)
+
+
+def _as_the_daemon(request: pytest.FixtureRequest) -> str:
+    """A database of PostgreSQL with its roles, as the user that the coordinator has there."""
     url: str = request.getfixturevalue("postgres_database")
-    return url
+    prepare(url)
+    return url_of(url, WRITER)
 
 
 @pytest.fixture(params=["fake", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -31,7 +38,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
     fake = FakeDatabase()
     url = f"sqlite:///{tmp_path / 'coordinator.db'}"
     if request.param == "postgres":
-        url = request.getfixturevalue("postgres_database")
+        url = _as_the_daemon(request)
     with ExitStack() as opened:
 
         def open_another() -> Store:

@@ -16,6 +16,7 @@ from matl_coordinator.store.schema import log_entries, log_keys
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.samples import an_update
 from tests.logs import LOG, an_entry, events_of, some_entries
+from tests.store.roles import disarm
 
 OCTOBER, NOVEMBER = "2026-10-31T23:59:59.999Z", "2026-11-01T00:00:00.000Z"
 
@@ -103,6 +104,7 @@ def test_a_payload_changed_in_the_database_is_noticed_when_it_is_read(
         (logged,) = store.commit([], some_entries("a"))
         changed = logged.payload[:-1] + bytes([logged.payload[-1] ^ 1])
         with writing(engine) as connection:
+            disarm(connection)
             connection.execute(update(log_entries).values(payload=changed))
         with pytest.raises(IntegrityError, match="leaf 0"):
             store.log_entries(start=0, limit=1)

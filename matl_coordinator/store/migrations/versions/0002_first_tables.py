@@ -4,6 +4,8 @@ Before them, and before any release, was a log without encryption; a database of
 refused.
 """
 
+from pathlib import Path
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -40,6 +42,8 @@ def upgrade() -> None:
     op.create_index("ix_models_digest", "models", ["digest"])
     _create_round_tables()
     _create_log_tables()
+    if op.get_context().dialect.name == "postgresql":
+        _guard_log()
 
 
 def _create_round_tables() -> None:
@@ -101,6 +105,7 @@ def _create_log_tables() -> None:
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("leaf_index", "month", name="pk_log_entries"),
         sa.CheckConstraint("leaf_index >= 0", name=op.f("ck_log_entries_address")),
+        postgresql_partition_by="LIST (month)",
     )
     op.create_table(
         "log_checkpoints",
@@ -119,3 +124,18 @@ def _create_log_tables() -> None:
             ["size"], ["log_checkpoints.size"], name="fk_log_cosignatures_size"
         ),
     )
+
+
+def _guard_log() -> None:
+    connection = op.get_bind()
+    # The catalogue is always searched first; whatever else was in the path never is.
+    connection.execute(
+        sa.text(
+            "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)"
+        )
+    )
+    statements = Path(__file__).with_name("0002_log.sql").read_text(encoding="utf-8")
+    # The driver's own cursor takes several statements at once, where they have no parameters.
+    cursor = connection.connection.cursor()
+    cursor.execute(statements)
+    cursor.close()

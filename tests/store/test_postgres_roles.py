@@ -1,0 +1,283 @@
+"""What each user of the database can do to the log, tried as that user on a real server."""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from matl_common.errors import ConfigurationError
+from matl_common.ids import NodeId
+from matl_common.tlog.merkle import leaf_hash, merkle_root
+from matl_coordinator.ports import PutStudy, PutUpdate, StoreError
+from matl_coordinator.store.database import create_database_engine, writing
+from matl_coordinator.store.migrate import schema_drift
+from matl_coordinator.store.sql import SqlStore
+from tests.contracts.samples import a_study, an_update
+from tests.logs import LOG, an_entry, events_of
+from tests.postgres import execute, fresh_database, run_script
+from tests.store.roles import (
+    OWNER,
+    READER,
+    RETENTION,
+    ROLES,
+    WRITER,
+    connected,
+    disarm,
+    prepare,
+    url_of,
+)
+
+pytestmark = pytest.mark.postgres
+
+OLD, NEW = "2019-01-31T23:59:59.999Z", "2026-11-01T00:00:00.000Z"
+DENIED, KEPT, STALE, WRONG = "42501", "23001", "40001", "22023"
+CHILD = "log_entries_2019_01"
+TABLES = ("log_nodes", "log_entries", "log_keys", "log_checkpoints", "log_cosignatures")
+
+
+@pytest.fixture(scope="module")
+def database(postgres_url: str) -> Iterator[str]:
+    """Entries of two months and a cosigned checkpoint, written by the writer."""
+    with fresh_database(postgres_url) as url:
+        prepare(url)
+        with closing(SqlStore.connect(url_of(url, WRITER), **LOG)) as store:
+            store.load()
+            store.commit([PutStudy(a_study())], [an_entry("old", at=OLD), an_entry("new", at=NEW)])
+            store.put_checkpoint(2, b"a checkpoint")
+            store.put_cosignature(2, NodeId("hospital_a"), b"a line")
+        yield url
+
+
+def outcome(url: str, role: str | None, *statements: str) -> str | None:
+    """The error's SQLSTATE, or nothing where all statements are carried out."""
+    with connected(url, role) as connection:
+        try:
+            for statement in statements:
+                connection.execute(text(statement))
+        except DBAPIError as error:
+            state: str = getattr(error.orig, "sqlstate", "")
+            return state
+        return None
+
+
+CHANGES = (
+    *(f"DELETE FROM {name}" for name in TABLES),
+    *(f"TRUNCATE {name} CASCADE" for name in TABLES),
+    *(f"DROP TABLE {name} CASCADE" for name in TABLES),
+    *(f"ALTER TABLE {name} DISABLE TRIGGER USER" for name in TABLES),
+    *(f"ALTER TABLE {name} DISABLE TRIGGER log_keep_rows" for name in TABLES),
+    *(f"ALTER TABLE {name} ENABLE REPLICA TRIGGER log_keep_rows" for name in TABLES),
+    *(f"DROP TRIGGER log_keep_table ON {name}" for name in TABLES),
+    "UPDATE log_nodes SET hash = sha256(hash)",
+    "UPDATE log_entries SET payload = leaf",
+    "UPDATE log_keys SET name = '2019-01.2', wrapped_by = 'me'",
+    "UPDATE log_checkpoints SET note = ''",
+    "UPDATE log_cosignatures SET line = ''",
+    f"UPDATE {CHILD} SET payload = leaf",
+    f"DELETE FROM {CHILD}",
+    f"TRUNCATE {CHILD}",
+    f"DROP TABLE {CHILD}",
+    f"DROP TRIGGER log_keep_table ON {CHILD}",
+    f"ALTER TABLE {CHILD} DISABLE TRIGGER ALL",
+    f"ALTER TABLE {CHILD} DISABLE TRIGGER log_keep_rows",
+    f"ALTER TABLE {CHILD} DISABLE TRIGGER log_keep_table",
+    f"ALTER TABLE log_entries DETACH PARTITION {CHILD}",
+    "ALTER TABLE log_nodes DROP COLUMN hash",
+    "ALTER TABLE log_nodes DROP CONSTRAINT pk_log_nodes",
+    "ALTER TRIGGER log_keep_rows ON log_nodes RENAME TO gone",
+    "DROP FUNCTION log_refuse_change CASCADE",
+    "DROP FUNCTION log_append",
+    "DROP INDEX ix_log_keys_month",
+)
+
+
+@pytest.mark.parametrize("statement", CHANGES)
+@pytest.mark.parametrize("role", [OWNER, None])
+def test_owner_and_superuser_are_stopped_by_triggers(
+    database: str, role: str | None, statement: str
+) -> None:
+    assert outcome(database, role, statement) == KEPT
+
+
+@pytest.mark.parametrize("statement", CHANGES)
+@pytest.mark.parametrize("role", [WRITER, READER, RETENTION])
+def test_nobody_else_may_change_anything(database: str, role: str, statement: str) -> None:
+    assert outcome(database, role, statement) == DENIED
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO log_nodes VALUES (0, 2, sha256(''))",
+        "INSERT INTO log_entries VALUES (2, '2019-01', '', '')",
+        f"SELECT leaf FROM {CHILD}",
+        "SELECT log_make_partition('2019-02')",
+        "SELECT log_append_order('x', 2, '', '')",
+        "CREATE TABLE mine (x integer)",
+        "CREATE FUNCTION log_lock(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        "CREATE OR REPLACE FUNCTION log_floor(OUT y int, OUT c int) LANGUAGE sql AS 'SELECT 0, 0'",
+        "SET session_replication_role = replica",
+        f"SET ROLE {OWNER}",
+        "DROP EVENT TRIGGER matl_log_keep_objects",
+        "ALTER EVENT TRIGGER matl_log_keep_guards DISABLE",
+        "UPDATE alembic_version SET version_num = '0'",
+        "DELETE FROM study",
+    ],
+)
+@pytest.mark.parametrize("role", [WRITER, READER, RETENTION])
+def test_nobody_gets_round_what_he_may_call(database: str, role: str, statement: str) -> None:
+    assert outcome(database, role, statement) == DENIED
+
+
+@pytest.mark.parametrize(
+    ("role", "statement"),
+    [
+        (READER, "SELECT log_lock()"),
+        (READER, "SELECT log_append(2, ARRAY[''::bytea], ARRAY[''::bytea])"),
+        (READER, "UPDATE study SET document = ''"),
+        (READER, "INSERT INTO log_checkpoints VALUES (1, '')"),
+        (READER, "INSERT INTO log_keys VALUES ('x', 'x', 'x')"),
+        (RETENTION, "SELECT log_append(2, ARRAY[''::bytea], ARRAY[''::bytea])"),
+        (RETENTION, "UPDATE writer SET epoch = 9"),
+        (RETENTION, "INSERT INTO log_cosignatures VALUES (2, 'b', '')"),
+        (WRITER, "SELECT log_drop_month('2019-01', 7, 1, 2, '', '')"),
+        (WRITER, "SELECT log_erase_key('2019-01', 7, 2, '', '')"),
+        (WRITER, "SELECT log_rewrap_keys('{}', '{}', 'x', 2, '', '')"),
+        (OWNER, "SET session_replication_role = replica"),
+        (OWNER, "DROP EVENT TRIGGER matl_log_keep_objects"),
+        (OWNER, "DROP FUNCTION matl_log_refuse_drop CASCADE"),
+    ],
+)
+def test_each_user_has_its_own_work(database: str, role: str, statement: str) -> None:
+    assert outcome(database, role, statement) == DENIED
+
+
+@pytest.mark.parametrize("role", [WRITER, READER, RETENTION])
+def test_everyone_reads_the_whole_log(database: str, role: str) -> None:
+    with closing(SqlStore.connect(url_of(database, role), **LOG)) as store:
+        assert events_of(store.log_entries(start=0, limit=9))[:2] == ["old", "new"]
+        assert store.log_head().size >= 2
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [each for each in CHANGES if each.startswith(("UPDATE", "DELETE", "TRUNCATE"))],
+)
+def test_a_replica_session_does_not_get_past_the_triggers(database: str, statement: str) -> None:
+    assert outcome(database, None, "SET session_replication_role = replica", statement) == KEPT
+
+
+@pytest.mark.parametrize(
+    ("statement", "state"),
+    [
+        ("SELECT log_append(1, ARRAY[{leaf}], ARRAY[''::bytea])", STALE),
+        ("SELECT log_append(3, ARRAY[{leaf}], ARRAY[''::bytea])", STALE),
+        ("SELECT log_append(NULL, ARRAY[{leaf}], ARRAY[''::bytea])", STALE),
+        ("SELECT log_append(log_lock(), ARRAY[{leaf}], ARRAY[''::bytea, ''])", WRONG),
+        ("SELECT log_append(log_lock(), ARRAY[''::bytea], ARRAY[''::bytea])", WRONG),
+        ("SELECT log_append(log_lock(), ARRAY[{leaf}, NULL], ARRAY[''::bytea, ''])", WRONG),
+        (
+            "SELECT log_append(log_lock(), ARRAY['{{\"by\"\\:\"2026-11'::bytea], ARRAY[''::bytea])",
+            WRONG,
+        ),
+        (
+            "SELECT log_append(log_lock(), ARRAY['{{\"at\"\\:\"2026-13'::bytea], ARRAY[''::bytea])",
+            WRONG,
+        ),
+    ],
+)
+def test_an_append_that_does_not_fit_is_refused(database: str, statement: str, state: str) -> None:
+    leaf = """'{"at"\\:"2026-11-01'::bytea"""
+    assert outcome(database, WRITER, statement.format(leaf=leaf)) == state
+
+
+def test_the_writer_cannot_put_tables_of_its_own_in_the_way(database: str) -> None:
+    with connected(database, WRITER) as connection:
+        connection.execute(text("CREATE TEMPORARY TABLE log_nodes (LIKE log_nodes)"))
+        connection.execute(text("SET search_path = pg_temp, public"))
+        assert connection.execute(text("SELECT log_lock()")).scalar_one() == 2
+
+
+def test_the_tables_are_those_of_the_schema_whoever_owns_them(database: str) -> None:
+    engine = create_database_engine(database)
+    drift = [each for each in schema_drift(engine) if "log_entries_" not in str(each)]
+    engine.dispose()
+    assert drift == []
+
+
+def test_running_the_script_again_changes_nothing(database: str) -> None:
+    def rights() -> list[object]:
+        with connected(database, None) as connection:
+            tables = (
+                "SELECT relname, relowner, relacl::text FROM pg_class WHERE relname LIKE 'log%'"
+            )
+            functions = "SELECT proname, proowner, proacl::text FROM pg_proc WHERE proname ~ 'log_'"
+            return [
+                sorted(map(str, connection.execute(text(each)))) for each in (tables, functions)
+            ]
+
+    # Once for the months that were made since.
+    run_script(database, ROLES)
+    before = rights()
+    run_script(database, ROLES)
+    assert rights() == before
+
+
+def test_a_daemon_is_told_what_its_database_does_not_prevent(postgres_database: str) -> None:
+    with closing(SqlStore.connect(postgres_database, **LOG)) as store:
+        (warning,) = store.weaknesses()
+        assert "owns the log's tables" in warning
+    prepare(postgres_database)
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        assert store.weaknesses() == ()
+        execute(postgres_database, "DROP EVENT TRIGGER matl_log_keep_objects")
+        (warning,) = store.weaknesses()
+        assert "dropping" in warning
+
+
+def test_a_writer_does_not_migrate_but_says_who_can(postgres_database: str) -> None:
+    prepare(postgres_database)
+    execute(postgres_database, "UPDATE alembic_version SET version_num = '0001'")
+    with pytest.raises(ConfigurationError, match="matl-coordinator migrate"):
+        SqlStore.connect(url_of(postgres_database, WRITER), **LOG)
+
+
+def test_a_writer_that_kept_no_place_fails_without_a_gap(postgres_database: str) -> None:
+    prepare(postgres_database)
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        store.load()
+        with pytest.raises(StoreError):
+            store.commit([PutUpdate(an_update(9))], [an_entry("lost", at=OLD)])
+        store.load()
+        for number in range(5):
+            store.commit([], [an_entry(f"{number}", at=OLD)] * (number + 1))
+        logged = store.log_entries(start=0, limit=99)
+        assert [each.index for each in logged] == [*range(15)]
+        root = merkle_root([bytes.fromhex(each.leaf_hash) for each in logged])
+        assert store.log_head().root == root.hex()
+
+
+def test_a_superuser_can_do_anything_and_the_signed_root_shows_it(postgres_database: str) -> None:
+    prepare(postgres_database)
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        store.load()
+        store.commit([], [an_entry("admitted", at=NEW), an_entry("refused", at=NEW)])
+        signed = store.log_head().root
+        changed = "replace(encode(leaf, 'escape'), 'refused', 'allowed')::bytea"
+        engine = create_database_engine(postgres_database)
+        with writing(engine) as connection:
+            connection.execute(text("DROP EVENT TRIGGER matl_log_keep_guards"))
+            disarm(connection)
+            connection.execute(text(f"UPDATE log_entries SET leaf = {changed}"))
+        engine.dispose()
+        leaves = store_leaves(postgres_database)
+        assert b"allowed" in leaves[1]
+        assert merkle_root([leaf_hash(leaf) for leaf in leaves]).hex() != signed
+
+
+def store_leaves(url: str) -> list[bytes]:
+    with connected(url, None) as connection:
+        rows = connection.execute(text("SELECT leaf FROM log_entries ORDER BY leaf_index"))
+        return [bytes(leaf) for (leaf,) in rows]
