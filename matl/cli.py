@@ -26,6 +26,7 @@ from matl.operations import (
     Round,
     Status,
 )
+from matl.retention_commands import retention_app
 from matl.terminal import console, print_json, printable, table
 from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_node_id
@@ -44,6 +45,7 @@ app = typer.Typer(
 audit_app.command()(evidence)
 app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(retention_app, name="retention")
 
 
 def _environment(name: str) -> str:

@@ -33,6 +33,7 @@ from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import Recipe
+from matl_coordinator.core.retention import DEFAULT_YEARS, Compliance, check_years
 from matl_coordinator.core.robust.registry import DEFAULT_RULE, Aggregator, Choice, make_aggregator
 from matl_coordinator.core.rounds import RoundRules
 from matl_coordinator.core.trust_record import DEFAULT_POLICY, TrustPolicy
@@ -302,6 +303,18 @@ class Log(Section):
     encryption_key: FilePath | None = None
     """Wraps the monthly keys that entries are encrypted with; 32 bytes in base64. Made as
     ``log-encryption.key`` in ``state_dir`` if unset. Back it up apart from the database."""
+    retention_years: int = Field(default=DEFAULT_YEARS, ge=0, le=100)
+    """How old a month of entries must be before an operator can drop it."""
+    compliance: Annotated[Compliance, Field(strict=False)] = Compliance.HIPAA
+    """``hipaa``: at least six years. ``none``: as few as one likes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Log:
+        try:
+            check_years(self.retention_years, self.compliance)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class Worker(Section):

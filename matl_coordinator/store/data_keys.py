@@ -78,6 +78,16 @@ class DataKeys:
         )
         return {row.name: self._opened(row.name, bytes(row.wrapped)) for row in rows}
 
+    def rewrapped(self, connection: Connection, key: KeyEncryptionKey) -> dict[str, bytes]:
+        """Every data key that was not erased, wrapped with another key, by name.
+
+        Raises:
+            IntegrityError: another key-encryption key than the present one has wrapped it.
+        """
+        held = select(log_keys.c.name, log_keys.c.wrapped).where(log_keys.c.wrapped.is_not(None))
+        rows = connection.execute(held.order_by(log_keys.c.name))
+        return {row.name: key.wrap(self._key.unwrap(bytes(row.wrapped))) for row in rows}
+
     def _opened(self, name: str, wrapped: bytes) -> DataKey:
         if (name, wrapped) not in self._unwrapped:
             self._unwrapped[name, wrapped] = data_key(name, self._key.unwrap(wrapped))

@@ -1,0 +1,150 @@
+"""What an administrator puts away of a coordinator's log: expired months, data keys.
+
+Runs where the coordinator's configuration and keys are, and may run beside the daemon. What may
+be put away, and under which signatures, the coordinator's own rules decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from matl.terminal import console, print_json, printable, table
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
+from matl_common.identity.wrapping import load_key_file
+from matl_coordinator.config import load_config
+from matl_coordinator.ports import LoggedEntry
+from matl_coordinator.service.retention import Retention
+from matl_coordinator.upkeep import opened_retention
+
+EXIT_FAILED, EXIT_WRONG_USE = 1, 2
+DEFAULT_CONFIG: Final = Path("coordinator.toml")
+
+retention_app = typer.Typer(
+    no_args_is_help=True, help="Put away expired months of the log, and replace its key."
+)
+
+ConfigFile = Annotated[
+    Path,
+    typer.Option("--config", "-c", help="The coordinator's TOML file, for its keys and rules."),
+]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MATL_RETENTION_DATABASE",
+        help="The database's URL as matl_log_retention. Default: the configuration's.",
+    ),
+]
+Month = Annotated[str, typer.Argument(metavar="MONTH", help="Such as 2019-01, in UTC.")]
+Reason = Annotated[str, typer.Option(help="Why; the log keeps it for good.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@retention_app.command()
+def months(
+    *, config: ConfigFile = DEFAULT_CONFIG, database: Database = None, as_json: Json = False
+) -> None:
+    """List the months that the log still has, and until when each is kept."""
+    with _retention(config, database) as retention:
+        standings = retention.months()
+    if as_json:
+        print_json(
+            [
+                asdict(each.held) | {"kept_until": each.kept_until, "is_expired": each.is_expired}
+                for each in standings
+            ]
+        )
+        return
+    rows = (
+        (
+            each.held.month,
+            str(each.held.entries),
+            f"{each.kept_until:%Y-%m-%d}",
+            "may be dropped" if each.is_expired else "",
+            "" if each.held.is_readable else "key erased",
+        )
+        for each in standings
+    )
+    console().print(table(("Month", "Entries", "Kept until", "Retention", "Remark"), rows))
+
+
+@retention_app.command()
+def drop(
+    month: Month, *, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, database: Database = None
+) -> None:
+    """Drop a month's entries, for ever.
+
+    Its retention must be over, and a quorum of hospitals must have cosigned a checkpoint that
+    covers it. Hashes stay, so every proof still verifies; the data keys go as well, so copies
+    in backups cannot be read.
+    """
+    with _retention(config, database) as retention:
+        logged = retention.drop_month(month, reason=reason)
+    _print_done(f"{month} is dropped", logged)
+
+
+@retention_app.command()
+def erase(
+    month: Month, *, reason: Reason, config: ConfigFile = DEFAULT_CONFIG, database: Database = None
+) -> None:
+    """Erase a month's data keys, so that nobody can read its entries any more.
+
+    Its retention must be over. Leaves stay, and with them what happened when and to whom.
+    """
+    with _retention(config, database) as retention:
+        logged = retention.erase_key(month, reason=reason)
+    _print_done(f"The entries of {month} cannot be read any more", logged)
+
+
+@retention_app.command()
+def rewrap(
+    *,
+    new_key: Annotated[
+        Path,
+        typer.Option(
+            help="File with 32 bytes in base64: openssl rand -base64 32. Back it up first."
+        ),
+    ],
+    reason: Reason,
+    config: ConfigFile = DEFAULT_CONFIG,
+    database: Database = None,
+) -> None:
+    """Replace the key-encryption key; stop the coordinator first.
+
+    All data keys are wrapped anew in one transaction; no leaf and no payload changes. The old
+    key opens nothing of this database afterwards, but still opens old backups.
+    """
+    with _errors_in_one_line():
+        key = load_key_file(new_key)
+    with _retention(config, database) as retention:
+        logged = retention.rewrap_keys(key, reason=reason)
+    _print_done("Every data key is under the new key", logged)
+    typer.echo(f"Set log.encryption_key to {new_key} before the coordinator starts again.")
+
+
+def _print_done(what: str, logged: LoggedEntry) -> None:
+    typer.echo(f"{what}; entry {logged.index} of the log says so.")
+
+
+@contextmanager
+def _retention(config: Path, database: str | None) -> Iterator[Retention]:
+    with (
+        _errors_in_one_line(),
+        opened_retention(load_config(config), database=database) as retention,
+    ):
+        yield retention
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except MatlError as error:
+        typer.echo(f"matl: {printable(str(error))}", err=True)
+        wrong_use = isinstance(error, ConfigurationError | InvalidInputError)
+        raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None

@@ -1,0 +1,141 @@
+"""An administrator puts months of the log away, with a coordinator's own files."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from matl.retention_commands import EXIT_FAILED, EXIT_WRONG_USE, retention_app
+from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.identity.wrapping import create_key_file, load_key_file
+from matl_common.tlog.checkpoint import verify_checkpoint
+from matl_common.tlog.cosignature import cosign
+from matl_common.tlog.leaf import parse_leaf
+from matl_common.tlog.names import log_origin
+from matl_coordinator.store.sql import SqlStore
+from tests.coordinator.harness import Site, make_site
+from tests.logs import an_entry
+
+OLD = "2015-03"
+
+
+@dataclass
+class Office:
+    """Where the command runs: a coordinator's folder, and its log."""
+
+    site: Site
+    store: SqlStore
+    config: Path
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(retention_app, [*arguments, "--config", str(self.config)])
+
+    def cosign(self) -> None:
+        async def gather() -> None:
+            checkpoints = self.site.checkpoints(self.store)
+            given = (await checkpoints.to_cosign(old_size=0)).witnessed
+            checkpoint = verify_checkpoint(given.note, checkpoints.policy.logs).checkpoint
+            for node in self.site.hospitals:
+                key = self.site.allowed(node).witness_key
+                assert key is not None
+                signer = load_ed25519_private_key(self.site.nodes[node].witness_key)
+                line = cosign(checkpoint, key, signer, unix_seconds=1_790_000_000).encode()
+                await checkpoints.cosign(node, size=given.size, line=line)
+
+        asyncio.run(gather())
+
+    def events(self) -> list[str]:
+        return [parse_leaf(each.leaf).event for each in self.store.log_entries(start=0, limit=99)]
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    site = make_site(tmp_path)
+    create_key_file(site.config.log_encryption_key)
+    identity, federation = site.config.identity, site.config.federation
+    config = tmp_path / "coordinator.toml"
+    config.write_text(
+        f"""
+state_dir = "{site.config.state_dir}"
+study = {{ public_images = "{tmp_path}" }}
+holdout = {{ images = "{tmp_path}" }}
+rounds = {{ quorum = 2 }}
+[federation]
+id = "{federation.id}"
+study = "{federation.study}"
+node_id = "{federation.node_id}"
+allowlist = "{federation.allowlist}"
+[identity]
+tls_key = "{identity.tls_key}"
+tls_certificate = "{identity.tls_certificate}"
+participant_authority = "{identity.participant_authority}"
+signing_key = "{identity.signing_key}"
+log_key = "{identity.log_key}"
+"""
+    )
+    store = SqlStore.connect(
+        site.config.database_url,
+        log_origin=log_origin(site.allowlist.federation),
+        log_key=load_key_file(site.config.log_encryption_key),
+    )
+    with closing(store):
+        store.load()
+        store.commit([], [an_entry("a", at=f"{OLD}-07T08:00:00.000Z"), an_entry("b")])
+        yield Office(site, store, config)
+
+
+def test_a_month_is_listed_and_dropped_under_the_hospitals_signatures(office: Office) -> None:
+    shown = json.loads(office.run("months", "--json").stdout)
+    assert [(each["month"], each["is_expired"]) for each in shown] == [
+        (OLD, True),
+        ("2026-11", False),
+    ]
+    refused = office.run("drop", OLD, "--reason", "over")
+    assert refused.exit_code == EXIT_FAILED
+    assert "quorum" in refused.stderr
+    office.cosign()
+    dropped = office.run("drop", OLD, "--reason", "over")
+    assert (dropped.exit_code, dropped.stdout) == (
+        0,
+        f"{OLD} is dropped; entry 2 of the log says so.\n",
+    )
+    assert office.events() == ["b", "month_dropped"]
+    assert OLD not in office.run("months").stdout
+
+
+def test_a_key_is_erased(office: Office) -> None:
+    assert office.run("erase", OLD, "--reason", "over").exit_code == 0
+    assert office.store.log_entries(start=0, limit=1)[0].data is None
+    assert "key erased" in office.run("months").stdout
+
+
+def test_the_key_that_wraps_the_others_is_replaced(office: Office, tmp_path: Path) -> None:
+    path = tmp_path / "new.key"
+    create_key_file(path)
+    done = office.run("rewrap", "--new-key", str(path), "--reason", "custodian left")
+    assert done.exit_code == 0
+    assert str(path) in done.stdout.replace("\n", "")
+    assert office.run("months").exit_code == EXIT_WRONG_USE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["drop", "2026-13"], EXIT_WRONG_USE),
+        (["drop", "2026-11"], EXIT_FAILED),
+        (["erase", "2016-01"], EXIT_FAILED),
+    ],
+)
+def test_what_may_not_be_put_away_is_refused_in_one_line(
+    office: Office, arguments: list[str], status: int
+) -> None:
+    refused = office.run(*arguments, "--reason", "why not")
+    assert refused.exit_code == status
+    assert refused.stderr.startswith("matl: ")
+    assert refused.stderr.count("\n") == 1
+    assert office.events() == ["a", "b"]
