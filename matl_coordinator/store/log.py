@@ -8,7 +8,8 @@ of n leaves. Nothing here begins or ends a transaction, or changes or removes an
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select, tuple_
 
@@ -25,13 +26,14 @@ from matl_common.tlog.merkle import (
     nodes_read,
     root_from,
 )
-from matl_common.tlog.sealing import RANDOM_BYTES, open_sealed, seal
+from matl_common.tlog.sealing import RANDOM_BYTES, DataKey, open_sealed, seal
 from matl_coordinator.ports import LoggedEntry, LogHead
 from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.schema import log_entries, log_nodes
 
 _MONTH_CHARACTERS = len("YYYY-MM")
 POSTGRES = "postgresql"
+_CHUNK = 256
 
 
 def append_entries(
@@ -40,35 +42,64 @@ def append_entries(
     """Append leaves, the entries encrypted, and the interior nodes they complete."""
     if not entries:
         return ()
-    logged = sealed_entries(connection, entries, origin=origin, keys=keys)
-    if connection.dialect.name == POSTGRES:
-        leaves, payloads = [each.leaf for each in logged], [each.payload for each in logged]
-        call_log_function(connection, "log_append", logged[0].index, leaves, payloads)
-    else:
+    place = _take_place(connection, entries, origin=origin, keys=keys)
+    if connection.dialect.name != POSTGRES:
+        logged = _sealed(place, entries)
         insert_sealed(connection, entries, logged)
-    return logged
+        return logged
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    appended: list[LoggedEntry] = []
+    # While PostgreSQL appends a chunk, the next one is encrypted.
+    with driver.pipeline(), driver.cursor() as cursor:
+        for start in range(0, len(entries), _CHUNK):
+            chunk = _sealed(place, entries[start : start + _CHUNK], start=start)
+            leaves, payloads = [each.leaf for each in chunk], [each.payload for each in chunk]
+            # %b sends bytes as they are and not as text.
+            cursor.execute("SELECT log_append(%s, %b, %b)", (chunk[0].index, leaves, payloads))
+            appended += chunk
+    return tuple(appended)
 
 
 def sealed_entries(
     connection: Connection, entries: Sequence[Entry], *, origin: str, keys: DataKeys
 ) -> tuple[LoggedEntry, ...]:
     """Encrypt entries for the end of the log, which stays the end until the transaction does."""
-    months = [_month_of(entry) for entry in entries]
-    first = _lock(connection)
-    key_of = {month: keys.current(connection, month) for month in dict.fromkeys(months)}
+    return _sealed(_take_place(connection, entries, origin=origin, keys=keys), entries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The end of a log, and the keys of the months that go there."""
+
+    origin: str
+    size: int
+    key_of: Mapping[str, DataKey]
+
+
+def _take_place(
+    connection: Connection, entries: Sequence[Entry], *, origin: str, keys: DataKeys
+) -> _Place:
+    size = _lock(connection)
+    months = dict.fromkeys(_month_of(entry) for entry in entries)
+    return _Place(origin, size, {month: keys.current(connection, month) for month in months})
+
+
+def _sealed(place: _Place, entries: Sequence[Entry], *, start: int = 0) -> tuple[LoggedEntry, ...]:
+    """Encrypt entries, the first of them for ``start`` leaves beyond the end."""
     random = os.urandom(RANDOM_BYTES * len(entries))
     logged: list[LoggedEntry] = []
-    for position, (entry, month) in enumerate(zip(entries, months, strict=True)):
+    for position, entry in enumerate(entries):
         sealed = seal(
             entry,
-            origin=origin,
-            index=first + position,
-            key=key_of[month],
+            origin=place.origin,
+            index=place.size + start + position,
+            key=place.key_of[_month_of(entry)],
             random=random[RANDOM_BYTES * position : RANDOM_BYTES * (position + 1)],
         )
         logged.append(
             LoggedEntry(
-                index=first + position,
+                index=place.size + start + position,
                 leaf=sealed.leaf,
                 payload=sealed.payload,
                 data=entry.data,
@@ -149,7 +180,7 @@ def read_node(connection: Connection, level: int, index: int) -> bytes:
     Raises:
         IntegrityError: there is none at this address.
     """
-    return _read_nodes(connection, [(level, index)])[level, index]
+    return read_nodes(connection, [(level, index)])[level, index]
 
 
 def read_entries(
@@ -194,13 +225,18 @@ def stored_nodes(connection: Connection, compute: Callable[[ReadNode], object]) 
     Raises:
         IntegrityError: a node is missing.
     """
-    nodes = _read_nodes(connection, nodes_read(compute))
+    nodes = read_nodes(connection, nodes_read(compute))
     return lambda level, index: nodes[level, index]
 
 
-def _read_nodes(
+def read_nodes(
     connection: Connection, addresses: Iterable[NodeAddress]
 ) -> dict[NodeAddress, bytes]:
+    """Stored hashes, in one query.
+
+    Raises:
+        IntegrityError: there is none at one of the addresses.
+    """
     wanted = list(addresses)
     if not wanted:
         return {}

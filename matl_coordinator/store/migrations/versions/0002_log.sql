@@ -57,30 +57,29 @@ CREATE TRIGGER log_keep_key BEFORE UPDATE ON log_keys FOR EACH ROW
     EXECUTE FUNCTION log_refuse_key_change();
 ALTER TABLE log_keys ENABLE ALWAYS TRIGGER log_keep_key;
 
+-- Functions without a path of their own are for the others here, whose path they run under.
 CREATE FUNCTION log_partition(p_month text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path FROM CURRENT AS $$
+LANGUAGE sql IMMUTABLE AS $$
     SELECT 'log_entries_' || replace(p_month, '-', '_')
 $$;
 
 CREATE FUNCTION log_make_partition(p_month text) RETURNS void
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     partition text := log_partition(p_month);
 BEGIN
     IF p_month IS NULL OR p_month !~ '^[0-9]{4}-(0[1-9]|1[0-2])$' THEN
         RAISE EXCEPTION 'a leaf begins with the time of its entry' USING ERRCODE = '22023';
     END IF;
-    IF to_regclass(partition) IS NULL THEN
-        EXECUTE format(
-            'CREATE TABLE %I PARTITION OF log_entries FOR VALUES IN (%L)', partition, p_month);
-        EXECUTE format(
-            'CREATE TRIGGER log_keep_table BEFORE TRUNCATE ON %I FOR EACH STATEMENT '
-            'EXECUTE FUNCTION log_refuse_change()', partition);
-        -- At once: an event trigger of roles.sql refuses a table with only one of them.
-        EXECUTE format(
-            'ALTER TABLE %I ENABLE ALWAYS TRIGGER log_keep_rows, '
-            'ENABLE ALWAYS TRIGGER log_keep_table', partition);
-    END IF;
+    EXECUTE format(
+        'CREATE TABLE %I PARTITION OF log_entries FOR VALUES IN (%L)', partition, p_month);
+    EXECUTE format(
+        'CREATE TRIGGER log_keep_table BEFORE TRUNCATE ON %I FOR EACH STATEMENT '
+        'EXECUTE FUNCTION log_refuse_change()', partition);
+    -- At once: an event trigger of roles.sql refuses a table with only one of them.
+    EXECUTE format(
+        'ALTER TABLE %I ENABLE ALWAYS TRIGGER log_keep_rows, '
+        'ENABLE ALWAYS TRIGGER log_keep_table', partition);
 END $$;
 
 CREATE FUNCTION log_append(p_prev bigint, p_leaves bytea[], p_payloads bytea[]) RETURNS void
@@ -90,7 +89,8 @@ DECLARE
     months text[];
     -- Hashes of 32 bytes each, one after the other: slicing costs less than an array's elements.
     hashes bytea;
-    depth bigint := 0;
+    nodes bytea := '';
+    counts integer[] := '{}';
     first bigint := p_prev;
 BEGIN
     IF size IS DISTINCT FROM p_prev THEN
@@ -108,28 +108,39 @@ BEGIN
            string_agg(sha256('\x00'::bytea || leaf), ''::bytea ORDER BY place)
       INTO months, hashes
       FROM unnest(p_leaves) WITH ORDINALITY AS given (leaf, place);
-    PERFORM log_make_partition(month) FROM (SELECT DISTINCT unnest(months) AS month) AS named;
+    PERFORM log_make_partition(month) FROM (SELECT DISTINCT unnest(months) AS month) AS named
+      WHERE to_regclass(log_partition(month)) IS NULL;
     INSERT INTO log_entries (leaf_index, month, leaf, payload)
     SELECT p_prev + place - 1, month, leaf, payload
       FROM unnest(p_leaves, p_payloads, months)
            WITH ORDINALITY AS given (leaf, payload, month, place);
     -- The tree is not taken from the caller: each level's nodes are the hashes of pairs below.
     WHILE length(hashes) > 0 LOOP
-        INSERT INTO log_nodes (level, node_index, hash)
-        SELECT depth, first + place, substring(hashes FROM 32 * place + 1 FOR 32)
-          FROM generate_series(0, length(hashes) / 32 - 1) AS place;
+        nodes := nodes || hashes;
+        counts := counts || length(hashes) / 32;
         IF first % 2 = 1 THEN
-            hashes := (SELECT hash FROM log_nodes WHERE level = depth AND node_index = first - 1)
-                || hashes;
+            hashes := (SELECT hash FROM log_nodes
+                        WHERE level = cardinality(counts) - 1 AND node_index = first - 1) || hashes;
         END IF;
-        SELECT string_agg(
-                   sha256('\x01'::bytea || substring(hashes FROM 64 * pair + 1 FOR 64)),
-                   ''::bytea ORDER BY pair)
-          INTO hashes
-          FROM generate_series(0, length(hashes) / 64 - 1) AS pair;
-        depth := depth + 1;
+        IF length(hashes) < 128 THEN
+            hashes := CASE WHEN length(hashes) >= 64
+                      THEN sha256('\x01'::bytea || substring(hashes FOR 64)) END;
+        ELSE
+            SELECT string_agg(
+                       sha256('\x01'::bytea || substring(hashes FROM 64 * pair + 1 FOR 64)),
+                       ''::bytea ORDER BY pair)
+              INTO hashes
+              FROM generate_series(0, length(hashes) / 64 - 1) AS pair;
+        END IF;
         first := first / 2;
     END LOOP;
+    INSERT INTO log_nodes (level, node_index, hash)
+    SELECT depth - 1, (p_prev >> (depth - 1)) + place,
+           substring(nodes FROM 32 * (before + place) + 1 FOR 32)
+      FROM (SELECT depth::integer AS depth, count,
+                   (sum(count) OVER (ORDER BY depth) - count)::integer AS before
+              FROM unnest(counts) WITH ORDINALITY AS complete (count, depth)) AS runs,
+           generate_series(0, count - 1) AS place;
 END $$;
 COMMENT ON FUNCTION log_append IS
     'Append leaves and payloads to the log of p_prev leaves; 40001 where it has another size.';
@@ -139,7 +150,7 @@ CREATE FUNCTION log_floor(OUT years integer, OUT cosignatures integer)
 LANGUAGE sql IMMUTABLE SET search_path FROM CURRENT AS $$ SELECT 6, 1 $$;
 
 CREATE FUNCTION log_require_expired(p_month text, p_years integer) RETURNS void
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     kept_until timestamp := to_date(p_month, 'YYYY-MM')
         + make_interval(years => greatest(p_years, (SELECT years FROM log_floor())), months => 1);
@@ -152,7 +163,7 @@ END $$;
 
 CREATE FUNCTION log_append_order(p_event text, p_prev bigint, p_leaf bytea, p_payload bytea)
 RETURNS void
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     -- No other text of a leaf can contain this: quotes inside are escaped.
     IF position(convert_to(format('"event":"%s"', p_event), 'UTF8') IN p_leaf) = 0 THEN
