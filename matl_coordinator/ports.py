@@ -17,6 +17,7 @@ from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.signing import Envelope
 from matl_common.tlog.entry import Entry
+from matl_common.tlog.merkle import NodeAddress
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.robust.root import RootRow
@@ -266,6 +267,14 @@ class Store(Protocol):
 
     def log_node(self, level: int, index: int) -> bytes:
         """A stored hash of the log's tree; level 0 holds the leaves."""
+        ...
+
+    def log_nodes(self, addresses: Sequence[NodeAddress]) -> Mapping[NodeAddress, bytes]:
+        """Stored hashes by level and index, all of them in one reading.
+
+        Raises:
+            IntegrityError: there is none at one of the addresses.
+        """
         ...
 
     def latest_checkpoint(self) -> CheckpointRecord | None:

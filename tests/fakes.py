@@ -163,6 +163,9 @@ class FakeStore:
         except KeyError:
             raise IntegrityError(f"the log has no node {(level, index)}") from None
 
+    def log_nodes(self, addresses: Sequence[NodeAddress]) -> Mapping[NodeAddress, bytes]:
+        return {address: self.log_node(*address) for address in addresses}
+
     def latest_checkpoint(self) -> CheckpointRecord | None:
         checkpoints = self._tables.checkpoints
         return checkpoints[max(checkpoints)] if checkpoints else None
@@ -302,6 +305,9 @@ class FaultyStore:
 
     def log_node(self, level: int, index: int) -> bytes:
         return self._store.log_node(level, index)
+
+    def log_nodes(self, addresses: Sequence[NodeAddress]) -> Mapping[NodeAddress, bytes]:
+        return self._store.log_nodes(addresses)
 
     def latest_checkpoint(self) -> CheckpointRecord | None:
         return self._store.latest_checkpoint()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matl_common.errors import InvalidInputError
 from matl_common.tlog.merkle import inclusion_proof
 from matl_coordinator.ports import LoggedEntry, LogHead, Store
+from matl_coordinator.service.tree import over_tree
 
 MAX_ENTRIES_READ = 500
 
@@ -59,5 +60,5 @@ class Audit:
             raise InvalidInputError(f"the log has {page.head.size} leaves, not {size}")
         if not page.entries or page.entries[0].index != index:
             raise InvalidInputError(f"the log does not have entry {index} any more, or not yet")
-        path = await asyncio.to_thread(inclusion_proof, index, size, self._store.log_node)
+        path = await over_tree(self._store, lambda read: inclusion_proof(index, size, read))
         return Inclusion(page.entries[0], path)

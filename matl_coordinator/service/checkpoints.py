@@ -32,6 +32,7 @@ from matl_common.tlog.policy import (
     threshold_policy,
 )
 from matl_coordinator.ports import CheckpointRecord, Store
+from matl_coordinator.service.tree import over_tree
 
 PATIENCE = timedelta(seconds=60)
 """How long a checkpoint waits for its quorum before the next is signed."""
@@ -124,7 +125,7 @@ class Checkpoints:
                 f"checkpoint of {last.size}: the database is older than that, or another one. "
                 "Restore its newest backup; hospitals would refuse a log that went back"
             )
-        root = await asyncio.to_thread(root_from, last.size, self._store.log_node)
+        root = await over_tree(self._store, lambda read: root_from(last.size, read))
         if root != last.root:
             raise LogRewrittenError(
                 f"the first {last.size} entries of the database's log are not those whose "
@@ -205,7 +206,9 @@ class Checkpoints:
         head = await asyncio.to_thread(self._store.log_head)
         if new_size > head.size:
             raise InvalidInputError(f"the log has {head.size} leaves, not {new_size}")
-        return await asyncio.to_thread(consistency_proof, old_size, new_size, self._store.log_node)
+        return await over_tree(
+            self._store, lambda read: consistency_proof(old_size, new_size, read)
+        )
 
     async def _load(self) -> CheckpointRecord | None:
         if self._latest is None:

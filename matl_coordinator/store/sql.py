@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, Table, func, insert, select, update
 from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.tlog.entry import Entry
+from matl_common.tlog.merkle import NodeAddress
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.core.trust import TrustRecord
 from matl_coordinator.ports import (
@@ -183,6 +184,10 @@ class SqlStore:
     def log_node(self, level: int, index: int) -> bytes:
         with reading(self._engine) as connection:
             return log.read_node(connection, level, index)
+
+    def log_nodes(self, addresses: Sequence[NodeAddress]) -> Mapping[NodeAddress, bytes]:
+        with reading(self._engine) as connection:
+            return log.read_nodes(connection, addresses)
 
     def latest_checkpoint(self) -> CheckpointRecord | None:
         with reading(self._engine) as connection:

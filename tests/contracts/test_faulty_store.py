@@ -35,3 +35,4 @@ def test_the_wrapper_fits_any_store() -> None:
     assert outer.log_head() == inner.log_head()
     assert outer.rounds(after=0, limit=1) == inner.rounds(after=0, limit=1)
     assert outer.log_node(0, 0) == inner.log_node(0, 0)
+    assert outer.log_nodes([(0, 0)]) == inner.log_nodes([(0, 0)])

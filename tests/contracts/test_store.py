@@ -277,6 +277,22 @@ def test_a_node_that_is_not_complete_is_not_stored(store: Store) -> None:
     for address in ((0, 3), (1, 1), (2, 0)):
         with pytest.raises(IntegrityError):
             store.log_node(*address)
+        with pytest.raises(IntegrityError):
+            store.log_nodes([(0, 0), address])
+
+
+def test_nodes_are_read_together(store: Store) -> None:
+    store.commit([], some_entries("0", "1", "2"))
+    addresses = [(0, 2), (1, 0), (0, 0)]
+    assert store.log_nodes(addresses) == {each: store.log_node(*each) for each in addresses}
+    assert store.log_nodes([]) == {}
+
+
+def test_a_large_commit_is_one_commit(store: Store) -> None:
+    logged = store.commit([], some_entries(*map(str, range(600))))
+    assert [each.index for each in logged] == [*range(600)]
+    assert store.log_entries(start=0, limit=999) == logged
+    assert store.log_head().root == merkle_root([leaf_hash(each.leaf) for each in logged]).hex()
 
 
 def test_log_entries_are_paged(store: Store) -> None:
