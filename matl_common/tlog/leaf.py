@@ -21,13 +21,15 @@ In canonical JSON, one name a line here::
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring as _quoted
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import Digest, parse_digest
-from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.entry import MAX_INTEGER
 
 LEAF_VERSION = 2
 SALT_BYTES = 32
@@ -60,7 +62,7 @@ class Leaf:
 
 def encode_leaf(leaf: Leaf) -> bytes:
     """The bytes that ``merkle.leaf_hash`` takes."""
-    # As encode_entry would, in a sixth of the time: the keys below are in their order.
+    # As encode_entry would, in a fifth of the time: the keys below are in their order.
     node = "" if leaf.node is None else f'"node":{_quoted(leaf.node)},'
     rnd = "" if leaf.round is None else f'"round":{leaf.round:d},'
     text = (
@@ -79,36 +81,53 @@ def parse_leaf(data: bytes) -> Leaf:
     """
     if len(data) > MAX_LEAF_BYTES:
         raise InvalidInputError(f"the log's leaf has {len(data)} bytes; at most {MAX_LEAF_BYTES}")
-    facts = parse_entry(data)
-    if not facts.keys() >= _NAMES or not facts.keys() <= _NAMES | _OPTIONAL:
+    try:
+        facts = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError("the log's leaf is not JSON") from error
+    if not isinstance(facts, dict) or not _NAMES <= facts.keys() <= _NAMES | _OPTIONAL:
         raise InvalidInputError("the log's leaf has other names than a leaf of version 2")
-    match facts:
-        case {
-            "v": 2,
-            "origin": str(origin),
-            "index": int(index),
-            "at": str(at),
-            "event": str(event),
-            "plaintext": str(plaintext),
-            "ciphertext": str(ciphertext),
-            "key": str(key),
-        } if type(index) is int and index >= 0 and _MOMENT.fullmatch(at):
-            node, round_id = facts.get("node"), facts.get("round")
-            # A name that is there and null would be another encoding of the same leaf.
-            if ("node" in facts) == isinstance(node, str) and (
-                ("round" in facts) == (type(round_id) is int)
-            ):
-                return Leaf(
-                    origin=origin,
-                    index=index,
-                    at=at,
-                    event=event,
-                    node=node if isinstance(node, str) else None,
-                    round=round_id if isinstance(round_id, int) else None,
-                    plaintext=parse_digest(plaintext),
-                    ciphertext=parse_digest(ciphertext),
-                    key=key,
-                )
+    leaf = _leaf_of(facts)
+    try:
+        is_canonical = encode_leaf(leaf) == data
+    except UnicodeEncodeError:
+        is_canonical = False
+    # Encoding again exposes repeated keys, spaces, escapes, and nulls for what is left out.
+    if not is_canonical:
+        raise InvalidInputError("the log's leaf is not in canonical form")
+    return leaf
+
+
+def _leaf_of(facts: Mapping[str, object]) -> Leaf:
+    at, event, origin, key = facts["at"], facts["event"], facts["origin"], facts["key"]
+    plaintext, ciphertext = facts["plaintext"], facts["ciphertext"]
+    index, node, rnd = facts["index"], facts.get("node"), facts.get("round")
+    # Spelt out: matched, it takes three times as long, and a verifier does it for every leaf.
+    if (
+        facts["v"] == LEAF_VERSION
+        and isinstance(at, str)
+        and _MOMENT.fullmatch(at)
+        and isinstance(event, str)
+        and isinstance(origin, str)
+        and isinstance(key, str)
+        and isinstance(plaintext, str)
+        and isinstance(ciphertext, str)
+        and isinstance(index, int)
+        and 0 <= index <= MAX_INTEGER
+        and (node is None or isinstance(node, str))
+        and (rnd is None or (isinstance(rnd, int) and abs(rnd) <= MAX_INTEGER))
+    ):
+        return Leaf(
+            origin=origin,
+            index=index,
+            at=at,
+            event=event,
+            node=node,
+            round=rnd,
+            plaintext=parse_digest(plaintext),
+            ciphertext=parse_digest(ciphertext),
+            key=key,
+        )
     raise InvalidInputError("the log's leaf has a value of another kind than a leaf's")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import digest_of
-from matl_common.tlog.entry import Entry, entry_of
+from matl_common.tlog.entry import Entry, entry_of, parse_entry
 from matl_common.tlog.leaf import (
     MAX_LEAF_BYTES,
     SALT_BYTES,
@@ -137,6 +137,8 @@ def canonical(facts: dict[str, object]) -> bytes:
         ("index", -1),
         ("index", True),
         ("index", "7"),
+        ("index", 1 << 53),
+        ("round", 1 << 53),
         ("at", "2026-11-28"),
         ("at", "2026-13-28T12:00:00.000Z"),
         ("plaintext", "00"),
@@ -154,6 +156,27 @@ def canonical(facts: dict[str, object]) -> bytes:
 def test_a_leaf_with_anything_else_in_it_is_refused(name: str, value: object) -> None:
     with pytest.raises(InvalidInputError):
         parse_leaf(canonical(GOOD | {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("found", "put"),
+    [
+        (b'{"at"', b'{ "at"'),
+        (b'"index":7', b'"index":7.0'),
+        (b'"v":2', b'"v":2.0'),
+        (b'"v":2', b'"v":2,"v":2'),
+        (b'"v":2', b'"v":2,"node":null'),
+        (b'"event":"', b'"event":"\\u0061'),
+        (b'"event":"', b'"event":"\\ud800'),
+        (b"}", b"}\n"),
+    ],
+)
+def test_a_leaf_in_another_encoding_is_refused(found: bytes, put: bytes) -> None:
+    good = canonical(GOOD)
+    assert found in good
+    parse_leaf(good)
+    with pytest.raises(InvalidInputError):
+        parse_leaf(good.replace(found, put))
 
 
 @pytest.mark.parametrize("missing", sorted(GOOD.keys() - {"node", "round"}))
@@ -185,6 +208,8 @@ leaves = st.builds(
 @given(leaves)
 def test_every_leaf_comes_back_as_it_was(leaf: Leaf) -> None:
     assert parse_leaf(encode_leaf(leaf)) == leaf
+    # And in the one form that every document of the log has.
+    parse_entry(encode_leaf(leaf))
 
 
 @pytest.mark.parametrize(
