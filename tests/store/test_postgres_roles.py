@@ -73,6 +73,7 @@ CHANGES = (
     "UPDATE log_nodes SET hash = sha256(hash)",
     "UPDATE log_entries SET payload = leaf",
     "UPDATE log_keys SET name = '2019-01.2', wrapped_by = 'me'",
+    "UPDATE log_keys SET month = '2019-02'",
     "UPDATE log_checkpoints SET note = ''",
     "UPDATE log_cosignatures SET line = ''",
     f"UPDATE {CHILD} SET payload = leaf",
@@ -161,10 +162,7 @@ def test_everyone_reads_the_whole_log(database: str, role: str) -> None:
         assert store.log_head().size >= 2
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [each for each in CHANGES if each.startswith(("UPDATE", "DELETE", "TRUNCATE"))],
-)
+@pytest.mark.parametrize("statement", CHANGES)
 def test_a_replica_session_does_not_get_past_the_triggers(database: str, statement: str) -> None:
     assert outcome(database, None, "SET session_replication_role = replica", statement) == KEPT
 
@@ -191,6 +189,27 @@ def test_a_replica_session_does_not_get_past_the_triggers(database: str, stateme
 def test_an_append_that_does_not_fit_is_refused(database: str, statement: str, state: str) -> None:
     leaf = """'{"at"\\:"2026-11-01'::bytea"""
     assert outcome(database, WRITER, statement.format(leaf=leaf)) == state
+
+
+def test_a_month_goes_only_where_the_same_transaction_says_so(postgres_database: str) -> None:
+    prepare(postgres_database)
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        store.load()
+        entries = [an_entry("old", at=OLD), an_entry("new", at=NEW), an_entry("month_dropped")]
+        store.commit([], entries)
+
+    def logged(event: str) -> str:
+        leaf = f"""'{{"at"\\:"2026-11-28","event"\\:"{event}"}}'\\:\\:bytea"""
+        return f"SELECT log_append(3, ARRAY[{leaf}], ARRAY['x'\\:\\:bytea])"
+
+    drop, another = f"DROP TABLE {CHILD}", "log_entries_2026_11"
+    # The last transaction said so, and this one says nothing or something else.
+    assert outcome(postgres_database, OWNER, drop) == KEPT
+    assert outcome(postgres_database, OWNER, logged("x"), drop) == KEPT
+    said = logged("month_dropped")
+    assert outcome(postgres_database, OWNER, said, f"{drop}, {another}") == KEPT
+    assert outcome(postgres_database, OWNER, said, "DROP TABLE log_keys") == KEPT
+    assert outcome(postgres_database, OWNER, said, drop) is None
 
 
 def test_the_writer_cannot_put_tables_of_its_own_in_the_way(database: str) -> None:

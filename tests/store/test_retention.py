@@ -306,13 +306,15 @@ def test_rewrapping_with_the_wrong_key_changes_nothing(log: Log) -> None:
 def test_the_database_keeps_months_for_its_own_time_whatever_the_caller_says(
     guarded_log: Log, years: int
 ) -> None:
+    guarded_log.writer.commit([], [an_entry("e", at="2024-01-31T00:00:00.000Z")])
     guarded_log.cosign(*NODES)
     retention = guarded_log.retention(years=years, now=datetime(2050, 1, 1, tzinfo=UTC))
-    with pytest.raises(RetentionError, match="the database refuses"):
-        retention.drop_month(NEW, reason="")
-    with pytest.raises(RetentionError, match="the database refuses"):
-        retention.erase_key(NEW, reason="")
-    assert guarded_log.events() == ["a", "b", "c", "d"]
+    for month in ("2024-01", NEW):
+        with pytest.raises(RetentionError, match="the database refuses"):
+            retention.drop_month(month, reason="")
+        with pytest.raises(RetentionError, match="the database refuses"):
+            retention.erase_key(month, reason="")
+    assert guarded_log.events() == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.postgres
@@ -348,6 +350,28 @@ def test_the_database_drops_nothing_under_an_entry_that_says_something_else(
             entry.leaf,
             entry.payload,
         )
+
+
+@pytest.mark.postgres
+def test_the_database_wants_the_whole_month_under_the_checkpoint(guarded_log: Log) -> None:
+    guarded_log.cosign(*NODES, size=1, root=guarded_log.writer.log_node(0, 0))
+    (entry,) = guarded_log.writer.commit([], [an_entry("month_dropped")])
+    with pytest.raises(StoreError, match="42501"):
+        call(
+            guarded_log,
+            "SELECT log_drop_month('2019-01', 7, 2, 5, %b, %b)",
+            entry.leaf,
+            entry.payload,
+        )
+
+
+@pytest.mark.postgres
+def test_an_erased_key_does_not_come_back(guarded_log: Log) -> None:
+    guarded_log.retention().erase_key(OLD, reason="")
+    engine = create_database_engine(guarded_log.url)
+    with pytest.raises(StoreError, match="23001"), writing(engine) as connection:
+        connection.execute(text("UPDATE log_keys SET wrapped = 'x' WHERE wrapped IS NULL"))
+    engine.dispose()
 
 
 @pytest.mark.postgres
