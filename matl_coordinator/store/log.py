@@ -34,6 +34,11 @@ from matl_coordinator.store.schema import log_entries, log_nodes
 _MONTH_CHARACTERS = len("YYYY-MM")
 POSTGRES = "postgresql"
 _CHUNK = 256
+_NODES_OF = (
+    "SELECT level, node_index, hash FROM log_nodes "
+    "JOIN unnest(%s::bigint[], %s::bigint[]) AS wanted (level, node_index) "
+    "USING (level, node_index)"
+)
 
 
 def append_entries(
@@ -240,11 +245,13 @@ def read_nodes(
     wanted = list(addresses)
     if not wanted:
         return {}
-    rows = connection.execute(
-        select(log_nodes.c.level, log_nodes.c.node_index, log_nodes.c.hash).where(
-            tuple_(log_nodes.c.level, log_nodes.c.node_index).in_(wanted)
-        )
-    )
+    if connection.dialect.name == POSTGRES:
+        # A list of pairs would be planned pair by pair, at five times the cost.
+        rows = connection.exec_driver_sql(_NODES_OF, tuple(map(list, zip(*wanted, strict=True))))
+    else:
+        columns = select(log_nodes.c.level, log_nodes.c.node_index, log_nodes.c.hash)
+        address = tuple_(log_nodes.c.level, log_nodes.c.node_index)
+        rows = connection.execute(columns.where(address.in_(wanted)))
     found = {(level, index): bytes(value) for level, index, value in rows}
     if missing := [address for address in wanted if address not in found]:
         raise IntegrityError(

@@ -32,6 +32,7 @@ from tests.store.roles import (
 pytestmark = pytest.mark.postgres
 
 OLD, NEW = "2019-01-31T23:59:59.999Z", "2026-11-01T00:00:00.000Z"
+OLDER = "2018-12-31T23:59:59.999Z"
 DENIED, KEPT, STALE, WRONG = "42501", "23001", "40001", "22023"
 CHILD = "log_entries_2019_01"
 TABLES = ("log_nodes", "log_entries", "log_keys", "log_checkpoints", "log_cosignatures")
@@ -195,14 +196,14 @@ def test_a_month_goes_only_where_the_same_transaction_says_so(postgres_database:
     prepare(postgres_database)
     with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
         store.load()
-        entries = [an_entry("old", at=OLD), an_entry("new", at=NEW), an_entry("month_dropped")]
-        store.commit([], entries)
+        old = [an_entry("old", at=OLD), an_entry("older", at=OLDER)]
+        store.commit([], [*old, an_entry("month_dropped", at=NEW)])
 
     def logged(event: str) -> str:
         leaf = f"""'{{"at"\\:"2026-11-28","event"\\:"{event}"}}'\\:\\:bytea"""
         return f"SELECT log_append(3, ARRAY[{leaf}], ARRAY['x'\\:\\:bytea])"
 
-    drop, another = f"DROP TABLE {CHILD}", "log_entries_2026_11"
+    drop, another = f"DROP TABLE {CHILD}", "log_entries_2018_12"
     # The last transaction said so, and this one says nothing or something else.
     assert outcome(postgres_database, OWNER, drop) == KEPT
     assert outcome(postgres_database, OWNER, logged("x"), drop) == KEPT
