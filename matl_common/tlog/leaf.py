@@ -37,7 +37,7 @@ MAX_LEAF_BYTES = 4096
 
 _MOMENT = re.compile(r"\d{4}-(0[1-9]|1[0-2])-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
 _NAMES = frozenset({"v", "origin", "index", "at", "event", "plaintext", "ciphertext", "key"})
-_OPTIONAL = frozenset({"node", "round"})
+_ALL_NAMES = _NAMES | {"node", "round"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ def parse_leaf(data: bytes) -> Leaf:
     if len(data) > MAX_LEAF_BYTES:
         raise InvalidInputError(f"the log's leaf has {len(data)} bytes; at most {MAX_LEAF_BYTES}")
     try:
-        facts = json.loads(data)
+        facts = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidInputError("the log's leaf is not JSON") from error
-    if not isinstance(facts, dict) or not _NAMES <= facts.keys() <= _NAMES | _OPTIONAL:
+    if not isinstance(facts, dict) or not _NAMES <= facts.keys() <= _ALL_NAMES:
         raise InvalidInputError("the log's leaf has other names than a leaf of version 2")
     leaf = _leaf_of(facts)
     try:
