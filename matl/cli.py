@@ -45,7 +45,7 @@ app = typer.Typer(
 audit_app.command()(evidence)
 app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
-app.add_typer(retention_app, name="retention")
+audit_app.add_typer(retention_app, name="retention")
 
 
 def _environment(name: str) -> str:
