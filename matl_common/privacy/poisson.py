@@ -3,9 +3,11 @@
 The plan is fixed before the first step: noise multiplier, sampling rate and the largest
 number of steps. Only then is the loss of the whole plan a bound on every prefix of it;
 stopping when an ε computed along the way passes a limit is not valid in general (arXiv
-2602.06756). dp-accounting (and with it scipy) is imported at the first use only.
+2602.06756). dp-accounting (and with it scipy) is imported at the first use only, and only for
+what it answers in seconds and within a gigabyte: others choose a plan's figures.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +24,12 @@ from matl_common.privacy.mechanisms import (
 )
 
 _CALIBRATION_TOLERANCE = 1e-3
+# A loss distribution takes memory by the range of the loss, one step's about 10/σ + 1/2σ², and
+# all steps' by its variance too. Within these limits, where ε is below 100, 700 MiB and 4 s
+# were the most at their edge (AMD EPYC, 2026-11-28); beyond them, it was 25 GB.
+_LEAST_NOISE_MULTIPLIER = 0.25
+_LARGEST_LOSS_VARIANCE = 100.0
+MOST_SAMPLED_STEPS = 1_000_000
 
 
 class PlanViolationError(MatlError):
@@ -71,16 +79,41 @@ def composed_guarantee(events: Sequence[DpEvent], delta: float) -> PrivacyGuaran
 
     Their parameters must not depend on one another's releases. Full-batch events alone have
     an exact sum instead (``budget.py``), which may. Discrete noise has no loss distribution in
-    dp-accounting: where both occur, each part gets half of δ and the two ε are added.
+    dp-accounting: where both occur, each part gets half of δ and the two ε are added. Events
+    that are not ``is_accountable`` get the ε they had without sampling, which is no less.
     """
     counted = [event for event in events if event.steps > 0]
     discrete = [event for event in counted if isinstance(event, DiscreteGaussianEvent)]
     others = tuple(event for event in counted if not isinstance(event, DiscreteGaussianEvent))
     share = delta / 2.0 if discrete and others else delta
-    epsilon = _pld_epsilon(others, share) if others else 0.0
+    if not others:
+        epsilon = 0.0
+    elif is_accountable(others):
+        epsilon = _pld_epsilon(others, share)
+    else:
+        unsampled = [GaussianEvent(each.noise_multiplier, each.steps) for each in others]
+        epsilon = full_batch_epsilon(unsampled, share)
     if discrete:
         epsilon += full_batch_epsilon(discrete, share)
     return PrivacyGuarantee(epsilon, delta, Adjacency.ADD_OR_REMOVE_ONE)
+
+
+def is_accountable(events: Sequence[GaussianEvent | PoissonSampledGaussianEvent]) -> bool:
+    """Whether the loss distributions of ``events`` are computed in bounded time and memory.
+
+    All are whose ε could be promised to anybody. A sampled step's variance is that of the
+    central limit (Bu et al., arXiv 1911.11607): q²(e^(1/σ²) - 1).
+    """
+    variance = 0.0
+    for event in events:
+        match event:
+            case GaussianEvent(noise_multiplier, steps):
+                variance += steps / noise_multiplier**2
+            case PoissonSampledGaussianEvent(noise_multiplier, sample_rate, steps):
+                if noise_multiplier < _LEAST_NOISE_MULTIPLIER or steps > MOST_SAMPLED_STEPS:
+                    return False
+                variance += steps * sample_rate**2 * math.expm1(1.0 / noise_multiplier**2)
+    return variance <= _LARGEST_LOSS_VARIANCE
 
 
 @lru_cache(maxsize=64)
@@ -106,9 +139,14 @@ def _pld_epsilon(
 def calibrate_poisson_noise(
     epsilon: float, delta: float, *, sample_rate: float, steps: int
 ) -> float:
-    """The least noise multiplier, to 0.001 and from above, that keeps ``steps`` within (ε, δ)."""
-    if steps < 1:
-        raise InvalidInputError(f"steps is {steps}; at least 1 is needed to calibrate noise")
+    """The least noise multiplier, to 0.001 and from above, that keeps ``steps`` within (ε, δ).
+
+    Of those whose ε is computed: no noise is found below 0.25, but without counting on sampling.
+    """
+    if not 1 <= steps <= MOST_SAMPLED_STEPS:
+        raise InvalidInputError(
+            f"steps is {steps}; noise is calibrated for 1 to {MOST_SAMPLED_STEPS} sampled steps"
+        )
 
     def holds(noise_multiplier: float) -> bool:
         event = PoissonSampledGaussianEvent(noise_multiplier, sample_rate, steps)

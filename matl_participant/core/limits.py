@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from matl_common.ids import Digest
 from matl_common.privacy.charges import epsilon_of
-from matl_common.privacy.mechanisms import Adjacency, Noise, PrivacyUnit
+from matl_common.privacy.mechanisms import (
+    Adjacency,
+    Noise,
+    PoissonSampledGaussianEvent,
+    PrivacyUnit,
+)
+from matl_common.privacy.poisson import is_accountable
 from matl_common.protocol import Recipe, StudyPlan
 from matl_participant.core.account import Planned
 
@@ -18,6 +24,8 @@ from matl_participant.core.account import Planned
 _RELATIVE_TOLERANCE = 1e-6
 # Less protects nobody, and its square must not vanish in the account.
 _LEAST_NOISE_MULTIPLIER = 1e-3
+# More drowns everything, and its square must not overflow in the account.
+_LARGEST_NOISE_MULTIPLIER = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +126,25 @@ def _why_unaccountable(plan: StudyPlan) -> str | None:
             f"the plan's noise multiplier is {min(multipliers):g}, which protects nobody; the "
             "study is planned wrongly"
         )
+    if any(each > _LARGEST_NOISE_MULTIPLIER for each in multipliers):
+        return (
+            f"the plan's noise multiplier is {max(multipliers):g}, which drowns whatever is "
+            "trained; the study is planned wrongly"
+        )
     if terms.noise_multiplier > 0.0 and math.isinf(terms.target_epsilon):
         return "the plan adds noise and names no ε; the study is planned wrongly"
+    if terms.sample_rate == 1.0 or terms.noise_multiplier == 0.0:
+        return None
+    sampled = PoissonSampledGaussianEvent(
+        terms.noise_multiplier, terms.sample_rate, terms.max_steps
+    )
+    if not is_accountable([sampled]):
+        return (
+            f"the plan has {terms.max_steps} steps with noise multiplier "
+            f"{terms.noise_multiplier:g} at a sampling rate of {terms.sample_rate:g}; of so many "
+            "steps with so little noise no ε is computed that would protect anybody, and the "
+            "study is planned wrongly"
+        )
     return None
 
 

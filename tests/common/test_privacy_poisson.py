@@ -1,5 +1,7 @@
 import json
+import math
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +9,20 @@ from pathlib import Path
 import pytest
 
 from matl_common.errors import InvalidInputError
-from matl_common.privacy.mechanisms import Adjacency, PoissonSampledGaussianEvent
+from matl_common.privacy.budget import gaussian_epsilon
+from matl_common.privacy.mechanisms import (
+    Adjacency,
+    DiscreteGaussianEvent,
+    GaussianEvent,
+    PoissonSampledGaussianEvent,
+)
 from matl_common.privacy.poisson import (
+    MOST_SAMPLED_STEPS,
     PlanViolationError,
     PoissonPlan,
     calibrate_poisson_noise,
+    composed_guarantee,
+    is_accountable,
     poisson_guarantee,
 )
 
@@ -76,6 +87,72 @@ def test_no_steps_spend_nothing() -> None:
     assert poisson_guarantee(PoissonSampledGaussianEvent(1.0, 0.1, 0), 1e-5).epsilon == 0.0
     with pytest.raises(InvalidInputError, match="steps"):
         calibrate_poisson_noise(1.0, 1e-5, sample_rate=0.1, steps=0)
+
+
+ABSURD = [
+    PoissonSampledGaussianEvent(1.0, 0.5, 10_000_000),
+    PoissonSampledGaussianEvent(0.1, 0.5, 100),
+    PoissonSampledGaussianEvent(20.0, 0.5, 1_000_000),
+    PoissonSampledGaussianEvent(0.001, 1e-9, 1),
+    PoissonSampledGaussianEvent(200.0, 0.01, MOST_SAMPLED_STEPS + 1),
+]
+
+
+@pytest.mark.parametrize("event", ABSURD, ids=str)
+def test_what_no_accountant_is_asked_costs_what_it_would_without_sampling(
+    event: PoissonSampledGaussianEvent,
+) -> None:
+    assert not is_accountable([event])
+    mu = math.sqrt(event.steps) / event.noise_multiplier
+    assert poisson_guarantee(event, 1e-5).epsilon == pytest.approx(gaussian_epsilon(mu, 1e-5))
+    # Beside others too, and with its share of δ.
+    discrete = DiscreteGaussianEvent(50.0, 10)
+    alone = composed_guarantee([discrete], 0.5e-5).epsilon
+    both = composed_guarantee([event, discrete], 1e-5).epsilon
+    assert both == pytest.approx(gaussian_epsilon(mu, 0.5e-5) + alone)
+
+
+def test_many_that_are_accountable_are_not_all_together() -> None:
+    one = PoissonSampledGaussianEvent(1.0, 0.5, 200)
+    assert is_accountable([one])
+    assert not is_accountable([one, one])
+    assert is_accountable([one, GaussianEvent(1.0, 10)])
+    assert not is_accountable([one, GaussianEvent(1.0, 20)])
+
+
+def test_what_it_would_cost_without_sampling_is_never_less() -> None:
+    for event in (
+        PoissonSampledGaussianEvent(0.25, 0.0033, 1),
+        PoissonSampledGaussianEvent(1.0, 0.5, 100),
+        PoissonSampledGaussianEvent(16.622, 0.128, 1200),
+    ):
+        assert is_accountable([event])
+        mu = math.sqrt(event.steps) / event.noise_multiplier
+        assert poisson_guarantee(event, 1e-5).epsilon <= gaussian_epsilon(mu, 1e-5)
+
+
+def test_the_costliest_plans_that_are_computed_fit_into_memory() -> None:
+    """In a process of its own, whose memory the kernel bounds."""
+    code = (
+        "from matl_common.privacy.mechanisms import GaussianEvent, PoissonSampledGaussianEvent\n"
+        "from matl_common.privacy.poisson import composed_guarantee, is_accountable\n"
+        "for event in (\n"
+        f"    PoissonSampledGaussianEvent(10.0, 0.0997, {MOST_SAMPLED_STEPS}),\n"
+        "    GaussianEvent(0.1001, 1),\n"
+        "):\n"
+        "    assert is_accountable([event])\n"
+        "    assert 10.0 < composed_guarantee([event], 1e-5).epsilon < 100.0\n"
+    )
+
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+
+    subprocess.run([sys.executable, "-c", code], check=True, preexec_fn=bound)
+
+
+def test_noise_for_more_sampled_steps_than_are_accounted_for_is_not_looked_for() -> None:
+    with pytest.raises(InvalidInputError, match="1000000"):
+        calibrate_poisson_noise(1.0, 1e-5, sample_rate=0.1, steps=MOST_SAMPLED_STEPS + 1)
 
 
 def test_importing_the_privacy_package_loads_neither_torch_nor_an_accountant() -> None:

@@ -471,6 +471,36 @@ async def test_a_recipe_that_must_know_patients_is_refused_before_a_round_is_cha
 
 
 @pytest.mark.privacy
+@pytest.mark.parametrize("extra", ["", "[privacy]\nmax_epsilon = inf"])
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"noise_multiplier": 1.0, "sample_rate": 0.5, "max_steps": 10_000_000},
+        {"noise_multiplier": 0.1, "sample_rate": 0.5, "max_steps": 100},
+        {"noise_multiplier": 1e200},
+    ],
+)
+async def test_an_absurd_signed_plan_is_refused_and_brings_nobody_down(
+    tmp_path: Path, keys: Keys, extra: str, absurd: dict[str, float | int]
+) -> None:
+    plan = replace(
+        PLAN,
+        training=replace(PLAN.training, recipe=Recipe.FULL),
+        privacy=replace(PLAN.privacy, **absurd),  # type: ignore[arg-type]
+    )
+    async with SimulatedCoordinator(keys, plan) as coordinator:
+        coordinator.open_round(1)
+        hospital = Hospital(tmp_path, keys, coordinator.address, extra)
+        with capture_logs() as logs:
+            async with running(hospital) as run:
+                assert await run.outcome() is Outcome.HALTED
+    (halted,) = [each for each in logs if each["event"] == "participant.halted"]
+    assert "planned wrongly" in halted["why"]
+    assert not halted["is_final"]
+    assert hospital.account() == Account()
+
+
+@pytest.mark.privacy
 async def test_a_spent_budget_halts_for_good(
     hospital: Hospital, coordinator: SimulatedCoordinator
 ) -> None:

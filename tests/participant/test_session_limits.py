@@ -66,6 +66,33 @@ def test_a_poisson_plan_is_accounted_for_with_its_sampling_rate() -> None:
     assert "amount to" in (found(replace(terms, sample_rate=0.2)) or "")
 
 
+@pytest.mark.parametrize(
+    ("noise_multiplier", "sample_rate", "max_steps"),
+    [(1.0, 0.5, 10_000_000), (0.1, 0.5, 100), (0.001, 1e-9, 100), (20.0, 0.5, 10_000_000)],
+)
+@pytest.mark.parametrize("limits", [LIMITS, PrivacyLimits(math.inf, 1e-5)], ids=["1", "inf"])
+def test_a_sampled_plan_that_no_accountant_could_be_asked_about_is_refused_at_once(
+    noise_multiplier: float, sample_rate: float, max_steps: int, limits: PrivacyLimits
+) -> None:
+    terms = replace(
+        TERMS,
+        noise_multiplier=noise_multiplier,
+        sample_rate=sample_rate,
+        max_steps=max_steps,
+        target_epsilon=1.0 if math.isfinite(limits.max_epsilon) else 1e300,
+    )
+    full = replace(PLAN, privacy=terms, training=replace(PLAN.training, recipe=Recipe.FULL))
+    found = why_refused(full, limits, federation_id="dr-study")
+    assert found is not None
+    assert f"{max_steps} steps with noise multiplier {noise_multiplier:g}" in found
+
+
+def test_noise_whose_square_is_no_number_is_refused() -> None:
+    assert "drowns" in (refusal(replace(TERMS, noise_multiplier=1e200)) or "")
+    loud = EvaluationTerms(1e200, TERMS.max_steps)
+    assert "drowns" in (refusal(replace(evaluating(Noise.GAUSSIAN), evaluation=loud)) or "")
+
+
 def test_a_plan_that_samples_for_a_recipe_that_does_not_is_refused_before_it_is_charged() -> None:
     terms = replace(TERMS, sample_rate=0.128, noise_multiplier=16.7, max_steps=1200)
     assert "uses all of them" in (refusal(terms) or "")

@@ -11,9 +11,10 @@ from typer.testing import CliRunner, Result
 
 from matl.cli import app
 from matl_common.ids import RoundId
+from matl_common.protocol import PrivacyTerms
 from matl_participant.ledger import ledger_path, open_ledger
 from tests.participant.test_config import MINIMAL
-from tests.participant.test_ledger import BASE, NOW, PLANNED, STEPS
+from tests.participant.test_ledger import BASE, NOW, PLANNED, STEPS, TERMS
 
 pytestmark = pytest.mark.privacy
 
@@ -28,11 +29,11 @@ def ask(*arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
-def charge(state: Path, study: str, rounds: int) -> Path:
+def charge(state: Path, study: str, rounds: int, *, terms: PrivacyTerms = TERMS) -> Path:
     """A ledger as a daemon writes it, with a round every six hours."""
     folder = state / "ledger"
     with open_ledger(folder, dataset="retina", study_id=study) as ledger:
-        ledger.plan(replace(PLANNED, study_id=study))
+        ledger.plan(replace(PLANNED, study_id=study, privacy=terms))
         for number in range(1, rounds + 1):
             at = NOW + timedelta(hours=6 * number)
             ledger.reserve(at=at, round_id=RoundId(number), steps=STEPS, base_model=BASE)
@@ -85,6 +86,19 @@ def test_show_knows_the_data_sets_limit_from_the_configuration(state: Path) -> N
     assert told["rounds_left"] == 0
     assert told["dataset_budget_fraction"] > 0.5
     assert "ε 0.6057 of 0.7 spent" in run("show", "-c", str(config)).stdout
+
+
+def test_show_answers_beside_a_ledger_whose_plan_no_accountant_could_be_asked_about(
+    state: Path,
+) -> None:
+    absurd = replace(TERMS, noise_multiplier=1.0, sample_rate=0.5, max_steps=10_000_000)
+    charge(state, "absurd", 1, terms=absurd)
+    config = state.parent / "participant.toml"
+    config.write_text(f"{MINIMAL}\n[privacy]\ndataset_epsilon = 2.0\n")
+    told = {each["study_id"]: each for each in ask("show", "--config", str(config))}
+    # What was spent so far is still told; the whole plan does not fit beside anything.
+    assert 1.0 < told["absurd"]["epsilon_spent"] < 100.0
+    assert [each["rounds_left"] for each in told.values()] == [0, 0]
 
 
 def test_sound_ledgers_verify_and_an_incomplete_last_line_is_only_noted(state: Path) -> None:
