@@ -111,10 +111,10 @@ class Privacy(Section):
     """``inf`` allows studies that add no noise."""
     max_delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
     dataset_epsilon: float | None = Field(default=None, gt=0.0)
-    """What all studies together may cost the patients of the data set; each study's own
-    budget alone if unset."""
-    dataset_delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
-    """The δ at which ``dataset_epsilon`` holds."""
+    """What all studies together may cost the patients of the data set: ``max_epsilon`` if
+    unset, and without limit if ``inf``."""
+    dataset_delta: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """The δ at which that holds; ``max_delta`` if unset."""
     min_send_after_seconds: float = Field(default=0.0, ge=0.0)
     """The least ``send_after_seconds`` of a study: as long as a look at the data may take here."""
     require_discrete_noise: bool = False
@@ -135,10 +135,12 @@ class Privacy(Section):
         )
 
     @property
-    def dataset_limit(self) -> DatasetLimit | None:
-        if self.dataset_epsilon is None:
-            return None
-        return DatasetLimit(self.dataset_epsilon, self.dataset_delta)
+    def dataset_limit(self) -> DatasetLimit:
+        return DatasetLimit(
+            self.max_epsilon if self.dataset_epsilon is None else self.dataset_epsilon,
+            self.max_delta if self.dataset_delta is None else self.dataset_delta,
+            is_implied=self.dataset_epsilon is None,
+        )
 
 
 class Training(Section):
@@ -222,6 +224,11 @@ class Config(Section):
         """The effective configuration. Keys appear as the paths of their files."""
         shown = self.model_dump(mode="json")
         shown["data"]["labels"] = str(self.data.labels_file)
+        together = self.privacy.dataset_limit
+        shown["privacy"] |= {
+            "dataset_epsilon": together.epsilon,
+            "dataset_delta": together.delta,
+        }
         return shown
 
 

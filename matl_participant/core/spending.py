@@ -51,7 +51,11 @@ class DatasetLimit:
     """What all studies together may cost the patients of one data set."""
 
     epsilon: float
+    """``inf`` limits nothing."""
     delta: float
+    is_implied: bool = False
+    """The hospital named no limit, and no more than one study's ε is granted to all. One alone
+    on its patients has its own budget whole, also where its δ is another one."""
 
     @property
     def is_finite(self) -> bool:
@@ -64,12 +68,13 @@ class Shared:
     """What a study shares its patients with."""
 
     limit: DatasetLimit | None = None
-    """``None``: only each study's own budget counts."""
+    """``None``: none is known, and only each study's own budget counts."""
     accounts: tuple[Account, ...] = ()
     """Of the other ledgers of this hospital, those of other data sets included."""
 
 
 ALONE = Shared()
+_MOST_NAMED = 5
 
 
 def on_same_patients(planned: Planned, shared: Shared) -> tuple[Account, ...]:
@@ -101,19 +106,41 @@ def why_over_budget(
             f"{account.steps_spent} of the study's {plan.privacy.max_steps} steps are spent, and a "
             f"round takes {steps}" + _evaluations_beside(account, evaluations)
         )
-    limit, others = shared.limit, on_same_patients(plan, shared)
-    if limit is None or not limit.is_finite:
-        return None
-    if not _exceeds_limit(limit, account, steps=steps, evaluations=evaluations, others=others):
+    others = on_same_patients(plan, shared)
+    limit = _limit_on(shared, others)
+    if limit is None or not _exceeds_limit(
+        limit, account, steps=steps, evaluations=evaluations, others=others
+    ):
         return None
     spent = _composed((account, *others), limit.delta)
+    unset = ", which is privacy.max_epsilon as it is not set" if limit.is_implied else ""
     return (
         f"all studies on data set {plan.dataset!r} together may cost its patients "
-        f"ε = {limit.epsilon:g} (privacy.dataset_epsilon); {len(others) + 1} have spent {spent}, "
+        f"ε = {limit.epsilon:g} (privacy.dataset_epsilon{unset}); {len(others) + 1} have spent "
+        f"{spent}{_named(others)}, "
         f"and {steps} more steps{' and an evaluation' if evaluations else ''} of study "
         f"{plan.study_id!r} do not fit. These patients' data can "
-        "serve no further round of it"
+        "serve no further round of it. Where they may be asked for more, set "
+        "privacy.dataset_epsilon to what all studies may cost them, or to inf for no limit, "
+        "before the next study begins"
     )
+
+
+def _limit_on(shared: Shared, others: tuple[Account, ...]) -> DatasetLimit | None:
+    """What limits a study among ``others`` beside its own budget, if anything does."""
+    limit = shared.limit
+    if limit is None or not limit.is_finite or (limit.is_implied and not others):
+        return None
+    return limit
+
+
+def _named(others: tuple[Account, ...]) -> str:
+    if not others:
+        return ""
+    names = [repr(_planned(each).study_id) for each in others[:_MOST_NAMED]]
+    if len(others) > _MOST_NAMED:
+        names.append(f"{len(others) - _MOST_NAMED} more")
+    return f", among them {', '.join(names)}"
 
 
 def _evaluations_beside(account: Account, evaluations: int) -> str:
@@ -202,8 +229,10 @@ class DatasetSummary:
     epsilon_spent: float
     delta: float
     limit_epsilon: float | None
+    """``None``: no limit, or none known."""
     budget_fraction: float | None
-    """Of the limit's Σ 1/σ²; ``None`` without a limit, or where a study samples."""
+    """Of the limit's Σ 1/σ²; ``None`` without a limit, where a study samples, and where one
+    alone has its own budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +309,9 @@ def _rounds_left(account: Account, shared: Shared) -> int:
     left = (plan.privacy.max_steps - account.steps_spent) // steps
     if evaluations and plan.privacy.evaluation is not None:
         left = min(left, plan.privacy.evaluation.max_evaluations - account.evaluations_spent)
-    limit, together = shared.limit, (account, *on_same_patients(plan, shared))
-    if limit is None or not limit.is_finite or _is_sampled(together):
+    others = on_same_patients(plan, shared)
+    limit, together = _limit_on(shared, others), (account, *others)
+    if limit is None or _is_sampled(together):
         # Sampled studies fit with their complete plans or not at all.
         return left
     per_round = full_batch_events(plan.privacy, steps=steps, evaluations=evaluations)
@@ -298,19 +328,21 @@ def _evaluations_per_round(account: Account) -> int:
 
 def _together(account: Account, shared: Shared) -> DatasetSummary:
     plan = _planned(account)
-    accounts = (account, *on_same_patients(plan, shared))
+    others = on_same_patients(plan, shared)
+    accounts = (account, *others)
     limit = shared.limit
     delta = limit.delta if limit else max(_planned(each).privacy.target_delta for each in accounts)
     fraction = None
     is_noisy = all(_planned(each).privacy.noise_multiplier > 0.0 for each in accounts)
-    if limit and limit.is_finite and is_noisy and not _is_sampled(accounts):
-        budget = Budget(limit.epsilon, limit.delta)
+    binding = _limit_on(shared, others)
+    if binding and is_noisy and not _is_sampled(accounts):
+        budget = Budget(binding.epsilon, binding.delta)
         fraction = fraction_spent(budget, _full_batches(accounts))
     return DatasetSummary(
         studies=len(accounts),
         epsilon_spent=_composed(accounts, delta).epsilon,
         delta=delta,
-        limit_epsilon=limit.epsilon if limit else None,
+        limit_epsilon=limit.epsilon if limit and limit.is_finite else None,
         budget_fraction=fraction,
     )
 

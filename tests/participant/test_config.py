@@ -203,10 +203,22 @@ def test_how_images_belong_to_patients_is_known_in_one_way_or_complained_of() ->
 
 
 @pytest.mark.privacy
-def test_a_data_sets_limit_is_none_unless_it_is_set(tmp_path: Path) -> None:
-    assert load(tmp_path).privacy.dataset_limit is None
+def test_a_data_sets_limit_is_that_of_one_study_unless_it_is_set(tmp_path: Path) -> None:
+    assert load(tmp_path).privacy.dataset_limit == DatasetLimit(1.0, 1e-5, is_implied=True)
+    told = load(tmp_path, f"{MINIMAL}\n[privacy]\nmax_epsilon = 2.5\nmax_delta = 1e-6\n")
+    assert told.privacy.dataset_limit == DatasetLimit(2.5, 1e-6, is_implied=True)
     told = load(tmp_path, f"{MINIMAL}\n[privacy]\ndataset_epsilon = 2.0\ndataset_delta = 1e-6\n")
     assert told.privacy.dataset_limit == DatasetLimit(2.0, 1e-6)
+    told = load(tmp_path, f"{MINIMAL}\n[privacy]\ndataset_epsilon = inf\n")
+    assert told.privacy.dataset_limit == DatasetLimit(math.inf, 1e-5)
     for bad in ("dataset_epsilon = 0.0", "dataset_epsilon = -1.0", "dataset_delta = 1.0"):
         with pytest.raises(ConfigurationError, match="privacy"):
             load(tmp_path, f"{MINIMAL}\n[privacy]\n{bad}\n")
+
+
+@pytest.mark.privacy
+def test_the_printed_configuration_tells_the_data_sets_limit_that_is_in_effect(
+    tmp_path: Path,
+) -> None:
+    printed = load(tmp_path, f"{MINIMAL}\n[privacy]\nmax_epsilon = 0.5\n").printable()["privacy"]
+    assert (printed["dataset_epsilon"], printed["dataset_delta"]) == (0.5, 1e-5)

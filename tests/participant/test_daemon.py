@@ -635,10 +635,11 @@ async def test_killed_at_any_time_an_evaluation_is_charged_once_and_never_made_a
 
 
 @pytest.mark.privacy
+@pytest.mark.parametrize("extra", ["", "[privacy]\ndataset_epsilon = 1.0"], ids=["unset", "set"])
 async def test_a_second_study_halts_for_good_where_the_data_sets_budget_ends(
-    hospital: Hospital, coordinator: SimulatedCoordinator
+    hospital: Hospital, coordinator: SimulatedCoordinator, extra: str
 ) -> None:
-    hospital.extra = "[privacy]\ndataset_epsilon = 1.0"
+    hospital.extra = extra
     for number in (1, 2, 3):
         coordinator.open_round(number)
         async with running(hospital) as run:
@@ -659,6 +660,7 @@ async def test_a_second_study_halts_for_good_where_the_data_sets_budget_ends(
     second = replay(ledger_path(folder, dataset="retina", study_id="study-2").read_bytes()).account
     assert second.halted is not None
     assert "dataset_epsilon" in second.halted
+    assert f"among them {PLAN.study_id!r}" in second.halted
     assert second.steps_spent == 2 * STEPS_PER_ROUND
     assert len(hospital.jobs("train")) == ROUNDS
 

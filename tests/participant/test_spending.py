@@ -59,6 +59,7 @@ pytestmark = pytest.mark.privacy
 
 DELTA = 1e-5
 LIMIT = DatasetLimit(1.0, DELTA)
+IMPLIED = DatasetLimit(1.0, DELTA, is_implied=True)
 RATE, SAMPLED_STEPS = 0.1, 200
 SAMPLED = replace(
     TERMS,
@@ -110,6 +111,61 @@ def test_a_second_study_gets_what_the_first_left_of_the_data_sets_budget() -> No
     assert "2 have spent" in why
 
 
+def test_where_no_limit_was_set_all_studies_together_get_what_one_may_cost() -> None:
+    others = (study("first", rounds=3), study("second", rounds=1))
+    shared = beside(*others, limit=IMPLIED)
+    assert why_over_budget(study("third"), steps=STEPS, shared=shared) is None
+    assert summarise(study("third"), shared).rounds_left == 1
+    why = why_over_budget(study("third", rounds=1), steps=STEPS, shared=shared)
+    assert why is not None
+    assert "ε = 1 (privacy.dataset_epsilon, which is privacy.max_epsilon as it is not set)" in why
+    assert "3 have spent" in why
+    assert "among them 'first', 'second'" in why
+    assert "set privacy.dataset_epsilon to what all studies may cost them, or to inf" in why
+    # A limit that was set is not said to be another one.
+    why = why_over_budget(study("third", rounds=1), steps=STEPS, shared=beside(*others))
+    assert why is not None
+    assert "max_epsilon" not in why
+
+
+def test_of_very_many_earlier_studies_some_are_named_and_all_counted() -> None:
+    others = [study(f"study-{number}", rounds=1) for number in range(8)]
+    why = why_over_budget(study("last"), steps=STEPS, shared=beside(*others, limit=IMPLIED))
+    assert why is not None
+    assert "9 have spent" in why
+    assert "'study-4', 3 more, and" in why
+
+
+ALMOST = replace(SAMPLED, noise_multiplier=SAMPLED.noise_multiplier - 0.002)
+"""Its ε is above 1 by what no honest plan's is, so that a comparison with 1 would show."""
+
+
+@pytest.mark.parametrize("delta", [DELTA, 1e-9], ids=["its own δ", "a smaller δ"])
+@pytest.mark.parametrize("terms", [TERMS, ALMOST], ids=["full batch", "sampled"])
+def test_one_study_alone_has_its_own_budget_whole_where_no_limit_was_set(
+    tmp_path: Path, terms: PrivacyTerms, delta: float
+) -> None:
+    limit = replace(IMPLIED, delta=delta)
+    rounds = terms.max_steps // STEPS
+    with open_ledger(tmp_path, dataset="retina", study_id="a", limit=limit) as ledger:
+        ledger.plan(planned_for("a", terms))
+        for number in range(1, rounds + 1):
+            assert ledger.summary().rounds_left == rounds + 1 - number
+            reserve(ledger, number)
+            abandon(ledger, number)
+        summary = ledger.summary()
+        with pytest.raises(BudgetExhaustedError, match="of the study's"):
+            reserve(ledger, rounds + 1)
+    assert summary.budget_fraction == pytest.approx(rounds * STEPS / terms.max_steps)
+    assert summary.together.budget_fraction is None
+    assert "of 1 spent" in dataset_statement(summary)
+    # The next one finds nothing left.
+    with open_ledger(tmp_path, dataset="retina", study_id="b", limit=limit) as second:
+        second.plan(planned_for("b"))
+        with pytest.raises(BudgetExhaustedError, match="among them 'a'"):
+            reserve(second, 1)
+
+
 def test_without_a_limit_each_study_has_its_own_budget_and_the_sum_is_still_told() -> None:
     shared = beside(study("first", rounds=5), limit=None)
     second = study("second", rounds=4)
@@ -120,6 +176,8 @@ def test_without_a_limit_each_study_has_its_own_budget_and_the_sum_is_still_told
     assert (together.studies, together.limit_epsilon) == (2, None)
     infinite = beside(study("first", rounds=5), limit=DatasetLimit(math.inf, DELTA))
     assert why_over_budget(second, steps=STEPS, shared=infinite) is None
+    told = record(summarise(second, infinite))
+    assert (told["dataset_studies"], told["dataset_epsilon_limit"]) == (2, None)
 
 
 def test_two_studies_of_epsilon_one_come_to_the_published_1_465() -> None:

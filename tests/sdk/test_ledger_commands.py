@@ -88,6 +88,21 @@ def test_show_knows_the_data_sets_limit_from_the_configuration(state: Path) -> N
     assert "ε 0.6057 of 0.7 spent" in run("show", "-c", str(config)).stdout
 
 
+def test_show_tells_the_limit_that_holds_where_none_was_set(state: Path) -> None:
+    charge(state, "study-2", 3)
+    config = state.parent / "participant.toml"
+    config.write_text(MINIMAL)
+    told = ask("show", "--config", str(config))
+    assert [each["dataset_epsilon_limit"] for each in told] == [1.0, 1.0]
+    assert [each["rounds_left"] for each in told] == [0, 0]
+    shown = run("show", "-c", str(config)).stdout
+    assert "of 1 spent at δ = 1e-05 (add-or-remove-one patient) by 2 studies" in shown
+    config.write_text(f"{MINIMAL}\n[privacy]\ndataset_epsilon = inf\n")
+    told = ask("show", "--config", str(config))
+    assert [each["dataset_epsilon_limit"] for each in told] == [None, None]
+    assert sorted(each["rounds_left"] for each in told) == [2, 3]
+
+
 def test_show_answers_beside_a_ledger_whose_plan_no_accountant_could_be_asked_about(
     state: Path,
 ) -> None:
