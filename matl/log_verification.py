@@ -6,10 +6,11 @@ an error that names the first entry it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matl.log_gaps import Gaps
 from matl.log_sources import DatabaseSource, LogSource
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
@@ -79,13 +80,16 @@ def verify_log(
         InvalidInputError: a checkpoint is none.
         StoreError, OperationsError: the log cannot be read.
     """
-    signed = [_opened(note, believed) for note in (*source.notes(), *believed.notes)]
+    own = [_opened(note, believed) for note in source.notes()]
+    signed = [*own, *(_opened(note, believed) for note in believed.notes)]
     _check_forks(signed)
     verifier = LogVerifier(believed.log.name, [each.checkpoint for each in signed])
     reader = source.reader if isinstance(source, DatabaseSource) else None
-    if reader is not None and (strays := reader.stray_entries()):
-        raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
-    opened = 0
+    if reader is not None:
+        _check_filed(own, reader.checkpoint_sizes())
+        if strays := reader.stray_entries():
+            raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
+    opened, gaps = 0, Gaps()
     # A checkpoint that is signed while this runs must not look like a log that was cut off.
     end = max((source.size(), *(each.checkpoint.size for each in signed)), default=0)
     for page in source.pages(end=end):
@@ -93,9 +97,12 @@ def verify_log(
         if reader is not None:
             check_nodes(runs, reader.nodes(runs))
         if believed.keys is not None:
-            opened += sum(_open(leaf, believed.keys) for leaf in page)
+            opened += sum(_open(leaf, believed.keys, gaps) for leaf in page)
         on_progress(len(page))
     tally = verifier.finish()
+    if reader is not None:
+        _check_told(tally)
+        gaps.check(held=reader.data_key_names())
     signed_size = max((each.checkpoint.size for each in signed), default=0)
     witnessed_size = max(
         (each.checkpoint.size for each in signed if _met(each, believed)), default=0
@@ -163,13 +170,37 @@ def _check_forks(signed: Collection[SignedCheckpoint]) -> None:
             )
 
 
-def _open(stored: StoredLeaf, keys: Mapping[str, DataKey]) -> bool:
-    """Decrypt an entry and compare it with its leaf; False where its key was erased."""
+def _check_filed(signed: Sequence[SignedCheckpoint], sizes: Sequence[int]) -> None:
+    """Checkpoints are filed under the sizes that they state."""
+    for each, size in zip(signed, sizes, strict=False):
+        if each.checkpoint.size != size:
+            raise IntegrityError(
+                f"a checkpoint of {each.checkpoint.size} entries is filed under {size}: somebody "
+                "changed the table"
+            )
+
+
+def _check_told(tally: Tally) -> None:
+    """Leaves are gone only where a later one tells of a month that was dropped."""
+    first = tally.untold
+    if first is not None:
+        raise LogDamagedError(
+            f"entry {first} is gone, and no later entry tells of a month that was dropped; if one "
+            "was while this ran, verify again",
+            first=first,
+            last=first,
+        )
+
+
+def _open(stored: StoredLeaf, keys: Mapping[str, DataKey], gaps: Gaps) -> bool:
+    """Decrypt an entry and compare it with its leaf; False where that cannot be."""
     if stored.leaf is None or stored.payload is None:
+        gaps.gone(stored.index)
         return False
     leaf = parse_leaf(stored.leaf)
     key = keys.get(leaf.key)
     if key is None:
+        gaps.sealed(leaf)
         return False
     try:
         facts = parse_entry(open_sealed(leaf, stored.payload, key).data)
@@ -182,6 +213,7 @@ def _open(stored: StoredLeaf, keys: Mapping[str, DataKey]) -> bool:
             first=stored.index,
             last=stored.index,
         )
+    gaps.told(facts)
     return True
 
 
@@ -198,6 +230,11 @@ def _warnings(tally: Tally, believed: Believed, signed_size: int, witnessed_size
         found.append(
             f"a quorum of hospitals has cosigned the first {witnessed_size} of {signed_size} "
             "signed entries"
+        )
+    if tally.untold is not None:
+        found.append(
+            f"entry {tally.untold} and perhaps later ones are not here: of them, hashes alone were "
+            "gone over; ask whoever has the database whether their month was dropped"
         )
     if tally.backdated:
         found.append(

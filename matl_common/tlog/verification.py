@@ -16,6 +16,10 @@ from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import Checkpoint
 from matl_common.tlog.merkle import Frontier, NodeRun, grow, leaf_hash
 
+MONTH_DROPPED, MONTH_KEY_ERASED = "month_dropped", "month_key_erased"
+"""The orders without which no leaf may be gone, and none unreadable."""
+
+_MONTH_CHARACTERS = len("YYYY-MM")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -28,12 +32,14 @@ class StoredLeaf:
         hash: what the tree holds at its place.
         leaf: its bytes; ``None`` where its month was dropped.
         payload: the encrypted entry; ``None`` with ``leaf``.
+        month: where a store files it, ``YYYY-MM``; ``None`` where that is not told.
     """
 
     index: int
     hash: bytes
     leaf: bytes | None
     payload: bytes | None
+    month: str | None = None
 
 
 class LogDamagedError(IntegrityError):
@@ -53,7 +59,8 @@ class Tally:
     Attributes:
         size: leaves.
         root: the root hash of all of them.
-        dropped: leaves of months that were dropped; their hashes count.
+        dropped: leaves that are gone, and only their hashes count.
+        untold: the first of these after which no leaf tells of a month that was dropped.
         checkpoints: how many checkpoints the leaves agree with.
         backdated: leaves dated before the one in front of them, which a clock set back explains.
     """
@@ -61,6 +68,7 @@ class Tally:
     size: int
     root: bytes
     dropped: int
+    untold: int | None
     checkpoints: int
     backdated: int
 
@@ -82,6 +90,7 @@ class LogVerifier:
         self._agreed = 0
         self._checkpoints = 0
         self._dropped = 0
+        self._untold: int | None = None
         self._backdated = 0
         self._newest = ""
         self._agree()
@@ -129,6 +138,7 @@ class LogVerifier:
             size=size,
             root=self._frontier.root(),
             dropped=self._dropped,
+            untold=self._untold,
             checkpoints=self._checkpoints,
             backdated=self._backdated,
         )
@@ -140,6 +150,8 @@ class LogVerifier:
             raise _damaged(index, f"entry {index} is missing; the next one is {stored.index}")
         if stored.leaf is None or stored.payload is None:
             self._dropped += 1
+            if self._untold is None:
+                self._untold = index
             return
         if leaf_hash(stored.leaf) != stored.hash:
             raise _damaged(
@@ -148,8 +160,8 @@ class LogVerifier:
         try:
             facts = json.loads(stored.leaf)
             found = (facts["origin"], facts["index"], facts["ciphertext"])
-            at: str = facts["at"]
-            is_canonical = _CANONICAL.encode(facts).encode() == stored.leaf
+            at, event = facts["at"], facts["event"]
+            is_canonical = isinstance(at, str) and _CANONICAL.encode(facts).encode() == stored.leaf
         except (ValueError, KeyError, TypeError, RecursionError):
             is_canonical = False
         if not is_canonical:
@@ -160,6 +172,12 @@ class LogVerifier:
             )
         if hashlib.sha256(stored.payload).hexdigest() != found[2]:
             raise _damaged(index, f"the payload of entry {index} is not what its leaf commits to")
+        if stored.month not in {None, at[:_MONTH_CHARACTERS]}:
+            raise _damaged(
+                index, f"entry {index} is filed under {stored.month}, and its leaf says {at}"
+            )
+        if event == MONTH_DROPPED:
+            self._untold = None
         if at < self._newest:
             self._backdated += 1
         self._newest = at

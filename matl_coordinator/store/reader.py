@@ -69,7 +69,7 @@ class LogReader:
             return []
         leaves, entries = log_nodes.c, log_entries.c
         query = (
-            select(leaves.node_index, leaves.hash, entries.leaf, entries.payload)
+            select(leaves.node_index, leaves.hash, entries.leaf, entries.payload, entries.month)
             .join(log_entries, entries.leaf_index == leaves.node_index, isouter=True)
             .where((leaves.level == 0) & (leaves.node_index >= start))
             .order_by(leaves.node_index)
@@ -83,6 +83,7 @@ class LogReader:
                 hash=_blob(row.hash),
                 leaf=None if row.leaf is None else _blob(row.leaf),
                 payload=None if row.payload is None else _blob(row.payload),
+                month=row.month,
             )
             for row in rows
         ]
@@ -133,6 +134,18 @@ class LogReader:
             return [
                 CheckpointRecord(row.size, _blob(row.note), lines.get(row.size, {})) for row in rows
             ]
+
+    def checkpoint_sizes(self) -> list[int]:
+        """The sizes that checkpoints are filed under, the smallest first."""
+        with reading(self._engine) as connection:
+            sizes = select(log_checkpoints.c.size).order_by(log_checkpoints.c.size)
+            return list(connection.scalars(sizes))
+
+    def data_key_names(self) -> set[str]:
+        """Names of the data keys that were not erased."""
+        with reading(self._engine) as connection:
+            held = select(log_keys.c.name).where(log_keys.c.wrapped.is_not(None))
+            return set(connection.scalars(held))
 
     def data_keys(self, key: KeyEncryptionKey) -> dict[str, DataKey]:
         """Every data key that was not erased, unwrapped.

@@ -202,6 +202,26 @@ CRIMES: dict[str, tuple[Callable[[Connection], None], str]] = {
         "entry 5 is missing",
     ),
     "two entries change places": (both(*map(sql, SWAP)), "entry 12 was changed"),
+    "an entry is deleted and its hash is left": (
+        sql("DELETE FROM log_entries WHERE leaf_index = 5"),
+        "entry 5 is gone",
+    ),
+    "an entry is filed under another month": (
+        sql("UPDATE log_entries SET month = '2019-01' WHERE leaf_index = 9"),
+        "entry 9 is filed under 2019-01",
+    ),
+    "a checkpoint is filed under another size": (
+        sql("UPDATE log_checkpoints SET size = 258 WHERE size = 257"),
+        "a checkpoint of 257 entries is filed under 258",
+    ),
+    "a month's data key is gone": (
+        sql("UPDATE log_keys SET wrapped = NULL"),
+        "entry 0 cannot be read",
+    ),
+    "a month's data key has another name": (
+        sql("UPDATE log_keys SET name = name || '0'"),
+        "entry 0 cannot be read",
+    ),
     "an entry is put in beside another": (
         sql(
             "INSERT INTO log_entries SELECT leaf_index, '2099-01', leaf, payload "

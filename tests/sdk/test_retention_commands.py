@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
+from matl.cli import app
 from matl.retention_commands import EXIT_FAILED, EXIT_WRONG_USE, retention_app
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.wrapping import create_key_file, load_key_file
@@ -17,6 +19,7 @@ from matl_common.tlog.checkpoint import verify_checkpoint
 from matl_common.tlog.cosignature import cosign
 from matl_common.tlog.leaf import parse_leaf
 from matl_common.tlog.names import log_origin
+from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.sql import SqlStore
 from tests.coordinator.harness import Site, make_site
 from tests.logs import an_entry
@@ -112,6 +115,38 @@ def test_a_key_is_erased(office: Office) -> None:
     assert office.run("erase", OLD, "--reason", "over").exit_code == 0
     assert office.store.log_entries(start=0, limit=1)[0].data is None
     assert "key erased" in office.run("months").stdout
+
+
+def test_what_was_put_away_by_order_is_sound_and_what_is_missing_beside_it_is_not(
+    office: Office,
+) -> None:
+    def verify(*arguments: str) -> Result:
+        config = ("--coordinator-config", str(office.config))
+        return CliRunner().invoke(app, ["audit", "verify", *config, *arguments])
+
+    office.cosign()
+    assert office.run("drop", OLD, "--reason", "over").exit_code == 0
+    sound = verify("--json")
+    assert sound.exit_code == 0, sound.output
+    assert json.loads(sound.stdout)["tally"]["dropped"] == 1
+    engine = create_database_engine(office.site.config.database_url)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM log_entries WHERE leaf_index = 1"))
+    engine.dispose()
+    found = verify()
+    assert found.exit_code == 1, found.output
+    assert "entry 1 is gone" in found.stderr
+    # Which month was dropped, only the entry itself says.
+    assert verify("--sealed").exit_code == 0
+
+
+def test_a_log_whose_key_was_erased_by_order_is_sound(office: Office) -> None:
+    assert office.run("erase", OLD, "--reason", "over").exit_code == 0
+    found = CliRunner().invoke(
+        app, ["audit", "verify", "--coordinator-config", str(office.config), "--json"]
+    )
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["opened"] == 2
 
 
 def test_the_key_that_wraps_the_others_is_replaced(office: Office, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Whatever a log's leaves hold, the verifier says so in one way."""
+
+import hashlib
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matl_common.tlog.entry import encode_entry
+from matl_common.tlog.merkle import leaf_hash
+from matl_common.tlog.verification import LogDamagedError, LogVerifier, StoredLeaf
+
+ORIGIN = "test.matl.internal/log"
+PAYLOAD = b"sealed"
+AT = "2026-11-28T12:00:00.000Z"
+VALUES: st.SearchStrategy[object] = st.one_of(
+    st.none(), st.booleans(), st.integers(-9, 9), st.text(max_size=5), st.just([])
+)
+
+
+def a_leaf(**facts: object) -> bytes:
+    ciphertext = hashlib.sha256(PAYLOAD).hexdigest()
+    known = {"origin": ORIGIN, "index": 0, "ciphertext": ciphertext, "at": AT, "event": "a"}
+    return encode_entry({**known, **facts})
+
+
+def add(data: bytes, *, month: str | None = None) -> LogVerifier:
+    verifier = LogVerifier(ORIGIN)
+    verifier.add([StoredLeaf(0, leaf_hash(data), data, PAYLOAD, month)])
+    return verifier
+
+
+def gone(index: int) -> StoredLeaf:
+    return StoredLeaf(index, leaf_hash(b"%d" % index), None, None)
+
+
+@given(st.binary(max_size=100))
+def test_arbitrary_bytes_are_refused_in_one_way_only(data: bytes) -> None:
+    with pytest.raises(LogDamagedError):
+        add(data)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("at", "event", "index"), VALUES)))
+def test_values_of_any_kind_are_refused_in_one_way_only(facts: dict[str, object]) -> None:
+    with suppress(LogDamagedError):
+        add(a_leaf(**facts))
+
+
+def test_a_time_that_is_no_text_is_none_of_ours() -> None:
+    with pytest.raises(LogDamagedError, match="none that this software writes"):
+        add(a_leaf(at=7))
+
+
+def test_a_leaf_is_filed_under_the_month_that_it_names() -> None:
+    add(a_leaf(), month="2026-11")
+    with pytest.raises(LogDamagedError, match="entry 0 is filed under 2019-01"):
+        add(a_leaf(), month="2019-01")
+
+
+def test_what_is_gone_is_told_of_by_a_later_leaf_or_untold() -> None:
+    verifier = LogVerifier(ORIGIN)
+    verifier.add([gone(0), gone(1)])
+    assert verifier.finish().untold == 0
+    order = a_leaf(event="month_dropped", index=2)
+    verifier.add([StoredLeaf(2, leaf_hash(order), order, PAYLOAD)])
+    assert verifier.finish().untold is None
+    verifier.add([gone(3)])
+    assert (verifier.finish().untold, verifier.finish().dropped) == (3, 3)
