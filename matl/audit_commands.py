@@ -221,11 +221,11 @@ def check(
 ) -> None:
     """Check offline that an entry is in a log that a quorum of its witnesses has seen."""
     with errors_in_one_line():
-        document = json.loads(read_file(entry))
         try:
+            document = json.loads(read_file(entry))
             leaf_bytes = document["leaf"].encode()
             salt, said = bytes.fromhex(document["salt"]), document["entry"].encode()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise InvalidInputError(
                 f"{entry} is not an entry that `matl audit prove` wrote"
             ) from error

@@ -23,7 +23,7 @@ from typing import Protocol
 from matl.audit_client import AuditClient
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.tlog.checkpoint import parse_checkpoint
+from matl_common.tlog.checkpoint import parse_checkpoint, parse_size
 from matl_common.tlog.merkle import leaf_hash
 from matl_common.tlog.note import parse_note
 from matl_common.tlog.policy import Policy, encode_policy
@@ -164,7 +164,8 @@ class BundleSource:
 
     def notes(self) -> list[bytes]:
         """Signed checkpoints with their cosignatures, the smallest first."""
-        paths = sorted((self._folder / CHECKPOINTS).glob("*"), key=lambda path: int(path.name))
+        found = [*(self._folder / CHECKPOINTS).iterdir()]
+        paths = sorted(found, key=lambda path: parse_size(path.name, what=f"name of {path}"))
         return [path.read_bytes() for path in paths]
 
     def _tile(self, tile: HashTile) -> bytes:

@@ -330,6 +330,41 @@ def test_a_bundle_is_verified_elsewhere_with_nothing_but_public_keys(
     assert "entry 0 was changed" in caught.stderr
 
 
+def test_a_bundle_without_some_of_its_entries_says_so(place: Place, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    (bundle / "tile/entries/000").unlink()
+    found = place.run(
+        "verify", "--bundle", str(bundle), "--policy", str(bundle / "matl/policy"), "--json"
+    )
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert report["tally"]["dropped"] == 256
+    assert any("entry 0 and perhaps later ones are not here" in w for w in report["warnings"])
+
+
+def test_a_bundle_with_a_foreign_file_is_refused_in_one_line(place: Place, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    (bundle / "matl/checkpoints/.DS_Store").write_bytes(b"")
+    found = place.run("verify", "--bundle", str(bundle), "--policy", str(bundle / "matl/policy"))
+    assert (found.exit_code, found.stderr.count("\n")) == (1, 1)
+    assert ".DS_Store" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[]", b"[" * 100_000, b'{"leaf": "\\ud800"}']
+)
+def test_an_entry_that_is_none_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    entry = tmp_path / "0.entry.json"
+    entry.write_bytes(content)
+    found = CliRunner().invoke(app, ["audit", "check", str(entry), "x", "--policy", "x"])
+    assert (found.exit_code, found.stderr.count("\n")) == (1, 1), found.output
+    assert "is not an entry that" in found.stderr
+
+
 def test_an_entry_is_proved_to_somebody_who_has_neither_log_nor_key(
     place: Place, tmp_path: Path
 ) -> None:
