@@ -6,7 +6,6 @@ by whom and why, is an entry of the log before anything is shown.
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -15,6 +14,7 @@ from matl_common.errors import InvalidInputError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.wrapping import load_key_file
 from matl_common.tlog.names import log_origin
+from matl_coordinator.account import current_account
 from matl_coordinator.config import Config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.entries import entry
@@ -55,7 +55,7 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
             written = entry(
                 "entries_decrypted",
                 at=datetime.now(UTC),
-                account=getpass.getuser(),
+                account=current_account(),
                 first=first,
                 last=last,
                 reason=reason[:2000],

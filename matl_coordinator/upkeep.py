@@ -15,6 +15,7 @@ from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.wrapping import load_key_file
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.names import log_origin
+from matl_coordinator.account import current_account
 from matl_coordinator.config import Config
 from matl_coordinator.service.checkpoints import witness_policy
 from matl_coordinator.service.retention import Retention
@@ -43,5 +44,6 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
             log_key=key,
             policy=witness_policy(allowlist, key, f=config.rounds.byzantine),
             years=config.log.retention_years,
+            account=current_account(),
             clock=lambda: datetime.now(UTC),
         )

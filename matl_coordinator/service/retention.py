@@ -21,6 +21,7 @@ from matl_common.tlog.entry import Entry
 from matl_common.tlog.merkle import root_from
 from matl_common.tlog.note import VerifierKey
 from matl_common.tlog.policy import NO_QUORUM, Policy, assess
+from matl_common.tlog.verification import MONTH_DROPPED, MONTH_KEY_ERASED
 from matl_coordinator.core.retention import RetentionError, check_expired, kept_until
 from matl_coordinator.ports import CheckpointRecord, LoggedEntry
 from matl_coordinator.service.checkpoints import with_cosignatures
@@ -105,12 +106,14 @@ class Retention:
         log_key: VerifierKey,
         policy: Policy,
         years: int,
+        account: str,
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._log_key = log_key
         self._policy = policy
         self._years = years
+        self._account = account
         self._clock = clock
 
     def months(self) -> tuple[MonthStanding, ...]:
@@ -143,8 +146,9 @@ class Retention:
         cover = self._cover(held)
         cosigners: list[Fact] = list(cover.cosigners)
         written = entry(
-            "month_dropped",
+            MONTH_DROPPED,
             at=now,
+            account=self._account,
             month=month,
             entries=held.entries,
             last_index=held.last_index,
@@ -167,7 +171,7 @@ class Retention:
         """
         now = self._clock()
         check_expired(month, years=self._years, now=now)
-        written = entry("month_key_erased", at=now, month=month, reason=reason)
+        written = entry(MONTH_KEY_ERASED, at=now, account=self._account, month=month, reason=reason)
         return self._store.erase_key(month, years=self._years, entry=written)
 
     def rewrap_keys(self, key: KeyEncryptionKey, *, reason: str) -> LoggedEntry:
@@ -177,7 +181,13 @@ class Retention:
             IntegrityError: a data key is not under the present one.
             StoreError: the store did not confirm.
         """
-        written = entry("log_keys_rewrapped", at=self._clock(), wrapped_by=key.name, reason=reason)
+        written = entry(
+            "log_keys_rewrapped",
+            at=self._clock(),
+            account=self._account,
+            wrapped_by=key.name,
+            reason=reason,
+        )
         return self._store.rewrap_keys(key, entry=written)
 
     def _cover(self, held: LogMonth) -> Cover:

@@ -23,6 +23,7 @@ from matl_common.tlog.checkpoint import verify_checkpoint
 from matl_common.tlog.cosignature import cosign
 from matl_common.tlog.leaf import encode_leaf, parse_leaf
 from matl_common.tlog.merkle import grow, Frontier, leaf_hash
+from matl_coordinator.account import current_account
 from matl_coordinator.ports import Store
 from tests.coordinator.harness import Site, make_site
 from tests.logs import an_entry
@@ -418,7 +419,11 @@ def test_without_the_key_everything_but_what_was_said_is_verified(unlocked: Plac
     assert "number" not in told
 
 
-def test_breaking_the_glass_shows_entries_and_is_logged_first(place: Place) -> None:
+def test_breaking_the_glass_shows_entries_and_is_logged_first(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which anybody may set.
+    monkeypatch.setenv("LOGNAME", "somebody_else")
     config = ("--coordinator-config", str(place.config))
     found = place.run("decrypt", "--from", "3", "--to", "5", "--reason", "an inquiry", *config)
     assert found.exit_code == 0, found.output
@@ -426,6 +431,7 @@ def test_breaking_the_glass_shows_entries_and_is_logged_first(place: Place) -> N
     newest = json.loads(place.run("tail", "-n", "1", *config, "--json").stdout)
     assert (newest["event"], newest["reason"]) == ("entries_decrypted", "an inquiry")
     assert (newest["first"], newest["last"]) == (3, 5)
+    assert newest["account"] == current_account()
     assert place.verify().exit_code == 0
     for wrong in (
         ("--from", "3", "--to", "9999", "--reason", "x"),

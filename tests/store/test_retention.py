@@ -66,7 +66,12 @@ class Log:
         store = self.opened.enter_context(closing(SqlRetention.connect(self.retention_url, **LOG)))
         quorum = policy or threshold_policy([LOG_KEY], KEYS, threshold=2)
         return Retention(
-            store=store, log_key=LOG_KEY, policy=quorum, years=years, clock=lambda: now
+            store=store,
+            log_key=LOG_KEY,
+            policy=quorum,
+            years=years,
+            account="admin_c",
+            clock=lambda: now,
         )
 
     def cosign(self, *nodes: NodeId, size: int | None = None, root: bytes | None = None) -> None:
@@ -121,6 +126,7 @@ def test_a_dropped_month_is_gone_and_every_proof_still_verifies(log: Log) -> Non
     assert log.events() == ["c", "d", "month_dropped"]
     told = parse_entry(logged.data or b"")
     assert (told["month"], told["entries"], told["last_index"]) == (OLD, 2, 1)
+    assert told["account"] == "admin_c"
     assert (told["checkpoint_size"], told["cosigners"]) == (4, NODES[:2])
     assert (told["checkpoint_root"], told["reason"]) == (before.root, "seven years are over")
     head, read = log.writer.log_head(), log.writer.log_node
@@ -222,10 +228,11 @@ def test_a_quorum_on_another_history_drops_nothing(log: Log) -> None:
 
 def test_an_erased_month_cannot_be_read_and_stays_in_place(log: Log) -> None:
     logged = log.retention().erase_key(OLD, reason="a subject's request")
-    assert parse_entry(logged.data or b"")["event"] == "month_key_erased"
+    told = parse_entry(logged.data or b"")
+    assert (told["event"], told["account"]) == ("month_key_erased", "admin_c")
     assert log.events() == ["a", "b", "c", "d", "month_key_erased"]
-    told = [each.data is None for each in log.writer.log_entries(start=0, limit=9)]
-    assert told == [True, True, False, False, False]
+    gone = [each.data is None for each in log.writer.log_entries(start=0, limit=9)]
+    assert gone == [True, True, False, False, False]
     assert [each.held.is_readable for each in log.retention().months()] == [False, True, True]
     with pytest.raises(RetentionError):
         log.retention().erase_key(OLD, reason="again")
@@ -256,7 +263,8 @@ def test_a_month_that_is_not_there_is_not_dropped_twice(log: Log) -> None:
 
 def test_all_keys_go_under_another_key_and_no_leaf_changes(log: Log) -> None:
     before = log.writer.log_entries(start=0, limit=9)
-    log.retention().rewrap_keys(OTHER, reason="the old one's custodian left")
+    logged = log.retention().rewrap_keys(OTHER, reason="the old one's custodian left")
+    assert parse_entry(logged.data or b"")["account"] == "admin_c"
     # A daemon that still runs with the old one writes nothing under it.
     with pytest.raises(IntegrityError, match="does not unwrap"):
         log.writer.commit([], [an_entry("under the old key")])
