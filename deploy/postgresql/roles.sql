@@ -7,8 +7,8 @@
 --
 --     matl_log_owner       owns all tables and functions; cannot log in
 --     matl_log_writer      the coordinator: writes the study, appends to the log, reads both
---     matl_log_reader      auditors: reads
---     matl_log_retention   puts away expired months of the log, and reads
+--     matl_log_reader      auditors: reads the log
+--     matl_log_retention   puts away expired months of the log, and reads it
 --
 -- retention_years and cosignatures are the least that log_drop_month and log_erase_key insist on,
 -- whatever they are called with. Set cosignatures to a quorum of your hospitals: more than
@@ -33,7 +33,7 @@ SELECT format('CREATE ROLE %I %s', name, CASE name WHEN 'matl_log_owner' THEN 'N
 DROP EVENT TRIGGER IF EXISTS matl_log_keep_objects;
 DROP EVENT TRIGGER IF EXISTS matl_log_keep_guards;
 
--- Everything is the owner's.
+-- Everything is the owner's, but for what triggers call: who owns a function can replace it.
 CREATE TEMPORARY TABLE ours ON COMMIT DROP AS
 SELECT oid, oid::regclass::text AS name,
        relname IN ('writer', 'study', 'models', 'rounds', 'updates', 'trust') AS is_study,
@@ -44,7 +44,8 @@ SELECT oid, oid::regclass::text AS name,
                     'log_nodes', 'log_keys', 'log_entries', 'log_checkpoints', 'log_cosignatures')
         OR relname ~ '^log_entries_[0-9]{4}_[0-9]{2}$');
 SELECT format('ALTER TABLE %s OWNER TO matl_log_owner', name) FROM ours \gexec
-SELECT format('ALTER FUNCTION %s OWNER TO matl_log_owner', oid::regprocedure)
+SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure,
+              CASE WHEN proname LIKE 'log\_refuse\_%' THEN current_user ELSE 'matl_log_owner' END)
   FROM pg_proc WHERE pronamespace = :'schema'::regnamespace AND proname LIKE 'log\_%'
 \gexec
 REVOKE CREATE ON SCHEMA :"schema" FROM PUBLIC;
@@ -56,11 +57,17 @@ SELECT format('REVOKE ALL ON %s FROM PUBLIC, matl_log_writer, matl_log_reader, m
   FROM ours
 \gexec
 -- Months are read, like they are written, through their parent alone.
-SELECT format('GRANT SELECT ON %s TO matl_log_reader', name) FROM ours WHERE NOT is_month \gexec
+-- The study's tables are not encrypted, and hold much of what entries say.
+SELECT format('GRANT SELECT ON %s TO matl_log_reader', name)
+  FROM ours WHERE NOT is_month AND NOT is_study
+\gexec
 GRANT matl_log_reader TO matl_log_writer, matl_log_retention;
-SELECT format('GRANT INSERT, UPDATE ON %s TO matl_log_writer', name) FROM ours WHERE is_study \gexec
+SELECT format('GRANT SELECT, INSERT, UPDATE ON %s TO matl_log_writer', name)
+  FROM ours WHERE is_study
+\gexec
 GRANT INSERT ON log_checkpoints, log_cosignatures TO matl_log_writer;
 GRANT INSERT ON log_keys TO matl_log_writer, matl_log_retention;
+GRANT EXECUTE ON FUNCTION log_refuse_change, log_refuse_key_change TO matl_log_owner;
 GRANT EXECUTE ON FUNCTION log_lock TO matl_log_writer, matl_log_retention;
 GRANT EXECUTE ON FUNCTION log_append TO matl_log_writer;
 GRANT EXECUTE ON FUNCTION log_drop_month, log_erase_key, log_rewrap_keys TO matl_log_retention;
@@ -109,6 +116,21 @@ LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
 DECLARE
     bare text;
 BEGIN
+    -- Under another name, a table would not be looked for below.
+    IF (SELECT count(*) FROM pg_class
+         WHERE relnamespace = current_schema()::regnamespace AND relname IN
+               ('log_nodes', 'log_keys', 'log_entries', 'log_checkpoints', 'log_cosignatures')) < 5
+       OR EXISTS (SELECT FROM pg_inherits
+                    JOIN pg_class AS parent ON parent.oid = inhparent
+                    JOIN pg_class AS child ON child.oid = inhrelid
+                   WHERE parent.relnamespace = current_schema()::regnamespace
+                     AND parent.relname = 'log_entries'
+                     AND (child.relnamespace <> parent.relnamespace
+                          OR child.relname !~ '^log_entries_[0-9]{4}_[0-9]{2}$'))
+    THEN
+        RAISE EXCEPTION 'the tables of the log keep their names'
+            USING ERRCODE = 'restrict_violation';
+    END IF;
     SELECT guarded.oid::regclass::text INTO bare
       FROM pg_class AS guarded
      WHERE guarded.relnamespace = current_schema()::regnamespace AND guarded.relkind IN ('r', 'p')

@@ -35,6 +35,7 @@ OLD, NEW = "2019-01-31T23:59:59.999Z", "2026-11-01T00:00:00.000Z"
 OLDER = "2018-12-31T23:59:59.999Z"
 DENIED, KEPT, STALE, WRONG = "42501", "23001", "40001", "22023"
 CHILD = "log_entries_2019_01"
+STUDY = ("study", "models", "rounds", "updates", "trust", "writer")
 TABLES = ("log_nodes", "log_entries", "log_keys", "log_checkpoints", "log_cosignatures")
 
 
@@ -89,7 +90,7 @@ CHANGES = (
     "ALTER TABLE log_nodes DROP COLUMN hash",
     "ALTER TABLE log_nodes DROP CONSTRAINT pk_log_nodes",
     "ALTER TRIGGER log_keep_rows ON log_nodes RENAME TO gone",
-    "DROP FUNCTION log_refuse_change CASCADE",
+    *(f"ALTER TABLE {name} RENAME TO gone" for name in (*TABLES, CHILD)),
     "DROP FUNCTION log_append",
     "DROP INDEX ix_log_keys_month",
 )
@@ -137,6 +138,7 @@ def test_nobody_gets_round_what_he_may_call(database: str, role: str, statement:
     ("role", "statement"),
     [
         (READER, "SELECT log_lock()"),
+        *((each, f"SELECT * FROM {name}") for each in (READER, RETENTION) for name in STUDY),
         (READER, "SELECT log_append(2, ARRAY[''::bytea], ARRAY[''::bytea])"),
         (READER, "UPDATE study SET document = ''"),
         (READER, "INSERT INTO log_checkpoints VALUES (1, '')"),
@@ -154,6 +156,24 @@ def test_nobody_gets_round_what_he_may_call(database: str, role: str, statement:
 )
 def test_each_user_has_its_own_work(database: str, role: str, statement: str) -> None:
     assert outcome(database, role, statement) == DENIED
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP FUNCTION log_refuse_change CASCADE",
+        "DROP FUNCTION log_refuse_key_change CASCADE",
+        "CREATE OR REPLACE FUNCTION log_refuse_change() RETURNS trigger LANGUAGE sql AS ''",
+        "CREATE OR REPLACE FUNCTION log_refuse_key_change() RETURNS trigger LANGUAGE sql AS ''",
+    ],
+)
+@pytest.mark.parametrize("role", [OWNER, WRITER, READER, RETENTION])
+def test_what_triggers_call_is_a_superusers(database: str, role: str, statement: str) -> None:
+    assert outcome(database, role, statement) == DENIED
+
+
+def test_a_superuser_does_not_drop_what_triggers_call(database: str) -> None:
+    assert outcome(database, None, "DROP FUNCTION log_refuse_change CASCADE") == KEPT
 
 
 @pytest.mark.parametrize("role", [WRITER, READER, RETENTION])
