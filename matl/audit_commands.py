@@ -38,7 +38,6 @@ from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
 from matl_common.tlog.note import parse_note
 from matl_common.tlog.policy import NO_QUORUM, parse_policy
 from matl_common.tlog.proof import FILE_SUFFIX, TlogProof, encode_proof, parse_proof, verify_proof
-from matl_common.tlog.sealing import open_sealed
 from matl_common.tlog.verification import StoredLeaf
 from matl_coordinator.breakglass import decrypt_entries
 from matl_coordinator.config import load_config
@@ -89,7 +88,9 @@ def tail(
 ) -> None:
     """Show the newest entries, oldest first.
 
-    With --json each line is one entry in canonical JSON.
+    From the database, with `--coordinator-config`, only what their leaves tell: what was said is
+    read through the coordinator, or with `matl audit decrypt`, which is logged. With --json each
+    line is one entry in canonical JSON.
     """
     with errors_in_one_line(), log_place(context, coordinator_config) as place:
         size = place.source.size()
@@ -116,7 +117,7 @@ def show(
     bundle: Bundle = None,
     as_json: Json = False,
 ) -> None:
-    """Show one entry, whole, with the leaf that commits to it."""
+    """Show one entry with the leaf that commits to it; only the leaf from database or bundle."""
     with errors_in_one_line(), log_place(context, coordinator_config, bundle) as place:
         stored = _entry(place.source, index)
         facts = _told(stored, place)
@@ -187,19 +188,22 @@ def prove(
         Path, typer.Option("--out", "-o", help="Folder for the entry and its proof.")
     ] = Path(),
     coordinator_config: Database = None,
+    reason: Annotated[
+        str, typer.Option(help="With --coordinator-config, which breaks the glass: why.")
+    ] = "",
 ) -> None:
     """Write an entry with a proof that the log has it: for a court, an auditor, or a patient.
 
     Writes `<index>.entry.json` with the leaf, the salt and what was said, and `<index>.tlog-proof`
     (C2SP tlog-proof). Whoever has both and the log's policy checks them offline, years later:
-    `matl audit check`.
+    `matl audit check`. Asks the coordinator; with `--coordinator-config`, while it is stopped, the
+    database, and logs with your `--reason` that the entry was read.
     """
     with errors_in_one_line():
         if coordinator_config is None:
             entry, proof = _proof_from_coordinator(context, index)
         else:
-            with log_place(context, coordinator_config) as place:
-                entry, proof = _proof_from_database(place, index)
+            entry, proof = _proof_from_database(context, coordinator_config, index, reason=reason)
         try:
             paths = out / f"{index}.entry.json", out / f"{index}{FILE_SUFFIX}"
             write_atomically(paths[0], [json.dumps(entry, indent=2).encode() + b"\n"])
@@ -358,29 +362,27 @@ def _proof_from_coordinator(context: typer.Context, index: int) -> tuple[dict[st
     return document, TlogProof(index, found.path, note)
 
 
-def _proof_from_database(place: Place, index: int) -> tuple[dict[str, str], TlogProof]:
-    believed = place.require_believed()
-    notes = place.source.notes()
-    size = _size_of(notes[-1]) if notes else 0
-    if index >= size:
-        raise InvalidInputError(
-            f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
-        )
-    stored = _entry(place.source, index)
-    if stored.leaf is None or stored.payload is None:
-        raise InvalidInputError(f"entry {index} was dropped with its month; its hash is left")
-    leaf = parse_leaf(stored.leaf)
-    key = (believed.keys or {}).get(leaf.key)
-    if key is None:
-        raise InvalidInputError(f"the key of entry {index} was erased; nobody can read it")
-    opened = open_sealed(leaf, stored.payload, key)
-    path = inclusion_proof(index, size, place.source.node)
-    signed = open_checkpoint(notes[-1], [believed.log])
+def _proof_from_database(
+    context: typer.Context, coordinator_config: Path, index: int, *, reason: str
+) -> tuple[dict[str, str], TlogProof]:
+    config = load_config(coordinator_config)
+    with log_place(context, coordinator_config) as place:
+        believed, notes = place.require_believed(), place.source.notes()
+        size = _size_of(notes[-1]) if notes else 0
+        if index >= size:
+            raise InvalidInputError(
+                f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
+            )
+        signed = open_checkpoint(notes[-1], [believed.log])
+        found = list(decrypt_entries(config, first=index, last=index, reason=reason))
+        if not found or found[0].data is None or found[0].salt is None:
+            raise InvalidInputError(f"entry {index} was dropped, or its key erased")
+        leaf, salt, data = found[0].leaf, found[0].salt, found[0].data
+        path = inclusion_proof(index, size, place.source.node)
     verify_inclusion(
-        index=index, size=size, leaf=stored.hash, proof=path, root=signed.checkpoint.root
+        index=index, size=size, leaf=leaf_hash(leaf), proof=path, root=signed.checkpoint.root
     )
-    document = _document(stored.leaf, opened.salt, opened.data)
-    return document, TlogProof(index, tuple(path), signed.note)
+    return _document(leaf, salt, data), TlogProof(index, tuple(path), signed.note)
 
 
 def _document(leaf: bytes, salt: bytes, entry: bytes) -> dict[str, str]:
@@ -400,18 +402,14 @@ def _entry(source: LogSource, index: int) -> StoredLeaf:
 
 
 def _told(stored: StoredLeaf, place: Place) -> dict[str, Any]:
-    """What an entry says, or, where it cannot be read, what its leaf tells."""
+    """What an entry says, where a coordinator tells it; else what its leaf does."""
     if stored.leaf is None or stored.payload is None:
         return {"index": stored.index, "dropped": True}
-    leaf = parse_leaf(stored.leaf)
-    said = None
+    said = b""
     if isinstance(place.source, CoordinatorSource):
         said = place.source.entry(stored.index)
-    elif place.believed is not None and place.believed.keys is not None:
-        key = place.believed.keys.get(leaf.key)
-        said = None if key is None else open_sealed(leaf, stored.payload, key).data
     if not said:
-        return {"index": stored.index, **_leaf_facts(leaf), "sealed": True}
+        return {"index": stored.index, **_leaf_facts(parse_leaf(stored.leaf)), "sealed": True}
     return {"index": stored.index, **parse_entry(said)}
 
 

@@ -372,7 +372,10 @@ def test_an_entry_is_proved_to_somebody_who_has_neither_log_nor_key(
     bundle = tmp_path / "bundle"
     config = ("--coordinator-config", str(place.config))
     assert place.run("export", str(bundle), *config).exit_code == 0
-    assert place.run("prove", "42", "-o", str(tmp_path), *config).exit_code == 0
+    unasked = place.run("prove", "42", "-o", str(tmp_path), *config)
+    assert (unasked.exit_code, "say why" in unasked.stderr) == (1, True)
+    proved = place.run("prove", "42", "-o", str(tmp_path), *config, "--reason", "a court")
+    assert proved.exit_code == 0, proved.output
     entry, proof = tmp_path / "42.entry.json", tmp_path / "42.tlog-proof"
     policy = ("--policy", str(bundle / "matl/policy"))
     found = place.run("check", str(entry), str(proof), *policy, "--json")
@@ -384,19 +387,21 @@ def test_an_entry_is_proved_to_somebody_who_has_neither_log_nor_key(
     assert refused.exit_code == 1
     assert "does not commit" in refused.stderr
     # Not yet under a checkpoint.
-    late = place.run("prove", "299", "-o", str(tmp_path), *config)
+    late = place.run("prove", "299", "-o", str(tmp_path), *config, "--reason", "x")
     assert late.exit_code == 1
     assert "not under it yet" in late.stderr
 
 
-def test_one_entry_is_shown_whole_and_the_newest_in_a_table(place: Place) -> None:
+def test_from_the_database_only_leaves_are_shown_although_the_key_is_at_hand(place: Place) -> None:
     config = ("--coordinator-config", str(place.config))
     shown = json.loads(place.run("show", "3", *config, "--json").stdout)
-    assert shown["entry"]["number"] == 3
-    assert shown["leaf"]["node"] == "hospital_a"
+    assert shown["entry"]["sealed"] is True
+    assert (shown["leaf"]["node"], shown["leaf"]["round"]) == ("hospital_a", 3)
+    assert "number" not in shown["entry"]
     tail = place.run("tail", "-n", "2", *config).stdout
-    assert "number=299" in tail
-    assert "number=297" not in tail
+    assert "round=299" in tail
+    assert "round=297" not in tail
+    assert "number" not in tail
     only = place.run("tail", *config, "--event", "nothing", "--json")
     assert only.stdout == ""
     assert place.run("show", "300", *config).exit_code == 1
@@ -428,7 +433,8 @@ def test_breaking_the_glass_shows_entries_and_is_logged_first(
     found = place.run("decrypt", "--from", "3", "--to", "5", "--reason", "an inquiry", *config)
     assert found.exit_code == 0, found.output
     assert [json.loads(line)["number"] for line in found.stdout.splitlines()] == [3, 4, 5]
-    newest = json.loads(place.run("tail", "-n", "1", *config, "--json").stdout)
+    again = ("--from", str(ENTRIES), "--to", str(ENTRIES), "--reason", "to see it logged")
+    newest = json.loads(place.run("decrypt", *again, *config).stdout)
     assert (newest["event"], newest["reason"]) == ("entries_decrypted", "an inquiry")
     assert (newest["first"], newest["last"]) == (3, 5)
     assert newest["account"] == current_account()
