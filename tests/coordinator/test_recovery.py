@@ -122,7 +122,8 @@ async def test_a_fault_at_any_commit_changes_neither_the_models_nor_the_log(
 ) -> None:
     site = new_site(tmp_path, "undisturbed", rounds=rounds)
     expected, entries, commits = await undisturbed(site)
-    assert commits > 10 * rounds
+    # How many decisions share a transaction is up to their timing.
+    assert commits > 5 * rounds
     is_mean = expected[0] != expected[1]
     assert is_mean == (rounds == 3)
     # The rounds before one that ends with a mean are like any other.
