@@ -32,6 +32,7 @@ from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.wrapping import load_key_file
 from matl_common.tlog.checkpoint import open_checkpoint, parse_checkpoint
+from matl_common.tlog.disclosure import Disclosure, encode_disclosure, parse_disclosure
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.leaf import Leaf, check_disclosure, parse_leaf
 from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
@@ -206,7 +207,7 @@ def prove(
             entry, proof = _proof_from_database(context, coordinator_config, index, reason=reason)
         try:
             paths = out / f"{index}.entry.json", out / f"{index}{FILE_SUFFIX}"
-            write_atomically(paths[0], [json.dumps(entry, indent=2).encode() + b"\n"])
+            write_atomically(paths[0], [encode_disclosure(entry)])
             write_atomically(paths[1], [encode_proof(proof)], mode=_PUBLIC)
         except OSError as error:
             raise ConfigurationError(f"cannot write to {out}: {error.strerror}") from error
@@ -226,23 +227,21 @@ def check(
     """Check offline that an entry is in a log that a quorum of its witnesses has seen."""
     with errors_in_one_line():
         try:
-            document = json.loads(read_file(entry))
-            leaf_bytes = document["leaf"].encode()
-            salt, said = bytes.fromhex(document["salt"]), document["entry"].encode()
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            shown = parse_disclosure(read_file(entry))
+        except InvalidInputError as error:
             raise InvalidInputError(
                 f"{entry} is not an entry that `matl audit prove` wrote"
             ) from error
-        leaf = parse_leaf(leaf_bytes)
+        leaf = parse_leaf(shown.leaf)
         believed = parse_policy(read_file(policy))
-        signed = verify_proof(parse_proof(read_file(proof)), leaf_hash(leaf_bytes), believed)
-        check_disclosure(leaf, salt=salt, plaintext=said)
+        signed = verify_proof(parse_proof(read_file(proof)), leaf_hash(shown.leaf), believed)
+        check_disclosure(leaf, salt=shown.salt, plaintext=shown.entry)
     facts = {
         "log": leaf.origin,
         "index": leaf.index,
         "checkpoint_size": signed.checkpoint.size,
         "quorum": believed.quorum != NO_QUORUM,
-        "entry": parse_entry(said),
+        "entry": parse_entry(shown.entry),
     }
     if as_json:
         print_json(facts)
@@ -252,7 +251,7 @@ def check(
         f"Entry {leaf.index} of {leaf.origin} is what the log says, under a checkpoint of "
         f"{signed.checkpoint.size} entries; {seen}."
     )
-    typer.echo(printable_json(parse_entry(said)))
+    typer.echo(printable_json(parse_entry(shown.entry)))
 
 
 @audit_app.command()
@@ -345,26 +344,21 @@ def decrypt(
             typer.echo(json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
-def _proof_from_coordinator(context: typer.Context, index: int) -> tuple[dict[str, str], TlogProof]:
+def _proof_from_coordinator(context: typer.Context, index: int) -> tuple[Disclosure, TlogProof]:
     with connected(context) as client:
         note = parse_note(client.audit.checkpoint().note)
-        size = _size_of(note.encode())
+        size = parse_checkpoint(note.text).size
         if index >= size:
             raise InvalidInputError(
                 f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
             )
         found = client.audit.inclusion(index, size=size)
-    document = {
-        "leaf": found.leaf.decode(),
-        "salt": found.salt.hex(),
-        "entry": found.entry.decode(),
-    }
-    return document, TlogProof(index, found.path, note)
+    return Disclosure(found.leaf, found.salt, found.entry), TlogProof(index, found.path, note)
 
 
 def _proof_from_database(
     context: typer.Context, coordinator_config: Path, index: int, *, reason: str
-) -> tuple[dict[str, str], TlogProof]:
+) -> tuple[Disclosure, TlogProof]:
     config = load_config(coordinator_config)
     with log_place(context, coordinator_config) as place:
         believed, notes = place.require_believed(), place.source.notes()
@@ -382,11 +376,7 @@ def _proof_from_database(
     verify_inclusion(
         index=index, size=size, leaf=leaf_hash(leaf), proof=path, root=signed.checkpoint.root
     )
-    return _document(leaf, salt, data), TlogProof(index, tuple(path), signed.note)
-
-
-def _document(leaf: bytes, salt: bytes, entry: bytes) -> dict[str, str]:
-    return {"leaf": leaf.decode(), "salt": salt.hex(), "entry": entry.decode()}
+    return Disclosure(leaf, salt, data), TlogProof(index, tuple(path), signed.note)
 
 
 def _size_of(note: bytes) -> int:

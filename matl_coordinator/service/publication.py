@@ -8,7 +8,6 @@ that the entry is in a checkpoint with the hospitals' cosignatures, and the keys
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +18,7 @@ import structlog
 
 from matl_common.errors import MatlError
 from matl_common.ids import RoundId, parse_digest
+from matl_common.tlog.disclosure import Disclosure, encode_disclosure
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.leaf import parse_leaf
 from matl_common.tlog.merkle import inclusion_proof
@@ -28,6 +28,7 @@ from matl_coordinator.ports import LoggedEntry, ModelStore, Store
 from matl_coordinator.service.checkpoints import Checkpoints, Witnessed
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.register import Decision, Register
+from matl_coordinator.service.tree import over_tree
 
 RELEASE_EVENT = "model_released"
 PAGE = 200
@@ -129,15 +130,15 @@ class Publication:
         facts = parse_entry(data)
         digest = parse_digest(str(facts["model"]))
         round_id = RoundId(int(str(facts["round"])))
-        path = await asyncio.to_thread(
-            inclusion_proof, logged.index, witnessed.size, self._store.log_node
+        path = await over_tree(
+            self._store, lambda read: inclusion_proof(logged.index, witnessed.size, read)
         )
         proof = TlogProof(logged.index, tuple(path), witnessed.note)
         release = Release(
             round_id=round_id,
             index=logged.index,
             model=self._models.path(digest),
-            entry=disclosure(logged, data),
+            entry=encode_disclosure(Disclosure(logged.leaf, logged.salt or b"", data)),
             proof=encode_proof(proof),
             policy=encode_policy(self._checkpoints.policy),
         )
@@ -161,13 +162,3 @@ class Publication:
             cosigners=len(witnessed.cosigners),
         )
         return round_id
-
-
-def disclosure(logged: LoggedEntry, data: bytes) -> bytes:
-    """An entry with what shows its leaf to be of it, as JSON; ``matl audit check`` reads it."""
-    document = {
-        "leaf": logged.leaf.decode(),
-        "salt": (logged.salt or b"").hex(),
-        "entry": data.decode(),
-    }
-    return json.dumps(document, indent=2).encode() + b"\n"
