@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from matl_common.durable import owned_folder, write_atomically
-from matl_common.errors import ConfigurationError, IntegrityError, MatlError
+from matl_common.errors import ConfigurationError, MatlError
 from matl_common.identity.keys import load_ed25519_private_key, private_key_pem
 from matl_common.identity.wrapping import create_key_file, load_key_file
 from matl_common.ids import parse_federation_id
@@ -159,7 +159,7 @@ class AuditLogger:
                 proof=inclusion_proof(newest.index, head.size, self._store.log_node),
                 root=bytes.fromhex(head.root),
             )
-        except (MatlError, IntegrityError, ValueError):
+        except (MatlError, ValueError):
             return False
         return True
 

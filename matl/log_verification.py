@@ -81,12 +81,13 @@ def verify_log(
         StoreError, OperationsError: the log cannot be read.
     """
     own = [_opened(note, believed) for note in source.notes()]
-    signed = [*own, *(_opened(note, believed) for note in believed.notes)]
+    judged = [*own, *(_opened(note, believed) for note in believed.notes)]
+    signed = [each for each, _ in judged]
     _check_forks(signed)
     verifier = LogVerifier(believed.log.name, [each.checkpoint for each in signed])
     reader = source.reader if isinstance(source, DatabaseSource) else None
     if reader is not None:
-        _check_filed(own, reader.checkpoint_sizes())
+        _check_filed([each for each, _ in own], reader.checkpoint_sizes())
         if strays := reader.stray_entries():
             raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
     opened, gaps = 0, Gaps()
@@ -104,9 +105,7 @@ def verify_log(
         _check_told(tally)
         gaps.check(held=reader.data_key_names())
     signed_size = max((each.checkpoint.size for each in signed), default=0)
-    witnessed_size = max(
-        (each.checkpoint.size for each in signed if _met(each, believed)), default=0
-    )
+    witnessed_size = max((each.checkpoint.size for each, met in judged if met), default=0)
     return AuditReport(
         tally=tally,
         signed_size=signed_size,
@@ -142,19 +141,14 @@ def opened_entries(
                 yield parse_entry(open_sealed(leaf, stored.payload, key).data)
 
 
-def _opened(note: bytes, believed: Believed) -> SignedCheckpoint:
-    signed = open_checkpoint(note, [believed.log])
-    if believed.policy is not None:
-        # Also verifies every cosignature of a known witness.
-        assess(signed, believed.policy)
-    return signed
-
-
-def _met(signed: SignedCheckpoint, believed: Believed) -> bool:
-    policy = believed.policy
-    if policy is None or policy.quorum == NO_QUORUM:
-        return False
-    return assess(signed, policy).quorum_met
+def _opened(note: bytes, believed: Believed) -> tuple[SignedCheckpoint, bool]:
+    """A checkpoint that the log signed, and whether a quorum of witnesses has cosigned it."""
+    signed, policy = open_checkpoint(note, [believed.log]), believed.policy
+    if policy is None:
+        return signed, False
+    # Also verifies every cosignature of a known witness.
+    assessment = assess(signed, policy)
+    return signed, assessment.quorum_met and policy.quorum != NO_QUORUM
 
 
 def _check_forks(signed: Collection[SignedCheckpoint]) -> None:
