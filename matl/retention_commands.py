@@ -14,16 +14,17 @@ from typing import Annotated, Final
 
 import typer
 
-from matl.terminal import console, print_json, printable, table
-from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
+from matl.terminal import console, errors_in_one_line, print_json, table
+from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.wrapping import load_key_file
 from matl_coordinator.config import load_config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.retention import Retention
 from matl_coordinator.upkeep import opened_retention
 
-EXIT_FAILED, EXIT_WRONG_USE = 1, 2
 DEFAULT_CONFIG: Final = Path("coordinator.toml")
+# A month that is none is for whoever typed it to mend.
+_WRONG_USE: Final = (ConfigurationError, InvalidInputError)
 
 retention_app = typer.Typer(
     no_args_is_help=True, help="Put away expired months of the log, and replace its key."
@@ -119,7 +120,7 @@ def rewrap(
     All data keys are wrapped anew in one transaction; no leaf and no payload changes. The old
     key opens nothing of this database afterwards, but still opens old backups.
     """
-    with _errors_in_one_line():
+    with errors_in_one_line(_WRONG_USE):
         key = load_key_file(new_key)
     with _retention(config, database) as retention:
         logged = retention.rewrap_keys(key, reason=reason)
@@ -134,17 +135,7 @@ def _print_done(what: str, logged: LoggedEntry) -> None:
 @contextmanager
 def _retention(config: Path, database: str | None) -> Iterator[Retention]:
     with (
-        _errors_in_one_line(),
+        errors_in_one_line(_WRONG_USE),
         opened_retention(load_config(config), database=database) as retention,
     ):
         yield retention
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except MatlError as error:
-        typer.echo(f"matl: {printable(str(error))}", err=True)
-        wrong_use = isinstance(error, ConfigurationError | InvalidInputError)
-        raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None

@@ -41,14 +41,16 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line(
+    wrong_use: tuple[type[MatlError], ...] = (ConfigurationError,),
+) -> Iterator[None]:
     """An error ends the program with one line, and an exit status that tells which kind."""
     try:
         yield
     except (MatlError, OSError) as error:
         typer.echo(f"matl: {printable(str(error))}", err=True)
-        wrong_use = isinstance(error, ConfigurationError)
-        raise typer.Exit(EXIT_WRONG_USE if wrong_use else EXIT_FAILED) from None
+        status = EXIT_WRONG_USE if isinstance(error, wrong_use) else EXIT_FAILED
+        raise typer.Exit(status) from None
 
 
 def print_json(value: object) -> None:

@@ -12,7 +12,8 @@ from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from matl.cli import app
-from matl.retention_commands import EXIT_FAILED, EXIT_WRONG_USE, retention_app
+from matl.retention_commands import retention_app
+from matl.terminal import EXIT_FAILED, EXIT_WRONG_USE
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.wrapping import create_key_file, load_key_file
 from matl_common.tlog.checkpoint import verify_checkpoint
