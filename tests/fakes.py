@@ -20,7 +20,14 @@ from matl_common.errors import IntegrityError
 from matl_common.ids import Digest, NodeId, RoundId, digest_of_file
 from matl_common.tensors import CHUNK_BYTES, MODEL_SUFFIX
 from matl_common.tlog.entry import Entry
-from matl_common.tlog.merkle import HASH_BYTES, NodeAddress, appended_nodes, leaf_hash, merkle_root
+from matl_common.tlog.merkle import (
+    HASH_BYTES,
+    NodeAddress,
+    frontier_from,
+    grow,
+    leaf_hash,
+    merkle_root,
+)
 from matl_common.tlog.sealing import DATA_KEY_BYTES, data_key, seal
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.ports import (
@@ -201,8 +208,9 @@ def _append(tables: Tables, entry: Entry) -> LoggedEntry:
     logged = LoggedEntry(
         index, sealed.leaf, sealed.payload, entry.data, sealed.salt, Digest(hashed.hex())
     )
-    nodes = appended_nodes(index, hashed, lambda level, i: tables.nodes[level, i])
-    tables.nodes.update(nodes)
+    frontier = frontier_from(index, lambda level, i: tables.nodes[level, i])
+    _, runs = grow(frontier, [hashed])
+    tables.nodes.update(((run.level, run.first), run.hashes[0]) for run in runs)
     tables.entries.append(logged)
     return logged
 

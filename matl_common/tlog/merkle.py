@@ -128,29 +128,6 @@ def nodes_read(compute: Callable[[ReadNode], object]) -> list[NodeAddress]:
     return list(addresses)
 
 
-def appended_nodes(
-    size: int, new_leaf_hash: bytes, read_node: ReadNode
-) -> list[tuple[NodeAddress, bytes]]:
-    """The nodes to store when a leaf joins a tree of ``size`` leaves.
-
-    Args:
-        size: leaves before; the new leaf gets this index.
-        new_leaf_hash: its ``leaf_hash``.
-        read_node: reads nodes stored earlier.
-
-    Returns:
-        The leaf itself and every interior node it completes, lowest first. Store all
-        of them in one transaction.
-    """
-    nodes = [((0, size), new_leaf_hash)]
-    level, index, current = 0, size, new_leaf_hash
-    while index & 1:
-        current = node_hash(read_node(level, index - 1), current)
-        level, index = level + 1, index >> 1
-        nodes.append(((level, index), current))
-    return nodes
-
-
 def root_from(size: int, read_node: ReadNode) -> bytes:
     """Root hash of the first ``size`` leaves."""
     return frontier_from(size, read_node).root()

@@ -16,7 +16,6 @@ from matl_common.tlog.merkle import (
     Frontier,
     NodeAddress,
     ReadNode,
-    appended_nodes,
     consistency_proof,
     frontier_from,
     grow,
@@ -49,9 +48,11 @@ class StoredTree:
         self.nodes: dict[tuple[int, int], bytes] = {}
         self.reads = 0
         for number, leaf in enumerate(leaves(size)):
-            for address, value in appended_nodes(number, leaf, self.read):
+            _, runs = grow(frontier_from(number, self.read), [leaf])
+            for run in runs:
+                address = (run.level, run.first)
                 assert address not in self.nodes
-                self.nodes[address] = value
+                (self.nodes[address],) = run.hashes
         self.reads = 0
 
     def read(self, level: int, index: int) -> bytes:
@@ -242,7 +243,7 @@ def test_reads_grow_with_the_logarithm_of_the_tree() -> None:
 
     size = (1 << 40) - 1
     root_from(size, read)
-    appended_nodes(size, leaf_hash(b""), read)
+    grow(frontier_from(size, read), [leaf_hash(b"")])
     assert reads <= 80
     reads = 0
     inclusion_proof(12345, size, read)
