@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-
-from croniter import croniter
+from typing import TYPE_CHECKING
 
 from matl_common.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from croniter import croniter
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class ByCalendar:
     expression: str
 
     def __post_init__(self) -> None:
-        if not croniter.is_valid(self.expression):
+        if not _croniter().is_valid(self.expression):
             raise ConfigurationError(
                 f"{self.expression!r} is not a cron expression; write for example '0 2 * * *'"
             )
@@ -48,7 +50,14 @@ def next_due(schedule: Schedule, *, last_opened: datetime | None, now: datetime)
             return now if last_opened is None else last_opened + interval
         case ByCalendar(expression=expression):
             start = now if last_opened is None else last_opened
-            following: datetime = croniter(expression, start).get_next(datetime)
+            following: datetime = _croniter()(expression, start).get_next(datetime)
             return following.astimezone(UTC)
         case ByHand():
             return None
+
+
+def _croniter() -> type[croniter]:
+    # Loaded only where it is used: it costs a daemon a megabyte.
+    from croniter import croniter
+
+    return croniter
