@@ -16,7 +16,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check mutants dev proto fix clean constraints \
-	format lint types imports wire-drift migrations-drift
+	format lint types imports wire-drift migrations-drift softhsm
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,7 @@ demo: $(VENV)/demo.stamp ## Five hospitals train one model on this machine; resu
 		$(if $(EPSILON),--epsilon '$(EPSILON)') $(if $(ATTACK),--attack '$(ATTACK)') \
 		$(if $(PATIENTS),--patients '$(PATIENTS)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
-test: $(VENV)/dev.stamp ## Run the tests, on real processes, sockets and PostgreSQL
+test: $(VENV)/dev.stamp softhsm ## Run the tests, on real processes, sockets and PostgreSQL
 	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 check: format lint types imports wire-drift migrations-drift $(filter-out done,$(TESTS)) ## Everything that must hold before a change lands
@@ -73,6 +73,14 @@ wire-drift: $(VENV)/dev.stamp
 
 migrations-drift: $(VENV)/dev.stamp
 	@$(RUN) scripts/dev/check_migrations.py
+
+# PKCS#11 tokens in software. Where this cannot install them, the tests that need one say how.
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
+softhsm:
+	@command -v softhsm2-util >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
+		|| $(APT) install -y softhsm2 >/dev/null 2>&1 \
+		|| { $(APT) update && $(APT) install -y softhsm2; } >/dev/null \
+		|| echo "SoftHSM cannot be installed: apt-get install softhsm2" >&2
 
 # One benchmark a file: benchmarks/aggregation.py is `make bench-aggregation`.
 

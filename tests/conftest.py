@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 import matl_common  # noqa: F401 - before gRPC, which reads its TLS settings once
 from tests.postgres import PostgresUnavailableError, fresh_database, running_postgres
+from tests.softhsm import SoftHsmUnavailableError, TokenFolder, token_folder
 
 # Before numpy or torch load: small tensors gain nothing from threads, and tests share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,3 +49,14 @@ def postgres_database(postgres_url: str) -> Iterator[str]:
     """Yield the URL of an empty database that this test alone uses."""
     with fresh_database(postgres_url) as url:
         yield url
+
+
+@pytest.fixture
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TokenFolder]:
+    """Yield a folder with a PKCS#11 token "hsm", which this test alone uses."""
+    try:
+        with token_folder(tmp_path / "softhsm", monkeypatch) as folder:
+            folder.add("hsm")
+            yield folder
+    except SoftHsmUnavailableError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None

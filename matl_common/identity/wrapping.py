@@ -1,8 +1,9 @@
 """Key-encryption keys: what wraps the data keys of the log.
 
-A data key leaves the process only wrapped (AES key wrap, RFC 3394). The key-encryption key
-is a file here, readable by its owner alone, and so software-held. Whoever loses it has lost
-every entry it guards, and whoever reads it can read them; the log's proofs need neither.
+A data key leaves the process only wrapped (AES key wrap, RFC 3394). The key-encryption key here
+is a file, readable by its owner alone, and so software-held; ``pkcs11.wrapping`` has one in a
+token. Whoever loses it has lost every entry it guards, and whoever can use it can read them; the
+log's proofs need neither.
 """
 
 import base64
@@ -18,6 +19,7 @@ from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError
 
 KEY_BYTES = 32
+SOFTWARE_HELD = "software-held"
 _CHECK_VALUE_CHARACTERS = 16
 
 
@@ -26,16 +28,29 @@ class KeyEncryptionKey(Protocol):
 
     @property
     def name(self) -> str:
-        """Tells keys apart without telling anything of them."""
+        """Tells keys apart without telling anything of them: see ``name_of_zeros``."""
+
+    @property
+    def holder(self) -> str:
+        """What holds it, for people to read."""
+
+    @property
+    def weaknesses(self) -> tuple[str, ...]:
+        """What one may expect of its holder and does not have, for people to read."""
 
     def wrap(self, key: bytes) -> bytes:
-        """Wrap a key of 32 bytes (RFC 3394 §2.2.1)."""
+        """Wrap a key of 32 bytes (RFC 3394 §2.2.1).
+
+        Raises:
+            ConfigurationError, TokenError: a token that holds it cannot be used.
+        """
 
     def unwrap(self, wrapped: bytes) -> bytes:
         """Unwrap what this key has wrapped (RFC 3394 §2.2.2).
 
         Raises:
             IntegrityError: another key has wrapped it, or it was changed.
+            ConfigurationError, TokenError: as ``wrap``.
         """
 
 
@@ -45,14 +60,22 @@ class SoftwareKeyEncryptionKey:
     def __init__(self, key: bytes) -> None:
         """Take an AES-256 key of 32 bytes."""
         self._key = key
-        # Deterministic, so the same key is known again wherever it is held.
-        check_value = hashlib.sha256(aes_key_wrap(key, bytes(KEY_BYTES))).hexdigest()
-        self._name = check_value[:_CHECK_VALUE_CHARACTERS]
+        self._name = name_of_zeros(aes_key_wrap(key, bytes(KEY_BYTES)))
 
     @property
     def name(self) -> str:
         """The first 16 hexadecimal characters of a hash of its wrapping of zeros."""
         return self._name
+
+    @property
+    def holder(self) -> str:
+        """Software."""
+        return SOFTWARE_HELD
+
+    @property
+    def weaknesses(self) -> tuple[str, ...]:
+        """None but that software holds it, which is said already."""
+        return ()
 
     def wrap(self, key: bytes) -> bytes:
         """Wrap a key of 32 bytes."""
@@ -67,10 +90,23 @@ class SoftwareKeyEncryptionKey:
         try:
             return aes_key_unwrap(self._key, wrapped)
         except (InvalidUnwrap, ValueError) as error:
-            raise IntegrityError(
-                f"a data key of the log does not unwrap with key-encryption key {self._name}; "
-                "name the key that wrapped it"
-            ) from error
+            raise foreign_key_error(self._name) from error
+
+
+def name_of_zeros(wrapped: bytes) -> str:
+    """A key's name, by what it makes of 32 zeros: 16 hexadecimal characters of a hash.
+
+    Deterministic, so the same key is known again wherever it is held.
+    """
+    return hashlib.sha256(wrapped).hexdigest()[:_CHECK_VALUE_CHARACTERS]
+
+
+def foreign_key_error(name: str) -> IntegrityError:
+    """What unwrapping raises where another key has wrapped."""
+    return IntegrityError(
+        f"a data key of the log does not unwrap with key-encryption key {name}; "
+        "name the key that wrapped it"
+    )
 
 
 def create_key_file(path: Path) -> None:
