@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -26,11 +26,11 @@ from matl.log_sources import (
     LogSource,
     export_bundle,
 )
-from matl.log_verification import AuditReport, Believed, opened_entries, verify_log
+from matl.log_verification import AuditReport, opened_entries, verify_log
 from matl.terminal import console, errors_in_one_line, print_json, printable, table
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
-from matl_common.identity.wrapping import load_key_file
+from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.checkpoint import open_checkpoint, parse_checkpoint
 from matl_common.tlog.disclosure import Disclosure, encode_disclosure, parse_disclosure
 from matl_common.tlog.entry import parse_entry
@@ -162,15 +162,12 @@ def verify(
     """
     with (
         errors_in_one_line(),
-        log_place(context, coordinator_config, bundle, log_key, policy) as place,
+        log_place(
+            context, coordinator_config, bundle, log_key, policy, with_keys=not sealed
+        ) as place,
     ):
-        believed = place.require_believed()
-        believed = Believed(
-            log=believed.log,
-            policy=believed.policy,
-            notes=[read_file(path) for path in checkpoint or ()],
-            keys=None if sealed else believed.keys,
-        )
+        notes = [read_file(path) for path in checkpoint or ()]
+        believed = replace(place.require_believed(), notes=notes)
         with _progress("verifying", place.source.size()) as advance:
             report = verify_log(place.source, believed, on_progress=advance)
     if as_json:
@@ -298,7 +295,7 @@ def replay(
         engine = create_database_engine(config.database_url)
         try:
             reader = LogReader(engine)
-            keys = reader.data_keys(load_key_file(config.log_encryption_key))
+            keys = reader.data_keys(load_wrapping_key(config.log_encryption_key))
             entries = opened_entries(
                 reader.pages(), keys, wanted=lambda leaf: is_told(leaf.event, leaf.round, number)
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -18,8 +18,8 @@ from matl.log_sources import BundleSource, CoordinatorSource, DatabaseSource, Lo
 from matl.log_verification import Believed
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import load_allowlist
+from matl_common.identity.key_places import load_wrapping_key
 from matl_common.identity.keys import load_ed25519_private_key
-from matl_common.identity.wrapping import load_key_file
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.names import log_origin
 from matl_common.tlog.note import VerifierKey, parse_verifier_key
@@ -59,8 +59,10 @@ def log_place(
     bundle: Path | None = None,
     log_key_file: Path | None = None,
     policy_file: Path | None = None,
+    *,
+    with_keys: bool = False,
 ) -> Iterator[Place]:
-    """Where to read from, and whom to believe.
+    """Where to read from, and whom to believe; ``with_keys`` to decrypt a database's entries, too.
 
     Raises:
         ConfigurationError: two places, or a file that does not fit.
@@ -75,7 +77,10 @@ def log_place(
                 engine = create_database_engine(config.database_url)
                 stack.callback(engine.dispose)
                 reader = LogReader(engine)
-                yield Place(DatabaseSource(reader), said or _configured(config, reader))
+                believed = said or _configured(config)
+                if with_keys and said is None:
+                    believed = replace(believed, keys=_data_keys(config, reader))
+                yield Place(DatabaseSource(reader), believed)
             case None, Path():
                 yield Place(BundleSource(bundle), said)
             case _:
@@ -94,16 +99,21 @@ def _said(log_key_file: Path | None, policy_file: Path | None) -> Believed | Non
     return None
 
 
-def _configured(config: Config, reader: LogReader) -> Believed:
-    """Whom a coordinator's own configuration believes, and the keys it can read entries with."""
+def _configured(config: Config) -> Believed:
+    """Whom a coordinator's own configuration believes."""
     allowlist = load_allowlist(config.federation.allowlist)
     public_key = load_ed25519_private_key(config.identity.log_key).public_key()
     key = log_key(log_origin(allowlist.federation), public_key)
     policy: Policy = witness_policy(allowlist, key, f=config.rounds.byzantine)
-    keys: dict[str, DataKey] | None = None
-    if config.log_encryption_key.exists():
-        keys = reader.data_keys(load_key_file(config.log_encryption_key))
-    return Believed(key, policy, keys=keys)
+    return Believed(key, policy)
+
+
+def _data_keys(config: Config, reader: LogReader) -> dict[str, DataKey] | None:
+    """What a coordinator's entries can be read with, unless the file of the key is elsewhere."""
+    place = config.log_encryption_key
+    if isinstance(place, Path) and not place.exists():
+        return None
+    return reader.data_keys(load_wrapping_key(place))
 
 
 def _verifier_key(path: Path) -> VerifierKey:

@@ -16,7 +16,12 @@ import typer
 
 from matl.terminal import console, errors_in_one_line, print_json, table
 from matl_common.errors import ConfigurationError, InvalidInputError
-from matl_common.identity.wrapping import load_key_file
+from matl_common.identity.key_places import (
+    create_wrapping_key,
+    load_wrapping_key,
+    parse_key_place,
+)
+from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_coordinator.config import load_config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.retention import Retention
@@ -106,10 +111,7 @@ def erase(
 def rewrap(
     *,
     new_key: Annotated[
-        Path,
-        typer.Option(
-            help="File with 32 bytes in base64: openssl rand -base64 32. Back it up first."
-        ),
+        str, typer.Option(help="Path or pkcs11: URI of a key that make-key made. Back it up first.")
     ],
     reason: Reason,
     config: ConfigFile = DEFAULT_CONFIG,
@@ -121,11 +123,39 @@ def rewrap(
     key opens nothing of this database afterwards, but still opens old backups.
     """
     with errors_in_one_line(_WRONG_USE):
-        key = load_key_file(new_key)
+        key = load_wrapping_key(parse_key_place(new_key))
     with _retention(config, database) as retention:
         logged = retention.rewrap_keys(key, reason=reason)
-    _print_done("Every data key is under the new key", logged)
+    _print_done(f"Every data key is under key {key.name}, {key.holder}", logged)
     typer.echo(f"Set log.encryption_key to {new_key} before the coordinator starts again.")
+
+
+@retention_app.command()
+def make_key(
+    place: Annotated[
+        str, typer.Argument(metavar="PLACE", help="Path of a new file, or a pkcs11: URI.")
+    ],
+) -> None:
+    """Make a key-encryption key, in a file or in a token, and change nothing else.
+
+    A token's PIN is in the file that pin-source names, or in MATL_PKCS11_PIN. The key cannot be
+    taken out of its token, so it is backed up as the token is; without it nobody reads the log.
+    """
+    with errors_in_one_line(_WRONG_USE):
+        _print_key(create_wrapping_key(parse_key_place(place)))
+
+
+@retention_app.command()
+def key(*, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Show which key wraps the log's data keys, what holds it, and what that does not promise."""
+    with errors_in_one_line(_WRONG_USE):
+        _print_key(load_wrapping_key(load_config(config).log_encryption_key))
+
+
+def _print_key(key: KeyEncryptionKey) -> None:
+    typer.echo(f"Key {key.name}, {key.holder}")
+    for weakness in key.weaknesses:
+        typer.echo(f"Warning: {weakness}", err=True)
 
 
 def _print_done(what: str, logged: LoggedEntry) -> None:

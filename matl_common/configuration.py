@@ -17,11 +17,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
 )
 
 from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.identity.key_places import KeyPlace, parse_key_place
 from matl_common.ids import parse_federation_id, parse_node_id
 
 LABELS_FILE = "labels_deidentified.csv"
@@ -44,6 +47,18 @@ class Section(BaseModel):
 def _resolved(path: Path, info: ValidationInfo) -> Path:
     folder = Path(info.context[_FOLDER]) if info.context else Path.cwd()
     return folder / path.expanduser()
+
+
+def _key_place(text: object, info: ValidationInfo) -> KeyPlace:
+    if isinstance(text, Path):
+        return text
+    if not isinstance(text, str):
+        raise ValueError("must be a path or a pkcs11: URI")
+    try:
+        place = parse_key_place(text)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from error
+    return _resolved(place, info) if isinstance(place, Path) else place
 
 
 def _node_id(text: str) -> str:
@@ -69,6 +84,8 @@ def _host_and_port(text: str) -> str:
 
 
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_resolved)]
+KeyReference = Annotated[KeyPlace, PlainValidator(_key_place), PlainSerializer(str)]
+"""The path of a file, or the ``pkcs11:`` URI of a key in a token."""
 NodeName = Annotated[str, AfterValidator(_node_id)]
 FederationName = Annotated[str, AfterValidator(_federation_id)]
 Address = Annotated[str, AfterValidator(_host_and_port)]

@@ -28,6 +28,7 @@ from typing import Any
 import structlog
 
 from matl_common.errors import MatlError
+from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 
 Message = dict[str, Any]
 ReportProgress = Callable[[Message], None]
@@ -266,7 +267,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**_ENVIRONMENT, **os.environ, **self._environment},
+            env={**_ENVIRONMENT, **_inherited(), **self._environment},
             limit=MAX_LINE_BYTES,
             # Its own group, so that its children die with it and a terminal's Ctrl-C,
             # which means "drain" to the daemon, does not reach it.
@@ -337,6 +338,11 @@ class WorkerProcess:
         if self._idle:
             self._idle.cancel()
             self._idle = None
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment but for what a worker has no use for and must not know."""
+    return {name: value for name, value in os.environ.items() if name != PIN_VARIABLE}
 
 
 def resident_bytes(pid: int) -> int:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from matl_common.durable import owned_folder
 from matl_common.errors import InvalidInputError
 from matl_common.identity.allowlist import load_allowlist
-from matl_common.identity.wrapping import load_key_file
+from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
 from matl_coordinator.config import Config
@@ -45,7 +45,7 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
         store = SqlStore.connect(
             config.database_url,
             log_origin=origin,
-            log_key=load_key_file(config.log_encryption_key),
+            log_key=load_wrapping_key(config.log_encryption_key),
         )
         try:
             size = store.log_head().size

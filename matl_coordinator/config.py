@@ -22,12 +22,14 @@ from matl_common.configuration import (
     Address,
     FederationName,
     FilePath,
+    KeyReference,
     NodeName,
     Seconds,
     Section,
     load,
 )
 from matl_common.errors import ConfigurationError
+from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
@@ -300,9 +302,10 @@ class Holdout(Section):
 class Log(Section):
     """How the transparency log keeps what it says."""
 
-    encryption_key: FilePath | None = None
-    """Wraps the monthly keys that entries are encrypted with; 32 bytes in base64. Made as
-    ``log-encryption.key`` in ``state_dir`` if unset. Back it up apart from the database."""
+    encryption_key: KeyReference | None = None
+    """Wraps the monthly keys that entries are encrypted with: a ``pkcs11:`` URI, or a file of 32
+    bytes in base64. Made as ``log-encryption.key`` in ``state_dir`` if unset. Back it up apart
+    from the database."""
     retention_years: int = Field(default=DEFAULT_YEARS, ge=0, le=100)
     """How old a month of entries must be before an operator can drop it."""
     compliance: Annotated[Compliance, Field(strict=False)] = Compliance.HIPAA
@@ -410,7 +413,7 @@ class Config(Section):
         return self.database or f"sqlite:///{self.state_dir / 'coordinator.db'}"
 
     @property
-    def log_encryption_key(self) -> Path:
+    def log_encryption_key(self) -> KeyPlace:
         return self.log.encryption_key or self.state_dir / "log-encryption.key"
 
     def printable(self) -> dict[str, Any]:

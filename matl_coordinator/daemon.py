@@ -24,9 +24,10 @@ import typer
 from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
+from matl_common.identity.key_places import load_wrapping_key
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.tls import server_credentials
-from matl_common.identity.wrapping import create_key_file, load_key_file
+from matl_common.identity.wrapping import KeyEncryptionKey, create_key_file
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
@@ -127,7 +128,8 @@ class Coordinator:
             stack.enter_context(owned_folder(config.state_dir))
             self._serve_metrics()
             await asyncio.to_thread(upgrade_apart, config.database_url)
-            store = await asyncio.to_thread(self._store)
+            wrapping_key = await asyncio.to_thread(self._wrapping_key)
+            store = await asyncio.to_thread(self._store, wrapping_key)
             stack.callback(store.close)
             for weakness in await asyncio.to_thread(store.weaknesses):
                 log.warning("log_weaker", reason=weakness)
@@ -200,7 +202,13 @@ class Coordinator:
                 clock=utc_now,
             )
             await log_allowlist(register, self._allowlist, clock=utc_now)
-            await self._note(register, "coordinator_started", **self._terms(protection))
+            await self._note(
+                register,
+                "coordinator_started",
+                **self._terms(protection),
+                log_encryption_key=wrapping_key.name,
+                log_encryption_key_holder=wrapping_key.holder,
+            )
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
@@ -227,21 +235,28 @@ class Coordinator:
             finally:
                 log.info("coordinator_draining", seconds_at_most=config.limits.drain_seconds)
 
-    def _store(self) -> SqlStore:
-        """The database, with the log's key, which the first start makes."""
-        path = self._config.log_encryption_key
-        if not path.exists() and self._config.log.encryption_key is None:
-            create_key_file(path)
+    def _wrapping_key(self) -> KeyEncryptionKey:
+        """The log's encryption key, which the first start makes where none is configured."""
+        place = self._config.log_encryption_key
+        if isinstance(place, Path) and not place.exists() and not self._config.log.encryption_key:
+            create_key_file(place)
             log.warning(
                 "log_encryption_key_made",
-                path=str(path),
+                path=str(place),
                 reason="software-held; back it up apart from the database: without it nobody can "
                 "read the log's entries",
             )
+        key = load_wrapping_key(place)
+        log.info("log_encryption_key", key=key.name, holder=key.holder)
+        for weakness in key.weaknesses:
+            log.warning("log_weaker", reason=weakness)
+        return key
+
+    def _store(self, wrapping_key: KeyEncryptionKey) -> SqlStore:
         return SqlStore.connect(
             self._config.database_url,
             log_origin=log_origin(self._allowlist.federation),
-            log_key=load_key_file(path),
+            log_key=wrapping_key,
         )
 
     def _checkpoints(self, store: SqlStore) -> Checkpoints:

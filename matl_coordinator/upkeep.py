@@ -11,8 +11,8 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 from matl_common.identity.allowlist import load_allowlist
+from matl_common.identity.key_places import load_wrapping_key
 from matl_common.identity.keys import load_ed25519_private_key
-from matl_common.identity.wrapping import load_key_file
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
@@ -36,7 +36,7 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
     store = SqlRetention.connect(
         database or config.database_url,
         log_origin=origin,
-        log_key=load_key_file(config.log_encryption_key),
+        log_key=load_wrapping_key(config.log_encryption_key),
     )
     with closing(store):
         yield Retention(

@@ -186,6 +186,7 @@ class Retention:
             at=self._clock(),
             account=self._account,
             wrapped_by=key.name,
+            holder=key.holder,
             reason=reason,
         )
         return self._store.rewrap_keys(key, entry=written)

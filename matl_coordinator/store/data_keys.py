@@ -6,13 +6,16 @@ again by a daemon that still knows it. Nothing here begins or ends a transaction
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, func, insert, select
 
 from matl_common.errors import ConfigurationError
+from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.tlog.sealing import DATA_KEY_BYTES, DataKey, data_key
+from matl_coordinator.ports import StoreError
 from matl_coordinator.store.schema import log_keys
 
 
@@ -45,6 +48,7 @@ class DataKeys:
 
         Raises:
             IntegrityError: another key-encryption key has wrapped it.
+            StoreError: the token of the key-encryption key cannot be used for now.
         """
         newest = (
             select(log_keys.c.name, log_keys.c.wrapped)
@@ -57,7 +61,8 @@ class DataKeys:
             return self._opened(found.name, bytes(found.wrapped))
         given = select(func.count()).select_from(log_keys).where(log_keys.c.month == month)
         name = f"{month}.{connection.execute(given).scalar_one() + 1}"
-        wrapped = self._key.wrap(os.urandom(DATA_KEY_BYTES))
+        with _key_at_hand():
+            wrapped = self._key.wrap(os.urandom(DATA_KEY_BYTES))
         connection.execute(
             insert(log_keys).values(
                 name=name, month=month, wrapped_by=self._key.name, wrapped=wrapped
@@ -70,6 +75,7 @@ class DataKeys:
 
         Raises:
             IntegrityError: another key-encryption key has wrapped one.
+            StoreError: as ``current``.
         """
         rows = connection.execute(
             select(log_keys.c.name, log_keys.c.wrapped).where(
@@ -83,12 +89,29 @@ class DataKeys:
 
         Raises:
             IntegrityError: another key-encryption key than the present one has wrapped it.
+            StoreError: as ``current``, for either key.
         """
         held = select(log_keys.c.name, log_keys.c.wrapped).where(log_keys.c.wrapped.is_not(None))
         rows = connection.execute(held.order_by(log_keys.c.name))
-        return {row.name: key.wrap(self._key.unwrap(bytes(row.wrapped))) for row in rows}
+        with _key_at_hand():
+            return {row.name: key.wrap(self._key.unwrap(bytes(row.wrapped))) for row in rows}
 
     def _opened(self, name: str, wrapped: bytes) -> DataKey:
         if (name, wrapped) not in self._unwrapped:
-            self._unwrapped[name, wrapped] = data_key(name, self._key.unwrap(wrapped))
+            with _key_at_hand():
+                unwrapped = self._key.unwrap(wrapped)
+            self._unwrapped[name, wrapped] = data_key(name, unwrapped)
         return self._unwrapped[name, wrapped]
+
+
+@contextmanager
+def _key_at_hand() -> Iterator[None]:
+    """A token that is away is to its log what a database is that does not answer.
+
+    Raises:
+        StoreError: the key-encryption key cannot be used for now.
+    """
+    try:
+        yield
+    except (TokenError, ConfigurationError) as error:
+        raise StoreError(f"the log's encryption key cannot be used: {error}") from error

@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 from matl.cli import app
 from matl.retention_commands import retention_app
 from matl.terminal import EXIT_FAILED, EXIT_WRONG_USE
+from matl_common.identity.key_places import create_wrapping_key, load_wrapping_key
 from matl_common.identity.keys import load_ed25519_private_key
-from matl_common.identity.wrapping import create_key_file, load_key_file
+from matl_common.identity.wrapping import create_key_file
 from matl_common.tlog.checkpoint import verify_checkpoint
 from matl_common.tlog.cosignature import cosign
 from matl_common.tlog.leaf import parse_leaf
@@ -60,7 +61,7 @@ class Office:
 @pytest.fixture
 def office(tmp_path: Path) -> Iterator[Office]:
     site = make_site(tmp_path)
-    create_key_file(site.config.log_encryption_key)
+    create_wrapping_key(site.config.log_encryption_key)
     identity, federation = site.config.identity, site.config.federation
     config = tmp_path / "coordinator.toml"
     config.write_text(
@@ -85,7 +86,7 @@ log_key = "{identity.log_key}"
     store = SqlStore.connect(
         site.config.database_url,
         log_origin=log_origin(site.allowlist.federation),
-        log_key=load_key_file(site.config.log_encryption_key),
+        log_key=load_wrapping_key(site.config.log_encryption_key),
     )
     with closing(store):
         store.load()
