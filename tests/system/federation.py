@@ -70,6 +70,7 @@ class Federation:
     database: str
     study: Mapping[str, Scalar] = field(default_factory=dict)
     rounds: Mapping[str, Scalar] = field(default_factory=dict)
+    log: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -84,10 +85,14 @@ class Federation:
         """Of the coordinator's database."""
         return self.database or f"sqlite:///{self.coordinator_state / 'coordinator.db'}"
 
+    @property
+    def coordinator_config(self) -> Path:
+        """The coordinator's configuration file, once it was started."""
+        return self.folder / "coordinator.toml"
+
     def start_coordinator(self) -> Daemon:
-        config = self.folder / "coordinator.toml"
-        config.write_text(toml_text(self._coordinator_table()))
-        return Daemon("-m", "matl_coordinator.daemon", "-c", str(config))
+        self.coordinator_config.write_text(toml_text(self._coordinator_table()))
+        return Daemon("-m", "matl_coordinator.daemon", "-c", str(self.coordinator_config))
 
     def start_participant(self, node: NodeId, *, address: str = "", **changes: Scalar) -> Daemon:
         """The real daemon, training for real."""
@@ -175,6 +180,7 @@ class Federation:
                 **self.rounds,
             },
             "holdout": {"images": str(self.images / "holdout")},
+            "log": dict(self.log),
             "worker": {"device": "cpu", "aggregation_threads": 1},
         }
         if self.database:
@@ -244,8 +250,9 @@ def found_federation(
     database: str = "",
     study: Mapping[str, Scalar] | None = None,
     rounds: Mapping[str, Scalar] | None = None,
+    log: Mapping[str, Scalar] | None = None,
 ) -> Federation:
-    """Make keys; nothing runs yet. ``study`` and ``rounds`` change settings."""
+    """Make keys; nothing runs yet. ``study``, ``rounds`` and ``log`` change settings."""
     wanted = DevelopmentFederation(
         federation=FEDERATION,
         coordinator=COORDINATOR,
@@ -263,6 +270,7 @@ def found_federation(
         database=database,
         study=study or {},
         rounds=rounds or {},
+        log=log or {},
     )
 
 
