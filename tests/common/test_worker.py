@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
+from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 from matl_common.worker import (
     MAX_STDERR_LINE_CHARACTERS,
     MAX_STDERR_LINES_PER_REQUEST,
@@ -308,3 +310,15 @@ async def test_a_busy_worker_dies_with_its_daemon(program: Write) -> None:
     process.kill()
     await process.wait()
     assert await gone(pid)
+
+
+async def test_a_worker_does_not_inherit_the_pin_of_a_token(
+    program: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PIN_VARIABLE, "canary-4711")
+    monkeypatch.setenv("MATL_UNRELATED", "inherited")
+    async with worker(program(PROGRAM)) as process:
+        await process.run({"do": "echo", "text": ""}, timeout_seconds=20)
+        environment = psutil.Process(process.pid).environ()
+    assert environment["MATL_UNRELATED"] == "inherited"
+    assert PIN_VARIABLE not in environment
