@@ -67,6 +67,12 @@ class TokenFolder:
             yield session
 
     @contextmanager
+    def session_beside(self, token: str) -> Iterator[pkcs11.Session]:
+        """A session that leaves the others be, and sees what they see once one has logged in."""
+        with pkcs11.lib(str(self.module)).get_token(token_label=token).open() as session:
+            yield session
+
+    @contextmanager
     def taken_away(self) -> Iterator[None]:
         """Every token is gone, and back afterwards."""
         away = self.folder.with_name("away")

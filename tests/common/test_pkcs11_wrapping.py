@@ -1,5 +1,7 @@
 """A key-encryption key in a real token: what it wraps, and what is said when it cannot."""
 
+import shutil
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,7 +80,12 @@ def test_a_key_made_in_the_token_never_leaves_it(tokens: TokenFolder) -> None:
         assert not found[Attribute.DECRYPT]
         with pytest.raises(pkcs11.PKCS11Error):
             found[Attribute.VALUE]
-        # Data keys only pass through.
+
+
+def test_data_keys_only_pass_through_the_token(tokens: TokenFolder) -> None:
+    key = create_token_key(tokens.uri("hsm"))
+    assert key.unwrap(key.wrap(DATA_KEY)) == DATA_KEY
+    with tokens.session_beside("hsm") as session:
         assert len(list(session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY}))) == 1
 
 
@@ -103,6 +110,43 @@ def test_a_key_that_can_leave_or_was_outside_is_told(tokens: TokenFolder) -> Non
     assert "can be taken out" in loose[0]
     imported = load_wrapping_key(tokens.uri("hsm", "imported")).weaknesses
     assert "was once outside" in imported[0]
+
+
+def test_a_pin_that_others_can_read_is_told(tokens: TokenFolder, tmp_path: Path) -> None:
+    file = tmp_path / "pin"
+    file.write_text(PIN)
+    file.chmod(0o600)
+    key = create_token_key(tokens.uri("hsm", query=f"&pin-source={file}"))
+    assert not any(str(file) in each for each in key.weaknesses)
+    file.chmod(0o644)
+    assert f"chmod 600 {file}" in key.weaknesses[-1]
+
+
+def test_without_the_library_it_is_told_what_to_install(
+    tokens: TokenFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pkcs11", None)
+    assert "pip install 'matl[hsm]'" in refusal(lambda: load_wrapping_key(tokens.uri("hsm")))
+
+
+def test_an_object_is_found_by_its_id_alone(tokens: TokenFolder) -> None:
+    text = tokens.uri_text("hsm").replace("object=log", "id=%00%ff")
+    key = create_token_key(parse_token_uri(text))
+    assert create_token_key(tokens.uri("hsm")).name != key.name
+    assert load_wrapping_key(parse_token_uri(text)).name == key.name
+
+
+@pytest.mark.parametrize("attribute", ["serial=1", "model=M", "manufacturer=M", "slot-id=1"])
+def test_a_token_fits_only_with_all_that_is_said_of_it(tokens: TokenFolder, attribute: str) -> None:
+    create_token_key(tokens.uri("hsm"))
+    text = tokens.uri_text("hsm").replace("object=", f"{attribute};object=")
+    said = refusal(lambda: load_wrapping_key(parse_token_uri(text)), TokenError)
+    assert "is not there" in said
+
+
+def test_an_object_of_another_type_is_no_key(tokens: TokenFolder) -> None:
+    text = tokens.uri_text("hsm").replace("secret-key", "private")
+    assert "names no secret-key" in refusal(lambda: load_wrapping_key(parse_token_uri(text)))
 
 
 def test_a_wrong_pin_is_tried_once(
@@ -188,6 +232,48 @@ def test_a_session_that_was_lost_is_opened_again(tokens: TokenFolder) -> None:
         assert "is not there" in refusal(lambda: key.unwrap(wrapped), TokenError)
         assert "is not there" in refusal(lambda: key.unwrap(wrapped), TokenError)
     assert key.unwrap(wrapped) == DATA_KEY
+
+
+def test_two_keys_of_a_token_stay_apart_when_it_was_away(tokens: TokenFolder) -> None:
+    one, two = (create_token_key(tokens.uri("hsm", label)) for label in ("one", "two"))
+    wrapped = one.wrap(DATA_KEY)
+    with tokens.taken_away():
+        refusal(lambda: two.wrap(DATA_KEY), TokenError)
+    assert two.wrap(DATA_KEY) != wrapped
+    # Only who finds the token away starts its module anew, and not everyone after it.
+    with tokens.session_beside("hsm") as session:
+        assert one.wrap(DATA_KEY) == wrapped
+        assert session.get_key(label="two")
+
+
+def test_handles_that_came_to_mean_another_key_wrap_nothing_with_it(tokens: TokenFolder) -> None:
+    for label in ("one", "two"):
+        create_token_key(tokens.uri("hsm", label))
+    tokens.restart()
+    one = load_wrapping_key(tokens.uri("hsm", "one"))
+    wrapped = one.wrap(DATA_KEY)
+    # A reset token numbers sessions and objects from the beginning again.
+    tokens.restart()
+    two = load_wrapping_key(tokens.uri("hsm", "two"))
+    assert one.wrap(DATA_KEY) == wrapped
+    tokens.restart()
+    other = two.wrap(DATA_KEY)
+    assert one.unwrap(wrapped) == DATA_KEY
+    assert two.unwrap(other) == DATA_KEY
+
+
+def test_another_session_and_another_token_that_is_broken_are_left_alone(
+    tokens: TokenFolder,
+) -> None:
+    name = create_token_key(tokens.uri("hsm")).name
+    before = set(tokens.folder.iterdir())
+    tokens.add("broken")
+    (broken,) = set(tokens.folder.iterdir()) - before
+    load_wrapping_key(tokens.uri("hsm"))
+    with tokens.session_beside("hsm") as session:
+        shutil.rmtree(broken)
+        assert load_wrapping_key(tokens.uri("hsm")).name == name
+        assert session.get_key(label="log")
 
 
 def test_a_key_that_was_exchanged_meanwhile_wraps_nothing(tokens: TokenFolder) -> None:

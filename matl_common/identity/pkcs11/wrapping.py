@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from matl_common.errors import ConfigurationError
-from matl_common.identity.pkcs11.session import Opened, TokenObject
+from matl_common.identity.keys import permission_warning
+from matl_common.identity.pkcs11.session import Opened, TokenError, TokenObject
 from matl_common.identity.pkcs11.uri import ObjectType, TokenUri
 from matl_common.identity.wrapping import KEY_BYTES, foreign_key_error, name_of_zeros
 
@@ -49,8 +50,10 @@ class TokenKeyEncryptionKey:
 
     @property
     def weaknesses(self) -> tuple[str, ...]:
-        """What its token does not promise of it."""
-        return self._weaknesses
+        """What its token does not promise of it, or the file of its PIN gives away."""
+        pin = self._uri.pin_source
+        readable = permission_warning(pin) if pin is not None and pin.exists() else None
+        return self._weaknesses if readable is None else (*self._weaknesses, readable)
 
     def wrap(self, key: bytes) -> bytes:
         """Wrap a key of 32 bytes.
@@ -59,7 +62,7 @@ class TokenKeyEncryptionKey:
             ConfigurationError: the PIN or the key in the token is another one by now.
             TokenError: the token cannot be reached, or refuses.
         """
-        return self._key.use(lambda opened: _wrap(opened, key))
+        return self._key.use(lambda opened: self._wrap(opened, key))
 
     def unwrap(self, wrapped: bytes) -> bytes:
         """Unwrap what this key has wrapped.
@@ -72,6 +75,10 @@ class TokenKeyEncryptionKey:
             raise foreign_key_error(self._name)
         return self._key.use(lambda opened: self._unwrap(opened, wrapped))
 
+    def _wrap(self, opened: Opened, key: bytes) -> bytes:
+        self._require_same(opened)
+        return _wrap(opened, key)
+
     def _unwrap(self, opened: Opened, wrapped: bytes) -> bytes:
         from pkcs11 import PKCS11Error
 
@@ -80,11 +87,22 @@ class TokenKeyEncryptionKey:
         except PKCS11Error as error:
             # Tokens answer a wrong integrity value as they answer being broken; one that still
             # wraps is not broken.
-            self._check(opened)
+            self._require_same(opened)
             raise foreign_key_error(self._name) from error
 
+    def _require_same(self, opened: Opened) -> None:
+        """See that the handles still mean this key: after a reset, a token gives them anew.
+
+        What another key has wrapped would be lost.
+
+        Raises:
+            TokenError: they do not, so the object has to be found again.
+        """
+        if _name(opened) != self._name:
+            raise TokenError(f"{self._uri} was reset and has to be opened again")
+
     def _check(self, opened: Opened) -> None:
-        """See that this is the key it was when it was first opened."""
+        """See that what was found can do the work, and is the key that was found at first."""
         from pkcs11 import Attribute, KeyType
 
         key: Any = opened.object
@@ -95,7 +113,7 @@ class TokenKeyEncryptionKey:
                 f"{self._uri} may not wrap and unwrap keys (CKA_WRAP, CKA_UNWRAP); make a key "
                 "for this use"
             )
-        name = name_of_zeros(_wrap(opened, bytes(KEY_BYTES)))
+        name = _name(opened)
         if self._name not in {"", name}:
             raise ConfigurationError(
                 f"{self._uri} is key {name} now and was {self._name}; restore the key that the "
@@ -136,6 +154,10 @@ def create_token_key(
     )
     place.create(make)
     return TokenKeyEncryptionKey(uri, environment=environment)
+
+
+def _name(opened: Opened) -> str:
+    return name_of_zeros(_wrap(opened, bytes(KEY_BYTES)))
 
 
 def _wrap(opened: Opened, key: bytes) -> bytes:
