@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -157,7 +158,9 @@ class TokenObject:
             opened = Opened(session, self._only_match(session))
             self._check(opened)
         except BaseException:
-            session.close()
+            # What went wrong is told, and not that a session could not be ended after it.
+            with suppress(_library().PKCS11Error):
+                session.close()
             raise
         self._held = (module.generation, opened)
         return opened
