@@ -16,12 +16,17 @@ from matl_common.wire.audit_pb2_grpc import AuditServiceStub
 
 @dataclass(frozen=True, slots=True)
 class ReadEntry:
-    """An entry as the coordinator sent it; ``entry`` is empty where the caller may not read it."""
+    """An entry as the coordinator sent it.
+
+    ``entry`` is empty where the caller may not read it. Of an entry whose month was dropped there
+    is only ``leaf_hash``, which is empty otherwise.
+    """
 
     index: int
     leaf: bytes
     payload: bytes
     entry: bytes
+    leaf_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class AuditClient:
         answer = answered(self._stub.ReadLog, request, timeout_seconds=self._timeout)
         return Page(
             tuple(
-                ReadEntry(each.index, each.leaf, each.payload, each.entry)
+                ReadEntry(each.index, each.leaf, each.payload, each.entry, each.leaf_hash)
                 for each in answer.entries
             ),
             answer.log_size,
@@ -83,3 +88,15 @@ class AuditClient:
         request = pb.ProveInclusionRequest(index=index, size=size)
         answer = answered(self._stub.ProveInclusion, request, timeout_seconds=self._timeout)
         return InclusionAnswer(answer.leaf, tuple(answer.path), answer.salt, answer.entry)
+
+    def record_sound(self, size: int, root: bytes) -> int:
+        """Put on record that the first ``size`` entries were found sound; returns the entry."""
+        return self._record(pb.RecordVerificationRequest(size=size, root=root))
+
+    def record_damage(self, size: int, *, first: int | None, last: int | None) -> int:
+        """Put on record that something is wrong, and with which entries, where that is known."""
+        damage = pb.Damage(first_index=first, last_index=last)
+        return self._record(pb.RecordVerificationRequest(size=size, damage=damage))
+
+    def _record(self, request: pb.RecordVerificationRequest) -> int:
+        return answered(self._stub.RecordVerification, request, timeout_seconds=self._timeout).index

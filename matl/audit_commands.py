@@ -11,70 +11,57 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from matl.connection import connected
-from matl.log_place import Place, log_place, read_file
-from matl.log_sources import (
-    POLICY,
-    CoordinatorSource,
-    LogSource,
-    export_bundle,
+from matl.log_bundle import POLICY, export_bundle
+from matl.log_place import (
+    Bundle,
+    Database,
+    Index,
+    Json,
+    LogKeyFile,
+    Place,
+    PolicyFile,
+    log_place,
+    read_file,
 )
+from matl.log_sources import CoordinatorSource, LogSource
+from matl.log_told import told
 from matl.log_verification import AuditReport, opened_entries, verify_log
-from matl.terminal import console, errors_in_one_line, print_json, printable, table
-from matl_common.durable import write_atomically
-from matl_common.errors import ConfigurationError, InvalidInputError
+from matl.proof_commands import check, prove
+from matl.terminal import console, print_json, printable, printable_json, table, verdict_in_one_line
+from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.identity.key_places import load_wrapping_key
-from matl_common.tlog.checkpoint import open_checkpoint, parse_checkpoint
-from matl_common.tlog.disclosure import Disclosure, encode_disclosure, parse_disclosure
+from matl_common.ids import Digest
 from matl_common.tlog.entry import parse_entry
-from matl_common.tlog.leaf import Leaf, check_disclosure, parse_leaf
-from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
 from matl_common.tlog.note import parse_note
-from matl_common.tlog.policy import NO_QUORUM, parse_policy
-from matl_common.tlog.proof import FILE_SUFFIX, TlogProof, encode_proof, parse_proof, verify_proof
-from matl_common.tlog.verification import StoredLeaf
+from matl_common.tlog.verification import LogDamagedError, StoredLeaf
 from matl_coordinator.breakglass import decrypt_entries
 from matl_coordinator.config import load_config
 from matl_coordinator.replay import replay_round
+from matl_coordinator.service.readings import Verification
 from matl_coordinator.service.story import is_told
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.reader import LogReader
 
-_PUBLIC: Final = 0o644
+# Entries looked through at once for some that are wanted.
+_WINDOW: Final = 500
 
 audit_app = typer.Typer(
     no_args_is_help=True,
     help="Read, verify, prove and export the log of everything that happened.",
     rich_markup_mode="markdown",
+    epilog="Exit status of every command: 0 done, and what was looked at is sound; 1 the log or "
+    "proof is bad; 2 wrong options, or it cannot be reached or read. `evidence` and `retention` "
+    "have others as well.",
 )
-
-Database = Annotated[
-    Path | None,
-    typer.Option(
-        "--coordinator-config",
-        help="The coordinator's TOML file: read its database instead of asking it.",
-    ),
-]
-Bundle = Annotated[
-    Path | None, typer.Option("--bundle", help="A folder that `matl audit export` wrote.")
-]
-LogKeyFile = Annotated[
-    Path | None,
-    typer.Option("--log-key", help="File with the log's verifier key (log.vkey), from enrolment."),
-]
-PolicyFile = Annotated[
-    Path | None,
-    typer.Option("--policy", help="tlog-policy of the log's and the witnesses' keys."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-Index = Annotated[int, typer.Argument(min=0, help="The entry's number in the log.")]
+audit_app.command()(prove)
+audit_app.command()(check)
 
 
 @audit_app.command()
@@ -87,21 +74,31 @@ def tail(
     coordinator_config: Database = None,
     as_json: Json = False,
 ) -> None:
-    """Show the newest entries, oldest first.
+    """Show the newest entries, or the newest that `--event` and `--node` fit, oldest first.
 
     From the database, with `--coordinator-config`, only what their leaves tell: what was said is
     read through the coordinator, or with `matl audit decrypt`, which is logged. With --json each
-    line is one entry in canonical JSON.
+    line is one entry in canonical JSON. An operator's reading is logged.
+
+    Exit status: 0 shown; 1 what is there is no log; 2 wrong options, or nobody answers.
     """
-    with errors_in_one_line(), log_place(context, coordinator_config) as place:
-        size = place.source.size()
-        pages = place.source.pages(start=max(0, size - limit), end=size)
-        rows = [_told(each, place) for page in pages for each in page]
-    shown = [
-        facts
-        for facts in rows
-        if (not event or facts.get("event") == event) and (not node or facts.get("node") == node)
-    ]
+
+    def is_wanted(facts: dict[str, Any]) -> bool:
+        return all(
+            not wanted or facts.get(name) == wanted
+            for name, wanted in (("event", event), ("node", node))
+        )
+
+    shown: list[dict[str, Any]] = []
+    with verdict_in_one_line(), log_place(context, coordinator_config) as place:
+        end = place.source.size()
+        window = max(limit, _WINDOW) if event or node else limit
+        while end > 0 and len(shown) < limit:
+            start = max(0, end - window)
+            pages = place.source.pages(start=start, end=end)
+            rows = [told(each, _said(each, place)) for page in pages for each in page]
+            shown = [*filter(is_wanted, rows), *shown][-limit:]
+            end = start
     if as_json:
         for facts in shown:
             typer.echo(json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
@@ -118,10 +115,14 @@ def show(
     bundle: Bundle = None,
     as_json: Json = False,
 ) -> None:
-    """Show one entry with the leaf that commits to it; only the leaf from database or bundle."""
-    with errors_in_one_line(), log_place(context, coordinator_config, bundle) as place:
+    """Show one entry with the leaf that commits to it; only the leaf from database or bundle.
+
+    Exit status: 0 shown; 1 what is there is no log; 2 wrong options, no such entry, or nobody
+    answers.
+    """
+    with verdict_in_one_line(), log_place(context, coordinator_config, bundle) as place:
         stored = _entry(place.source, index)
-        facts = _told(stored, place)
+        facts = told(stored, _said(stored, place))
         leaf = None if stored.leaf is None else json.loads(stored.leaf)
     found = {"entry": facts, "leaf": leaf, "leaf_hash": stored.hash.hex()}
     if as_json:
@@ -158,97 +159,36 @@ def verify(
     coordinator, give the log's key or, better, a policy: a log that says itself who may sign it
     proves nothing.
 
-    Exit status: 0 sound; 1 damaged, and the first bad entry is named; 2 wrong options.
+    The run itself is logged: who, how many entries, their root, and whether they are sound. From a
+    bundle, or with a database that may only be read, it cannot be, and the report says so.
+
+    Exit status: 0 sound; 1 damaged, and the first bad entry is named; 2 wrong options, or the log
+    cannot be reached.
     """
     with (
-        errors_in_one_line(),
+        verdict_in_one_line(),
         log_place(
             context, coordinator_config, bundle, log_key, policy, with_keys=not sealed
         ) as place,
     ):
-        notes = [read_file(path) for path in checkpoint or ()]
-        believed = replace(place.require_believed(), notes=notes)
-        with _progress("verifying", place.source.size()) as advance:
-            report = verify_log(place.source, believed, on_progress=advance)
-    if as_json:
-        tally = asdict(report.tally) | {"root": report.tally.root.hex()}
-        print_json(asdict(report) | {"tally": tally})
-        return
-    console().print(table(None, _report_rows(report)))
-
-
-@audit_app.command()
-def prove(
-    context: typer.Context,
-    index: Index,
-    *,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the entry and its proof.")
-    ] = Path(),
-    coordinator_config: Database = None,
-    reason: Annotated[
-        str, typer.Option(help="With --coordinator-config, which breaks the glass: why.")
-    ] = "",
-) -> None:
-    """Write an entry with a proof that the log has it: for a court, an auditor, or a patient.
-
-    Writes `<index>.entry.json` with the leaf, the salt and what was said, and `<index>.tlog-proof`
-    (C2SP tlog-proof). Whoever has both and the log's policy checks them offline, years later:
-    `matl audit check`. Asks the coordinator; with `--coordinator-config`, while it is stopped, the
-    database, and logs with your `--reason` that the entry was read.
-    """
-    with errors_in_one_line():
-        if coordinator_config is None:
-            entry, proof = _proof_from_coordinator(context, index)
-        else:
-            entry, proof = _proof_from_database(context, coordinator_config, index, reason=reason)
+        believed = place.require_believed()
+        believed = replace(believed, notes=[_given_note(path) for path in checkpoint or ()])
+        size = place.source.size()
         try:
-            paths = out / f"{index}.entry.json", out / f"{index}{FILE_SUFFIX}"
-            write_atomically(paths[0], [encode_disclosure(entry)])
-            write_atomically(paths[1], [encode_proof(proof)], mode=_PUBLIC)
-        except OSError as error:
-            raise ConfigurationError(f"cannot write to {out}: {error.strerror}") from error
-    typer.echo(f"Wrote {paths[0]} and {paths[1]}.")
-
-
-@audit_app.command()
-def check(
-    entry: Annotated[Path, typer.Argument(help="The `.entry.json` file.")],
-    proof: Annotated[Path, typer.Argument(help="The `.tlog-proof` file.")],
-    *,
-    policy: Annotated[
-        Path, typer.Option(help="tlog-policy of whom you believe; a bundle holds the log's.")
-    ],
-    as_json: Json = False,
-) -> None:
-    """Check offline that an entry is in a log that a quorum of its witnesses has seen."""
-    with errors_in_one_line():
-        try:
-            shown = parse_disclosure(read_file(entry))
-        except InvalidInputError as error:
-            raise InvalidInputError(
-                f"{entry} is not an entry that `matl audit prove` wrote"
-            ) from error
-        leaf = parse_leaf(shown.leaf)
-        believed = parse_policy(read_file(policy))
-        signed = verify_proof(parse_proof(read_file(proof)), leaf_hash(shown.leaf), believed)
-        check_disclosure(leaf, salt=shown.salt, plaintext=shown.entry)
-    facts = {
-        "log": leaf.origin,
-        "index": leaf.index,
-        "checkpoint_size": signed.checkpoint.size,
-        "quorum": believed.quorum != NO_QUORUM,
-        "entry": parse_entry(shown.entry),
-    }
+            with _progress("verifying", size) as advance:
+                report = verify_log(place.source, believed, on_progress=advance)
+        except (IntegrityError, InvalidInputError) as error:
+            if place.record is not None:
+                recorded = _recorded(place, _damage(error, size))
+                typer.echo(f"On record: {printable(recorded.said)}", err=True)
+            raise
+        tally = report.tally
+        recorded = _recorded(place, Verification(tally.size, Digest(tally.root.hex())))
     if as_json:
-        print_json(facts)
+        facts = asdict(report) | {"tally": asdict(tally) | {"root": tally.root.hex()}}
+        print_json(facts | {"recorded": recorded.index, "record": recorded.said})
         return
-    seen = "a quorum of its witnesses has seen it" if facts["quorum"] else "nobody witnesses it"
-    typer.echo(
-        f"Entry {leaf.index} of {leaf.origin} is what the log says, under a checkpoint of "
-        f"{signed.checkpoint.size} entries; {seen}."
-    )
-    typer.echo(printable_json(parse_entry(shown.entry)))
+    console().print(table(None, [*_report_rows(report), ("On record", recorded.said)]))
 
 
 @audit_app.command()
@@ -262,9 +202,12 @@ def export(
 ) -> None:
     """Write the log as a bundle of C2SP tlog-tiles, which anyone can verify and others' tools read.
 
-    Entries stay encrypted: the bundle shows that nothing was changed, not what was said.
+    Entries stay encrypted: the bundle shows that nothing was changed, not what was said. What was
+    dropped of the log since the folder was last written is deleted from it.
+
+    Exit status: 0 written; 1 the log is damaged; 2 wrong options, or it cannot be read or written.
     """
-    with errors_in_one_line(), log_place(context, coordinator_config) as place:
+    with verdict_in_one_line(), log_place(context, coordinator_config) as place:
         believed = place.require_believed()
         assert believed.policy is not None, "a coordinator's configuration gives a policy"
         with _progress("exporting", place.source.size()) as advance:
@@ -288,9 +231,11 @@ def replay(
 
     Every signature, every hash and the model itself must come out as the log says; the first
     difference ends it. Runs on the coordinator's machine, beside the daemon if you like, and
-    changes nothing there. Exit status: 0 the same; 1 a difference, or it cannot be done.
+    changes nothing there.
+
+    Exit status: 0 the same; 1 a difference; 2 wrong options, or what it takes is not there.
     """
-    with errors_in_one_line():
+    with verdict_in_one_line():
         config = load_config(coordinator_config)
         engine = create_database_engine(config.database_url)
         try:
@@ -331,8 +276,11 @@ def decrypt(
 
     Needs the coordinator's database and its log-encryption key, and the coordinator stopped; while
     it runs, `matl audit tail` and `show` read through it. Prints an entry a line, as JSON.
+
+    Exit status: 0 shown; 1 an entry is not what its leaf commits to; 2 wrong options, no such
+    entries, or the coordinator is running.
     """
-    with errors_in_one_line():
+    with verdict_in_one_line():
         config = load_config(coordinator_config)
         for logged in decrypt_entries(config, first=first, last=last, reason=reason):
             said: dict[str, Any] = {"index": logged.index, "erased": True}
@@ -341,68 +289,52 @@ def decrypt(
             typer.echo(json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
-def _proof_from_coordinator(context: typer.Context, index: int) -> tuple[Disclosure, TlogProof]:
-    with connected(context) as client:
-        note = parse_note(client.audit.checkpoint().note)
-        size = parse_checkpoint(note.text).size
-        if index >= size:
-            raise InvalidInputError(
-                f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
-            )
-        found = client.audit.inclusion(index, size=size)
-    return Disclosure(found.leaf, found.salt, found.entry), TlogProof(index, found.path, note)
-
-
-def _proof_from_database(
-    context: typer.Context, coordinator_config: Path, index: int, *, reason: str
-) -> tuple[Disclosure, TlogProof]:
-    config = load_config(coordinator_config)
-    with log_place(context, coordinator_config) as place:
-        believed, notes = place.require_believed(), place.source.notes()
-        size = _size_of(notes[-1]) if notes else 0
-        if index >= size:
-            raise InvalidInputError(
-                f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
-            )
-        signed = open_checkpoint(notes[-1], [believed.log])
-        found = list(decrypt_entries(config, first=index, last=index, reason=reason))
-        if not found or found[0].data is None or found[0].salt is None:
-            raise InvalidInputError(f"entry {index} was dropped, or its key erased")
-        leaf, salt, data = found[0].leaf, found[0].salt, found[0].data
-        path = inclusion_proof(index, size, place.source.node)
-    verify_inclusion(
-        index=index, size=size, leaf=leaf_hash(leaf), proof=path, root=signed.checkpoint.root
-    )
-    return Disclosure(leaf, salt, data), TlogProof(index, tuple(path), signed.note)
-
-
-def _size_of(note: bytes) -> int:
-    return parse_checkpoint(parse_note(note).text).size
-
-
 def _entry(source: LogSource, index: int) -> StoredLeaf:
     for page in source.pages(start=index, end=index + 1):
         for stored in page:
             if stored.index == index:
                 return stored
-    raise InvalidInputError(f"the log has no entry {index}")
+    raise ConfigurationError(f"the log has no entry {index}")
 
 
-def _told(stored: StoredLeaf, place: Place) -> dict[str, Any]:
-    """What an entry says, where a coordinator tells it; else what its leaf does."""
-    if stored.leaf is None or stored.payload is None:
-        return {"index": stored.index, "dropped": True}
-    said = b""
-    if isinstance(place.source, CoordinatorSource):
-        said = place.source.entry(stored.index)
-    if not said:
-        return {"index": stored.index, **_leaf_facts(parse_leaf(stored.leaf)), "sealed": True}
-    return {"index": stored.index, **parse_entry(said)}
+def _said(stored: StoredLeaf, place: Place) -> bytes:
+    """What an entry says, where a coordinator tells it."""
+    return place.source.entry(stored.index) if isinstance(place.source, CoordinatorSource) else b""
 
 
-def _leaf_facts(leaf: Leaf) -> dict[str, Any]:
-    facts = {"at": leaf.at, "event": leaf.event, "node": leaf.node, "round": leaf.round}
-    return {name: fact for name, fact in facts.items() if fact is not None}
+def _given_note(path: Path) -> bytes:
+    note = read_file(path)
+    try:
+        parse_note(note)
+    except InvalidInputError as error:
+        raise ConfigurationError(f"{path} is no signed checkpoint: {error}") from error
+    return note
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Where the log says that it was gone over, or why it does not."""
+
+    index: int | None
+    said: str
+
+
+def _recorded(place: Place, found: Verification) -> _Recorded:
+    if place.record is None:
+        return _Recorded(
+            None, "no: a bundle cannot be written to, and its coordinator is not asked"
+        )
+    try:
+        index = place.record(found)
+    except (MatlError, OSError) as error:
+        return _Recorded(None, f"no, this run could not be logged: {error}")
+    return _Recorded(index, f"entry {index} of the log tells of this run")
+
+
+def _damage(error: MatlError, size: int) -> Verification:
+    if isinstance(error, LogDamagedError):
+        return Verification(size, first=error.first, last=error.last)
+    return Verification(size)
 
 
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:
@@ -410,12 +342,6 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
     first = (str(rest.pop(name, "")) for name in ("index", "at", "event"))
     rest.pop("v", None)
     return (*first, " ".join(f"{name}={value}" for name, value in rest.items()))
-
-
-def printable_json(value: object) -> str:
-    """Indented JSON whose text cannot steer the terminal."""
-    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
-    return "\n".join(map(printable, lines))
 
 
 def _report_rows(report: AuditReport) -> list[tuple[str, str]]:

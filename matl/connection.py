@@ -105,9 +105,19 @@ def read_connection(config: Path | None, flags: Flags) -> Connection:
 @contextmanager
 def connected(context: typer.Context) -> Iterator[OperationsClient]:
     """Yield a client; errors in the block end the program, said in one line."""
+    with errors_in_one_line(), opened_client(context) as client:
+        yield client
+
+
+@contextmanager
+def opened_client(context: typer.Context) -> Iterator[OperationsClient]:
+    """Yield a client, for a caller who says what errors mean.
+
+    Raises:
+        ConfigurationError: where the coordinator is, or who asks it, is not to be found.
+    """
     invocation: Invocation = context.obj
-    with errors_in_one_line():
-        wanted = read_connection(invocation.config, invocation.flags)
-        files = TlsFiles(wanted.key, wanted.certificate, wanted.authority)
-        with connect_operator(wanted.address, files, parse_spiffe_id(wanted.coordinator)) as client:
-            yield client
+    wanted = read_connection(invocation.config, invocation.flags)
+    files = TlsFiles(wanted.key, wanted.certificate, wanted.authority)
+    with connect_operator(wanted.address, files, parse_spiffe_id(wanted.coordinator)) as client:
+        yield client

@@ -13,9 +13,8 @@ import typer
 
 from matl.terminal import print_json, printable
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.identity.keys import parse_public_key
+from matl_common.identity.keys import load_verifier_key, parse_public_key
 from matl_common.log_evidence import SHOWS, Finding, Weight, check_evidence, parse_evidence
-from matl_common.tlog.note import VerifierKey, parse_verifier_key
 
 EXIT_REFUTED, EXIT_WRONG_USE, EXIT_TESTIMONY = 1, 2, 3
 _EXIT: Final = {Weight.PROVEN: 0, Weight.TESTIMONY: EXIT_TESTIMONY}
@@ -67,7 +66,7 @@ def _check(
     parsed = parse_evidence(file.read_bytes())
     found = check_evidence(
         parsed,
-        log_key=_log_key(log_key),
+        log_key=load_verifier_key(log_key),
         coordinator_key=None
         if coordinator_key is None
         else parse_public_key(coordinator_key.read_bytes()),
@@ -80,10 +79,3 @@ def _check(
         "found_by": parsed.node_id,
         "found_at": parsed.found_at.isoformat(),
     }
-
-
-def _log_key(path: Path) -> VerifierKey:
-    try:
-        return parse_verifier_key(path.read_text("utf-8").strip())
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path} is not a verifier key in one line of text") from error

@@ -1,4 +1,4 @@
-"""Which log a command reads, and whose signatures on it count.
+"""Which log a command reads, whose signatures on it count, and where it is put on record.
 
 Three places: the coordinator, asked as an operator; its database, on its machine; a bundle that
 was exported, anywhere, without either.
@@ -6,37 +6,66 @@ was exported, anywhere, without either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from matl.connection import connected
-from matl.log_sources import BundleSource, CoordinatorSource, DatabaseSource, LogSource
+from matl.audit_client import AuditClient
+from matl.connection import opened_client
+from matl.log_bundle import BundleSource
+from matl.log_sources import CoordinatorSource, DatabaseSource, LogSource
 from matl.log_verification import Believed
-from matl_common.errors import ConfigurationError
+from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
-from matl_common.identity.keys import load_ed25519_private_key
-from matl_common.tlog.checkpoint import log_key
-from matl_common.tlog.names import log_origin
-from matl_common.tlog.note import VerifierKey, parse_verifier_key
+from matl_common.identity.keys import load_verifier_key
 from matl_common.tlog.policy import Policy, parse_policy
 from matl_common.tlog.sealing import DataKey
 from matl_coordinator.config import Config, load_config
-from matl_coordinator.service.checkpoints import witness_policy
+from matl_coordinator.log_identity import configured_policy, load_log_signer
+from matl_coordinator.service.readings import Verification
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.reader import LogReader
+from matl_coordinator.upkeep import record_verification
+
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        "--coordinator-config",
+        help="The coordinator's TOML file: read its database instead of asking it.",
+    ),
+]
+Bundle = Annotated[
+    Path | None, typer.Option("--bundle", help="A folder that `matl audit export` wrote.")
+]
+LogKeyFile = Annotated[
+    Path | None,
+    typer.Option("--log-key", help="File with the log's verifier key (log.vkey), from enrolment."),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="tlog-policy of the log's and the witnesses' keys."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Index = Annotated[int, typer.Argument(min=0, help="The entry's number in the log.")]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A log to read, and whose signatures on it count."""
+    """A log to read, and whose signatures on it count.
+
+    ``record`` puts a verification into the log and returns the entry's number; ``None`` where
+    there is nothing to write to.
+    """
 
     source: LogSource
     believed: Believed | None
+    record: Callable[[Verification], int] | None
 
     def require_believed(self) -> Believed:
         """Whose signatures count.
@@ -80,32 +109,46 @@ def log_place(
                 believed = said or _configured(config)
                 if with_keys and said is None:
                     believed = replace(believed, keys=_data_keys(config, reader))
-                yield Place(DatabaseSource(reader), believed)
+                yield Place(
+                    DatabaseSource(reader),
+                    believed,
+                    lambda found: record_verification(config, found).index,
+                )
             case None, Path():
-                yield Place(BundleSource(bundle), said)
+                yield Place(BundleSource(bundle), said, None)
             case _:
-                client = stack.enter_context(connected(context))
-                yield Place(CoordinatorSource(client.audit), said)
+                client = stack.enter_context(opened_client(context)).audit
+                yield Place(CoordinatorSource(client), said, partial(_record, client))
+
+
+def load_policy_file(path: Path) -> Policy:
+    """A policy that was given.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds none.
+    """
+    try:
+        return parse_policy(read_file(path))
+    except InvalidInputError as error:
+        raise ConfigurationError(f"{path} is no policy: {error}") from error
 
 
 def _said(log_key_file: Path | None, policy_file: Path | None) -> Believed | None:
     if policy_file is not None:
-        policy = parse_policy(read_file(policy_file))
+        policy = load_policy_file(policy_file)
         if len(policy.logs) != 1:
             raise ConfigurationError(f"{policy_file} names {len(policy.logs)} logs; it needs one")
         return Believed(policy.logs[0], policy)
     if log_key_file is not None:
-        return Believed(_verifier_key(log_key_file))
+        return Believed(load_verifier_key(log_key_file))
     return None
 
 
 def _configured(config: Config) -> Believed:
     """Whom a coordinator's own configuration believes."""
     allowlist = load_allowlist(config.federation.allowlist)
-    public_key = load_ed25519_private_key(config.identity.log_key).public_key()
-    key = log_key(log_origin(allowlist.federation), public_key)
-    policy: Policy = witness_policy(allowlist, key, f=config.rounds.byzantine)
-    return Believed(key, policy)
+    log = load_log_signer(config, allowlist)
+    return Believed(log.key, configured_policy(config, allowlist, log))
 
 
 def _data_keys(config: Config, reader: LogReader) -> dict[str, DataKey] | None:
@@ -116,11 +159,10 @@ def _data_keys(config: Config, reader: LogReader) -> dict[str, DataKey] | None:
     return reader.data_keys(load_wrapping_key(place))
 
 
-def _verifier_key(path: Path) -> VerifierKey:
-    try:
-        return parse_verifier_key(read_file(path).decode().strip())
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} holds no verifier key") from error
+def _record(client: AuditClient, found: Verification) -> int:
+    if found.root is None:
+        return client.record_damage(found.size, first=found.first, last=found.last)
+    return client.record_sound(found.size, bytes.fromhex(found.root))
 
 
 def read_file(path: Path) -> bytes:

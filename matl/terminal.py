@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from matl_common.errors import ConfigurationError, MatlError
+from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 
 EXIT_FAILED: Final = 1
 EXIT_WRONG_USE: Final = 2
@@ -51,6 +51,27 @@ def errors_in_one_line(
         typer.echo(f"matl: {printable(str(error))}", err=True)
         status = EXIT_WRONG_USE if isinstance(error, wrong_use) else EXIT_FAILED
         raise typer.Exit(status) from None
+
+
+@contextmanager
+def verdict_in_one_line() -> Iterator[None]:
+    """Like ``errors_in_one_line``, for commands that judge a log.
+
+    Exit status 1 says that the log or proof is bad, and nothing else does; 2 that nothing can be
+    said of it.
+    """
+    try:
+        yield
+    except (MatlError, OSError) as error:
+        typer.echo(f"matl: {printable(str(error))}", err=True)
+        is_bad = isinstance(error, IntegrityError | InvalidInputError)
+        raise typer.Exit(EXIT_FAILED if is_bad else EXIT_WRONG_USE) from None
+
+
+def printable_json(value: object) -> str:
+    """Indented JSON whose text cannot steer the terminal."""
+    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
+    return "\n".join(map(printable, lines))
 
 
 def print_json(value: object) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from matl_common.durable import owned_folder
-from matl_common.errors import InvalidInputError
+from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.names import log_origin
@@ -34,12 +34,12 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
 
     Raises:
         FolderInUseError: the coordinator is running; read through it instead.
-        InvalidInputError: no such entries, or no reason.
+        ConfigurationError: no such entries, or no reason.
         StoreError: the database cannot be reached, or did not confirm.
         IntegrityError: an entry is not what its leaf commits to.
     """
     if not reason.strip():
-        raise InvalidInputError("say why: the log keeps the reason for good")
+        raise ConfigurationError("say why: the log keeps the reason for good")
     with owned_folder(config.state_dir):
         origin = log_origin(load_allowlist(config.federation.allowlist).federation)
         store = SqlStore.connect(
@@ -50,7 +50,7 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
         try:
             size = store.log_head().size
             if not 0 <= first <= last < size:
-                raise InvalidInputError(f"the log has entries 0 to {size - 1}")
+                raise ConfigurationError(f"the log has entries 0 to {size - 1}")
             store.load()
             written = entry(
                 "entries_decrypted",

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,7 +24,6 @@ from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
-from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.tls import server_credentials
 from matl_common.identity.wrapping import KeyEncryptionKey, create_key_file
 from matl_common.ids import NodeId
@@ -33,12 +31,11 @@ from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer, load_pem_signer
-from matl_common.tlog.checkpoint import log_key
-from matl_common.tlog.names import log_origin
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.core.robust.compiled import compiled_loops
+from matl_coordinator.log_identity import configured_policy, load_log_signer
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import StaleWriterError, StoreError
 from matl_coordinator.preflight import (
@@ -53,17 +50,19 @@ from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.assembly import Outside, assemble
-from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
+from matl_coordinator.service.checkpoints import Checkpoints
 from matl_coordinator.service.enrolment import log_allowlist
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.publication import Publication
+from matl_coordinator.service.readings import Readings
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
+from matl_coordinator.start import log_schema, started_facts
 from matl_coordinator.store.anchor import FileAnchor
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.histories import FileHistories
-from matl_coordinator.store.migrate import upgrade_apart, upgrade_to_head
+from matl_coordinator.store.migrate import head, upgrade_apart, upgrade_to_head
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.releases import ReleaseFolder
 from matl_coordinator.store.spool import DiskSpool
@@ -71,6 +70,8 @@ from matl_coordinator.store.sql import SqlStore
 
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
+SUM_UP_SECONDS = 30.0
+"""How often it is looked whether there are refusals or reads to sum up in the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +101,8 @@ class Coordinator:
         self._config = config
         self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
         self._signer: Signer = load_pem_signer(config.identity.signing_key)
-        self._log = _log_signer(config, self._allowlist)
+        self._log = load_log_signer(config, self._allowlist)
+        self._witnesses = configured_policy(config, self._allowlist, self._log)
         # Made here only to be refused before a study is founded.
         server_credentials(config.identity.tls)
         check_paths(config)
@@ -202,14 +204,21 @@ class Coordinator:
                 clock=utc_now,
             )
             await log_allowlist(register, self._allowlist, clock=utc_now)
+            schema = FileAnchor(config.state_dir / "log-schema.txt", holds="the logged schema")
+            node = NodeId(config.node_id)
+            await log_schema(register, schema, head(), node=node, clock=utc_now)
             await self._note(
                 register,
                 "coordinator_started",
-                **self._terms(protection),
+                **started_facts(config, protection, self._witnesses),
                 log_encryption_key=wrapping_key.name,
                 log_encryption_key_holder=wrapping_key.holder,
             )
             stack.push_async_callback(self._note, register, "coordinator_stopped")
+            stack.push_async_callback(_settle, watch, use_cases.readings, is_over=True)
+            stack.push_async_callback(
+                _cancelled, asyncio.create_task(_sum_up(watch, use_cases.readings))
+            )
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
             stack.push_async_callback(_cancelled, asyncio.create_task(publication.run()))
@@ -255,7 +264,7 @@ class Coordinator:
     def _store(self, wrapping_key: KeyEncryptionKey) -> SqlStore:
         return SqlStore.connect(
             self._config.database_url,
-            log_origin=log_origin(self._allowlist.federation),
+            log_origin=self._log.key.name,
             log_key=wrapping_key,
         )
 
@@ -264,7 +273,7 @@ class Coordinator:
             store=store,
             anchor=FileAnchor(self._config.state_dir / "log-checkpoint.txt"),
             log=self._log,
-            policy=witness_policy(self._allowlist, self._log.key, f=self._config.rounds.byzantine),
+            policy=self._witnesses,
             clock=utc_now,
         )
 
@@ -287,19 +296,6 @@ class Coordinator:
         for warning in protection.warnings:
             log.warning("protection_weaker", reason=warning)
         return protection
-
-    def _terms(self, protection: Protection) -> dict[str, Fact]:
-        """What every later entry was decided by."""
-        policy: dict[str, Fact] = asdict(self._config.trust.policy)
-        return {
-            "version": __version__,
-            "mode": protection.mode.value,
-            "rule": protection.rule,
-            "claim": protection.claim,
-            "warnings": list(protection.warnings),
-            "byzantine": self._config.rounds.byzantine,
-            "trust_policy": policy,
-        }
 
     def _scorer(self, models: FileModelStore) -> WorkerScorer:
         settings = self._config.worker
@@ -361,10 +357,15 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _log_signer(config: Config, allowlist: Allowlist) -> LogSigner:
-    private_key = load_ed25519_private_key(config.identity.log_key)
-    key = log_key(log_origin(allowlist.federation), private_key.public_key())
-    return LogSigner(key, private_key)
+async def _sum_up(watch: Watch, readings: Readings) -> None:
+    while True:
+        await asyncio.sleep(SUM_UP_SECONDS)
+        await _settle(watch, readings)
+
+
+async def _settle(watch: Watch, readings: Readings, *, is_over: bool = False) -> None:
+    await watch.settle(is_over=is_over)
+    await readings.settle(is_over=is_over)
 
 
 def serve(config: Config) -> int:

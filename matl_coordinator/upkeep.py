@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
-from matl_common.identity.keys import load_ed25519_private_key
-from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
 from matl_coordinator.config import Config
-from matl_coordinator.service.checkpoints import witness_policy
+from matl_coordinator.log_identity import configured_policy, load_log_signer
+from matl_coordinator.ports import LoggedEntry
+from matl_coordinator.service.readings import Verification, verification_entry
 from matl_coordinator.service.retention import Retention
+from matl_coordinator.store.appending import append_beside
 from matl_coordinator.store.retention import SqlRetention
 
 
@@ -31,19 +32,35 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
         StoreError: the database cannot be reached.
     """
     allowlist = load_allowlist(config.federation.allowlist)
-    origin = log_origin(allowlist.federation)
-    key = log_key(origin, load_ed25519_private_key(config.identity.log_key).public_key())
+    log = load_log_signer(config, allowlist)
     store = SqlRetention.connect(
         database or config.database_url,
-        log_origin=origin,
+        log_origin=log.key.name,
         log_key=load_wrapping_key(config.log_encryption_key),
     )
     with closing(store):
         yield Retention(
             store=store,
-            log_key=key,
-            policy=witness_policy(allowlist, key, f=config.rounds.byzantine),
+            log_key=log.key,
+            policy=configured_policy(config, allowlist, log),
             years=config.log.retention_years,
             account=current_account(),
             clock=lambda: datetime.now(UTC),
         )
+
+
+def record_verification(config: Config, found: Verification) -> LoggedEntry:
+    """Log that this account has gone over the log in a coordinator's database.
+
+    Raises:
+        ConfigurationError: a file is missing or does not fit, or the database is another's.
+        StoreError: the database cannot be reached, or its user may not append.
+        IntegrityError: the log's tree is too damaged to append to.
+    """
+    written = verification_entry(found, at=datetime.now(UTC), account=current_account())
+    return append_beside(
+        config.database_url,
+        written,
+        log_origin=log_origin(load_allowlist(config.federation.allowlist).federation),
+        log_key=load_wrapping_key(config.log_encryption_key),
+    )

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Protocol
 
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.identity.keys import load_ed25519_private_key, load_verifier_key
 from matl_common.ids import FederationId, NodeId
 from matl_common.log_evidence import Kind, LogEvidence, claim_of
 from matl_common.tlog.checkpoint import SignedCheckpoint
 from matl_common.tlog.cosignature import cosign, verified_cosignatures, witness_key
 from matl_common.tlog.names import log_origin, witness_name
-from matl_common.tlog.note import Note, NoteSignature, Signer, VerifierKey, parse_verifier_key
+from matl_common.tlog.note import Note, NoteSignature, Signer, VerifierKey
 from matl_common.tlog.proof import TlogProof
 from matl_common.tlog.submission import Shown, Worth, encode_shown, judge
 from matl_common.tlog.witness import Verdict, decide
@@ -101,12 +101,11 @@ def load_witness_keys(config: Config) -> WitnessKeys | None:
 def _load_log_key(path: Path, federation: FederationId) -> VerifierKey:
     wanted = log_origin(federation)
     try:
-        key = parse_verifier_key(path.read_text("utf-8").strip())
-    except (OSError, UnicodeDecodeError, InvalidInputError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        key = load_verifier_key(path)
+    except ConfigurationError as error:
         raise ConfigurationError(
-            f"cannot read the log's key from coordinator.log_key, {path}: {reason}; put the one "
-            f"line there that the coordinator's operator publishes, {wanted}+<id>+<key>"
+            f"coordinator.log_key: {error}; put the one line there that the coordinator's operator "
+            f"publishes, {wanted}+<id>+<key>"
         ) from error
     if key.name != wanted:
         raise ConfigurationError(

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.tlog.note import VerifierKey, parse_verifier_key
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -78,6 +79,20 @@ def parse_public_key(pem: bytes) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InvalidInputError("the public key is not a P-256 key")
     return key
+
+
+def load_verifier_key(path: Path) -> VerifierKey:
+    """A log's verifier key, which its file holds in one line (C2SP signed-note).
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds something else.
+    """
+    try:
+        return parse_verifier_key(path.read_text("utf-8").strip())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, InvalidInputError) as error:
+        raise ConfigurationError(f"{path} is not a verifier key in one line: {error}") from error
 
 
 def permission_warning(path: Path) -> str | None:

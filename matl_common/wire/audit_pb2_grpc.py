@@ -59,6 +59,11 @@ class AuditServiceStub:
                 request_serializer=matl_dot_v1_dot_audit__pb2.ReadLogRequest.SerializeToString,
                 response_deserializer=matl_dot_v1_dot_audit__pb2.ReadLogResponse.FromString,
                 _registered_method=True)
+        self.RecordVerification = channel.unary_unary(
+                '/matl.v1.AuditService/RecordVerification',
+                request_serializer=matl_dot_v1_dot_audit__pb2.RecordVerificationRequest.SerializeToString,
+                response_deserializer=matl_dot_v1_dot_audit__pb2.RecordVerificationResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -93,7 +98,14 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadLog(self, request, context):
-        """Reads a stretch of the log.
+        """Reads a stretch of the log. That an operator did is logged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordVerification(self, request, context):
+        """Puts on record what an operator found who went over the log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,6 +138,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ReadLog,
                     request_deserializer=matl_dot_v1_dot_audit__pb2.ReadLogRequest.FromString,
                     response_serializer=matl_dot_v1_dot_audit__pb2.ReadLogResponse.SerializeToString,
+            ),
+            'RecordVerification': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordVerification,
+                    request_deserializer=matl_dot_v1_dot_audit__pb2.RecordVerificationRequest.FromString,
+                    response_serializer=matl_dot_v1_dot_audit__pb2.RecordVerificationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class AuditService:
             '/matl.v1.AuditService/ReadLog',
             matl_dot_v1_dot_audit__pb2.ReadLogRequest.SerializeToString,
             matl_dot_v1_dot_audit__pb2.ReadLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordVerification(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matl.v1.AuditService/RecordVerification',
+            matl_dot_v1_dot_audit__pb2.RecordVerificationRequest.SerializeToString,
+            matl_dot_v1_dot_audit__pb2.RecordVerificationResponse.FromString,
             options,
             channel_credentials,
             insecure,

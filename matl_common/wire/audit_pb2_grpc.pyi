@@ -44,7 +44,9 @@ class AuditServiceStub:
     ProveConsistency: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ProveConsistencyRequest, _audit_pb2.ProveConsistencyResponse]
     """Shows that one tree extends another."""
     ReadLog: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ReadLogRequest, _audit_pb2.ReadLogResponse]
-    """Reads a stretch of the log."""
+    """Reads a stretch of the log. That an operator did is logged."""
+    RecordVerification: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RecordVerificationRequest, _audit_pb2.RecordVerificationResponse]
+    """Puts on record what an operator found who went over the log."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -58,7 +60,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     ProveConsistency: _aio.UnaryUnaryMultiCallable[_audit_pb2.ProveConsistencyRequest, _audit_pb2.ProveConsistencyResponse]  # type: ignore[assignment]
     """Shows that one tree extends another."""
     ReadLog: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReadLogRequest, _audit_pb2.ReadLogResponse]  # type: ignore[assignment]
-    """Reads a stretch of the log."""
+    """Reads a stretch of the log. That an operator did is logged."""
+    RecordVerification: _aio.UnaryUnaryMultiCallable[_audit_pb2.RecordVerificationRequest, _audit_pb2.RecordVerificationResponse]  # type: ignore[assignment]
+    """Puts on record what an operator found who went over the log."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -99,6 +103,14 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.ReadLogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ReadLogResponse, _abc.Awaitable[_audit_pb2.ReadLogResponse]]:
-        """Reads a stretch of the log."""
+        """Reads a stretch of the log. That an operator did is logged."""
+
+    @_abc_1.abstractmethod
+    def RecordVerification(
+        self,
+        request: _audit_pb2.RecordVerificationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.RecordVerificationResponse, _abc.Awaitable[_audit_pb2.RecordVerificationResponse]]:
+        """Puts on record what an operator found who went over the log."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

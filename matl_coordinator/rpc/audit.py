@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from matl_common.errors import InvalidInputError
+from matl_common.identity.allowlist import AllowedNode
 from matl_common.identity.certificates import Role
+from matl_common.ids import Digest
 from matl_common.tlog.leaf import parse_leaf
+from matl_common.tlog.merkle import HASH_BYTES
 from matl_common.wire import audit_pb2 as pb
 from matl_common.wire import audit_pb2_grpc as pb_grpc
+from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.rpc.guard import caller
-from matl_coordinator.service.audit import Audit
+from matl_coordinator.service.audit import Audit, DroppedLeaf
 from matl_coordinator.service.checkpoints import Checkpoints
+from matl_coordinator.service.readings import Readings, Verification
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,9 +33,10 @@ ENTRIES_BY_DEFAULT = 50
 class AuditServicer(pb_grpc.AuditServiceServicer):
     """What hospitals and operators call. ``guard`` has authenticated every caller."""
 
-    def __init__(self, *, audit: Audit, checkpoints: Checkpoints) -> None:
+    def __init__(self, *, audit: Audit, checkpoints: Checkpoints, readings: Readings) -> None:
         self._audit = audit
         self._checkpoints = checkpoints
+        self._readings = readings
 
     async def GetCheckpoint(
         self, request: pb.GetCheckpointRequest, context: Context
@@ -52,6 +59,7 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
     ) -> pb.ProveInclusionResponse:
         found = await self._audit.inclusion(request.index, size=request.size)
         reader, entry = caller(), found.entry
+        await self._note_read(reader, range(entry.index, entry.index + 1))
         may_read = reader.role is Role.OPERATOR or parse_leaf(entry.leaf).node == reader.node_id
         return pb.ProveInclusionResponse(
             leaf=entry.leaf,
@@ -69,17 +77,48 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
     async def ReadLog(self, request: pb.ReadLogRequest, context: Context) -> pb.ReadLogResponse:
         start = None if request.newest else request.from_index
         page = await self._audit.page(start=start, limit=request.limit or ENTRIES_BY_DEFAULT)
-        may_read = caller().role is Role.OPERATOR
+        reader = caller()
+        may_read = reader.role is Role.OPERATOR
+        if page.entries:
+            # After it was read: who looks at the newest entry sees what was there before.
+            await self._note_read(reader, range(page.entries[0].index, page.entries[-1].index + 1))
         return pb.ReadLogResponse(
-            entries=[
-                pb.LogEntry(
-                    index=each.index,
-                    leaf=each.leaf,
-                    payload=each.payload,
-                    entry=each.data or b"" if may_read else b"",
-                )
-                for each in page.entries
-            ],
+            entries=[_log_entry(each, may_read=may_read) for each in page.entries],
             log_size=page.head.size,
             log_root=bytes.fromhex(page.head.root),
         )
+
+    async def RecordVerification(
+        self, request: pb.RecordVerificationRequest, context: Context
+    ) -> pb.RecordVerificationResponse:
+        index = await self._readings.verified(caller().node_id, _verification(request))
+        return pb.RecordVerificationResponse(index=index)
+
+    async def _note_read(self, reader: AllowedNode, indices: range) -> None:
+        if reader.role is Role.OPERATOR:
+            await self._readings.read(reader.node_id, indices)
+
+
+def _verification(request: pb.RecordVerificationRequest) -> Verification:
+    match request.WhichOneof("result"):
+        case "root":
+            if len(request.root) != HASH_BYTES:
+                raise InvalidInputError(f"a root hash has {HASH_BYTES} bytes")
+            return Verification(request.size, Digest(request.root.hex()))
+        case "damage":
+            damage = request.damage
+            first = damage.first_index if damage.HasField("first_index") else None
+            last = damage.last_index if damage.HasField("last_index") else None
+            return Verification(request.size, first=first, last=last)
+    raise InvalidInputError("the verification has no result")
+
+
+def _log_entry(found: LoggedEntry | DroppedLeaf, *, may_read: bool) -> pb.LogEntry:
+    if isinstance(found, DroppedLeaf):
+        return pb.LogEntry(index=found.index, leaf_hash=bytes.fromhex(found.leaf_hash))
+    return pb.LogEntry(
+        index=found.index,
+        leaf=found.leaf,
+        payload=found.payload,
+        entry=found.data or b"" if may_read else b"",
+    )

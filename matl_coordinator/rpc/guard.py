@@ -53,6 +53,7 @@ ROLES: dict[str, frozenset[Role]] = {
         for method in ("GetCheckpoint", "ProveInclusion", "ProveConsistency", "ReadLog")
     },
     _AUDIT + "AddCosignature": frozenset({Role.PARTICIPANT}),
+    _AUDIT + "RecordVerification": frozenset({Role.OPERATOR}),
     "/grpc.health.v1.Health/Check": _ANYONE_ENROLLED,
     "/grpc.health.v1.Health/Watch": _ANYONE_ENROLLED,
     "/grpc.health.v1.Health/List": _ANYONE_ENROLLED,

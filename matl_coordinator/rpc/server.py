@@ -133,7 +133,9 @@ def build_server(
         allowlist=allowlist,
         clock=clock,
     )
-    audit = AuditServicer(audit=use_cases.audit, checkpoints=use_cases.checkpoints)
+    audit = AuditServicer(
+        audit=use_cases.audit, checkpoints=use_cases.checkpoints, readings=use_cases.readings
+    )
     guard = Guard(allowlist=allowlist, clock=clock, on_denial=watch.access_denied)
     return GuardedServer(
         files=config.identity.tls,

@@ -32,6 +32,7 @@ from matl_coordinator.service.judging import Judge
 from matl_coordinator.service.operations import Operations
 from matl_coordinator.service.overview import Overview
 from matl_coordinator.service.presence import Presence
+from matl_coordinator.service.readings import Readings
 from matl_coordinator.service.register import Register
 from matl_coordinator.service.survey import Surveyor
 
@@ -62,6 +63,7 @@ class UseCases:
     overview: Overview
     conductor: Conductor
     audit: Audit
+    readings: Readings
     checkpoints: Checkpoints
     judge: Judge
     """What the conductor judges rounds with."""
@@ -140,6 +142,7 @@ def assemble(
         overview=overview,
         conductor=conductor,
         audit=Audit(outside.store),
+        readings=Readings(register=register, clock=outside.clock),
         checkpoints=checkpoints,
         judge=judge,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matl_common.errors import InvalidInputError
+from matl_common.ids import Digest
 from matl_common.tlog.merkle import inclusion_proof
 from matl_coordinator.ports import LoggedEntry, LogHead, Store
 from matl_coordinator.service.tree import over_tree
@@ -15,10 +16,18 @@ MAX_ENTRIES_READ = 500
 
 
 @dataclass(frozen=True, slots=True)
-class LogPage:
-    """A stretch of the log, and the log's head."""
+class DroppedLeaf:
+    """What is left of a leaf whose month was dropped."""
 
-    entries: tuple[LoggedEntry, ...]
+    index: int
+    leaf_hash: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A stretch of the log without a gap, and the log's head."""
+
+    entries: tuple[LoggedEntry | DroppedLeaf, ...]
     head: LogHead
 
 
@@ -40,13 +49,14 @@ class Audit:
         """``limit`` entries from ``start``, or the newest ones.
 
         Raises:
+            IntegrityError: a leaf of the tree is missing with its hash.
             StoreError: the store cannot be read.
         """
         head = await asyncio.to_thread(self._store.log_head)
         bounded = min(max(1, limit), MAX_ENTRIES_READ)
         first = max(0, head.size - bounded) if start is None else start
-        entries = await asyncio.to_thread(self._store.log_entries, start=first, limit=bounded)
-        return LogPage(entries, head)
+        wanted = range(first, min(first + bounded, head.size))
+        return LogPage(await asyncio.to_thread(self._stretch, wanted), head)
 
     async def inclusion(self, index: int, *, size: int) -> Inclusion:
         """Show that a leaf is in the tree of the first ``size`` leaves.
@@ -58,7 +68,22 @@ class Audit:
         page = await self.page(start=index, limit=1)
         if size > page.head.size:
             raise InvalidInputError(f"the log has {page.head.size} leaves, not {size}")
-        if not page.entries or page.entries[0].index != index:
-            raise InvalidInputError(f"the log does not have entry {index} any more, or not yet")
-        path = await over_tree(self._store, lambda read: inclusion_proof(index, size, read))
-        return Inclusion(page.entries[0], path)
+        match page.entries:
+            case (LoggedEntry() as found,):
+                path = await over_tree(self._store, lambda read: inclusion_proof(index, size, read))
+                return Inclusion(found, path)
+        raise InvalidInputError(f"the log does not have entry {index} any more, or not yet")
+
+    def _stretch(self, wanted: range) -> tuple[LoggedEntry | DroppedLeaf, ...]:
+        if not wanted:
+            return ()
+        held = {
+            each.index: each
+            for each in self._store.log_entries(start=wanted.start, limit=len(wanted))
+        }
+        gone = [(0, index) for index in wanted if index not in held]
+        hashes = self._store.log_nodes(gone) if gone else {}
+        return tuple(
+            held.get(index) or DroppedLeaf(index, Digest(hashes[0, index].hex()))
+            for index in wanted
+        )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from matl_common.errors import IntegrityError
+from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.ids import Digest
 from matl_common.tlog.checkpoint import verify_checkpoint
@@ -133,12 +133,13 @@ class Retention:
         """Drop a month; returns the entry that says so.
 
         Raises:
-            InvalidInputError: it is not a month.
+            InvalidInputError: it is not a month, or no reason is given.
             RetentionError: it is kept longer, is not there, or no quorum covers it.
             IntegrityError: a cosignature does not verify, or a checkpoint is of another log.
             StoreError: the store did not confirm.
         """
         now = self._clock()
+        _check_reason(reason)
         check_expired(month, years=self._years, now=now)
         held = next((each for each in self._store.months() if each.month == month), None)
         if held is None:
@@ -165,11 +166,12 @@ class Retention:
         """Make a month's entries unreadable for ever; returns the entry that says so.
 
         Raises:
-            InvalidInputError: it is not a month.
+            InvalidInputError: it is not a month, or no reason is given.
             RetentionError: it is kept longer, or its key is not there.
             StoreError: the store did not confirm.
         """
         now = self._clock()
+        _check_reason(reason)
         check_expired(month, years=self._years, now=now)
         written = entry(MONTH_KEY_ERASED, at=now, account=self._account, month=month, reason=reason)
         return self._store.erase_key(month, years=self._years, entry=written)
@@ -178,9 +180,11 @@ class Retention:
         """Put every data key under another key-encryption key; returns the entry that says so.
 
         Raises:
+            InvalidInputError: no reason is given.
             IntegrityError: a data key is not under the present one.
             StoreError: the store did not confirm.
         """
+        _check_reason(reason)
         written = entry(
             "log_keys_rewrapped",
             at=self._clock(),
@@ -215,3 +219,8 @@ class Retention:
             f"no checkpoint of more than {held.last_index} leaves has a quorum of cosignatures; "
             "wait until the hospitals have cosigned one"
         )
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.strip():
+        raise InvalidInputError("say why: the log keeps the reason for good")

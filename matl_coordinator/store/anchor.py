@@ -1,4 +1,4 @@
-"""The last signed checkpoint as a file, apart from the database whose log it is of."""
+"""What a coordinator last signed or said, as a file apart from the database it is about."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from matl_coordinator.ports import StoreError
 class FileAnchor:
     """A ``service.checkpoints.Anchor`` in one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, holds: str = "the log's last checkpoint") -> None:
         self._path = path
+        self._holds = holds
 
     def read(self) -> bytes | None:
         try:
@@ -28,6 +29,6 @@ class FileAnchor:
 
     def _failed(self, verb: str, error: OSError) -> StoreError:
         return StoreError(
-            f"cannot {verb} the log's last checkpoint {self._path}: {error.strerror}; "
+            f"cannot {verb} {self._holds} {self._path}: {error.strerror}; "
             "check the disk and the file's owner"
         )

@@ -81,7 +81,7 @@ class DataKeys:
             select(log_keys.c.name, log_keys.c.wrapped).where(
                 log_keys.c.name.in_(sorted(names)) & log_keys.c.wrapped.is_not(None)
             )
-        )
+        ).all()
         return {row.name: self._opened(row.name, bytes(row.wrapped)) for row in rows}
 
     def rewrapped(self, connection: Connection, key: KeyEncryptionKey) -> dict[str, bytes]:

@@ -124,13 +124,15 @@ class LogReader:
         """Every signed checkpoint with its cosignatures, the smallest first."""
         with reading(self._engine) as connection:
             lines: dict[int, dict[NodeId, bytes]] = {}
+            # Read to the end: SQLite keeps a connection open under a query that was left.
             for row in connection.execute(
                 select(log_cosignatures).order_by(
                     log_cosignatures.c.size, log_cosignatures.c.node_id
                 )
-            ):
+            ).all():
                 lines.setdefault(row.size, {})[NodeId(row.node_id)] = _blob(row.line)
-            rows = connection.execute(select(log_checkpoints).order_by(log_checkpoints.c.size))
+            newest_last = select(log_checkpoints).order_by(log_checkpoints.c.size)
+            rows = connection.execute(newest_last).all()
             return [
                 CheckpointRecord(row.size, _blob(row.note), lines.get(row.size, {})) for row in rows
             ]

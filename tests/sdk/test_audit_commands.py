@@ -7,7 +7,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,22 @@ from typer.testing import CliRunner, Result
 from matl.cli import app
 from matl_common.durable import owned_folder
 from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.identity.wrapping import create_key_file
 from matl_common.ids import NodeId
 from matl_common.tlog.checkpoint import verify_checkpoint
 from matl_common.tlog.cosignature import cosign
+from matl_common.tlog.disclosure import parse_disclosure
 from matl_common.tlog.leaf import encode_leaf, parse_leaf
 from matl_common.tlog.merkle import grow, Frontier, leaf_hash
+from matl_common.tlog.names import log_origin
+from matl_common.tlog.proof import encode_proof, parse_proof
+from matl_common.tlog.submission import Shown, encode_shown
 from matl_coordinator.account import current_account
 from matl_coordinator.ports import Store
-from tests.coordinator.harness import Site, make_site
-from tests.logs import an_entry
+from matl_coordinator.store.sql import SqlStore
+from tests.coordinator.harness import OPERATOR, Site, make_site
+from tests.logs import LOG, an_entry
+from tests.postgres import free_port
 from tests.system.federation import toml_text
 
 HOSPITALS = {f"hospital_{letter}": 1000 for letter in "abcde"}
@@ -373,7 +380,7 @@ def test_an_entry_is_proved_to_somebody_who_has_neither_log_nor_key(
     config = ("--coordinator-config", str(place.config))
     assert place.run("export", str(bundle), *config).exit_code == 0
     unasked = place.run("prove", "42", "-o", str(tmp_path), *config)
-    assert (unasked.exit_code, "say why" in unasked.stderr) == (1, True)
+    assert (unasked.exit_code, "say why" in unasked.stderr) == (2, True)
     proved = place.run("prove", "42", "-o", str(tmp_path), *config, "--reason", "a court")
     assert proved.exit_code == 0, proved.output
     entry, proof = tmp_path / "42.entry.json", tmp_path / "42.tlog-proof"
@@ -388,7 +395,7 @@ def test_an_entry_is_proved_to_somebody_who_has_neither_log_nor_key(
     assert "does not commit" in refused.stderr
     # Not yet under a checkpoint.
     late = place.run("prove", "299", "-o", str(tmp_path), *config, "--reason", "x")
-    assert late.exit_code == 1
+    assert late.exit_code == 2
     assert "not under it yet" in late.stderr
 
 
@@ -404,7 +411,7 @@ def test_from_the_database_only_leaves_are_shown_although_the_key_is_at_hand(pla
     assert "number" not in tail
     only = place.run("tail", *config, "--event", "nothing", "--json")
     assert only.stdout == ""
-    assert place.run("show", "300", *config).exit_code == 1
+    assert place.run("show", "300", *config).exit_code == 2
 
 
 @pytest.fixture
@@ -444,7 +451,7 @@ def test_breaking_the_glass_shows_entries_and_is_logged_first(
         ("--from", "5", "--to", "3", "--reason", "x"),
         ("--from", "3", "--to", "5", "--reason", " "),
     ):
-        assert place.run("decrypt", *wrong, *config).exit_code == 1
+        assert place.run("decrypt", *wrong, *config).exit_code == 2
 
 
 def test_the_glass_is_not_broken_beside_a_running_coordinator(place: Place) -> None:
@@ -456,3 +463,260 @@ def test_the_glass_is_not_broken_beside_a_running_coordinator(place: Place) -> N
     assert found.exit_code == 2
     assert "in use by another daemon" in found.stderr
     assert found.stdout == ""
+
+
+def test_a_run_of_verify_is_logged_with_its_account_and_result(place: Place) -> None:
+    report = json.loads(place.verify("--json").stdout)
+    assert report["recorded"] == ENTRIES
+    place.intrude(lambda connection: forged_leaf(connection, 123))
+    damaged = place.verify()
+    assert (damaged.exit_code, f"entry {ENTRIES + 1} of the log" in damaged.stderr) == (1, True)
+    config = ("--coordinator-config", str(place.config))
+    span = ("--from", str(ENTRIES), "--to", str(ENTRIES + 1), "--reason", "to see")
+    lines = place.run("decrypt", *span, *config).stdout.splitlines()
+    sound, bad = map(json.loads, lines)
+    assert (sound["event"], sound["account"], sound["result"], sound["entries"], sound["root"]) == (
+        "log_verified",
+        current_account(),
+        "sound",
+        ENTRIES,
+        report["tally"]["root"],
+    )
+    assert (bad["result"], bad["first"], bad["last"]) == ("damaged", 123, 123)
+    assert "root" not in bad
+    # No path, and nothing of the error's text.
+    assert set(bad) == {
+        "v",
+        "index",
+        "at",
+        "event",
+        "account",
+        "entries",
+        "result",
+        "first",
+        "last",
+    }
+
+
+def test_a_run_that_cannot_be_logged_says_so_and_is_no_worse_for_it(unlocked: Place) -> None:
+    report = json.loads(unlocked.verify("--json").stdout)
+    assert report["recorded"] is None
+    assert "could not be logged" in report["record"]
+    assert "On record" in unlocked.verify().stdout
+
+
+def test_a_database_that_may_only_be_read_is_verified_and_not_written_to(place: Place) -> None:
+    # As a reader's role: nothing may be inserted.
+    place.intrude(
+        sql(
+            "CREATE TRIGGER reader BEFORE INSERT ON log_nodes "
+            "BEGIN SELECT RAISE(ABORT, 'permission denied'); END"
+        )
+    )
+    found = place.verify("--json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert (report["recorded"], "could not be logged" in report["record"]) == (None, True)
+
+
+def test_a_coordinator_that_runs_goes_on_after_somebody_verified_its_database(place: Place) -> None:
+    key = LOG["log_key"]
+    origin = log_origin(place.site.allowlist.federation)
+    store = SqlStore.connect(place.url, log_origin=origin, log_key=key)
+    store.load()
+    assert place.verify().exit_code == 0
+    (logged,) = store.commit([], [an_entry("goes_on")])
+    assert logged.index == ENTRIES + 1
+    store.close()
+    assert place.verify().exit_code == 0
+
+
+def drop(place: Place, first: int, last: int) -> None:
+    place.intrude(sql(f"DELETE FROM log_entries WHERE leaf_index BETWEEN {first} AND {last}"))
+
+
+def test_one_dropped_leaf_takes_no_other_out_of_a_bundle(place: Place, tmp_path: Path) -> None:
+    drop(place, 5, 5)
+    bundle = tmp_path / "bundle"
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    policy = ("--policy", str(bundle / "matl/policy"))
+    found = place.run("verify", "--bundle", str(bundle), *policy, "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["tally"]["dropped"] == 1
+    shown = json.loads(place.run("show", "4", "--bundle", str(bundle), "--json").stdout)
+    assert shown["leaf"]["round"] == 4
+    leaves = bundle / "matl/leaves/0"
+    sound = leaves.read_bytes()
+    for damaged, told in (
+        (sound.replace(b"happened", b"hapqened", 1), "entry 0 was changed"),
+        (sound[:-1], "cut short"),
+        (sound + bytes(4), "holds 257 parts"),
+    ):
+        leaves.write_bytes(damaged)
+        caught = place.run("verify", "--bundle", str(bundle), *policy)
+        assert (caught.exit_code, told in caught.stderr) == (1, True), caught.output
+    leaves.write_bytes(sound)
+    (bundle / "matl/payloads/0").unlink()
+    caught = place.run("verify", "--bundle", str(bundle), *policy)
+    assert (caught.exit_code, "lacks the payload of entry 0" in caught.stderr) == (1, True)
+
+
+def test_what_was_dropped_since_the_last_export_leaves_the_folder_at_the_next(
+    place: Place, tmp_path: Path
+) -> None:
+    bundle, alone = tmp_path / "bundle", tmp_path / "alone"
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    # As an export of the log left it when it was shorter.
+    smaller = bundle / "tile/entries/000.p/100"
+    smaller.parent.mkdir()
+    smaller.write_bytes((bundle / "tile/entries/000").read_bytes()[:1000])
+    for first, last in ((0, 9), (10, 255), (256, 270), (271, 289)):
+        drop(place, first, last)
+        assert place.run("export", str(bundle), *config).exit_code == 0
+        shutil.rmtree(alone, ignore_errors=True)
+        assert place.run("export", str(alone), *config).exit_code == 0
+        assert files_under(bundle) == files_under(alone)
+    assert not any("entries" in name or "payloads" in name for name in files_under(bundle))
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def hospitals_proof(place: Place, folder: Path, *, index: int = 42) -> Path:
+    """A proof with its entry inside, as a hospital keeps it."""
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(folder / "bundle"), *config).exit_code == 0
+    proved = place.run("prove", str(index), "-o", str(folder), *config, "--reason", "a court")
+    assert proved.exit_code == 0, proved.output
+    entry = parse_disclosure((folder / f"{index}.entry.json").read_bytes())
+    proof = parse_proof((folder / f"{index}.tlog-proof").read_bytes())
+    shown = Shown(entry.leaf, proof.path, entry.salt, entry.entry)
+    path = folder / "round-000001.tlog-proof"
+    path.write_bytes(encode_proof(replace(proof, extra=encode_shown(shown))))
+    return path
+
+
+def test_a_hospitals_proof_is_checked_alone(place: Place, tmp_path: Path) -> None:
+    path = hospitals_proof(place, tmp_path)
+    policy = ("--policy", str(tmp_path / "bundle/matl/policy"))
+    found = place.run("check", str(path), *policy, "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert (told["index"], told["entry"]["number"], told["quorum"]) == (42, 42, True)
+    bare = place.run("check", str(tmp_path / "42.tlog-proof"), *policy)
+    assert (bare.exit_code, "give the .entry.json file as well" in bare.stderr) == (1, True)
+    moved = replace(parse_proof(path.read_bytes()), index=43)
+    path.write_bytes(encode_proof(moved))
+    assert place.run("check", str(path), *policy).exit_code == 1
+
+
+STATUSES: list[tuple[int, str]] = [
+    (0, "tail --coordinator-config {config}"),
+    (2, "tail --coordinator-config {none}"),
+    (0, "show 3 --coordinator-config {config}"),
+    (2, "show 9999 --coordinator-config {config}"),
+    (0, "show 3 --bundle {bundle}"),
+    (2, "show 3 --bundle {none}"),
+    (1, "show 3 --bundle {broken}"),
+    (0, "verify --coordinator-config {config}"),
+    (2, "verify --coordinator-config {config} --bundle {bundle}"),
+    (2, "verify --coordinator-config {config} --checkpoint {none}"),
+    (2, "verify --coordinator-config {config} --checkpoint {config}"),
+    (0, "verify --bundle {bundle} --policy {policy}"),
+    (1, "verify --bundle {broken} --policy {policy}"),
+    (2, "verify --bundle {bundle}"),
+    (2, "verify --bundle {bundle} --policy {none}"),
+    (2, "verify --bundle {bundle} --policy {config}"),
+    (2, "verify --bundle {bundle} --log-key {config}"),
+    (2, "prove 3 --coordinator-config {config} -o {out}"),
+    (2, "prove 299 --coordinator-config {config} -o {out} --reason x"),
+    (2, "prove 3 --coordinator-config {config} -o {none} --reason x"),
+    (0, "prove 3 --coordinator-config {config} -o {out} --reason x"),
+    (0, "check {proof} --policy {policy}"),
+    (1, "check {config} --policy {policy}"),
+    (2, "check {none} --policy {policy}"),
+    (2, "check {proof} --policy {none}"),
+    (2, "check {proof} --policy {config}"),
+    (2, "check {proof}"),
+    (0, "export {out} --coordinator-config {config}"),
+    (2, "export {file} --coordinator-config {config}"),
+    (2, "export {out} --coordinator-config {none}"),
+    (2, "replay 1 --coordinator-config {none}"),
+    (0, "decrypt --from 3 --to 5 --reason x --coordinator-config {config}"),
+    (2, "decrypt --from 3 --to 5 --reason= --coordinator-config {config}"),
+    (2, "decrypt --from 3 --to 9999 --reason x --coordinator-config {config}"),
+    (0, "retention months -c {config}"),
+    (1, "retention drop 2026-11 --reason x -c {config}"),
+    (2, "retention drop 2026-11 --reason= -c {config}"),
+    (2, "retention erase 2015-01 --reason= -c {config}"),
+    (2, "retention rewrap --new-key {key} --reason= -c {config}"),
+    (2, "evidence {none} --log-key {none}"),
+]
+REMOTE_STATUSES = ["tail", "show 3", "verify --log-key {key}", "prove 3 --log-key {key}"]
+
+
+@pytest.fixture(scope="module")
+def files(history: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    shutil.copyfile(history.database.with_suffix(".sound"), history.database)
+    (history.site.config.state_dir / "log-encryption.key").write_bytes(LOG_KEY_FILE)
+    proof = hospitals_proof(history, folder)
+    broken = folder / "broken"
+    shutil.copytree(folder / "bundle", broken)
+    (broken / "tile/entries/000").write_bytes(b"\xff")
+    (folder / "file").write_bytes(b"")
+    create_key_file(folder / "new.key")
+    return {
+        "config": history.config,
+        "bundle": folder / "bundle",
+        "policy": folder / "bundle/matl/policy",
+        "broken": broken,
+        "proof": proof,
+        "none": folder / "none" / "none",
+        "file": folder / "file",
+        "key": folder / "new.key",
+    }
+
+
+@pytest.mark.parametrize(("status", "command"), STATUSES)
+def test_every_command_ends_with_the_status_that_its_help_promises(
+    place: Place, files: dict[str, Path], tmp_path: Path, status: int, command: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    found = place.run(*command.format(**files, out=out).split())
+    assert found.exit_code == status, found.output
+
+
+@pytest.mark.parametrize("command", REMOTE_STATUSES)
+def test_a_coordinator_that_is_not_there_is_no_verdict_on_its_log(
+    place: Place, tmp_path: Path, command: str
+) -> None:
+    mine = place.site.nodes[OPERATOR]
+    connection = {
+        "address": f"127.0.0.1:{free_port()}",
+        "coordinator": f"spiffe://{place.site.allowlist.federation}/coordinator/coordinator",
+        "key": str(mine.tls.private_key),
+        "certificate": str(mine.tls.certificate_chain),
+        "authority": str(mine.tls.trusted_authority),
+    }
+    config = tmp_path / "operator.toml"
+    config.write_text(toml_text({"operator": connection}))
+    arguments = command.format(key=mine.log_verifier_key).split()
+    found = CliRunner().invoke(app, ["-c", str(config), "audit", *arguments])
+    assert found.exit_code == 2, found.output
+    assert "cannot be reached" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["tail", "show", "verify", "prove", "check", "export", "replay", "decrypt", "evidence"],
+)
+def test_every_command_says_what_its_exit_status_means(command: str) -> None:
+    told = CliRunner().invoke(app, ["audit", command, "--help"]).stdout
+    assert "Exit status" in told
+    assert "0" in told.split("Exit status")[1]

@@ -205,7 +205,10 @@ def test_the_log_is_verified_shown_and_proved_over_the_wire(shell: Shell, tmp_pa
     assert report["tally"]["checkpoints"] == 1
     shown = shell.ask("audit", "show", "0")
     assert shown["entry"]["event"] == "study_founded"
-    assert shell.run("audit", "prove", "0", "-o", str(tmp_path)).exit_code == 0
+    unkeyed = shell.run("audit", "prove", "0", "-o", str(tmp_path))
+    assert (unkeyed.exit_code, "--log-key" in unkeyed.stderr) == (2, True)
+    proved = shell.run("audit", "prove", "0", "-o", str(tmp_path), "--log-key", key)
+    assert proved.exit_code == 0, proved.output
     assert json.loads((tmp_path / "0.entry.json").read_text())["leaf"]
     assert (tmp_path / "0.tlog-proof").read_text().startswith("c2sp.org/tlog-proof@v1")
 

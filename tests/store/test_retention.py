@@ -186,17 +186,17 @@ def test_nothing_is_put_away_before_its_time(
 @pytest.mark.parametrize("month", ["2019", "2019-13", "2019-01; DROP TABLE log_nodes", ""])
 def test_what_is_no_month_is_refused(log: Log, month: str) -> None:
     with pytest.raises(InvalidInputError):
-        log.retention().drop_month(month, reason="")
+        log.retention().drop_month(month, reason="over")
 
 
 def test_a_month_without_a_quorum_above_it_stays(log: Log) -> None:
     log.cosign(NODES[0])
     with pytest.raises(RetentionError, match="quorum"):
-        log.retention().drop_month(OLD, reason="")
+        log.retention().drop_month(OLD, reason="over")
     # A quorum on a checkpoint that misses one entry of the month.
     log.cosign(*NODES, size=1, root=log.writer.log_node(0, 0))
     with pytest.raises(RetentionError, match="quorum"):
-        log.retention().drop_month(OLD, reason="")
+        log.retention().drop_month(OLD, reason="over")
     assert log.events() == ["a", "b", "c", "d"]
 
 
@@ -204,7 +204,7 @@ def test_without_witnesses_nothing_is_dropped(log: Log) -> None:
     log.cosign(*NODES)
     alone = Policy((LOG_KEY,), {}, (), NO_QUORUM)
     with pytest.raises(RetentionError, match="no hospital is enrolled as a witness"):
-        log.retention(policy=alone).drop_month(OLD, reason="")
+        log.retention(policy=alone).drop_month(OLD, reason="over")
 
 
 def test_lines_that_nobody_signed_are_no_cosignatures(log: Log) -> None:
@@ -216,13 +216,13 @@ def test_lines_that_nobody_signed_are_no_cosignatures(log: Log) -> None:
     line = cosign(checkpoint, stranger, forger, unix_seconds=1_790_000_000).encode()
     log.writer.put_cosignature(head.size, NODES[1], line)
     with pytest.raises(RetentionError, match="quorum"):
-        log.retention().drop_month(OLD, reason="")
+        log.retention().drop_month(OLD, reason="over")
 
 
 def test_a_quorum_on_another_history_drops_nothing(log: Log) -> None:
     log.cosign(*NODES, root=bytes(32))
     with pytest.raises(IntegrityError, match="rewritten"):
-        log.retention().drop_month(OLD, reason="")
+        log.retention().drop_month(OLD, reason="over")
     assert log.events() == ["a", "b", "c", "d"]
 
 
@@ -243,7 +243,7 @@ def test_dropping_a_month_erases_its_key_for_the_sake_of_backups(
     log: Log, intruder: Engine
 ) -> None:
     log.cosign(*NODES)
-    log.retention().drop_month(OLD, reason="")
+    log.retention().drop_month(OLD, reason="over")
     with intruder.connect() as connection:
         rows = connection.execute(text("SELECT name, wrapped IS NULL FROM log_keys ORDER BY name"))
         assert [(name, bool(gone)) for name, gone in rows] == [
@@ -255,9 +255,9 @@ def test_dropping_a_month_erases_its_key_for_the_sake_of_backups(
 
 def test_a_month_that_is_not_there_is_not_dropped_twice(log: Log) -> None:
     log.cosign(*NODES)
-    log.retention().drop_month(OLD, reason="")
+    log.retention().drop_month(OLD, reason="over")
     with pytest.raises(RetentionError, match="no entries of"):
-        log.retention().drop_month(OLD, reason="")
+        log.retention().drop_month(OLD, reason="over")
     assert log.writer.log_head().size == 5
 
 
@@ -284,8 +284,8 @@ def test_a_coordinator_that_writes_all_the_while_takes_turns(log: Log) -> None:
         writing_on = thread.submit(
             lambda: [log.writer.commit([], [an_entry(f"{number}")]) for number in range(40)]
         )
-        retention.drop_month(OLD, reason="")
-        retention.erase_key(NEXT, reason="")
+        retention.drop_month(OLD, reason="over")
+        retention.erase_key(NEXT, reason="over")
         writing_on.result()
     entries = log.writer.log_entries(start=0, limit=99)
     assert [each.index for each in entries] == [*range(2, 46)]
@@ -296,8 +296,8 @@ def test_a_coordinator_that_writes_all_the_while_takes_turns(log: Log) -> None:
 
 
 def test_a_key_that_was_erased_is_not_rewrapped(log: Log) -> None:
-    log.retention().erase_key(OLD, reason="")
-    log.retention().rewrap_keys(OTHER, reason="")
+    log.retention().erase_key(OLD, reason="over")
+    log.retention().rewrap_keys(OTHER, reason="over")
     with closing(SqlStore.connect(log.writer_url, **REWRAPPED)) as again:
         told = [each.data is None for each in again.log_entries(start=0, limit=9)]
         assert told == [True, True, False, False, False, False]
@@ -319,9 +319,9 @@ def test_the_database_keeps_months_for_its_own_time_whatever_the_caller_says(
     retention = guarded_log.retention(years=years, now=datetime(2050, 1, 1, tzinfo=UTC))
     for month in ("2024-01", NEW):
         with pytest.raises(RetentionError, match="the database refuses"):
-            retention.drop_month(month, reason="")
+            retention.drop_month(month, reason="over")
         with pytest.raises(RetentionError, match="the database refuses"):
-            retention.erase_key(month, reason="")
+            retention.erase_key(month, reason="over")
     assert guarded_log.events() == ["a", "b", "c", "d", "e"]
 
 
@@ -330,7 +330,7 @@ def test_the_database_wants_its_own_number_of_cosignatures(guarded_log: Log) -> 
     guarded_log.cosign(NODES[0])
     one = threshold_policy([LOG_KEY], KEYS, threshold=1)
     with pytest.raises(RetentionError, match="the database refuses"):
-        guarded_log.retention(policy=one).drop_month(OLD, reason="")
+        guarded_log.retention(policy=one).drop_month(OLD, reason="over")
 
 
 @pytest.mark.postgres
@@ -338,9 +338,9 @@ def test_the_coordinator_itself_puts_nothing_away(guarded_log: Log) -> None:
     guarded_log.cosign(*NODES)
     guarded_log.retention_url = guarded_log.writer_url
     with pytest.raises(RetentionError, match="the database refuses"):
-        guarded_log.retention().drop_month(OLD, reason="")
+        guarded_log.retention().drop_month(OLD, reason="over")
     with pytest.raises(RetentionError, match="the database refuses"):
-        guarded_log.retention().rewrap_keys(OTHER, reason="")
+        guarded_log.retention().rewrap_keys(OTHER, reason="over")
     assert guarded_log.events() == ["a", "b", "c", "d"]
 
 
@@ -375,7 +375,7 @@ def test_the_database_wants_the_whole_month_under_the_checkpoint(guarded_log: Lo
 
 @pytest.mark.postgres
 def test_an_erased_key_does_not_come_back(guarded_log: Log) -> None:
-    guarded_log.retention().erase_key(OLD, reason="")
+    guarded_log.retention().erase_key(OLD, reason="over")
     engine = create_database_engine(guarded_log.url)
     with pytest.raises(StoreError, match="23001"), writing(engine) as connection:
         connection.execute(text("UPDATE log_keys SET wrapped = 'x' WHERE wrapped IS NULL"))

@@ -14,7 +14,14 @@ from tests.system.federation import Event, Federation, logged_events
 from tests.system.processes import Daemon, until
 
 # Once for each life of the coordinator, or when witnesses have come, so they differ between runs.
-_OF_ONE_RUN = ("allowlist_read", "coordinator_started", "coordinator_stopped", "model_published")
+_OF_ONE_RUN = (
+    "allowlist_read",
+    "coordinator_started",
+    "coordinator_stopped",
+    "database_migrated",
+    "log_read",
+    "model_published",
+)
 
 
 @dataclass(frozen=True)

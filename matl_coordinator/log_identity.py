@@ -1,0 +1,28 @@
+"""Which log a coordinator is of: its name and the key that signs it, found in one way."""
+
+from __future__ import annotations
+
+from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.tlog.checkpoint import log_key
+from matl_common.tlog.names import log_origin
+from matl_common.tlog.policy import Policy
+from matl_coordinator.config import Config
+from matl_coordinator.service.checkpoints import LogSigner, witness_policy
+
+
+def load_log_signer(config: Config, allowlist: Allowlist) -> LogSigner:
+    """The log's key; its name is the log's origin.
+
+    Raises:
+        ConfigurationError: the key's file is missing or holds no such key.
+    """
+    private_key = load_ed25519_private_key(config.identity.log_key)
+    return LogSigner(
+        log_key(log_origin(allowlist.federation), private_key.public_key()), private_key
+    )
+
+
+def configured_policy(config: Config, allowlist: Allowlist, log: LogSigner) -> Policy:
+    """Whose cosignatures on this log count, and how many are enough."""
+    return witness_policy(allowlist, log.key, f=config.rounds.byzantine)
