@@ -29,12 +29,14 @@ from matl_common.ids import (
 )
 from matl_common.tlog.cosignature import COSIGNATURE_TYPES
 from matl_common.tlog.names import witness_name
-from matl_common.tlog.note import VerifierKey, parse_verifier_key
+from matl_common.tlog.note import MAX_SIGNATURES, VerifierKey, parse_verifier_key
 
 MAX_ALLOWLIST_BYTES = 1 << 20
 MAX_NODES = 1000
 MAX_PINS_PER_NODE = 8
 MAX_LABELS = 64
+MAX_WITNESSES = MAX_SIGNATURES - 1
+"""A checkpoint bears the log's signature and one of each, and others' tools read no more."""
 MAX_PATIENTS = 1_000_000_000
 
 
@@ -167,7 +169,7 @@ def enrol(federation: FederationId, nodes: Iterable[AllowedNode]) -> Allowlist:
     """Make an allow-list of nodes no two of which share a name or a key.
 
     Raises:
-        InvalidInputError: two do.
+        InvalidInputError: two do, or more are witnesses than a checkpoint has room for.
     """
     listed: dict[NodeId, AllowedNode] = {}
     owner_of_key: dict[str, NodeId] = {}
@@ -184,6 +186,12 @@ def enrol(federation: FederationId, nodes: Iterable[AllowedNode]) -> Allowlist:
                     "every node needs keys of its own, one for each use"
                 )
             owner_of_key[key] = node.node_id
+    witnesses = sum(node.witness_key is not None for node in listed.values())
+    if witnesses > MAX_WITNESSES:
+        raise InvalidInputError(
+            f"the allow-list gives {witnesses} hospitals a witness_key, and a checkpoint has room "
+            f"for {MAX_WITNESSES} cosignatures; leave it out of {witnesses - MAX_WITNESSES} of them"
+        )
     return Allowlist(federation, listed)
 
 

@@ -9,7 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.allowlist import (
+    MAX_WITNESSES,
     AllowedNode,
+    Allowlist,
     RefusalReason,
     encode_allowlist,
     enrol,
@@ -22,7 +24,7 @@ from matl_common.ids import FederationId, NodeId
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.cosignature import witness_key
 from matl_common.tlog.names import witness_name
-from matl_common.tlog.note import VerifierKey
+from matl_common.tlog.note import VerifierKey, parse_note
 
 pytestmark = pytest.mark.certificates
 
@@ -179,3 +181,30 @@ def test_a_witness_key_of_another_is_refused(
     encoded = encode_allowlist(enrol(FEDERATION, [replace(node, witness_key=key)]))
     with pytest.raises(InvalidInputError, match=complaint):
         parse_allowlist(encoded)
+
+
+def witnesses(count: int) -> list[AllowedNode]:
+    names = [NodeId(f"hospital_{number}") for number in range(count)]
+    return [
+        AllowedNode(
+            name,
+            Role.PARTICIPANT,
+            frozenset({f"{number:064x}"}),
+            generate_private_key().public_key(),
+            1,
+            witness_key=witness(Ed25519PrivateKey.generate(), name),
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def test_a_checkpoint_has_room_for_the_cosignature_of_every_witness() -> None:
+    nodes = witnesses(MAX_WITNESSES + 1)
+    lines = (f"\N{EM DASH} {name} AAAAAAAA\n" for name in ["log", *range(MAX_WITNESSES)])
+    assert len(parse_note(b"text\n\n" + "".join(lines).encode()).signatures) == 1 + MAX_WITNESSES
+    assert len(enrol(FEDERATION, nodes[:-1]).nodes) == MAX_WITNESSES
+    encoded = encode_allowlist(Allowlist(FEDERATION, {each.node_id: each for each in nodes}))
+    with pytest.raises(InvalidInputError, match="leave it out of 1 of them"):
+        parse_allowlist(encoded)
+    silent = replace(nodes[-1], witness_key=None)
+    assert len(enrol(FEDERATION, [*nodes[:-1], silent]).nodes) == MAX_WITNESSES + 1
