@@ -37,7 +37,7 @@ from matl_coordinator.config import Config, load_config
 from matl_coordinator.core.robust.compiled import compiled_loops
 from matl_coordinator.log_identity import configured_policy, load_log_signer
 from matl_coordinator.metrics import Metrics
-from matl_coordinator.ports import StaleWriterError, StoreError
+from matl_coordinator.ports import ForeignRow, StaleWriterError, StoreError
 from matl_coordinator.preflight import (
     check_hospitals,
     check_paths,
@@ -266,6 +266,17 @@ class Coordinator:
             self._config.database_url,
             log_origin=self._log.key.name,
             log_key=wrapping_key,
+            report=self._foreign_row_found,
+        )
+
+    def _foreign_row_found(self, row: ForeignRow) -> None:
+        self._metrics.foreign_row_found(row.table)
+        log.critical(
+            "log_row_of_somebody_else",
+            table=row.table,
+            row=row.key,
+            reason=f"{row.reason}; it is passed over. Somebody else can write to the database: "
+            "change the password that the coordinator connects with",
         )
 
     def _checkpoints(self, store: SqlStore) -> Checkpoints:
@@ -275,6 +286,7 @@ class Coordinator:
             log=self._log,
             policy=self._witnesses,
             clock=utc_now,
+            report=self._foreign_row_found,
         )
 
     def _check_noise(self, plan: StudyPlan) -> None:

@@ -78,6 +78,11 @@ class Metrics:
             "node",
         )
         self._log_size = self._gauge("log_entries", "Leaves of the log.")
+        self._foreign_rows = self._counter(
+            "log_foreign_rows_total",
+            "Rows of the log's tables found that the coordinator did not write.",
+            "table",
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
@@ -153,3 +158,6 @@ class Metrics:
 
     def log_grew(self, size: int) -> None:
         self._log_size.set(size)
+
+    def foreign_row_found(self, table: str) -> None:
+        self._foreign_rows.labels(table=table).inc()

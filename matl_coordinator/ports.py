@@ -6,7 +6,7 @@ happened survives the power cord. Implementations are in ``store`` and ``scoring
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -34,6 +34,10 @@ class StoreError(MatlError):
 
 class StaleWriterError(StoreError):
     """Another coordinator wrote since this one loaded; this one must not write again."""
+
+
+class StaleReaderError(StoreError):
+    """Another coordinator took over; what this one reads must not be given out as current."""
 
 
 class SpoolError(MatlError):
@@ -199,6 +203,16 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignRow:
+    """A row of the log's tables that this coordinator did not write, and does not believe."""
+
+    table: str
+    key: str
+    """Which row."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All that a coordinator knows when it starts."""
 
@@ -214,7 +228,11 @@ class State:
 
 
 class Store(Protocol):
-    """The coordinator's durable memory. Calls block; call them from a thread."""
+    """The coordinator's durable memory. Calls block; call them from a thread.
+
+    Once it has loaded, whatever is read of the log raises ``StaleReaderError`` after another
+    coordinator has: what it would answer may be behind what that one has shown.
+    """
 
     def load(self) -> State:
         """Read the state, taking over as the only writer.
@@ -277,14 +295,22 @@ class Store(Protocol):
         """
         ...
 
-    def latest_checkpoint(self) -> CheckpointRecord | None:
-        """The largest checkpoint that was put."""
-        ...
-
-    def put_checkpoint(self, size: int, note: bytes) -> None:
-        """Keep a signed checkpoint, durably; the first of a size stays.
+    def checkpoints(self) -> Iterator[CheckpointRecord]:
+        """Checkpoints that were put, the largest first; whose they are is the caller's to see.
 
         Raises:
+            StaleReaderError: another coordinator loaded after this one.
+        """
+        ...
+
+    def put_checkpoint(self, size: int, note: bytes) -> bool:
+        """Keep a signed checkpoint, durably; the first of a size stays.
+
+        Returns:
+            Whether it is this one that is kept.
+
+        Raises:
+            StaleWriterError: another coordinator loaded after this one.
             StoreError: the database did not confirm.
         """
         ...
@@ -293,6 +319,7 @@ class Store(Protocol):
         """Keep a witness's line on a checkpoint that was put; the first stays.
 
         Raises:
+            StaleWriterError: another coordinator loaded after this one.
             StoreError: the database did not confirm.
         """
         ...

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, auto
@@ -44,6 +45,7 @@ from matl_coordinator.ports import (
     PutUpdate,
     SpoolError,
     SpoolFullError,
+    StaleReaderError,
     StaleWriterError,
     State,
     Store,
@@ -88,11 +90,12 @@ class FakeStore:
     def __init__(self, database: FakeDatabase | None = None) -> None:
         self._database = database or FakeDatabase()
         self._epoch: int | None = None
+        self._reign: int | None = None
 
     def load(self) -> State:
         with self._database.lock:
             self._database.epoch += 1
-            self._epoch = self._database.epoch
+            self._epoch = self._reign = self._database.epoch
             tables = self._database.tables
         newest = tables.rounds[max(tables.rounds)] if tables.rounds else None
         return State(
@@ -157,33 +160,34 @@ class FakeStore:
         return next((model for _, model in models if model.digest == digest), None)
 
     def log_head(self) -> LogHead:
-        entries = self._tables.entries
+        entries = self._log_tables.entries
         root = merkle_root([bytes.fromhex(each.leaf_hash) for each in entries])
         return LogHead(len(entries), Digest(root.hex()))
 
     def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]:
-        return tuple(self._tables.entries[start : start + limit])
+        return tuple(self._log_tables.entries[start : start + limit])
 
     def log_node(self, level: int, index: int) -> bytes:
         try:
-            return self._tables.nodes[level, index]
+            return self._log_tables.nodes[level, index]
         except KeyError:
             raise IntegrityError(f"the log has no node {(level, index)}") from None
 
     def log_nodes(self, addresses: Sequence[NodeAddress]) -> Mapping[NodeAddress, bytes]:
         return {address: self.log_node(*address) for address in addresses}
 
-    def latest_checkpoint(self) -> CheckpointRecord | None:
-        checkpoints = self._tables.checkpoints
-        return checkpoints[max(checkpoints)] if checkpoints else None
+    def checkpoints(self) -> Iterator[CheckpointRecord]:
+        checkpoints = self._log_tables.checkpoints
+        return iter([checkpoints[size] for size in sorted(checkpoints, reverse=True)])
 
-    def put_checkpoint(self, size: int, note: bytes) -> None:
-        with self._database.lock:
+    def put_checkpoint(self, size: int, note: bytes) -> bool:
+        with self._writing_log():
             record = CheckpointRecord(size, note, {})
-            self._database.tables.checkpoints.setdefault(size, record)
+            kept = self._database.tables.checkpoints.setdefault(size, record)
+            return kept.note == note
 
     def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
-        with self._database.lock:
+        with self._writing_log():
             checkpoints = self._database.tables.checkpoints
             if size not in checkpoints:
                 raise StoreError("a cosignature belongs to a checkpoint that is not recorded")
@@ -193,6 +197,21 @@ class FakeStore:
 
     def close(self) -> None:
         pass
+
+    @contextmanager
+    def _writing_log(self) -> Iterator[None]:
+        with self._database.lock:
+            if self._reign is None:
+                raise StoreError("nothing is written before the state was loaded")
+            if self._reign != self._database.epoch:
+                raise StaleWriterError("another store was loaded after this one")
+            yield
+
+    @property
+    def _log_tables(self) -> Tables:
+        if self._reign is not None and self._reign != self._database.epoch:
+            raise StaleReaderError("another store was loaded after this one")
+        return self._tables
 
     @property
     def _tables(self) -> Tables:
@@ -317,11 +336,11 @@ class FaultyStore:
     def log_nodes(self, addresses: Sequence[NodeAddress]) -> Mapping[NodeAddress, bytes]:
         return self._store.log_nodes(addresses)
 
-    def latest_checkpoint(self) -> CheckpointRecord | None:
-        return self._store.latest_checkpoint()
+    def checkpoints(self) -> Iterator[CheckpointRecord]:
+        return self._store.checkpoints()
 
-    def put_checkpoint(self, size: int, note: bytes) -> None:
-        self._store.put_checkpoint(size, note)
+    def put_checkpoint(self, size: int, note: bytes) -> bool:
+        return self._store.put_checkpoint(size, note)
 
     def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
         self._store.put_cosignature(size, node_id, line)

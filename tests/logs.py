@@ -3,9 +3,12 @@
 from collections.abc import Iterable
 from typing import Final, TypedDict
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from matl_common.identity.wrapping import KeyEncryptionKey, SoftwareKeyEncryptionKey
+from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.entry import Entry, entry_of, parse_entry
-from matl_coordinator.ports import LoggedEntry
+from matl_coordinator.ports import LoggedEntry, LogHead
 
 MOMENT: Final = "2026-11-28T12:00:00.000Z"
 
@@ -36,3 +39,11 @@ def events_of(logged: Iterable[LoggedEntry]) -> list[str]:
     """What each entry of a log tells; fails where one cannot be read."""
     told = [each.data for each in logged]
     return [str(parse_entry(data)["event"]) for data in told if data is not None]
+
+
+def a_note(head: LogHead, *, seed: bytes = bytes(32)) -> bytes:
+    """A checkpoint of the log as it is, signed with a test's key."""
+    signer = Ed25519PrivateKey.from_private_bytes(seed)
+    key = log_key(LOG["log_origin"], signer.public_key())
+    checkpoint = Checkpoint(key.name, head.size, bytes.fromhex(head.root))
+    return sign_checkpoint(checkpoint, key, signer).note.encode()

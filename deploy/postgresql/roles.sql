@@ -41,7 +41,8 @@ SELECT oid, oid::regclass::text AS name,
   FROM pg_class
  WHERE relnamespace = :'schema'::regnamespace AND relkind IN ('r', 'p')
    AND (relname IN ('writer', 'study', 'models', 'rounds', 'updates', 'trust', 'alembic_version',
-                    'log_nodes', 'log_keys', 'log_entries', 'log_checkpoints', 'log_cosignatures')
+                    'log_nodes', 'log_keys', 'log_entries', 'log_checkpoints', 'log_cosignatures',
+                    'log_turn')
         OR relname ~ '^log_entries_[0-9]{4}_[0-9]{2}$');
 SELECT format('ALTER TABLE %s OWNER TO matl_log_owner', name) FROM ours \gexec
 SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure,
@@ -59,17 +60,15 @@ SELECT format('REVOKE ALL ON %s FROM PUBLIC, matl_log_writer, matl_log_reader, m
 -- Months are read, like they are written, through their parent alone.
 -- The study's tables are not encrypted, and hold much of what entries say.
 SELECT format('GRANT SELECT ON %s TO matl_log_reader', name)
-  FROM ours WHERE NOT is_month AND NOT is_study
+  FROM ours WHERE NOT is_month AND NOT is_study AND name NOT LIKE '%log\_turn'
 \gexec
 GRANT matl_log_reader TO matl_log_writer, matl_log_retention;
 SELECT format('GRANT SELECT, INSERT, UPDATE ON %s TO matl_log_writer', name)
   FROM ours WHERE is_study
 \gexec
-GRANT INSERT ON log_checkpoints, log_cosignatures TO matl_log_writer;
-GRANT INSERT ON log_keys TO matl_log_writer, matl_log_retention;
 GRANT EXECUTE ON FUNCTION log_refuse_change, log_refuse_key_change TO matl_log_owner;
-GRANT EXECUTE ON FUNCTION log_lock TO matl_log_writer, matl_log_retention;
-GRANT EXECUTE ON FUNCTION log_append TO matl_log_writer;
+GRANT EXECUTE ON FUNCTION log_lock, log_put_key TO matl_log_writer, matl_log_retention;
+GRANT EXECUTE ON FUNCTION log_append, log_put_checkpoint, log_put_cosignature TO matl_log_writer;
 GRANT EXECUTE ON FUNCTION log_drop_month, log_erase_key, log_rewrap_keys TO matl_log_retention;
 
 SELECT format(
@@ -119,7 +118,8 @@ BEGIN
     -- Under another name, a table would not be looked for below.
     IF (SELECT count(*) FROM pg_class
          WHERE relnamespace = current_schema()::regnamespace AND relname IN
-               ('log_nodes', 'log_keys', 'log_entries', 'log_checkpoints', 'log_cosignatures')) < 5
+               ('log_nodes', 'log_keys', 'log_entries', 'log_checkpoints', 'log_cosignatures',
+                'log_turn')) < 6
        OR EXISTS (SELECT FROM pg_inherits
                     JOIN pg_class AS parent ON parent.oid = inhparent
                     JOIN pg_class AS child ON child.oid = inhrelid

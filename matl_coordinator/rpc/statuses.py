@@ -10,7 +10,13 @@ import grpc
 
 from matl_common.errors import InvalidInputError, MatlError
 from matl_coordinator.core.admission import RefusalCode
-from matl_coordinator.ports import SpoolError, SpoolFullError, StoreError
+from matl_coordinator.ports import (
+    SpoolError,
+    SpoolFullError,
+    StaleReaderError,
+    StaleWriterError,
+    StoreError,
+)
 from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError
 from matl_coordinator.service.checkpoints import CheckpointError
 from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
@@ -59,6 +65,8 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     match error:
         case RefusedError():
             return REFUSAL_STATUS[error.code], f"{error.code.value}: {error}"
+        case StaleWriterError() | StaleReaderError():
+            return Status.UNAVAILABLE, str(error)
         case StoreError():
             return Status.UNAVAILABLE, "the coordinator's database did not answer; try again"
         case MatlError():

@@ -22,7 +22,7 @@ from matl_common.identity.allowlist import Allowlist
 from matl_common.ids import NodeId
 from matl_common.tlog.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from matl_common.tlog.cosignature import verified_cosignatures
-from matl_common.tlog.merkle import consistency_proof, root_from
+from matl_common.tlog.merkle import ReadNode, consistency_proof, nodes_read, root_from
 from matl_common.tlog.note import Note, NoteSignature, Signer, VerifierKey, parse_note
 from matl_common.tlog.policy import (
     NO_QUORUM,
@@ -31,7 +31,7 @@ from matl_common.tlog.policy import (
     quorum_met,
     threshold_policy,
 )
-from matl_coordinator.ports import CheckpointRecord, Store
+from matl_coordinator.ports import CheckpointRecord, ForeignRow, Store
 from matl_coordinator.service.tree import over_tree
 
 PATIENCE = timedelta(seconds=60)
@@ -85,7 +85,11 @@ class Extension:
 
 
 class Checkpoints:
-    """Signs checkpoints and collects cosignatures. Runs on one event loop."""
+    """Signs checkpoints and collects cosignatures. Runs on one event loop.
+
+    Nothing is given out from memory alone: a coordinator that was replaced is told by its store
+    (``StaleReaderError``), and shows no witness a checkpoint that is behind the other's.
+    """
 
     def __init__(
         self,
@@ -95,16 +99,25 @@ class Checkpoints:
         log: LogSigner,
         policy: Policy,
         clock: Callable[[], datetime],
+        report: Callable[[ForeignRow], None] = lambda _: None,
     ) -> None:
-        """Names of witnesses in the policy are node ids."""
+        """Names of witnesses in the policy are node ids.
+
+        ``report`` is told of each checkpoint and cosignature in the store that this log's key, or a
+        witness's, did not make, once.
+        """
         self._store = store
         self._anchor = anchor
         self._log = log
         self._policy = policy
         self._clock = clock
-        # Guards _latest, and the order of what is signed.
+        self._report = report
+        # Guards what follows, and the order of what is signed.
         self._lock = asyncio.Lock()
+        # What was given out last; the store is asked all the same whether it still leads.
         self._latest: CheckpointRecord | None = None
+        # Rows of the store that were reported.
+        self._foreign: set[tuple[str, str, bytes]] = set()
         self._signed_at: datetime | None = None
 
     async def resume(self) -> None:
@@ -211,9 +224,65 @@ class Checkpoints:
         )
 
     async def _load(self) -> CheckpointRecord | None:
-        if self._latest is None:
-            self._latest = await asyncio.to_thread(self._store.latest_checkpoint)
-        return self._latest
+        """The largest checkpoint of the store that this log signed, of the log as it is."""
+        record = await asyncio.to_thread(self._newest_sound)
+        known = self._latest
+        if record is not None and known is not None and known.note == record.note:
+            # A line of somebody else's may keep a witness's out of the store.
+            lines = {**record.cosignatures, **known.cosignatures}
+            record = replace(record, cosignatures=dict(sorted(lines.items())))
+        self._latest = record
+        return record
+
+    def _newest_sound(self) -> CheckpointRecord | None:
+        # Blocking; runs in a thread, under the lock.
+        for record in self._store.checkpoints():
+            reason = self._refusal(record)
+            if reason is None:
+                return self._with_sound_lines(record)
+            self._tell(ForeignRow("log_checkpoints", str(record.size), reason), record.note)
+        return None
+
+    def _refusal(self, record: CheckpointRecord) -> str | None:
+        """Why a checkpoint in the store is none of this log's."""
+        try:
+            found = open_checkpoint(record.note, [self._log.key]).checkpoint
+        except (InvalidInputError, IntegrityError) as error:
+            return str(error)
+        if found.size != record.size:
+            return f"it states {found.size} entries"
+        # Of a log that is shorter than what was signed, who asks is to see that it went back.
+        if found.size > self._store.log_head().size:
+            return None
+
+        def root(read: ReadNode) -> bytes:
+            return root_from(found.size, read)
+
+        nodes = self._store.log_nodes(nodes_read(root))
+        if root(lambda level, index: nodes[level, index]) != found.root:
+            return "it states another root than the log's"
+        return None
+
+    def _with_sound_lines(self, record: CheckpointRecord) -> CheckpointRecord:
+        """Without lines that are not their witness's: nobody else could take the note apart."""
+        sound: dict[NodeId, bytes] = {}
+        for node_id, line in record.cosignatures.items():
+            key = self._policy.witnesses.get(node_id)
+            try:
+                added = _one_line(record, line)
+                if key is not None:
+                    _check_cosignature(Note(parse_note(record.note).text, (added,)), key)
+            except InvalidInputError as error:
+                row = ForeignRow("log_cosignatures", f"{record.size}, {node_id}", str(error))
+                self._tell(row, line)
+                continue
+            sound[node_id] = line
+        return replace(record, cosignatures=sound)
+
+    def _tell(self, row: ForeignRow, content: bytes) -> None:
+        if (known := (row.table, row.key, content)) not in self._foreign:
+            self._foreign.add(known)
+            self._report(row)
 
     async def _sign_if_grown(self) -> CheckpointRecord:
         record = await self._load()
@@ -224,7 +293,13 @@ class Checkpoints:
         signed = sign_checkpoint(checkpoint, self._log.key, self._log.signer)
         note = signed.note.encode()
         # Kept before anybody sees it: after a crash the same one is offered again.
-        await asyncio.to_thread(self._store.put_checkpoint, head.size, note)
+        if not await asyncio.to_thread(self._store.put_checkpoint, head.size, note):
+            if record is None:
+                raise CheckpointError(
+                    f"somebody else has put a checkpoint of {head.size} entries in the database; "
+                    "the next is signed once the log has grown"
+                )
+            return record
         await asyncio.to_thread(self._anchor.write, note)
         self._latest = CheckpointRecord(head.size, note, {})
         self._signed_at = self._clock()

@@ -7,33 +7,46 @@ from sqlalchemy import Connection, insert, select
 
 from matl_common.ids import NodeId
 from matl_coordinator.ports import CheckpointRecord
-from matl_coordinator.store.schema import log_checkpoints, log_cosignatures
+from matl_coordinator.store.functions import POSTGRES, call_log_function
+from matl_coordinator.store.schema import log_checkpoints, log_cosignatures, stored_bytes
+
+PAGE = 20
 
 
-def read_latest(connection: Connection) -> CheckpointRecord | None:
-    """The largest checkpoint, with its cosignatures."""
-    newest = select(log_checkpoints).order_by(log_checkpoints.c.size.desc()).limit(1)
-    found = connection.execute(newest).one_or_none()
-    if found is None:
-        return None
-    lines = select(log_cosignatures).where(log_cosignatures.c.size == found.size)
-    rows = connection.execute(lines.order_by(log_cosignatures.c.node_id))
-    return CheckpointRecord(
-        size=found.size,
-        note=bytes(found.note),
-        cosignatures={NodeId(row.node_id): bytes(row.line) for row in rows},
-    )
+def read_below(connection: Connection, size: int | None) -> list[CheckpointRecord]:
+    """Some checkpoints below ``size``, or the largest, with their cosignatures, largest first."""
+    stored, lines = log_checkpoints.c, log_cosignatures.c
+    some = select(log_checkpoints).order_by(stored.size.desc()).limit(PAGE)
+    found = connection.execute(some if size is None else some.where(stored.size < size)).all()
+    if not found:
+        return []
+    within = lines.size.between(found[-1].size, found[0].size)
+    of_size: dict[int, dict[NodeId, bytes]] = {}
+    for row in connection.execute(select(log_cosignatures).where(within).order_by(lines.node_id)):
+        of_size.setdefault(row.size, {})[NodeId(row.node_id)] = stored_bytes(row.line)
+    return [
+        CheckpointRecord(row.size, stored_bytes(row.note), of_size.get(row.size, {}))
+        for row in found
+    ]
 
 
-def put_checkpoint(connection: Connection, size: int, note: bytes) -> None:
-    """Insert a checkpoint, unless there is one of its size."""
-    there = select(log_checkpoints.c.size).where(log_checkpoints.c.size == size)
-    if connection.execute(there).one_or_none() is None:
-        connection.execute(insert(log_checkpoints).values(size=size, note=note))
+def put_checkpoint(connection: Connection, size: int, note: bytes) -> bool:
+    """Keep a checkpoint, unless there is one of its size; whether it is kept now."""
+    if connection.dialect.name == POSTGRES:
+        call_log_function(connection, "log_put_checkpoint", size, note)
+    else:
+        there = select(log_checkpoints.c.size).where(log_checkpoints.c.size == size)
+        if connection.execute(there).one_or_none() is None:
+            connection.execute(insert(log_checkpoints).values(size=size, note=note))
+    kept = select(log_checkpoints.c.note).where(log_checkpoints.c.size == size)
+    return bytes(connection.execute(kept).scalar_one()) == note
 
 
 def put_cosignature(connection: Connection, size: int, node_id: NodeId, line: bytes) -> None:
-    """Insert a witness's line, unless it has one on this checkpoint."""
+    """Keep a witness's line, unless it has one on this checkpoint."""
+    if connection.dialect.name == POSTGRES:
+        call_log_function(connection, "log_put_cosignature", size, node_id, line)
+        return
     key = (log_cosignatures.c.size == size) & (log_cosignatures.c.node_id == node_id)
     if connection.execute(select(log_cosignatures.c.size).where(key)).one_or_none() is None:
         connection.execute(insert(log_cosignatures).values(size=size, node_id=node_id, line=line))

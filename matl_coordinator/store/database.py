@@ -20,6 +20,12 @@ from matl_coordinator.ports import StoreError
 from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits, pool_options
 
 _WRITES = "matl_writes"
+_LOCK_CODES = {"55P03", "SQLITE_BUSY"}
+"""How PostgreSQL (lock_not_available) and SQLite say that a lock was waited for in vain."""
+
+
+class LockedError(StoreError):
+    """Another transaction kept its lock for longer than this one waits; nothing was done."""
 
 
 def create_database_engine(url: str, *, limits: TimeLimits = DEFAULT_LIMITS) -> Engine:
@@ -81,21 +87,30 @@ def _translated(engine: Engine) -> Iterator[None]:
     except (SQLAlchemyError, driver_error, OSError) as error:
         # Whatever broke may have broken every idle connection with it.
         engine.dispose()
+        kind = LockedError if _code_of(error) in _LOCK_CODES else StoreError
         # Without its cause: a driver's text may quote hosts, values and statements.
-        raise StoreError(
+        raise kind(
             f"the {engine.dialect.name} database did not confirm ({_kind_of(error)}); "
             "see that it is reachable and has room"
         ) from None
 
 
 def _kind_of(error: BaseException) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    # The drivers' own names for a cause; neither quotes anything.
-    code = getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None)
-    if isinstance(cause, OSError):
-        code = cause.strerror
-    name = type(cause).__name__
+    code, name = _code_of(error), type(_cause_of(error)).__name__
     return f"{name}: {code}" if code else name
+
+
+def _code_of(error: BaseException) -> str | None:
+    cause = _cause_of(error)
+    if isinstance(cause, OSError):
+        return cause.strerror
+    # The drivers' own names for a cause; neither quotes anything.
+    code: str | None = getattr(cause, "sqlite_errorname", None) or getattr(cause, "sqlstate", None)
+    return code
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    return error.orig if isinstance(error, DBAPIError) and error.orig else error
 
 
 def _sqlite_engine(url: URL, limits: TimeLimits) -> Engine:

@@ -8,7 +8,7 @@ decides who should lead.
 from sqlalchemy import Connection, select, update
 
 from matl_common.errors import IntegrityError
-from matl_coordinator.ports import StaleWriterError
+from matl_coordinator.ports import StaleReaderError, StaleWriterError
 from matl_coordinator.store.schema import writer
 
 
@@ -32,6 +32,20 @@ def require_epoch(connection: Connection, epoch: int) -> None:
         raise StaleWriterError(
             f"another coordinator took over this study (epoch {current}, this one has {epoch}); "
             "stop one of the two"
+        )
+
+
+def require_reign(connection: Connection, epoch: int) -> None:
+    """See that whatever was read before this was read as the writer of ``epoch``.
+
+    Raises:
+        StaleReaderError: somebody took over.
+    """
+    current = _present(connection.execute(select(writer.c.epoch)).scalar_one_or_none())
+    if current != epoch:
+        raise StaleReaderError(
+            f"another coordinator took over this study (epoch {current}, this one has {epoch}); "
+            "ask that one"
         )
 
 

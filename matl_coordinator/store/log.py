@@ -29,10 +29,10 @@ from matl_common.tlog.merkle import (
 from matl_common.tlog.sealing import RANDOM_BYTES, DataKey, open_sealed, seal
 from matl_coordinator.ports import LoggedEntry, LogHead
 from matl_coordinator.store.data_keys import DataKeys
+from matl_coordinator.store.functions import POSTGRES
 from matl_coordinator.store.schema import log_entries, log_nodes
 
 _MONTH_CHARACTERS = len("YYYY-MM")
-POSTGRES = "postgresql"
 _CHUNK = 256
 _NODES_OF = (
     "SELECT level, node_index, hash FROM log_nodes "
@@ -113,14 +113,6 @@ def _sealed(place: _Place, entries: Sequence[Entry], *, start: int = 0) -> tuple
             )
         )
     return tuple(logged)
-
-
-def call_log_function(connection: Connection, name: str, *arguments: object) -> None:
-    """Call one of PostgreSQL's functions of the log (``migrations/versions/0002_log.sql``)."""
-    # Past SQLAlchemy, which would look at every element of every array; %b sends bytes as they
-    # are and not as text.
-    places = ", ".join("%b" if isinstance(each, bytes | list) else "%s" for each in arguments)
-    connection.exec_driver_sql(f"SELECT {name}({places})", arguments)
 
 
 def insert_sealed(

@@ -21,13 +21,15 @@ from matl_coordinator.ports import CheckpointRecord, LoggedEntry
 from matl_coordinator.service.retention import LogMonth
 from matl_coordinator.store import log
 from matl_coordinator.store.data_keys import DataKeys
-from matl_coordinator.store.database import create_database_engine, reading, writing
+from matl_coordinator.store.database import create_database_engine, reading
+from matl_coordinator.store.functions import POSTGRES, call_log_function
 from matl_coordinator.store.schema import (
     log_checkpoints,
     log_cosignatures,
     log_entries,
     log_keys,
 )
+from matl_coordinator.store.turns import taking_turns
 
 _NEWEST = 100
 """Cosigned checkpoints that are looked at."""
@@ -94,9 +96,9 @@ class SqlRetention:
             return log.read_node(connection, level, index)
 
     def drop_month(self, month: str, *, years: int, cosignatures: int, entry: Entry) -> LoggedEntry:
-        with writing(self._engine) as connection:
+        with taking_turns(self._engine) as connection:
             logged = self._sealed(connection, entry)
-            if connection.dialect.name == log.POSTGRES:
+            if connection.dialect.name == POSTGRES:
                 _call(connection, "log_drop_month", logged, month, years, cosignatures)
             else:
                 log.insert_sealed(connection, [entry], [logged])
@@ -105,9 +107,9 @@ class SqlRetention:
         return logged
 
     def erase_key(self, month: str, *, years: int, entry: Entry) -> LoggedEntry:
-        with writing(self._engine) as connection:
+        with taking_turns(self._engine) as connection:
             logged = self._sealed(connection, entry)
-            if connection.dialect.name == log.POSTGRES:
+            if connection.dialect.name == POSTGRES:
                 _call(connection, "log_erase_key", logged, month, years)
             else:
                 log.insert_sealed(connection, [entry], [logged])
@@ -116,11 +118,11 @@ class SqlRetention:
         return logged
 
     def rewrap_keys(self, key: KeyEncryptionKey, *, entry: Entry) -> LoggedEntry:
-        with writing(self._engine) as connection:
+        with taking_turns(self._engine) as connection:
             # First, since it may make this month's data key.
             logged = self._sealed(connection, entry)
             rewrapped = self._keys.rewrapped(connection, key)
-            if connection.dialect.name == log.POSTGRES:
+            if connection.dialect.name == POSTGRES:
                 names, wrapped = list(rewrapped), list(rewrapped.values())
                 _call(connection, "log_rewrap_keys", logged, names, wrapped, key.name)
             else:
@@ -140,9 +142,7 @@ class SqlRetention:
 
 def _call(connection: Connection, name: str, logged: LoggedEntry, *arguments: object) -> None:
     with _refusals():
-        log.call_log_function(
-            connection, name, *arguments, logged.index, logged.leaf, logged.payload
-        )
+        call_log_function(connection, name, *arguments, logged.index, logged.leaf, logged.payload)
 
 
 def _erase(connection: Connection, month: str) -> int:

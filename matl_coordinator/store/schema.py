@@ -147,3 +147,16 @@ log_cosignatures = Table(
     Column("node_id", _Name, primary_key=True),
     Column("line", LargeBinary, nullable=False),
 )
+
+# PostgreSQL's appenders take turns by locking it; nobody but its owner may. It never has a row.
+log_turn = Table(
+    "log_turn",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    CheckConstraint("id <> id", name="empty"),
+)
+
+
+def stored_bytes(value: bytes | str) -> bytes:
+    """A LargeBinary column's bytes; SQLite holds whatever was put there, of whatever kind."""
+    return value.encode() if isinstance(value, str) else bytes(value)

@@ -4,7 +4,8 @@ Every change is one transaction that also appends the log entries which tell of 
 Only ``StoreError``, and ``IntegrityError`` for a damaged database, leave this module.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 from typing import Self
@@ -20,6 +21,7 @@ from matl_coordinator.core.trust import TrustRecord
 from matl_coordinator.ports import (
     Change,
     CheckpointRecord,
+    ForeignRow,
     LoggedEntry,
     LogHead,
     ModelRecord,
@@ -28,6 +30,7 @@ from matl_coordinator.ports import (
     PutStudy,
     PutTrust,
     PutUpdate,
+    StaleReaderError,
     State,
     StoreError,
     StudyRecord,
@@ -36,11 +39,12 @@ from matl_coordinator.ports import (
 )
 from matl_coordinator.store import checkpoints, codec, guards, log
 from matl_coordinator.store.data_keys import DataKeys
-from matl_coordinator.store.database import create_database_engine, reading, writing
-from matl_coordinator.store.leadership import require_epoch, take_over
+from matl_coordinator.store.database import create_database_engine, reading
+from matl_coordinator.store.leadership import require_epoch, require_reign, take_over
 from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits
 from matl_coordinator.store.migrate import upgrade_to_head
 from matl_coordinator.store.schema import models, rounds, study, trust, updates
+from matl_coordinator.store.turns import taking_turns
 
 
 class SqlStore:
@@ -49,13 +53,22 @@ class SqlStore:
     Safe to call from several threads; commits take turns.
     """
 
-    def __init__(self, engine: Engine, *, log_origin: str, log_key: KeyEncryptionKey) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        log_origin: str,
+        log_key: KeyEncryptionKey,
+        report: Callable[[ForeignRow], None] = lambda _: None,
+    ) -> None:
         self._engine = engine
         self._log_origin = log_origin
-        self._log_keys = DataKeys(log_key)
+        self._log_keys = DataKeys(log_key, report=report)
         self._commit_lock = Lock()
         # Guarded by _commit_lock. None: nothing loaded yet, or a commit of unknown end.
         self._epoch: int | None = None
+        # Written under _commit_lock. The epoch that this store last took over with.
+        self._reign: int | None = None
 
     @classmethod
     def connect(
@@ -65,6 +78,7 @@ class SqlStore:
         log_origin: str,
         log_key: KeyEncryptionKey,
         limits: TimeLimits = DEFAULT_LIMITS,
+        report: Callable[[ForeignRow], None] = lambda _: None,
     ) -> Self:
         """Open a database and bring its tables to this version.
 
@@ -73,6 +87,7 @@ class SqlStore:
             log_origin: the log's name, which every leaf repeats.
             log_key: wraps the keys that the log's entries are encrypted with.
             limits: how long to wait for the database.
+            report: told of each data key in the database that is none of this log's.
 
         Raises:
             ConfigurationError: a URL of another kind, a database of another version, or one
@@ -85,7 +100,7 @@ class SqlStore:
         except BaseException:
             engine.dispose()
             raise
-        store = cls(engine, log_origin=log_origin, log_key=log_key)
+        store = cls(engine, log_origin=log_origin, log_key=log_key, report=report)
         try:
             with reading(engine) as connection:
                 store._log_keys.check(connection)
@@ -97,10 +112,10 @@ class SqlStore:
     def load(self) -> State:
         with self._commit_lock:
             self._epoch = None
-            with writing(self._engine) as connection:
+            with taking_turns(self._engine) as connection:
                 epoch = take_over(connection)
                 state = _read_state(connection)
-            self._epoch = epoch
+            self._epoch = self._reign = epoch
             return state
 
     def commit(
@@ -110,7 +125,7 @@ class SqlStore:
             epoch, self._epoch = self._epoch, None
             if epoch is None:
                 raise StoreError("the end of the last commit is not known; load the state again")
-            with writing(self._engine) as connection:
+            with taking_turns(self._engine) as connection:
                 require_epoch(connection, epoch)
                 logged = log.append_entries(
                     connection, entries, origin=self._log_origin, keys=self._log_keys
@@ -174,32 +189,68 @@ class SqlStore:
         return None if document is None else codec.MODEL.decode_one(document)
 
     def log_head(self) -> LogHead:
-        with reading(self._engine) as connection:
+        with self._reading_log() as connection:
             return log.read_head(connection)
 
     def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]:
-        with reading(self._engine) as connection:
+        with self._reading_log() as connection:
             return log.read_entries(connection, start=start, limit=limit, keys=self._log_keys)
 
     def log_node(self, level: int, index: int) -> bytes:
-        with reading(self._engine) as connection:
+        with self._reading_log() as connection:
             return log.read_node(connection, level, index)
 
     def log_nodes(self, addresses: Sequence[NodeAddress]) -> Mapping[NodeAddress, bytes]:
-        with reading(self._engine) as connection:
+        with self._reading_log() as connection:
             return log.read_nodes(connection, addresses)
 
-    def latest_checkpoint(self) -> CheckpointRecord | None:
-        with reading(self._engine) as connection:
-            return checkpoints.read_latest(connection)
+    def checkpoints(self) -> Iterator[CheckpointRecord]:
+        below: int | None = None
+        while True:
+            with self._reading_log() as connection:
+                page = checkpoints.read_below(connection, below)
+            if not page:
+                return
+            yield from page
+            below = page[-1].size
 
-    def put_checkpoint(self, size: int, note: bytes) -> None:
-        with writing(self._engine) as connection:
-            checkpoints.put_checkpoint(connection, size, note)
+    def put_checkpoint(self, size: int, note: bytes) -> bool:
+        with self._writing_log() as connection:
+            return checkpoints.put_checkpoint(connection, size, note)
 
     def put_cosignature(self, size: int, node_id: NodeId, line: bytes) -> None:
-        with writing(self._engine) as connection:
+        with self._writing_log() as connection:
             checkpoints.put_cosignature(connection, size, node_id, line)
+
+    @contextmanager
+    def _reading_log(self) -> Iterator[Connection]:
+        reign = self._reign
+        with reading(self._engine) as connection:
+            yield connection
+            # Afterwards: what was read is not older than this. Before the first load, nothing that
+            # is read is given out.
+            if reign is not None:
+                self._require_reign(connection, reign)
+
+    def _require_reign(self, connection: Connection, reign: int) -> None:
+        try:
+            require_reign(connection, reign)
+        except StaleReaderError:
+            # Or it is this store that took over once more, just now.
+            with self._commit_lock:
+                again = self._reign
+            if again is None or again == reign:
+                raise
+            require_reign(connection, again)
+
+    @contextmanager
+    def _writing_log(self) -> Iterator[Connection]:
+        reign = self._reign
+        if reign is None:
+            raise StoreError("nothing is written before the state was loaded")
+        with taking_turns(self._engine) as connection:
+            require_epoch(connection, reign)
+            yield connection
 
     def weaknesses(self) -> tuple[str, ...]:
         """What the database does not keep its own user from doing to the log."""

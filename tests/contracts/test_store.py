@@ -27,6 +27,7 @@ from matl_coordinator.ports import (
     PutStudy,
     PutTrust,
     PutUpdate,
+    StaleReaderError,
     StaleWriterError,
     State,
     Store,
@@ -215,7 +216,43 @@ def test_a_writer_that_was_replaced_is_refused(open_store: OpenStore) -> None:
         old.commit([PutRound(a_round())], some_entries("stale"))
     new.commit([], some_entries("new"))
     assert new.round(RoundId(1)) is None
-    assert entries_of(old) == ["old", "new"]
+    assert entries_of(new) == ["old", "new"]
+
+
+def test_a_store_that_was_replaced_shows_and_keeps_nothing_of_the_log(
+    open_store: OpenStore,
+) -> None:
+    old, new = open_store(), open_store()
+    old.load()
+    old.commit([], some_entries("old"))
+    assert not list(old.checkpoints())
+    new.load()
+    reads: list[Callable[[], object]] = [
+        old.log_head,
+        lambda: old.log_entries(start=0, limit=1),
+        lambda: old.log_node(0, 0),
+        lambda: old.log_nodes([(0, 0)]),
+        lambda: list(old.checkpoints()),
+    ]
+    for read in reads:
+        with pytest.raises(StaleReaderError, match=r"after this one|took over"):
+            read()
+    for write in (
+        lambda: old.put_checkpoint(1, b"note"),
+        lambda: old.put_cosignature(1, NODES[0], b"line"),
+    ):
+        with pytest.raises(StaleWriterError):
+            write()
+    # Whoever takes over again sees it all.
+    old.load()
+    assert entries_of(old) == ["old"]
+    with pytest.raises(StaleReaderError):
+        new.log_head()
+
+
+def test_no_checkpoint_is_kept_before_a_load(open_store: OpenStore) -> None:
+    with pytest.raises(StoreError, match="loaded"):
+        open_store().put_checkpoint(0, b"note")
 
 
 def test_only_one_of_two_writers_gets_through_at_once(open_store: OpenStore) -> None:
@@ -235,6 +272,7 @@ def test_only_one_of_two_writers_gets_through_at_once(open_store: OpenStore) -> 
     with ThreadPoolExecutor(len(stores)) as pool:
         written = sum(pool.map(write, stores))
     assert written > 0
+    stores[0].load()
     assert [each.index for each in stores[0].log_entries(start=0, limit=99)] == [*range(written)]
 
 

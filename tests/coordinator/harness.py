@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from matl_common.identity.allowlist import AllowedNode, Allowlist, load_allowlist
@@ -56,7 +57,14 @@ from matl_coordinator.config import Config
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
 from matl_coordinator.metrics import Metrics
-from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient, Store
+from matl_coordinator.ports import (
+    ForeignRow,
+    HoldoutFacts,
+    HoldoutReport,
+    InitialModel,
+    RootGradient,
+    Store,
+)
 from matl_coordinator.service.assembly import Outside, UseCases, assemble
 from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
 from matl_coordinator.service.enrolment import log_allowlist
@@ -120,8 +128,14 @@ class Site:
         """The same site after its allow-list was changed."""
         return replace(self, allowlist=load_allowlist(self.config.federation.allowlist))
 
-    def checkpoints(self, store: Store, *, clock: Callable[[], datetime] = utc_now) -> Checkpoints:
-        private_key = load_ed25519_private_key(self.config.identity.log_key)
+    def checkpoints(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        report: Callable[[ForeignRow], None] = lambda _: None,
+    ) -> Checkpoints:
+        private_key = self.log_signer()
         key = log_key(log_origin(self.allowlist.federation), private_key.public_key())
         return Checkpoints(
             store=store,
@@ -129,7 +143,11 @@ class Site:
             log=LogSigner(key, private_key),
             policy=witness_policy(self.allowlist, key, f=self.config.rounds.byzantine),
             clock=clock,
+            report=report,
         )
+
+    def log_signer(self) -> Ed25519PrivateKey:
+        return load_ed25519_private_key(self.config.identity.log_key)
 
     def connect_store(self) -> Store:
         return SqlStore.connect(

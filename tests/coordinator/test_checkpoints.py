@@ -17,7 +17,7 @@ from matl_common.tlog.cosignature import cosign
 from matl_common.tlog.merkle import verify_consistency
 from matl_common.tlog.policy import Policy, assess
 from matl_common.tlog.witness import Verdict, decide
-from matl_coordinator.ports import CheckpointRecord, Store, StoreError
+from matl_coordinator.ports import Store, StoreError
 from matl_coordinator.service.audit import Audit
 from matl_coordinator.service.checkpoints import (
     PATIENCE,
@@ -161,8 +161,7 @@ async def test_only_enrolled_witnesses_cosign_and_only_with_their_own_keys(
     forged = mine.replace(b"hospital_a", b"hospital_b")
     with pytest.raises(InvalidInputError):
         await checkpoints.cosign(B, size=1, line=forged)
-    latest = store.latest_checkpoint()
-    assert latest is not None
+    (latest,) = store.checkpoints()
     assert latest.cosignatures == {}
 
 
@@ -193,7 +192,7 @@ async def test_a_restart_finds_the_log_as_it_was(site: Site, store: Store) -> No
         checkpoints = site.checkpoints(store)
         await checkpoints.resume()
         await checkpoints.newest()
-    assert isinstance(store.latest_checkpoint(), CheckpointRecord)
+    assert [each.size for each in store.checkpoints()] == [*range(100, 0, -1)]
 
 
 async def test_a_database_that_was_rolled_back_is_refused(site: Site, store: Store) -> None:
@@ -207,6 +206,7 @@ async def test_a_database_that_was_rolled_back_is_refused(site: Site, store: Sto
     store.close()
     shutil.copyfile(site.folder / "yesterday", database_of(site))
     store = site.connect_store()
+    store.load()
     checkpoints = site.checkpoints(store)
     with pytest.raises(LogRewrittenError, match="older than that"):
         await checkpoints.resume()

@@ -15,7 +15,7 @@ from matl_coordinator.store.database import create_database_engine, writing
 from matl_coordinator.store.migrate import schema_drift
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.samples import a_study, an_update
-from tests.logs import LOG, an_entry, events_of
+from tests.logs import LOG, a_note, an_entry, events_of
 from tests.postgres import execute, fresh_database, run_script
 from tests.store.roles import (
     OWNER,
@@ -32,6 +32,7 @@ from tests.store.roles import (
 pytestmark = pytest.mark.postgres
 
 OLD, NEW = "2019-01-31T23:59:59.999Z", "2026-11-01T00:00:00.000Z"
+LINE = "\N{EM DASH} test/witness/hospital_a AAAAAAAA\n".encode()
 OLDER = "2018-12-31T23:59:59.999Z"
 DENIED, KEPT, STALE, WRONG = "42501", "23001", "40001", "22023"
 CHILD = "log_entries_2019_01"
@@ -47,8 +48,8 @@ def database(postgres_url: str) -> Iterator[str]:
         with closing(SqlStore.connect(url_of(url, WRITER), **LOG)) as store:
             store.load()
             store.commit([PutStudy(a_study())], [an_entry("old", at=OLD), an_entry("new", at=NEW)])
-            store.put_checkpoint(2, b"a checkpoint")
-            store.put_cosignature(2, NodeId("hospital_a"), b"a line")
+            assert store.put_checkpoint(2, a_note(store.log_head()))
+            store.put_cosignature(2, NodeId("hospital_a"), LINE)
         yield url
 
 
@@ -117,6 +118,13 @@ def test_nobody_else_may_change_anything(database: str, role: str, statement: st
         "INSERT INTO log_entries VALUES (2, '2019-01', '', '')",
         f"SELECT leaf FROM {CHILD}",
         "SELECT log_make_partition('2019-02')",
+        "SELECT log_root(2)",
+        "INSERT INTO log_checkpoints VALUES (1, '')",
+        "INSERT INTO log_cosignatures VALUES (2, 'hospital_b', '')",
+        "INSERT INTO log_keys VALUES ('2026-12.1', '2026-12', 'x', '')",
+        "INSERT INTO log_turn VALUES (1)",
+        "LOCK TABLE log_turn IN ACCESS SHARE MODE",
+        "LOCK TABLE log_nodes IN SHARE MODE",
         "SELECT log_append_order('x', 2, '', '')",
         "CREATE TABLE mine (x integer)",
         "CREATE FUNCTION log_lock(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
@@ -141,11 +149,13 @@ def test_nobody_gets_round_what_he_may_call(database: str, role: str, statement:
         *((each, f"SELECT * FROM {name}") for each in (READER, RETENTION) for name in STUDY),
         (READER, "SELECT log_append(2, ARRAY[''::bytea], ARRAY[''::bytea])"),
         (READER, "UPDATE study SET document = ''"),
-        (READER, "INSERT INTO log_checkpoints VALUES (1, '')"),
-        (READER, "INSERT INTO log_keys VALUES ('x', 'x', 'x')"),
+        (READER, "SELECT log_put_checkpoint(2, '')"),
+        (READER, "SELECT log_put_cosignature(2, 'hospital_b', '')"),
+        (READER, "SELECT log_put_key('x', 'x', 'x', '')"),
         (RETENTION, "SELECT log_append(2, ARRAY[''::bytea], ARRAY[''::bytea])"),
         (RETENTION, "UPDATE writer SET epoch = 9"),
-        (RETENTION, "INSERT INTO log_cosignatures VALUES (2, 'b', '')"),
+        (RETENTION, "SELECT log_put_checkpoint(2, '')"),
+        (RETENTION, "SELECT log_put_cosignature(2, 'hospital_b', '')"),
         (WRITER, "SELECT log_drop_month('2019-01', 7, 1, 2, '', '')"),
         (WRITER, "SELECT log_erase_key('2019-01', 7, 2, '', '')"),
         (WRITER, "SELECT log_rewrap_keys('{}', '{}', 'x', 2, '', '')"),

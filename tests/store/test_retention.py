@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.identity.wrapping import SoftwareKeyEncryptionKey
-from matl_common.ids import NodeId
+from matl_common.ids import NodeId, parse_federation_id
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.cosignature import cosign, witness_key
 from matl_common.tlog.entry import parse_entry
@@ -26,12 +26,14 @@ from matl_common.tlog.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from matl_common.tlog.names import witness_name
 from matl_common.tlog.policy import NO_QUORUM, Policy, threshold_policy
 from matl_coordinator.core.retention import RetentionError
 from matl_coordinator.ports import StoreError
 from matl_coordinator.service.retention import Retention
 from matl_coordinator.store.database import create_database_engine, writing
 from matl_coordinator.store.retention import SqlRetention
+from matl_coordinator.store.schema import log_checkpoints
 from matl_coordinator.store.sql import SqlStore
 from tests.logs import LOG, LogSettings, an_entry, events_of
 from tests.store.roles import RETENTION, WRITER, prepare, url_of
@@ -45,7 +47,11 @@ LOG_KEY = log_key(LOG["log_origin"], LOG_SIGNER.public_key())
 WITNESSES = {
     node: Ed25519PrivateKey.from_private_bytes(bytes(31) + node[-1:].encode()) for node in NODES
 }
-KEYS = {str(node): witness_key(node, key.public_key()) for node, key in WITNESSES.items()}
+FEDERATION = parse_federation_id("test")
+KEYS = {
+    str(node): witness_key(witness_name(FEDERATION, node), key.public_key())
+    for node, key in WITNESSES.items()
+}
 OTHER = SoftwareKeyEncryptionKey(bytes(reversed(range(32))))
 REWRAPPED = LogSettings(log_origin=LOG["log_origin"], log_key=OTHER)
 
@@ -78,7 +84,15 @@ class Log:
         head = self.writer.log_head()
         checkpoint = Checkpoint(LOG_KEY.name, size or head.size, root or bytes.fromhex(head.root))
         note = sign_checkpoint(checkpoint, LOG_KEY, LOG_SIGNER).note.encode()
-        self.writer.put_checkpoint(checkpoint.size, note)
+        if root == bytes(32):
+            # A database that takes nothing but its own root has it from its superuser.
+            engine = create_database_engine(self.url)
+            with writing(engine) as connection:
+                values = {"size": checkpoint.size, "note": note}
+                connection.execute(insert(log_checkpoints).values(values))
+            engine.dispose()
+        else:
+            self.writer.put_checkpoint(checkpoint.size, note)
         for node in nodes:
             line = cosign(checkpoint, KEYS[node], WITNESSES[node], unix_seconds=1_790_000_000)
             self.writer.put_cosignature(checkpoint.size, node, line.encode())
@@ -190,11 +204,11 @@ def test_what_is_no_month_is_refused(log: Log, month: str) -> None:
 
 
 def test_a_month_without_a_quorum_above_it_stays(log: Log) -> None:
-    log.cosign(NODES[0])
-    with pytest.raises(RetentionError, match="quorum"):
-        log.retention().drop_month(OLD, reason="over")
     # A quorum on a checkpoint that misses one entry of the month.
     log.cosign(*NODES, size=1, root=log.writer.log_node(0, 0))
+    with pytest.raises(RetentionError, match="quorum"):
+        log.retention().drop_month(OLD, reason="over")
+    log.cosign(NODES[0])
     with pytest.raises(RetentionError, match="quorum"):
         log.retention().drop_month(OLD, reason="over")
     assert log.events() == ["a", "b", "c", "d"]
@@ -212,7 +226,7 @@ def test_lines_that_nobody_signed_are_no_cosignatures(log: Log) -> None:
     forger = Ed25519PrivateKey.from_private_bytes(bytes(31) + b"F")
     head = log.writer.log_head()
     checkpoint = Checkpoint(LOG_KEY.name, head.size, bytes.fromhex(head.root))
-    stranger = witness_key(NODES[1], forger.public_key())
+    stranger = witness_key(witness_name(FEDERATION, NODES[1]), forger.public_key())
     line = cosign(checkpoint, stranger, forger, unix_seconds=1_790_000_000).encode()
     log.writer.put_cosignature(head.size, NODES[1], line)
     with pytest.raises(RetentionError, match="quorum"):
@@ -266,7 +280,7 @@ def test_all_keys_go_under_another_key_and_no_leaf_changes(log: Log) -> None:
     logged = log.retention().rewrap_keys(OTHER, reason="the old one's custodian left")
     assert parse_entry(logged.data or b"")["account"] == "admin_c"
     # A daemon that still runs with the old one writes nothing under it.
-    with pytest.raises(IntegrityError, match="does not unwrap"):
+    with pytest.raises(IntegrityError, match="took its place"):
         log.writer.commit([], [an_entry("under the old key")])
     with closing(SqlStore.connect(log.writer_url, **REWRAPPED)) as again:
         again.load()
@@ -310,18 +324,17 @@ def test_rewrapping_with_the_wrong_key_changes_nothing(log: Log) -> None:
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("years", [0, 7])
+@pytest.mark.parametrize("years", [0, 2])
 def test_the_database_keeps_months_for_its_own_time_whatever_the_caller_says(
     guarded_log: Log, years: int
 ) -> None:
     guarded_log.writer.commit([], [an_entry("e", at="2024-01-31T00:00:00.000Z")])
     guarded_log.cosign(*NODES)
-    retention = guarded_log.retention(years=years, now=datetime(2050, 1, 1, tzinfo=UTC))
-    for month in ("2024-01", NEW):
-        with pytest.raises(RetentionError, match="the database refuses"):
-            retention.drop_month(month, reason="over")
-        with pytest.raises(RetentionError, match="the database refuses"):
-            retention.erase_key(month, reason="over")
+    retention = guarded_log.retention(years=years)
+    with pytest.raises(RetentionError, match="the database refuses"):
+        retention.drop_month("2024-01", reason="over")
+    with pytest.raises(RetentionError, match="the database refuses"):
+        retention.erase_key("2024-01", reason="over")
     assert guarded_log.events() == ["a", "b", "c", "d", "e"]
 
 
