@@ -25,7 +25,6 @@ from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.identity.keys import load_verifier_key
 from matl_common.tlog.policy import Policy, parse_policy
-from matl_common.tlog.sealing import DataKey
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.log_identity import configured_policy, load_log_signer
 from matl_coordinator.service.readings import Verification
@@ -108,7 +107,7 @@ def log_place(
                 reader = LogReader(engine)
                 believed = said or _configured(config)
                 if with_keys and said is None:
-                    believed = replace(believed, keys=_data_keys(config, reader))
+                    believed = _with_data_keys(believed, config, reader)
                 yield Place(
                     DatabaseSource(reader),
                     believed,
@@ -151,12 +150,13 @@ def _configured(config: Config) -> Believed:
     return Believed(log.key, configured_policy(config, allowlist, log))
 
 
-def _data_keys(config: Config, reader: LogReader) -> dict[str, DataKey] | None:
+def _with_data_keys(believed: Believed, config: Config, reader: LogReader) -> Believed:
     """What a coordinator's entries can be read with, unless the file of the key is elsewhere."""
     place = config.log_encryption_key
     if isinstance(place, Path) and not place.exists():
-        return None
-    return reader.data_keys(load_wrapping_key(place))
+        return believed
+    key = load_wrapping_key(place)
+    return replace(believed, keys=reader.data_keys(key), key_damage=reader.data_key_damage(key))
 
 
 def _record(client: AuditClient, found: Verification) -> int:

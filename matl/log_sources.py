@@ -13,6 +13,7 @@ from matl.audit_client import AuditClient, ReadEntry
 from matl_common.errors import ConfigurationError, IntegrityError
 from matl_common.tlog.merkle import HASH_BYTES, leaf_hash
 from matl_common.tlog.verification import StoredLeaf
+from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.service.checkpoints import with_cosignatures
 from matl_coordinator.store.reader import LogReader
 
@@ -50,8 +51,26 @@ class DatabaseSource:
         self.node = reader.node
 
     def notes(self) -> list[bytes]:
-        """Signed checkpoints with their cosignatures, the smallest first."""
-        return [with_cosignatures(record).encode() for record in self.reader.checkpoints()]
+        """Signed checkpoints with their cosignatures, the smallest first.
+
+        Raises:
+            IntegrityError: a row does not hold what its table is for.
+        """
+        return [_filed_note(record) for record in self.reader.checkpoints()]
+
+
+def _filed_note(record: CheckpointRecord) -> bytes:
+    where = f"the checkpoint filed under {record.size}"
+    try:
+        alone = len(parse_note(record.note).signatures)
+        for node_id, line in record.cosignatures.items():
+            where = f"the cosignature filed under {record.size} and {node_id}"
+            added = parse_note(record.note + line).signatures[alone:]
+            if len(added) != 1 or added[0].name.rpartition("/")[2] != node_id:
+                raise InvalidInputError(f"it is not one line of {node_id}")
+        return with_cosignatures(record).encode()
+    except InvalidInputError as error:
+        raise IntegrityError(f"{where}: {error}; somebody changed the table") from error
 
 
 class CoordinatorSource:

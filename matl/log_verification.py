@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from matl.log_gaps import Gaps
@@ -37,12 +38,14 @@ class Believed:
         policy: the witnesses and their quorum; ``None`` to take no notice of cosignatures.
         notes: further signed checkpoints, such as those that hospitals keep.
         keys: data keys, to open entries with as well.
+        key_damage: what is wrong with the table that the data keys are in, if anything is.
     """
 
     log: VerifierKey
     policy: Policy | None = None
     notes: Collection[bytes] = ()
     keys: Mapping[str, DataKey] | None = None
+    key_damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +83,16 @@ def verify_log(
         InvalidInputError: a checkpoint is none.
         StoreError, OperationsError: the log cannot be read.
     """
-    own = [_opened(note, believed) for note in source.notes()]
+    reader = source.reader if isinstance(source, DatabaseSource) else None
+    # Before the notes: of one that is signed in between, the note is read alone.
+    sizes = [] if reader is None else reader.checkpoint_sizes()
+    own = [_opened(note, believed, size) for note, size in zip_longest(source.notes(), sizes)]
     judged = [*own, *(_opened(note, believed) for note in believed.notes)]
     signed = [each for each, _ in judged]
     _check_forks(signed)
     verifier = LogVerifier(believed.log.name, [each.checkpoint for each in signed])
-    reader = source.reader if isinstance(source, DatabaseSource) else None
     if reader is not None:
-        _check_filed([each for each, _ in own], reader.checkpoint_sizes())
+        _check_filed([each for each, _ in own], sizes)
         if strays := reader.stray_entries():
             raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
     opened, gaps = 0, Gaps()
@@ -103,6 +108,8 @@ def verify_log(
     tally = verifier.finish()
     if reader is not None:
         _check_told(tally)
+        if damage := believed.key_damage or reader.damage():
+            raise IntegrityError(damage)
         gaps.check(held=reader.data_key_names())
     signed_size = max((each.checkpoint.size for each in signed), default=0)
     witnessed_size = max((each.checkpoint.size for each, met in judged if met), default=0)
@@ -111,7 +118,10 @@ def verify_log(
         signed_size=signed_size,
         witnessed_size=witnessed_size,
         opened=opened if believed.keys is not None else None,
-        warnings=tuple(_warnings(tally, believed, signed_size, witnessed_size)),
+        warnings=(
+            *_warnings(tally, believed, signed_size, witnessed_size),
+            *_unknown_cosigners(signed, believed),
+        ),
     )
 
 
@@ -141,13 +151,22 @@ def opened_entries(
                 yield parse_entry(open_sealed(leaf, stored.payload, key).data)
 
 
-def _opened(note: bytes, believed: Believed) -> tuple[SignedCheckpoint, bool]:
-    """A checkpoint that the log signed, and whether a quorum of witnesses has cosigned it."""
-    signed, policy = open_checkpoint(note, [believed.log]), believed.policy
-    if policy is None:
-        return signed, False
-    # Also verifies every cosignature of a known witness.
-    assessment = assess(signed, policy)
+def _opened(
+    note: bytes, believed: Believed, size: int | None = None
+) -> tuple[SignedCheckpoint, bool]:
+    """A checkpoint that the log signed, and whether a quorum of witnesses has cosigned it.
+
+    ``size`` is what a database has it filed under.
+    """
+    try:
+        signed, policy = open_checkpoint(note, [believed.log]), believed.policy
+        if policy is None:
+            return signed, False
+        # Also verifies every cosignature of a known witness.
+        assessment = assess(signed, policy)
+    except (IntegrityError, InvalidInputError) as error:
+        where = "a checkpoint" if size is None else f"the checkpoint filed under {size}"
+        raise IntegrityError(f"{where}: {error}") from error
     return signed, assessment.quorum_met and policy.quorum != NO_QUORUM
 
 
@@ -235,3 +254,24 @@ def _warnings(tally: Tally, believed: Believed, signed_size: int, witnessed_size
             f"{tally.backdated} entries are dated before the one in front: a clock went back"
         )
     return found
+
+
+def _unknown_cosigners(signed: Iterable[SignedCheckpoint], believed: Believed) -> list[str]:
+    """Of lines by keys that nobody enrolled holds, nothing can be told but that they are there."""
+    if believed.policy is None:
+        return []
+    known = {(key.name, key.key_id) for key in (believed.log, *believed.policy.witnesses.values())}
+    found = [
+        (each.checkpoint.size, line.name)
+        for each in signed
+        for line in each.note.signatures
+        if (line.name, line.key_id) not in known
+    ]
+    if not found:
+        return []
+    size, name = found[0]
+    warning = (
+        f"{len(found)} cosignatures are by keys that are not enrolled, and count for nothing; the "
+        f"first is of {name} under the checkpoint of {size}: was its witness_key replaced?"
+    )
+    return [warning]

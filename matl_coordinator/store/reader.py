@@ -143,6 +143,27 @@ class LogReader:
             sizes = select(log_checkpoints.c.size).order_by(log_checkpoints.c.size)
             return list(connection.scalars(sizes))
 
+    def damage(self) -> str | None:
+        """What is in the tables that belongs to nothing else there; nobody is told of it else."""
+        lines = select(log_cosignatures.c.size, log_cosignatures.c.node_id).where(
+            log_cosignatures.c.size.not_in(select(log_checkpoints.c.size))
+        )
+        lines = lines.order_by(log_cosignatures.c.size, log_cosignatures.c.node_id).limit(1)
+        ends = select(log_nodes.c.level, func.max(log_nodes.c.node_index).label("last"))
+        with reading(self._engine) as connection:
+            # One statement, so that nothing is appended in between.
+            last = {row.level: row.last for row in connection.execute(ends.group_by("level"))}
+            stray = connection.execute(lines).one_or_none()
+        size = last.get(0, -1) + 1
+        for level, index in sorted(last.items()):
+            if index >= size >> level:
+                return (
+                    f"the tree holds node {index} of level {level}, over entries that are not there"
+                )
+        if stray is not None:
+            return f"a cosignature of {stray.node_id} is filed under {stray.size}, of no checkpoint"
+        return None
+
     def data_key_names(self) -> set[str]:
         """Names of the data keys that were not erased."""
         with reading(self._engine) as connection:
@@ -150,13 +171,18 @@ class LogReader:
             return set(connection.scalars(held))
 
     def data_keys(self, key: KeyEncryptionKey) -> dict[str, DataKey]:
-        """Every data key that was not erased, unwrapped.
+        """Every data key that was not erased and unwraps.
 
         Raises:
-            ConfigurationError: another key-encryption key has wrapped one.
+            ConfigurationError: another key-encryption key has wrapped all.
         """
         keys = DataKeys(key)
         with reading(self._engine) as connection:
             keys.check(connection)
             names = connection.execute(select(log_keys.c.name)).scalars().all()
             return keys.read(connection, names)
+
+    def data_key_damage(self, key: KeyEncryptionKey) -> str | None:
+        """What is wrong with the first row of data keys that is not as it was written."""
+        with reading(self._engine) as connection:
+            return DataKeys(key).damage(connection)
