@@ -157,3 +157,43 @@ def test_whoever_keeps_the_log_locked_is_named(database: str, role: str, holding
             store.commit([], [an_entry("of unknown end", at=BEFORE)])
         store.load()
         store.commit([], [an_entry("free again", at=BEFORE)])
+
+
+REMEDY = (
+    "UPDATE log_keys SET wrapped = NULL WHERE name = '2026-10.2'",
+    "ALTER EVENT TRIGGER matl_log_keep_guards DISABLE",
+    "ALTER TABLE log_cosignatures DISABLE TRIGGER log_keep_rows",
+    "ALTER TABLE log_checkpoints DISABLE TRIGGER log_keep_rows",
+    "DELETE FROM log_cosignatures WHERE size = 2",
+    "DELETE FROM log_checkpoints WHERE size = 2",
+    "ALTER TABLE log_checkpoints ENABLE ALWAYS TRIGGER log_keep_rows",
+    "ALTER TABLE log_cosignatures ENABLE ALWAYS TRIGGER log_keep_rows",
+    "ALTER EVENT TRIGGER matl_log_keep_guards ENABLE ALWAYS",
+)
+
+
+def test_a_superuser_removes_what_somebody_else_put_and_all_is_guarded_as_before(
+    postgres_database: str,
+) -> None:
+    prepare(postgres_database)
+    found = list[ForeignRow]()
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        store.load()
+        store.commit([], [an_entry("a", at=BEFORE), an_entry("b", at=BEFORE)])
+        store.put_checkpoint(2, a_note(store.log_head(), seed=b"x" * 32))
+        store.put_cosignature(2, NodeId("hospital_a"), LINE)
+        with connected(postgres_database, WRITER) as thief:
+            thief.execute(text(f"SELECT log_put_key('2026-10.2', '2026-10', 'x', {WRAPPED})"))
+            thief.commit()
+        with connected(postgres_database, None) as superuser:
+            for statement in REMEDY:
+                superuser.execute(text(statement))
+            superuser.commit()
+        assert list(store.checkpoints()) == []
+        assert store.put_checkpoint(2, a_note(store.log_head()))
+    with closing(SqlStore.connect(postgres_database, **LOG, report=found.append)) as store:
+        assert found == []
+    for table in ("log_checkpoints", "log_keys"):
+        assert outcome(postgres_database, None, f"DELETE FROM {table}") == "23001"
+    disabling = "ALTER TABLE log_checkpoints DISABLE TRIGGER log_keep_rows"
+    assert outcome(postgres_database, None, disabling) == "23001"
