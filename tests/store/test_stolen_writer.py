@@ -42,8 +42,12 @@ def hexed(data: bytes) -> str:
 
 
 REFUSED = {
-    "a checkpoint of more than there is": "SELECT log_put_checkpoint(9007199254740993, 'x')",
-    "a checkpoint before the newest": "SELECT log_put_checkpoint(0, 'x')",
+    "a checkpoint of more than there is": "SELECT log_put_checkpoint(3, convert_to("
+    "E'x\\n3\\n\\n\\n\\u2014 x AAAA\\n', 'UTF8'))",
+    "a checkpoint of very much more": "SELECT log_put_checkpoint(9007199254740993, convert_to("
+    "E'x\\n9007199254740993\\n\\n\\n\\u2014 x AAAA\\n', 'UTF8'))",
+    "a checkpoint before the newest": "SELECT log_put_checkpoint(0, convert_to(format("
+    "E'x\\n0\\n%s\\n\\n\\u2014 x AAAA\\n', encode(sha256(''), 'base64')), 'UTF8'))",
     "a checkpoint of no size": "SELECT log_put_checkpoint(NULL, 'x')",
     "a checkpoint that states nothing": "SELECT log_put_checkpoint(2, 'x')",
     "no checkpoint": "SELECT log_put_checkpoint(2, NULL)",
