@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from matl.audit_client import AuditClient, ReadEntry
-from matl_common.errors import ConfigurationError, IntegrityError
+from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.tlog.merkle import HASH_BYTES, leaf_hash
+from matl_common.tlog.note import parse_note
 from matl_common.tlog.verification import StoredLeaf
 from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.service.checkpoints import with_cosignatures
