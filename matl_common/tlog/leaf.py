@@ -23,21 +23,31 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring as _quoted
+from typing import NamedTuple
 
 from matl_common.errors import IntegrityError, InvalidInputError
-from matl_common.ids import Digest, parse_digest
+from matl_common.ids import Digest
 from matl_common.tlog.entry import MAX_INTEGER
 
 LEAF_VERSION = 2
 SALT_BYTES = 32
 MAX_LEAF_BYTES = 4096
 
-_MOMENT = re.compile(r"\d{4}-(0[1-9]|1[0-2])-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
-_NAMES = frozenset({"v", "origin", "index", "at", "event", "plaintext", "ciphertext", "key"})
-_ALL_NAMES = _NAMES | {"node", "round"}
+# Each character, or what canonical JSON puts for it, in one way only.
+_TEXT = r'[^"\\\x00-\x1f]*(?:\\(?:["\\bfnrt]|u00(?:0[0-7bef]|1[0-9a-f]))[^"\\\x00-\x1f]*)*'
+_MOMENT = r"[0-9]{4}-(?:0[1-9]|1[0-2])-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z"
+_DIGEST = "[0-9a-f]{64}"
+_NUMBER = "0|{sign}[1-9][0-9]{{0,15}}"
+# What encode_leaf writes and nothing else; in a quarter of the time of decoding JSON and encoding
+# it again, and a verifier does it for every leaf.
+_FORM = re.compile(
+    rf'\{{"at":"({_MOMENT})","ciphertext":"({_DIGEST})","event":"({_TEXT})",'
+    rf'"index":({_NUMBER.format(sign="")}),"key":"({_TEXT})",(?:"node":"({_TEXT})",)?'
+    rf'"origin":"({_TEXT})","plaintext":"({_DIGEST})",'
+    rf'(?:"round":({_NUMBER.format(sign="-?")}),)?"v":{LEAF_VERSION}\}}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,20 @@ class Leaf:
         return self.at[:7]
 
 
+class WrittenLeaf(NamedTuple):
+    """What a leaf says, as it is written there: numbers in decimal, texts with their escapes."""
+
+    at: str
+    ciphertext: str
+    event: str
+    place: str
+    key: str
+    node: str | None
+    origin: str
+    plaintext: str
+    round: str | None
+
+
 def encode_leaf(leaf: Leaf) -> bytes:
     """The bytes that ``merkle.leaf_hash`` takes."""
     # As encode_entry would, in a fifth of the time: the keys below are in their order.
@@ -79,56 +103,47 @@ def parse_leaf(data: bytes) -> Leaf:
     Raises:
         InvalidInputError: it is not one.
     """
+    written = split_leaf(data)
+    index, rnd = int(written.place), None if written.round is None else int(written.round)
+    if max(index, abs(rnd or 0)) > MAX_INTEGER:
+        raise InvalidInputError(f"a number in the log's leaf is beyond {MAX_INTEGER}")
+    return Leaf(
+        origin=_unquoted(written.origin),
+        index=index,
+        at=written.at,
+        event=_unquoted(written.event),
+        node=None if written.node is None else _unquoted(written.node),
+        round=rnd,
+        plaintext=Digest(written.plaintext),
+        ciphertext=Digest(written.ciphertext),
+        key=_unquoted(written.key),
+    )
+
+
+def split_leaf(data: bytes) -> WrittenLeaf:
+    """Take a leaf in canonical form apart, for who has many to go over.
+
+    Raises:
+        InvalidInputError: it is not one.
+    """
     if len(data) > MAX_LEAF_BYTES:
         raise InvalidInputError(f"the log's leaf has {len(data)} bytes; at most {MAX_LEAF_BYTES}")
     try:
-        facts = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError("the log's leaf is not JSON") from error
-    if not isinstance(facts, dict) or not _NAMES <= facts.keys() <= _ALL_NAMES:
-        raise InvalidInputError("the log's leaf has other names than a leaf of version 2")
-    leaf = _leaf_of(facts)
-    try:
-        is_canonical = encode_leaf(leaf) == data
-    except UnicodeEncodeError:
-        is_canonical = False
-    # Encoding again exposes repeated keys, spaces, escapes, and nulls for what is left out.
-    if not is_canonical:
-        raise InvalidInputError("the log's leaf is not in canonical form")
-    return leaf
+        found = _FORM.fullmatch(data.decode())
+    except UnicodeDecodeError:
+        found = None
+    if found is None:
+        raise InvalidInputError(f"the log's leaf is not in the form of version {LEAF_VERSION}")
+    return WrittenLeaf._make(found.groups())
 
 
-def _leaf_of(facts: Mapping[str, object]) -> Leaf:
-    at, event, origin, key = facts["at"], facts["event"], facts["origin"], facts["key"]
-    plaintext, ciphertext = facts["plaintext"], facts["ciphertext"]
-    index, node, rnd = facts["index"], facts.get("node"), facts.get("round")
-    # Spelt out: matched, it takes three times as long, and a verifier does it for every leaf.
-    if (
-        facts["v"] == LEAF_VERSION
-        and isinstance(at, str)
-        and _MOMENT.fullmatch(at)
-        and isinstance(event, str)
-        and isinstance(origin, str)
-        and isinstance(key, str)
-        and isinstance(plaintext, str)
-        and isinstance(ciphertext, str)
-        and isinstance(index, int)
-        and 0 <= index <= MAX_INTEGER
-        and (node is None or isinstance(node, str))
-        and (rnd is None or (isinstance(rnd, int) and abs(rnd) <= MAX_INTEGER))
-    ):
-        return Leaf(
-            origin=origin,
-            index=index,
-            at=at,
-            event=event,
-            node=node,
-            round=rnd,
-            plaintext=parse_digest(plaintext),
-            ciphertext=parse_digest(ciphertext),
-            key=key,
-        )
-    raise InvalidInputError("the log's leaf has a value of another kind than a leaf's")
+def written_text(text: str) -> str:
+    """A text as ``WrittenLeaf`` has it."""
+    return _quoted(text)[1:-1]
+
+
+def _unquoted(text: str) -> str:
+    return json.loads(f'"{text}"') if "\\" in text else text
 
 
 def plaintext_digest(salt: bytes, plaintext: bytes) -> Digest:

@@ -8,24 +8,23 @@ between which two checkpoints it lies. Nothing here reads a database or opens an
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import Checkpoint
+from matl_common.tlog.leaf import split_leaf, written_text
 from matl_common.tlog.merkle import Frontier, NodeRun, grow, leaf_hash
 
 MONTH_DROPPED, MONTH_KEY_ERASED = "month_dropped", "month_key_erased"
 """The orders without which no leaf may be gone, and none unreadable."""
 
 _MONTH_CHARACTERS = len("YYYY-MM")
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredLeaf:
-    """A leaf as a store, an export or a server gives it.
+class StoredLeaf(NamedTuple):
+    """A leaf as a store, an export or a server gives it; a tuple, since there are millions.
 
     Attributes:
         index: its place.
@@ -35,7 +34,8 @@ class StoredLeaf:
         month: where a store files it, ``YYYY-MM``; ``None`` where that is not told.
     """
 
-    index: int
+    # A tuple's own index() is not asked for.
+    index: int  # type: ignore[assignment]
     hash: bytes
     leaf: bytes | None
     payload: bytes | None
@@ -84,6 +84,7 @@ class LogVerifier:
             checkpoints: with their signatures verified, in any order.
         """
         self._origin = origin
+        self._written_origin = written_text(origin)
         self._due = sorted(checkpoints, key=lambda each: -each.size)
         self._frontier = Frontier()
         self._seen = 0
@@ -144,35 +145,30 @@ class LogVerifier:
         )
 
     def _look(self, stored: StoredLeaf) -> None:
-        index = self._seen
+        index, data, payload = self._seen, stored.leaf, stored.payload
         self._seen = index + 1
         if stored.index != index:
             raise _damaged(index, f"entry {index} is missing; the next one is {stored.index}")
-        if stored.leaf is None or stored.payload is None:
+        if data is None or payload is None:
             self._dropped += 1
             if self._untold is None:
                 self._untold = index
             return
-        if leaf_hash(stored.leaf) != stored.hash:
+        if leaf_hash(data) != stored.hash:
             raise _damaged(
                 index, f"entry {index} was changed: its leaf does not give the hash in the tree"
             )
         try:
-            facts = json.loads(stored.leaf)
-            found = (facts["origin"], facts["index"], facts["ciphertext"])
-            at, event = facts["at"], facts["event"]
-            is_canonical = isinstance(at, str) and _CANONICAL.encode(facts).encode() == stored.leaf
-        except (ValueError, KeyError, TypeError, RecursionError):
-            is_canonical = False
-        if not is_canonical:
-            raise _damaged(index, f"the leaf of entry {index} is none that this software writes")
-        if found[:2] != (self._origin, index):
+            at, ciphertext, event, place, _, _, origin, _, _ = split_leaf(data)
+        except InvalidInputError:
             raise _damaged(
-                index, f"entry {index} is entry {found[1]} of {found[0]}: it was moved here"
-            )
-        if hashlib.sha256(stored.payload).hexdigest() != found[2]:
+                index, f"the leaf of entry {index} is none that this software writes"
+            ) from None
+        if origin != self._written_origin or int(place) != index:
+            raise _damaged(index, f"entry {index} is entry {place} of {origin}: it was moved here")
+        if hashlib.sha256(payload).hexdigest() != ciphertext:
             raise _damaged(index, f"the payload of entry {index} is not what its leaf commits to")
-        if stored.month not in {None, at[:_MONTH_CHARACTERS]}:
+        if stored.month is not None and stored.month != at[:_MONTH_CHARACTERS]:
             raise _damaged(
                 index, f"entry {index} is filed under {stored.month}, and its leaf says {at}"
             )

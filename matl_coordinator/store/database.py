@@ -8,8 +8,9 @@ URL, a password or a statement's parameters. Nothing here knows a table.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Select, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -17,7 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from matl_common.durable import PRIVATE_FILE_MODE
 from matl_common.errors import ConfigurationError
 from matl_coordinator.ports import StoreError
-from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits, pool_options
+from matl_coordinator.store.limits import BINARY, DEFAULT_LIMITS, TimeLimits, pool_options
 
 _WRITES = "matl_writes"
 _LOCK_CODES = {"55P03", "SQLITE_BUSY"}
@@ -77,6 +78,15 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """
     with _translated(engine), engine.execution_options(**{_WRITES: True}).begin() as connection:
         yield connection
+
+
+def driver_rows(connection: Connection, query: Select[Any]) -> list[tuple[Any, ...]]:
+    """A query's rows as the driver makes them, in a third of the time that ``Row`` takes.
+
+    Bytes are ``bytes``. SQLite gives whatever somebody put into a column.
+    """
+    found = connection.execute(query, execution_options={BINARY: True})
+    return [] if found.cursor is None else list(found.cursor.fetchall())
 
 
 @contextmanager

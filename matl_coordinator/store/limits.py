@@ -5,6 +5,8 @@ from typing import Any
 
 POOL_CONNECTIONS = 8
 POOL_WAIT_SECONDS = 10.0
+BINARY = "matl_binary"
+"""Set on a statement whose results come in PostgreSQL's binary format."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from psycopg.waiting import Ready
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits, pool_options
+from matl_coordinator.store.limits import BINARY, DEFAULT_LIMITS, TimeLimits, pool_options
 
 _Result = TypeVar("_Result")
 
@@ -42,8 +42,15 @@ def postgres_engine(url: URL, limits: TimeLimits) -> Engine:
     def prepare(connection: DBAPIConnection, _entry: object) -> None:
         _prepare_postgres(connection, limits)
 
+    def choose_format(*arguments: Any) -> None:
+        _connection, cursor, _statement, _parameters, context, _is_many = arguments
+        if context.execution_options.get(BINARY):
+            # Bytes in text are twice as long.
+            cursor.format = psycopg.pq.Format.BINARY
+
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "connect", prepare)
+    event.listen(engine, "before_cursor_execute", choose_format)
     return engine
 
 

@@ -4,9 +4,12 @@ Pages of rows, never the whole table; a reader needs no more than the right to S
 ``StoreError``, and ``IntegrityError`` for a table that holds what it cannot, leave this module.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import starmap
+from types import NoneType
+from typing import Any, Final
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, or_, select
 
 from matl_common.errors import IntegrityError
 from matl_common.identity.wrapping import KeyEncryptionKey
@@ -17,7 +20,7 @@ from matl_common.tlog.verification import StoredLeaf
 from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.store import log
 from matl_coordinator.store.data_keys import DataKeys
-from matl_coordinator.store.database import reading
+from matl_coordinator.store.database import driver_rows, reading
 from matl_coordinator.store.schema import (
     log_checkpoints,
     log_cosignatures,
@@ -28,6 +31,8 @@ from matl_coordinator.store.schema import (
 
 PAGE = 5_000
 """Leaves read at once: about 5 MB."""
+_BYTES: Final[frozenset[type]] = frozenset({bytes})
+_BYTES_OR_NULL: Final[frozenset[type]] = frozenset({bytes, NoneType})
 
 
 def _blob(value: object) -> bytes:
@@ -35,6 +40,12 @@ def _blob(value: object) -> bytes:
     if not isinstance(value, bytes | memoryview):
         raise IntegrityError("one of the log's tables holds text where bytes belong")
     return bytes(value)
+
+
+def _check_blobs(values: Iterable[Any], *, known: frozenset[type]) -> None:
+    # As _blob, for a column of a page: by kind, and not one by one.
+    if not known >= set(map(type, values)):
+        raise IntegrityError("one of the log's tables holds text where bytes belong")
 
 
 class LogReader:
@@ -76,17 +87,11 @@ class LogReader:
             .limit(limit)
         )
         with reading(self._engine) as connection:
-            rows = connection.execute(query).all()
-        return [
-            StoredLeaf(
-                index=row.node_index,
-                hash=_blob(row.hash),
-                leaf=None if row.leaf is None else _blob(row.leaf),
-                payload=None if row.payload is None else _blob(row.payload),
-                month=row.month,
-            )
-            for row in rows
-        ]
+            page = list(starmap(StoredLeaf, driver_rows(connection, query)))
+        _check_blobs((each.hash for each in page), known=_BYTES)
+        _check_blobs((each.leaf for each in page), known=_BYTES_OR_NULL)
+        _check_blobs((each.payload for each in page), known=_BYTES_OR_NULL)
+        return page
 
     def stray_entries(self) -> int:
         """Entries that no leaf of the tree belongs to: nobody but an intruder writes them."""
@@ -102,23 +107,30 @@ class LogReader:
 
     def nodes(self, wanted: Sequence[NodeRun]) -> list[NodeRun]:
         """What is stored where these runs lie."""
-        found: list[NodeRun] = []
+        nodes = log_nodes.c
+        lies = or_(
+            *(
+                (nodes.level == run.level)
+                & nodes.node_index.between(run.first, run.first + len(run.hashes) - 1)
+                for run in wanted
+            )
+        )
         with reading(self._engine) as connection:
-            for run in wanted:
-                index = log_nodes.c.node_index
-                rows = connection.execute(
-                    select(index, log_nodes.c.hash)
-                    .where(
-                        (log_nodes.c.level == run.level)
-                        & index.between(run.first, run.first + len(run.hashes) - 1)
-                    )
-                    .order_by(index)
-                ).all()
-                held = {row.node_index: _blob(row.hash) for row in rows}
-                places = range(run.first, run.first + len(run.hashes))
-                hashes = tuple(held.get(place, b"") for place in places)
-                found.append(NodeRun(run.level, run.first, hashes))
-        return found
+            query = select(nodes.level, nodes.node_index, nodes.hash).where(lies)
+            rows = driver_rows(connection, query)
+        _check_blobs((value for _, _, value in rows), known=_BYTES)
+        held = {(level, index): value for level, index, value in rows}
+        return [
+            NodeRun(
+                run.level,
+                run.first,
+                tuple(
+                    held.get((run.level, index), b"")
+                    for index in range(run.first, run.first + len(run.hashes))
+                ),
+            )
+            for run in wanted
+        ]
 
     def checkpoints(self) -> list[CheckpointRecord]:
         """Every signed checkpoint with its cosignatures, the smallest first."""

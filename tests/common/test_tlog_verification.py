@@ -20,9 +20,9 @@ VALUES: st.SearchStrategy[object] = st.one_of(
 
 
 def a_leaf(**facts: object) -> bytes:
-    ciphertext = hashlib.sha256(PAYLOAD).hexdigest()
-    known = {"origin": ORIGIN, "index": 0, "ciphertext": ciphertext, "at": AT, "event": "a"}
-    return encode_entry({**known, **facts})
+    digest = hashlib.sha256(PAYLOAD).hexdigest()
+    known = {"v": 2, "origin": ORIGIN, "index": 0, "at": AT, "event": "a", "key": "k"}
+    return encode_entry({**known, "plaintext": digest, "ciphertext": digest, **facts})
 
 
 def add(data: bytes, *, month: str | None = None) -> LogVerifier:
@@ -56,6 +56,17 @@ def test_a_leaf_is_filed_under_the_month_that_it_names() -> None:
     add(a_leaf(), month="2026-11")
     with pytest.raises(LogDamagedError, match="entry 0 is filed under 2019-01"):
         add(a_leaf(), month="2019-01")
+
+
+@pytest.mark.parametrize("facts", [{"index": 1}, {"origin": "another/log"}])
+def test_a_leaf_of_another_place_was_moved_here(facts: dict[str, object]) -> None:
+    with pytest.raises(LogDamagedError, match="it was moved here"):
+        add(a_leaf(**facts))
+
+
+def test_a_log_whose_name_needs_escapes_is_its_own() -> None:
+    data = a_leaf(origin='a"log\n')
+    LogVerifier('a"log\n').add([StoredLeaf(0, leaf_hash(data), data, PAYLOAD)])
 
 
 def test_what_is_gone_is_told_of_by_a_later_leaf_or_untold() -> None:
