@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from matl_common.errors import ConfigurationError, IntegrityError
 from matl_common.identity.pkcs11.session import TokenError
@@ -20,6 +20,13 @@ from matl_common.tlog.sealing import DATA_KEY_BYTES, DataKey, data_key
 from matl_coordinator.ports import ForeignRow, StoreError
 from matl_coordinator.store.functions import POSTGRES, call_log_function
 from matl_coordinator.store.schema import log_keys, stored_bytes
+
+# Made once: every commit asks it.
+_HELD = (
+    select(log_keys.c.name, log_keys.c.wrapped)
+    .where((log_keys.c.month == bindparam("of_month")) & log_keys.c.wrapped.is_not(None))
+    .order_by(func.length(log_keys.c.name).desc(), log_keys.c.name.desc())
+)
 
 
 class DataKeys:
@@ -87,12 +94,7 @@ class DataKeys:
             IntegrityError: another key-encryption key has wrapped all there are.
             StoreError: the token of the key-encryption key cannot be used for now.
         """
-        held = (
-            select(log_keys.c.name, log_keys.c.wrapped)
-            .where((log_keys.c.month == month) & log_keys.c.wrapped.is_not(None))
-            .order_by(func.length(log_keys.c.name).desc(), log_keys.c.name.desc())
-        )
-        for row in connection.execute(held):
+        for row in connection.execute(_HELD, {"of_month": month}):
             opened = self._opened(row.name, stored_bytes(row.wrapped))
             if opened is not None:
                 return opened

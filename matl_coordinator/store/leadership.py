@@ -11,6 +11,9 @@ from matl_common.errors import IntegrityError
 from matl_coordinator.ports import StaleReaderError, StaleWriterError
 from matl_coordinator.store.schema import writer
 
+# SQLite has no FOR UPDATE; its transaction began with the write lock.
+_HELD_EPOCH = select(writer.c.epoch).with_for_update()
+
 
 def take_over(connection: Connection) -> int:
     """Become the writer, once the transaction commits; returns the new epoch."""
@@ -25,9 +28,7 @@ def require_epoch(connection: Connection, epoch: int) -> None:
     Raises:
         StaleWriterError: somebody took over.
     """
-    # SQLite has no FOR UPDATE; its transaction began with the write lock.
-    statement = select(writer.c.epoch).with_for_update()
-    current = _present(connection.execute(statement).scalar_one_or_none())
+    current = _present(connection.execute(_HELD_EPOCH).scalar_one_or_none())
     if current != epoch:
         raise StaleWriterError(
             f"another coordinator took over this study (epoch {current}, this one has {epoch}); "

@@ -9,6 +9,7 @@ of n leaves. Nothing here begins or ends a transaction, or changes or removes an
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select, tuple_
@@ -34,6 +35,7 @@ from matl_coordinator.store.schema import log_entries, log_nodes
 
 _MONTH_CHARACTERS = len("YYYY-MM")
 _CHUNK = 256
+_LOCK = select(func.log_lock())
 _NODES_OF = (
     "SELECT level, node_index, hash FROM log_nodes "
     "JOIN unnest(%s::bigint[], %s::bigint[]) AS wanted (level, node_index) "
@@ -55,8 +57,9 @@ def append_entries(
     driver = connection.connection.driver_connection
     assert driver is not None
     appended: list[LoggedEntry] = []
-    # While PostgreSQL appends a chunk, the next one is encrypted.
-    with driver.pipeline(), driver.cursor() as cursor:
+    # While PostgreSQL appends a chunk, the next one is encrypted; a single one is simply sent.
+    ahead = driver.pipeline() if len(entries) > _CHUNK else nullcontext()
+    with ahead, driver.cursor() as cursor:
         for start in range(0, len(entries), _CHUNK):
             chunk = _sealed(place, entries[start : start + _CHUNK], start=start)
             leaves, payloads = [each.leaf for each in chunk], [each.payload for each in chunk]
@@ -147,7 +150,7 @@ def insert_sealed(
 def _lock(connection: Connection) -> int:
     """Keep everybody else from appending until the transaction ends; returns the size."""
     if connection.dialect.name == POSTGRES:
-        size: int = connection.execute(select(func.log_lock())).scalar_one()
+        size: int = connection.execute(_LOCK).scalar_one()
         return size
     # SQLite's transaction began with the write lock.
     return read_size(connection)

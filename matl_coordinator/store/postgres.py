@@ -3,6 +3,7 @@
 Imported only where a PostgreSQL URL is configured.
 """
 
+from select import POLLIN, poll
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from psycopg.abc import PQGen
 from psycopg.waiting import Ready
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
 
 from matl_coordinator.store.limits import BINARY, DEFAULT_LIMITS, TimeLimits, pool_options
 
@@ -21,7 +23,6 @@ def postgres_engine(url: URL, limits: TimeLimits) -> Engine:
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         hide_parameters=True,
-        pool_pre_ping=True,
         connect_args={
             # libpq counts whole seconds, and takes 1 for 2.
             "connect_timeout": max(2, round(limits.connect_seconds)),
@@ -50,8 +51,21 @@ def postgres_engine(url: URL, limits: TimeLimits) -> Engine:
 
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "connect", prepare)
+    event.listen(engine, "checkout", _refuse_closed)
     event.listen(engine, "before_cursor_execute", choose_format)
     return engine
+
+
+def _refuse_closed(connection: Any, _entry: object, _proxy: object) -> None:
+    """Let the pool open another connection where the server has closed this one.
+
+    Asking the server would cost every transaction a round trip. A server sends nothing unasked
+    but its farewell, and rarely a setting that its operator changed.
+    """
+    sent = poll()
+    sent.register(connection.fileno(), POLLIN)
+    if sent.poll(0):
+        raise DisconnectionError
 
 
 class _SilentServerError(psycopg.OperationalError):
