@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select, tuple_
+from sqlalchemy import BigInteger, Connection, column, func, insert, select, values
 
 from matl_common.errors import IntegrityError
 from matl_common.ids import Digest
@@ -197,7 +197,8 @@ def read_entries(
         select(stored.leaf_index, stored.leaf, stored.payload, log_nodes.c.hash)
         .join(log_nodes, is_leaf)
         .where(log_entries.c.leaf_index >= start)
-        .order_by(log_entries.c.leaf_index)
+        # By the other's index SQLite would sort all that follow.
+        .order_by(log_nodes.c.node_index)
         .limit(limit)
     ).all()
     leaves = [parse_leaf(bytes(row.leaf)) for row in rows]
@@ -244,9 +245,17 @@ def read_nodes(
         # A list of pairs would be planned pair by pair, at five times the cost.
         rows = connection.exec_driver_sql(_NODES_OF, tuple(map(list, zip(*wanted, strict=True))))
     else:
-        columns = select(log_nodes.c.level, log_nodes.c.node_index, log_nodes.c.hash)
-        address = tuple_(log_nodes.c.level, log_nodes.c.node_index)
-        rows = connection.execute(columns.where(address.in_(wanted)))
+        # Joined: for a list of pairs SQLite looks at every row there is.
+        columns = column("level", BigInteger), column("node_index", BigInteger)
+        pairs = values(*columns, name="wanted").data(wanted).cte("wanted")
+        found_at = (log_nodes.c.level == pairs.c.level) & (
+            log_nodes.c.node_index == pairs.c.node_index
+        )
+        rows = connection.execute(
+            select(log_nodes.c.level, log_nodes.c.node_index, log_nodes.c.hash).select_from(
+                pairs.join(log_nodes, found_at)
+            )
+        )
     found = {(level, index): bytes(value) for level, index, value in rows}
     if missing := [address for address in wanted if address not in found]:
         raise IntegrityError(
