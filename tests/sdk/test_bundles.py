@@ -23,8 +23,14 @@ from tests.logs import LOG, some_entries
 
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))
 KEY = log_key(LOG["log_origin"], SIGNER.public_key())
-FILES = ("checkpoint", "tile/entries/000.p/3", "tile/0/000.p/3", "matl/payloads/0")
-FILES += ("matl/checkpoints/3", "matl/policy")
+FILES = (
+    "checkpoint",
+    "tile/entries/000.p/3",
+    "tile/0/000.p/3",
+    "matl/payloads/0",
+    "matl/checkpoints/3",
+    "matl/policy",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A coordinator that is started again and again alarms nobody: not itself, no witness, no auditor."""
+"""A coordinator that is started again and again alarms neither itself nor who looks at its log."""
 
 from __future__ import annotations
 
