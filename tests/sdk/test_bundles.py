@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from matl.log_sources import BundleSource, DatabaseSource, _parse_payloads, export_bundle
+from matl.log_bundle import BundleSource, export_bundle
+from matl.log_sources import DatabaseSource
 from matl.log_verification import Believed, verify_log
-from matl_common.errors import IntegrityError, MatlError
+from matl_common.errors import MatlError
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.policy import NO_QUORUM, Policy
 from matl_coordinator.store.database import create_database_engine
@@ -63,12 +64,3 @@ def test_any_bytes_in_any_file_of_a_bundle_give_a_domain_error_and_no_other(
     (bundle / name).write_bytes(whole[:begin] + data.draw(st.binary(max_size=40)) + whole[end:])
     with suppress(MatlError):
         verify_log(BundleSource(bundle), Believed(KEY))
-
-
-@given(st.binary(max_size=60))
-def test_any_bytes_are_payloads_or_cut_short(data: bytes) -> None:
-    try:
-        found = _parse_payloads(data)
-    except IntegrityError:
-        return
-    assert b"".join(len(each).to_bytes(4) + each for each in found) == data
