@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -105,7 +104,7 @@ class BundleSource:
         for each in found:
             if each.leaf and not each.payload:
                 raise IntegrityError(f"the bundle lacks the payload of entry {each.index}")
-        return [each if each.leaf else replace(each, leaf=None, payload=None) for each in found]
+        return [each if each.leaf else each._replace(leaf=None, payload=None) for each in found]
 
     def _leaves(self, bundle: EntryBundle) -> Sequence[bytes]:
         """The leaves of a bundle; one that was dropped is empty, which no leaf is."""
