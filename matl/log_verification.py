@@ -14,6 +14,7 @@ from typing import Any
 from matl.log_gaps import Gaps
 from matl.log_sources import DatabaseSource, LogSource
 from matl_common.errors import IntegrityError, InvalidInputError
+from matl_common.memory import without_collecting
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.leaf import Leaf, parse_leaf
@@ -98,15 +99,16 @@ def verify_log(
     opened, gaps = 0, Gaps()
     # A checkpoint that is signed while this runs must not look like a log that was cut off.
     end = max((source.size(), *(each.checkpoint.size for each in signed)), default=0)
-    for page in source.pages(end=end):
-        runs = verifier.add(page)
-        if reader is not None:
-            # The lowest level came with the page.
-            inner = [run for run in runs if run.level > 0]
-            check_nodes(inner, reader.nodes(inner))
-        if believed.keys is not None:
-            opened += sum(_open(leaf, believed.keys, gaps) for leaf in page)
-        on_progress(len(page))
+    with without_collecting():
+        for page in source.pages(end=end):
+            runs = verifier.add(page)
+            if reader is not None:
+                # The lowest level came with the page.
+                inner = [run for run in runs if run.level > 0]
+                check_nodes(inner, reader.nodes(inner))
+            if believed.keys is not None:
+                opened += sum(_open(leaf, believed.keys, gaps) for leaf in page)
+            on_progress(len(page))
     tally = verifier.finish()
     if reader is not None:
         _check_told(tally)

@@ -1,4 +1,4 @@
-"""Keep a daemon's resident memory near what it uses.
+"""Keep a daemon's resident memory near what it uses, and the collector from work without use.
 
 glibc's allocator keeps what was freed: it raises its threshold for giving large blocks
 back as it meets them, and it opens an arena a thread. A daemon that handles a round's
@@ -9,6 +9,9 @@ Where the C library is another one, nothing happens.
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # <malloc.h>
 _M_TRIM_THRESHOLD = -1
@@ -35,3 +38,16 @@ def release_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Put off looking for cycles, for work that makes and drops millions of tuples and none."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
