@@ -19,7 +19,8 @@ from urllib.request import urlopen
 import numpy as np
 from PIL import Image
 
-from matl.log_verification import opened_entries
+from matl.log_sources import DatabaseSource
+from matl.log_verification import Believed, opened_entries, verify_log
 from matl.operations import OperationsClient, connect_operator
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.development import (
@@ -28,11 +29,10 @@ from matl_common.identity.development import (
     NodeFolder,
     create_development_keys,
 )
+from matl_common.identity.keys import load_verifier_key
 from matl_common.identity.wrapping import load_key_file
 from matl_common.ids import FederationId, NodeId
 from matl_common.tlog.merkle import root_from
-from matl_common.tlog.names import log_origin
-from matl_common.tlog.verification import LogVerifier, check_nodes
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.reader import LogReader
 from matl_participant.core.account import Account
@@ -290,17 +290,14 @@ def write_images(folder: Path, *, per_class: int, seed: int) -> None:
 
 
 def logged_events(federation: Federation) -> list[Event]:
-    """The log's entries; fails unless every leaf is there, sound, and gives the stored root."""
+    """The log's entries, verified as ``matl audit verify`` does, each one opened."""
     key = load_key_file(federation.coordinator_state / "log-encryption.key")
-    verifier = LogVerifier(log_origin(FEDERATION))
-    events: list[Event] = []
+    log_key = load_verifier_key(federation.keys[COORDINATOR].log_verifier_key)
     with _reading(federation) as reader:
         keys = reader.data_keys(key)
-        for page in reader.pages():
-            runs = verifier.add(page)
-            check_nodes(runs, reader.nodes(runs))
-            events += map(dict, opened_entries([page], keys))
-        assert verifier.finish().size == reader.size() == len(events)
+        found = verify_log(DatabaseSource(reader), Believed(log_key, keys=keys))
+        events = [dict(each) for each in opened_entries(reader.pages(), keys)]
+    assert found.opened == found.tally.size == len(events)
     return events
 
 
