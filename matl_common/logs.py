@@ -33,7 +33,8 @@ def configure_logs(
     """
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     renderer: Any = (
-        structlog.dev.ConsoleRenderer()
+        # The default prints every frame's variables: keys, passphrases, what a hospital sent.
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if console
         else structlog.processors.JSONRenderer(sort_keys=True, ensure_ascii=False)
     )

@@ -44,7 +44,6 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         meter: Meter,
         version: str,
         federation_id: str,
-        idle_seconds: float,
         clock: Callable[[], datetime],
     ) -> None:
         self._invitations = invitations
@@ -52,7 +51,6 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self._meter = meter
         self._version = version
         self._federation_id = federation_id
-        self._idle_seconds = idle_seconds
         self._clock = clock
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
@@ -105,7 +103,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
     async def PushChunks(
         self, requests: AsyncIterator[pb.PushChunksRequest], context: Context
     ) -> pb.UpdateStatus:
-        first = await self._next(requests)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "update_digest":
             raise InvalidInputError("the first message of a push must name the update")
         reception = await self._intake.receive(caller(), parse_digest(first.update_digest))
@@ -121,24 +119,11 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
     async def _take_all(
         self, requests: AsyncIterator[pb.PushChunksRequest], reception: Reception
     ) -> None:
-        while (message := await self._next(requests)) is not None:
+        async for message in requests:
             if message.WhichOneof("part") != "chunk":
                 raise InvalidInputError("only chunks may follow the update's name")
             await self._intake.take(reception, message.chunk.index, message.chunk.data)
             self._meter.bytes_received(len(message.chunk.data))
-
-    async def _next(
-        self, requests: AsyncIterator[pb.PushChunksRequest]
-    ) -> pb.PushChunksRequest | None:
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await anext(requests)
-        except StopAsyncIteration:
-            return None
-        except TimeoutError as error:
-            raise InvalidInputError(
-                f"nothing came for {self._idle_seconds:g} s; connect again and resume"
-            ) from error
 
 
 def _open_at(path: Path, offset: int) -> tuple[BinaryIO, int]:

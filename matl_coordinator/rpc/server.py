@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +31,7 @@ from matl_coordinator.ports import Meter
 from matl_coordinator.rpc.audit import AuditServicer
 from matl_coordinator.rpc.federation import FederationServicer
 from matl_coordinator.rpc.guard import Guard, check_roles
+from matl_coordinator.rpc.messages import in_time, only_message
 from matl_coordinator.rpc.operations import OperationsServicer
 from matl_coordinator.rpc.statuses import status_of
 from matl_coordinator.service.assembly import UseCases
@@ -59,15 +61,18 @@ class Servicers:
 class GuardedServer:
     """A ``grpc.aio`` server on which nothing runs unguarded."""
 
-    def __init__(self, *, files: TlsFiles, guard: Guard, servicers: Servicers) -> None:
-        """Prepare the server; it listens once started.
+    def __init__(
+        self, *, files: TlsFiles, guard: Guard, servicers: Servicers, idle_seconds: float
+    ) -> None:
+        """Prepare the server; it listens once started. A caller may be silent ``idle_seconds``.
 
         Raises:
             ConfigurationError: a key or certificate is not usable, or a method is unguarded.
         """
         self._credentials = server_credentials(files)
         self._server = grpc.aio.server(
-            interceptors=(_GuardInterceptor(guard),), options=server_options()
+            interceptors=(_GuardInterceptor(guard, idle_seconds=idle_seconds),),
+            options=server_options(),
         )
         self._health = health.aio.HealthServicer()
         check_roles(_methods())
@@ -124,7 +129,6 @@ def build_server(
         meter=meter,
         version=__version__,
         federation_id=config.federation.id,
-        idle_seconds=config.limits.idle_seconds,
         clock=clock,
     )
     operations = OperationsServicer(
@@ -141,6 +145,7 @@ def build_server(
         files=config.identity.tls,
         guard=guard,
         servicers=Servicers(federation, operations, audit),
+        idle_seconds=config.limits.idle_seconds,
     )
 
 
@@ -160,8 +165,9 @@ def _methods() -> Iterable[str]:
 class _GuardInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handler of every method, so that none can be reached around the guard."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, *, idle_seconds: float) -> None:
         self._guard = guard
+        self._idle_seconds = idle_seconds
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -171,26 +177,18 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
         parse = _parser(handler.request_deserializer)
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            behaviour: Any = self._streaming(_parsing(inner, handler, parse), method)
-        else:
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-            behaviour = self._unary(_parsing(inner, handler, parse), method)
-        # A stream's messages are parsed as the handler asks for them; a single one after the
-        # guard, because gRPC answers a parser's error itself, with the error's text.
+        inner = _of_stream(handler, parse, self._idle_seconds)
+        # Every method takes a stream here: gRPC would wait, for as long as it likes, for the
+        # message of a single-message method before it asked anybody who is calling. And what
+        # comes is parsed after the guard, for gRPC answers a parser's error with its text.
         deserializer = parse if handler.request_streaming else None
-        return make(behaviour, deserializer, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming(inner, method), deserializer, handler.response_serializer
+            )
+        return grpc.stream_unary_rpc_method_handler(
+            self._unary(inner, method), deserializer, handler.response_serializer
+        )
 
     def _unary(self, inner: Any, method: str) -> Any:
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -230,11 +228,29 @@ def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return parse
 
 
-def _parsing(inner: Any, handler: Handler, parse: Callable[[bytes], Any]) -> Any:
-    """The handler's function, given the bytes of its message; a stream comes parsed."""
-    if handler.request_streaming:
-        return inner
-    return lambda data, context: inner(parse(data), context)
+def _of_stream(handler: Handler, parse: Callable[[bytes], Any], idle_seconds: float) -> Any:
+    """The handler's function over a stream of messages, of which it may take one only."""
+    inner: Any = (
+        handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+    )
+    takes_stream = handler.request_streaming
+
+    async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
+        messages = in_time(requests, idle_seconds=idle_seconds)
+        request = messages if takes_stream else parse(await only_message(messages))
+        return await inner(request, context)
+
+    async def answers(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        messages = in_time(requests, idle_seconds=idle_seconds)
+        request = messages if takes_stream else parse(await only_message(messages))
+        if inspect.isasyncgenfunction(inner):
+            async for each in inner(request, context):
+                yield each
+        else:
+            # It writes its answers to the context, as gRPC's own health service does.
+            await inner(request, context)
+
+    return answers if handler.response_streaming else answer
 
 
 async def _abort(
@@ -243,6 +259,6 @@ async def _abort(
     if isinstance(error, grpc.aio.AbortError):
         raise error
     code, text = status_of(error)
-    if not isinstance(error, MatlError):
+    if not isinstance(error, (MatlError, NotImplementedError)):
         log.error("call_failed", method=method, exc_info=error)
     await context.abort(code, text)

@@ -18,6 +18,7 @@ from matl_coordinator.ports import (
     StoreError,
 )
 from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError
+from matl_coordinator.rpc.messages import IdleError
 from matl_coordinator.service.checkpoints import CheckpointError
 from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
 from matl_coordinator.service.invitations import UnknownModelError
@@ -48,6 +49,7 @@ REFUSAL_STATUS: dict[RefusalCode, grpc.StatusCode] = {
 ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (AccessDeniedError, Status.PERMISSION_DENIED),
     (TooManyCallsError, Status.RESOURCE_EXHAUSTED),
+    (IdleError, Status.DEADLINE_EXCEEDED),
     (UnknownModelError, Status.NOT_FOUND),
     (UnknownUpdateError, Status.NOT_FOUND),
     (CheckpointError, Status.FAILED_PRECONDITION),
@@ -73,6 +75,9 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             for kind, code in ERROR_STATUS:
                 if isinstance(error, kind):
                     return code, str(error)
+        case NotImplementedError():
+            # gRPC's own services leave methods of their contract out.
+            return Status.UNIMPLEMENTED, "this method is not implemented here"
         case _:
             pass
     return Status.INTERNAL, "internal error"

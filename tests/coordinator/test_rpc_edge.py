@@ -1,0 +1,221 @@
+"""The server's edge: silent callers, hostile messages, and what callers learn of its methods."""
+
+# Before gRPC, which reads its TLS settings once.
+import matl_common  # noqa: F401, I001
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.descriptor import MethodDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from google.protobuf.descriptor_pool import DescriptorPool
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from matl_common.errors import MatlError
+from matl_common.identity.certificates import (
+    PARTICIPANT_ROLES,
+    CertificateAuthority,
+    Role,
+    SpiffeId,
+    issue_certificate,
+)
+from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
+from matl_common.identity.tls import MAX_METADATA_BYTES, TlsFiles
+from matl_common.ids import NodeId
+from matl_common.wire import audit_pb2, federation_pb2, operations_pb2
+from matl_coordinator.rpc.guard import MAX_CALLS_PER_NODE, ROLES
+from matl_coordinator.rpc.statuses import status_of
+from tests.coordinator.harness import FEDERATION, NODES, OPERATOR, make_site, utc_now
+from tests.coordinator.served import Served, served
+from tests.messages import messages
+from tests.system.processes import until
+
+pytestmark = pytest.mark.hostile
+Code = grpc.StatusCode
+HOSPITAL = NODES[0]
+CALL_SECONDS = 30.0
+IDLE_SECONDS = 0.3
+SERVICES: list[Any] = [
+    *federation_pb2.DESCRIPTOR.services_by_name.values(),
+    *operations_pb2.DESCRIPTOR.services_by_name.values(),
+    *audit_pb2.DESCRIPTOR.services_by_name.values(),
+    *health_pb2.DESCRIPTOR.services_by_name.values(),
+    *reflection_pb2.DESCRIPTOR.services_by_name.values(),
+]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+METHODS = {
+    f"/{service.full_name}/{method.name}": method
+    for service in SERVICES
+    for method in service.methods
+}
+# What a message that is well formed can be answered with; anything else is our fault.
+EXPECTED = frozenset(Code) - {Code.UNKNOWN, Code.INTERNAL, Code.UNAVAILABLE, Code.UNIMPLEMENTED}
+
+
+@pytest.fixture(scope="module")
+def open_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Yield a coordinator that has little patience."""
+    site = make_site(tmp_path_factory.mktemp("edge"))
+    limits = site.config.limits.model_copy(update={"idle_seconds": IDLE_SECONDS})
+    with served(replace(site, config=site.config.model_copy(update={"limits": limits}))) as running:
+        yield running
+
+
+def raw_call(
+    channel: grpc.Channel, path: str, payloads: Iterator[bytes], *, seconds: float = CALL_SECONDS
+) -> Any:
+    """Call any method as one of streams, with raw messages."""
+    return channel.stream_stream(path, bytes, bytes)(payloads, timeout=seconds)
+
+
+def outcome(
+    channel: grpc.Channel, path: str, payloads: list[bytes], *, seconds: float = CALL_SECONDS
+) -> tuple[grpc.StatusCode, str]:
+    """Call any method as one of streams with raw messages, and read what comes to its end."""
+    call = raw_call(channel, path, iter(payloads), seconds=seconds)
+    with suppress(grpc.RpcError):
+        for _ in call:
+            pass
+    return call.code(), str(call.details())
+
+
+def caller_of(path: str) -> NodeId:
+    """Who may call a method."""
+    return HOSPITAL if Role.PARTICIPANT in ROLES[path] else OPERATOR
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_who_opens_a_call_and_says_nothing_is_cut(open_door: Served, path: str) -> None:
+    silent = Event()
+
+    def nothing() -> Iterator[bytes]:
+        silent.wait(CALL_SECONDS)
+        yield from ()
+
+    with open_door.channel(caller_of(path)) as channel:
+        call = raw_call(channel, path, nothing())
+        with pytest.raises(grpc.RpcError):
+            next(call)
+        silent.set()
+    assert call.code() is Code.DEADLINE_EXCEEDED
+    assert f"nothing came for {IDLE_SECONDS:g} s" in str(call.details())
+
+
+def watching(channel: grpc.Channel) -> Any:
+    """A call that is under way until it is cancelled."""
+    call = raw_call(channel, f"/{HEALTH}/Watch", iter([b""]))
+    answer = health_pb2.HealthCheckResponse.FromString(next(call))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    return call
+
+
+def test_all_connections_of_a_hospital_share_its_calls(open_door: Served) -> None:
+    check = "/grpc.health.v1.Health/Check"
+    with ExitStack() as connected:
+        channels = [connected.enter_context(open_door.channel(HOSPITAL)) for _ in range(4)]
+        calls = [watching(channels[at % 4]) for at in range(MAX_CALLS_PER_NODE)]
+        code, details = outcome(channels[0], check, [b""])
+        assert code is Code.RESOURCE_EXHAUSTED
+        assert details == f"{HOSPITAL} has {MAX_CALLS_PER_NODE} calls under way"
+        with open_door.channel(NODES[1]) as other:
+            assert outcome(other, check, [b""]) == (Code.OK, "")
+        # One that ends makes room for another, on whichever connection.
+        calls.pop().cancel()
+        until(lambda: outcome(channels[1], check, [b""])[0] is Code.OK, what="there is room again")
+        for each in calls:
+            each.cancel()
+
+
+@pytest.mark.parametrize("path", METHODS)
+@given(data=st.data())
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_message_is_answered_as_unknown_or_as_our_fault(
+    open_door: Served, path: str, data: st.DataObject
+) -> None:
+    method: MethodDescriptor = METHODS[path]
+    sound = messages(method.input_type).map(lambda message: message.SerializeToString())
+    payloads = data.draw(st.lists(st.one_of(sound, st.binary(max_size=100)), max_size=4))
+    # Those that wait for something are left before it comes.
+    waits = method.name in ("AwaitRound", "Watch")
+    with open_door.channel(caller_of(path)) as channel:
+        code, details = outcome(channel, path, payloads, seconds=0.1 if waits else CALL_SECONDS)
+    # gRPC's own health service has no List.
+    assert code in EXPECTED | ({Code.UNIMPLEMENTED} if method.name == "List" else set()), details
+    assert "Error" not in details
+
+
+def test_what_a_handler_fails_with_is_never_told() -> None:
+    for error in (RuntimeError("patient 4711"), KeyError("patient 4711"), MatlError("too much")):
+        code, text = status_of(error)
+        assert code is Code.INTERNAL
+        assert text == "internal error"
+
+
+@pytest.mark.parametrize("node", [HOSPITAL, OPERATOR])
+def test_reflection_tells_an_enrolled_node_every_method(open_door: Served, node: NodeId) -> None:
+    with open_door.channel(node) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        told = set(database.get_services())
+        assert told == {service.full_name for service in SERVICES} - {HEALTH}
+        pool = DescriptorPool(database)
+        for service in told:
+            described = pool.FindServiceByName(service)
+            for method in described.methods:
+                path = f"/{service}/{method.name}"
+                assert method.input_type.full_name == METHODS[path].input_type.full_name
+                assert [f.name for f in method.input_type.fields] == [
+                    f.name for f in METHODS[path].input_type.fields
+                ]
+
+
+def test_reflection_tells_a_stranger_nothing(open_door: Served, tmp_path: Path) -> None:
+    keys = open_door.site.folder / "keys"
+    authority = CertificateAuthority(
+        x509.load_pem_x509_certificate((keys / "participant-ca.crt").read_bytes()),
+        load_private_key(keys / "participant-ca.key"),
+        PARTICIPANT_ROLES,
+    )
+    key, now = generate_private_key(), utc_now()
+    certificate = issue_certificate(
+        authority,
+        key.public_key(),
+        SpiffeId(FEDERATION, Role.PARTICIPANT, NodeId("hospital_z")),
+        not_before=now - timedelta(minutes=1),
+        not_after=now + timedelta(hours=1),
+    )
+    files = TlsFiles(
+        tmp_path / "tls.key",
+        tmp_path / "tls.crt",
+        open_door.site.nodes[HOSPITAL].tls.trusted_authority,
+    )
+    files.private_key.write_bytes(private_key_pem(key))
+    files.certificate_chain.write_bytes(certificate.public_bytes(Encoding.PEM))
+    with open_door.channel(HOSPITAL, files=files) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            database.get_services()
+        assert caught.value.code() is Code.PERMISSION_DENIED
+
+
+def test_metadata_that_is_too_long_ends_its_call_alone(open_door: Served) -> None:
+    check = "/grpc.health.v1.Health/Check"
+    with open_door.channel(HOSPITAL) as channel:
+        call = channel.unary_unary(check, bytes, bytes)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=CALL_SECONDS, metadata=(("x-long", "a" * (3 * MAX_METADATA_BYTES)),))
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+        assert call(b"", timeout=CALL_SECONDS)
