@@ -337,7 +337,7 @@ class Limits(Section):
 
     spool_bytes: int = Field(default=64 << 30, ge=1 << 20)
     idle_seconds: Seconds = 60.0
-    """An upload from which nothing comes for this long is cut; it can be resumed."""
+    """A call from which nothing comes for this long is cut; an upload can be resumed."""
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
 
 

@@ -20,11 +20,12 @@ from typing import Annotated, Any, TypeVar
 import structlog
 import typer
 
+from matl_common.descriptors import raise_descriptor_limit
 from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
-from matl_common.identity.tls import server_credentials
+from matl_common.identity.tls import MAX_CONNECTIONS, server_credentials
 from matl_common.identity.wrapping import KeyEncryptionKey, create_key_file
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
@@ -67,6 +68,9 @@ from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.releases import ReleaseFolder
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
+
+OPEN_DESCRIPTORS = MAX_CONNECTIONS + 1024
+"""Connections that nobody vouches for must leave some for the files."""
 
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
@@ -385,6 +389,8 @@ def serve(config: Config) -> int:
     bound_memory()
     images = () if config.holdout is None else (config.holdout.images,)
     configure_logs(config.listen.logs, hidden=images)
+    if (allowed := raise_descriptor_limit(OPEN_DESCRIPTORS)) < OPEN_DESCRIPTORS:
+        log.warning("few_open_files", allowed=allowed, recommended=OPEN_DESCRIPTORS)
     try:
         coordinator = Coordinator(config)
     except (ConfigurationError, InvalidInputError, OSError) as error:

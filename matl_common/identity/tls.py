@@ -26,6 +26,8 @@ from matl_common.identity.keys import load_private_key, private_key_pem, spki_pi
 MAX_MESSAGE_BYTES = 2 << 20
 MAX_METADATA_BYTES = 8 << 10
 MAX_STREAMS_PER_CONNECTION = 64
+# Half-open ones included, which cost a descriptor each until their handshake times out.
+MAX_CONNECTIONS = 4096
 HANDSHAKE_TIMEOUT_MS = 10_000
 KEEPALIVE_TIME_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
@@ -111,6 +113,7 @@ def server_options() -> ChannelOptions:
     """Limits of a server against slow, large, many and immortal connections."""
     return (
         *_message_limits(),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
         ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),

@@ -74,7 +74,7 @@ from matl_coordinator.service.register import Register
 from matl_coordinator.store.anchor import FileAnchor
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.models import FileModelStore
-from matl_coordinator.store.spool import DiskSpool
+from matl_coordinator.store.spool import DEFAULT_QUOTA_BYTES, DiskSpool
 from matl_coordinator.store.sql import SqlStore
 from tests.logs import LOG
 
@@ -294,7 +294,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(site: Site, store: Store | None = None) -> AsyncIterator[Running]:
+async def running(
+    site: Site, store: Store | None = None, *, spool_bytes: int = DEFAULT_QUOTA_BYTES
+) -> AsyncIterator[Running]:
     """Start a coordinator from what is on disk; nothing is tidied up at its end."""
     store = store or site.connect_store()
     register = Register(store)
@@ -312,7 +314,7 @@ async def running(site: Site, store: Store | None = None) -> AsyncIterator[Runni
     meter = Metrics()
     outside = Outside(
         store=store,
-        spool=DiskSpool.open_folder(site.config.state_dir / "spool"),
+        spool=DiskSpool.open_folder(site.config.state_dir / "spool", quota_bytes=spool_bytes),
         histories=FileHistories.open_folder(site.config.state_dir / "histories"),
         models=models,
         scorer=scorer,

@@ -1,0 +1,141 @@
+"""HTTP/2 frames by hand over mutual TLS, for what no library would send.
+
+RFC 9113 for the frames, RFC 7541 for the headers, of which only literals are written.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from matl_common.identity.tls import TlsFiles
+from tests.system.federation import COORDINATOR_NAME
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+MAX_FRAME_BYTES = 16_384
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+CANCEL = 8
+WAIT_SECONDS = 30.0
+
+
+def frame(kind: int, *, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """One frame (RFC 9113, 4.1)."""
+    return (
+        struct.pack(">I", len(payload))[1:]
+        + bytes([kind, flags])
+        + struct.pack(">I", stream)
+        + payload
+    )
+
+
+def header_block(headers: Mapping[str, str]) -> bytes:
+    """Headers as literals without indexing (RFC 7541, 6.2.2); texts below 127 bytes."""
+    block = b""
+    for name, value in headers.items():
+        assert len(name) < 127
+        assert len(value) < 127
+        block += b"\x00" + bytes([len(name)]) + name.encode()
+        block += bytes([len(value)]) + value.encode()
+    return block
+
+
+def message(data: bytes, *, compressed: bool = False, length: int | None = None) -> bytes:
+    """A gRPC message with its prefix, which may lie about the length."""
+    return struct.pack(">?I", compressed, len(data) if length is None else length) + data
+
+
+class RawConnection:
+    """One TLS connection that has said hello in HTTP/2 and nothing else."""
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
+        self._socket = connection
+        self._buffer = b""
+        # No dynamic table at our side, so that every header comes as a literal.
+        no_table = struct.pack(">HI", 1, 0)
+        self.send(PREFACE + frame(SETTINGS, payload=no_table))
+
+    def send(self, data: bytes) -> None:
+        """Write bytes as they are.
+
+        Raises:
+            OSError: the other side has gone.
+        """
+        self._socket.sendall(data)
+
+    def open_call(self, path: str, *, stream: int, encoding: str = "", ends: bool = False) -> None:
+        """Begin a gRPC call."""
+        headers = {
+            ":method": "POST",
+            ":scheme": "https",
+            ":path": path,
+            ":authority": COORDINATOR_NAME.server_name,
+            "te": "trailers",
+            "content-type": "application/grpc",
+            **({"grpc-encoding": encoding} if encoding else {}),
+        }
+        flags = END_HEADERS | (END_STREAM if ends else 0)
+        self.send(frame(HEADERS, flags=flags, stream=stream, payload=header_block(headers)))
+
+    def send_data(self, data: bytes, *, stream: int, ends: bool = True) -> None:
+        """Data of a call, in frames as long as may be; below one window of 64 KiB a call."""
+        for at in range(0, len(data), MAX_FRAME_BYTES):
+            piece = data[at : at + MAX_FRAME_BYTES]
+            last = ends and at + len(piece) == len(data)
+            self.send(frame(DATA, flags=END_STREAM * last, stream=stream, payload=piece))
+
+    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Kind, flags, stream and payload of what comes, until the other side closes."""
+        with suppress(ConnectionError, ssl.SSLError):
+            while True:
+                head = self._take(9)
+                if head is None:
+                    return
+                (length,) = struct.unpack(">I", b"\0" + head[:3])
+                payload = self._take(length)
+                if payload is None:
+                    return
+                (stream,) = struct.unpack(">I", head[5:9])
+                yield head[3], head[4], stream, payload
+
+    def grpc_status(self, *, stream: int) -> int | None:
+        """The status a call ends with; ``None`` where the connection ends first."""
+        for kind, _, number, payload in self.frames():
+            if kind == HEADERS and number == stream and b"grpc-status" in payload:
+                _, _, rest = payload.partition(b"grpc-status")
+                return int(rest[1 : 1 + rest[0]])
+        return None
+
+    def wait_to_be_sent_away(self) -> None:
+        """Read until the other side says GOAWAY, or closes.
+
+        Raises:
+            TimeoutError: it does neither.
+        """
+        for kind, _, _, _ in self.frames():
+            if kind == GOAWAY:
+                return
+
+    def _take(self, size: int) -> bytes | None:
+        while len(self._buffer) < size:
+            block = self._socket.recv(1 << 16)
+            if not block:
+                return None
+            self._buffer += block
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+
+@contextmanager
+def raw_connection(port: int, files: TlsFiles) -> Iterator[RawConnection]:
+    """Yield a connection to a coordinator on loopback with a node's certificate."""
+    context = ssl.create_default_context(cafile=str(files.trusted_authority))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(files.certificate_chain, files.private_key)
+    context.set_alpn_protocols(["h2"])
+    plain = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
+    with context.wrap_socket(plain, server_hostname=COORDINATOR_NAME.server_name) as secured:
+        yield RawConnection(secured)
