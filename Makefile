@@ -123,6 +123,18 @@ $(TLOG)/stamp:
 	@$(TLOG)/bin/pip --disable-pip-version-check install -qq sigstore==4.5.1 tlog-scales==0.0.3
 	@touch $@
 
+# One target a file of tests/fuzz; its corpus, and what broke it, is in out/fuzz/TARGET.
+
+SECONDS ?= 20
+FUZZ := $(filter-out __init__ run samples target test_%,$(basename $(notdir $(wildcard tests/fuzz/*.py))))
+.PHONY: fuzz
+fuzz: $(VENV)/fuzz.stamp ## Throw mutated input at every parser and RPC method; SECONDS=20 each
+	@for target in $(if $(TARGET),$(TARGET),$(FUZZ)); do \
+		$(RUN) -m tests.fuzz.run $$target $(SECONDS) || { \
+			echo "To repeat: $(RUN) -m tests.fuzz.run $$target out/fuzz/$$target/crash-..." \
+				"(the file named above)" >&2; exit 1; }; \
+	done
+
 # The environment. A stamp is newer than what it was installed from, or the install runs again;
 # the development extra contains the demo's, so nothing is installed twice.
 
@@ -137,6 +149,10 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(RUN)
 	@echo "Installing MATL for development into $(VENV); the first time this takes a few minutes."
 	@$(INSTALL) -e '.[demo,dev]'
 	@touch $(VENV)/demo.stamp $@
+
+$(VENV)/fuzz.stamp: $(VENV)/dev.stamp
+	@$(INSTALL) -e '.[fuzz]'
+	@touch $@
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import grpc
 
@@ -17,6 +18,7 @@ from matl_coordinator.rpc.server import build_server
 from matl_coordinator.service.watch import Watch
 from tests.coordinator.harness import COORDINATOR, FEDERATION, Running, Site, running, utc_now
 
+T = TypeVar("T")
 NAME = SpiffeId(FEDERATION, Role.COORDINATOR, COORDINATOR)
 
 
@@ -27,6 +29,11 @@ class Served:
     site: Site
     coordinator: Running
     port: int
+    loop: asyncio.AbstractEventLoop
+
+    def ask(self, question: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the coordinator's loop, from another thread."""
+        return asyncio.run_coroutine_threadsafe(question, self.loop).result(60)
 
     @contextmanager
     def channel(self, node: NodeId, *, files: TlsFiles | None = None) -> Iterator[grpc.Channel]:
@@ -56,7 +63,7 @@ def served(site: Site) -> Iterator[Served]:
                 meter=coordinator.meter,
                 clock=utc_now,
             )
-            found.append(Served(site, coordinator, await server.start("127.0.0.1:0")))
+            found.append(Served(site, coordinator, await server.start("127.0.0.1:0"), loop))
             ready.set()
             await over.wait()
             await server.stop(grace_seconds=0.0)
