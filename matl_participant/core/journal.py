@@ -41,6 +41,7 @@ _KINDS: Mapping[str, type[Entry]] = {
     "HALT": Halted,
 }
 _DIGESTS = {"plan_digest", "dataset_digest", "base_model", "update_digest", "content_digest"}
+_ABSURD = (ValueError, TypeError, AttributeError, OverflowError)
 _KIND_OF = {kind: name for name, kind in _KINDS.items()}
 
 
@@ -135,7 +136,8 @@ def _accept(
         if expected != line + b"\n":
             raise InvalidInputError("its hash, its number or its predecessor is wrong")
         return after(account, entry), digest
-    except (InvalidInputError, IllegalEntryError) as error:
+    # A line whose hash fits may still hold values of other types, and numbers that are none.
+    except (InvalidInputError, IllegalEntryError, *_ABSURD) as error:
         raise LedgerCorruptError(
             f"line {sequence + 1} of the privacy ledger is damaged ({error}). What was spent is no "
             "longer certain: do not delete the file; restore it from the newest backup, or end "
@@ -148,7 +150,7 @@ def _parse_line(line: bytes) -> Entry:
     try:
         document = json.loads(line)["line"]
         return _from_json(document["kind"], document["entry"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, RecursionError, *_ABSURD) as error:
         raise InvalidInputError("it is not a ledger line") from error
 
 

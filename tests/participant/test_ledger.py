@@ -317,6 +317,22 @@ def test_a_last_line_whose_break_was_changed_is_damage_and_not_a_torn_write(byte
         replay(told(2).seen[:-1] + byte)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps_per_round", "NaN"), ("steps_per_round", "1e999"), ("steps_per_round", "[]"),
+     ("privacy", "7"), ("at", "[]"), ("study_id", '"\\ud800"')],
+)  # fmt: skip
+def test_a_line_of_absurd_values_is_damage_though_its_hash_fits(name: str, value: str) -> None:
+    sound, _ = format_line(PLANNED, sequence=0, previous=GENESIS)
+    body = json.dumps(json.loads(sound)["line"], sort_keys=True, separators=(",", ":"))
+    current = json.dumps(json.loads(body)["entry"][name], sort_keys=True, separators=(",", ":"))
+    absurd = body.replace(f'"{name}":{current}', f'"{name}":{value}').encode()
+    assert absurd != body.encode()
+    line = b'{"line":%b,"sha256":"%b"}\n' % (absurd, digest_of(absurd).encode())
+    with pytest.raises(LedgerCorruptError, match="line 1"):
+        replay(line)
+
+
 def test_a_missing_repeated_or_swapped_line_is_noticed() -> None:
     lines = told(7).seen.splitlines(keepends=True)
     damaged = [lines[:at] + lines[at + 1 :] for at in range(len(lines) - 1)]
