@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from matl_common.errors import MatlError
@@ -38,6 +39,7 @@ def try_input(target: Target, data: bytes) -> bool:
     Raises:
         PromiseBrokenError: it failed in another way than by a domain error, or took memory.
     """
+    forget_peak()
     before = peak_bytes()
     try:
         target.run(data)
@@ -51,6 +53,12 @@ def try_input(target: Target, data: bytes) -> bool:
     return taken
 
 
+def forget_peak() -> None:
+    """Begin anew with what is resident now: an earlier peak would hide a lower one (proc(5))."""
+    with suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
+        file.write(b"5")
+
+
 def peak_bytes() -> int:
-    """The most this process ever had resident."""
+    """The most this process had resident."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
