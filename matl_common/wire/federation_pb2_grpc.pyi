@@ -5,7 +5,8 @@ The contract between a hospital's participant and the coordinator.
 
 Participants only dial out. Who is calling is taken from the peer certificate,
 never from a field below. Every list and byte field has a limit that the
-receiver checks before it allocates; see matl_common/wire/limits.py.
+receiver checks before it allocates: 2 MiB a message, and see
+matl_common/wire/documents.py, matl_common/signing.py and matl_common/tensors.py.
 """
 
 from collections import abc as _abc
