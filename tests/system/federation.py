@@ -296,7 +296,7 @@ def logged_events(federation: Federation) -> list[Event]:
     with _reading(federation) as reader:
         keys = reader.data_keys(key)
         found = verify_log(DatabaseSource(reader), Believed(log_key, keys=keys))
-        events = [dict(each) for each in opened_entries(reader.pages(), keys)]
+        events: list[Event] = [dict(each) for each in opened_entries(reader.pages(), keys)]
     assert found.opened == found.tally.size == len(events)
     return events
 
