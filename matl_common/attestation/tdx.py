@@ -1,0 +1,131 @@
+"""Whether an Intel TDX quote is genuine, about us, and from a TD that the policy accepts.
+
+Signatures, certificates and collateral are dcap-qvl's work; the judgement about the TD is here.
+dcap-qvl is optional (``pip install 'matl[tee]'``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from matl_common.attestation.binding import Binding
+from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Verdict
+from matl_common.attestation.policy import Policy, TdMeasurements, TdxPolicy
+from matl_common.errors import ConfigurationError, InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Td:
+    """What a verified quote says of a TD."""
+
+    attributes: bytes
+    """8 bytes, little-endian."""
+    mr_td: str
+    rtmrs: tuple[str, str, str, str]
+    report_data: bytes
+    status: str
+    """Of the platform's TCB, in Intel's words."""
+    advisories: tuple[str, ...]
+
+
+def verify_tdx(evidence: Evidence, *, policy: Policy, binding: Binding, now: datetime) -> Verdict:
+    """Verify a quote with the collateral that came with it.
+
+    Raises:
+        ConfigurationError: dcap-qvl is not installed.
+        InvalidInputError: quote or collateral are malformed.
+        EvidenceRefusedError: it is not genuine, the collateral not valid now, it is not bound to
+            ``binding``, or not accepted.
+    """
+    if policy.tdx is None:
+        raise EvidenceRefusedError("the policy accepts no Intel TDX guest")
+    td = read_verified_quote(evidence, now=now)
+    if td.report_data != binding.report_data:
+        raise EvidenceRefusedError(
+            "the TDX quote is about another TLS key, nonce, federation or configuration"
+        )
+    check_td(td, policy.tdx)
+    advisories = f", {' '.join(td.advisories)}" if td.advisories else ""
+    return Verdict(
+        technology=evidence.technology,
+        measurement=td.mr_td,
+        platform=f"{td.status}{advisories}",
+        report_digest=evidence.digest,
+        policy_digest=policy.digest,
+        simulated=False,
+    )
+
+
+def read_verified_quote(evidence: Evidence, *, now: datetime) -> Td:
+    """What the quote says, once its signatures are verified up to Intel's root.
+
+    Raises:
+        ConfigurationError, InvalidInputError, EvidenceRefusedError: as ``verify_tdx``.
+    """
+    dcap_qvl = _dcap_qvl()
+    try:
+        quote = dcap_qvl.parse_quote(evidence.report)
+        collateral = dcap_qvl.QuoteCollateralV3.from_json(evidence.endorsements.decode())
+    except ValueError as error:
+        raise InvalidInputError("the TDX quote or its collateral is malformed") from error
+    if not quote.is_tdx():
+        raise EvidenceRefusedError("the quote is not one of a TD")
+    try:
+        verified = dcap_qvl.verify(evidence.report, collateral, int(now.timestamp()))
+    except ValueError as error:
+        raise EvidenceRefusedError(f"the TDX quote does not verify: {str(error)[:200]}") from error
+    report = quote.report
+    return Td(
+        attributes=report.td_attributes,
+        mr_td=report.mr_td.hex(),
+        rtmrs=(
+            report.rt_mr0.hex(),
+            report.rt_mr1.hex(),
+            report.rt_mr2.hex(),
+            report.rt_mr3.hex(),
+        ),
+        report_data=report.report_data,
+        status=verified.status,
+        advisories=tuple(verified.advisory_ids),
+    )
+
+
+def check_td(td: Td, policy: TdxPolicy) -> None:
+    """Judge a TD that is genuine.
+
+    Raises:
+        EvidenceRefusedError: debugging or profiling is on, or the policy does not accept it.
+    """
+    # TUD, the lowest byte: debugging and profiling (Intel TDX Module Base Spec, ATTRIBUTES).
+    if td.attributes[0]:
+        raise EvidenceRefusedError("the TD runs with debugging on, so its host can read its memory")
+    if td.status not in policy.statuses:
+        raise EvidenceRefusedError(
+            f"the TDX platform's status is {td.status}; the policy accepts "
+            f"{', '.join(policy.statuses)}"
+        )
+    if not any(_matches(td, accepted) for accepted in policy.measurements):
+        raise EvidenceRefusedError(
+            f"the TD with MRTD {td.mr_td} and RTMRs {', '.join(td.rtmrs)} is not one that the "
+            "policy accepts"
+        )
+
+
+def _matches(td: Td, accepted: TdMeasurements) -> bool:
+    wanted = (accepted.rtmr0, accepted.rtmr1, accepted.rtmr2, accepted.rtmr3)
+    return td.mr_td == accepted.mr_td and all(
+        rtmr is None or rtmr == found for rtmr, found in zip(wanted, td.rtmrs, strict=True)
+    )
+
+
+def _dcap_qvl() -> Any:
+    try:
+        import dcap_qvl
+    except ImportError as error:
+        raise ConfigurationError(
+            "TDX quotes are verified by dcap-qvl, which is not installed; "
+            "run: pip install 'matl[tee]'"
+        ) from error
+    return dcap_qvl
