@@ -6,6 +6,7 @@ relative to the file they stand in.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -31,8 +32,9 @@ from matl_common.configuration import (
 from matl_common.errors import ConfigurationError
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.tls import TlsFiles
-from matl_common.ids import NodeId
+from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.logs import LogStyle
+from matl_common.modes import MATLMode
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import Recipe
 from matl_coordinator.core.retention import DEFAULT_YEARS, Compliance, check_years
@@ -320,6 +322,18 @@ class Log(Section):
         return self
 
 
+class Attestation(Section):
+    """What this coordinator shows hospitals of the machine it runs on (MODE2)."""
+
+    attester: Literal["sev-guest", "configfs-tsm", "SIMULATED"]
+    """Where evidence comes from. ``SIMULATED`` is software and proves nothing."""
+    policy: FilePath
+    """What this coordinator's own evidence must satisfy before it starts; see attestation.md."""
+    endorsements: FilePath | None = None
+    """AMD: VCEK or VLEK, ASK and ARK in PEM, where the host hands out none. Intel: the
+    collateral as JSON, which expires about monthly. Read anew for every answer."""
+
+
 class Worker(Section):
     """The process that scores and evaluates."""
 
@@ -355,6 +369,8 @@ class Config(Section):
     trust: Trust = Trust()
     holdout: Holdout | None = None
     """Without one the coordinator compares hospitals with one another only."""
+    attestation: Attestation | None = None
+    """With it the coordinator is attested, and does not start unless its evidence verifies."""
     log: Log = Log()
     worker: Worker = Worker()
     limits: Limits = Limits()
@@ -372,6 +388,7 @@ class Config(Section):
                 f"may be sent (study.send_after_seconds = {self.study.send_after_seconds:g}); "
                 "collect for at least twice as long"
             )
+        self._check_attestation()
         if self.holdout is None:
             self._check_peer_rule()
         elif self.study.public_steps and self.holdout.images == self.study.public_images:
@@ -382,6 +399,20 @@ class Config(Section):
                 "therefore cannot be holdout.images too; give the holdout set images of its own"
             )
         return self
+
+    def _check_attestation(self) -> None:
+        if self.attestation is None:
+            return
+        if self.holdout is None:
+            raise ValueError(
+                "[attestation] is about a coordinator that scores on a holdout set (MODE2); set "
+                "holdout.images"
+            )
+        if self.attestation.attester == "SIMULATED" and self.log.compliance is Compliance.HIPAA:
+            raise ValueError(
+                "attestation.attester SIMULATED proves nothing, and log.compliance is hipaa; use "
+                'a real attester, or say compliance = "none"'
+            )
 
     def _check_peer_rule(self) -> None:
         rule = self.rounds.rule
@@ -407,6 +438,25 @@ class Config(Section):
     @property
     def node_id(self) -> NodeId:
         return NodeId(self.federation.node_id)
+
+    @property
+    def mode(self) -> MATLMode:
+        """What updates are judged by, and where."""
+        if self.holdout is None:
+            return MATLMode.MODE0
+        return MATLMode.MODE1 if self.attestation is None else MATLMode.MODE2
+
+    @property
+    def digest(self) -> Digest:
+        """SHA-256 of what decides about rounds and models; attestation binds it.
+
+        Where the state lies, who listens where and what a worker may use do not count.
+        """
+        whole = dict.fromkeys(("federation", "study", "rounds", "trust", "holdout"), True)
+        # Not where keys are kept, which may be a token's address.
+        kept = {"retention_years", "compliance"}
+        said = self.model_dump(mode="json", include={**whole, "log": kept})
+        return digest_of(json.dumps(said, sort_keys=True, separators=(",", ":")).encode())
 
     @property
     def database_url(self) -> str:

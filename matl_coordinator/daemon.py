@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 import structlog
 import typer
 
+from matl_common.attestation.policy import load_policy
 from matl_common.descriptors import raise_descriptor_limit
 from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
@@ -34,6 +35,7 @@ from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer, load_pem_signer
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_coordinator.attesters.choice import make_attester
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.core.robust.compiled import compiled_loops
 from matl_coordinator.log_identity import configured_policy, load_log_signer
@@ -51,6 +53,12 @@ from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.assembly import Outside, assemble
+from matl_coordinator.service.attesting import (
+    Machine,
+    Subject,
+    attest_itself,
+    verdict_facts,
+)
 from matl_coordinator.service.checkpoints import Checkpoints
 from matl_coordinator.service.enrolment import log_allowlist
 from matl_coordinator.service.entries import Fact, entry
@@ -117,6 +125,9 @@ class Coordinator:
                 f"the configuration for {config.federation.id}"
             )
         self._metrics = Metrics()
+        self._policy = (
+            None if config.attestation is None else load_policy(config.attestation.policy)
+        )
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -134,6 +145,7 @@ class Coordinator:
             stack.enter_context(owned_folder(config.state_dir))
             self._serve_metrics()
             await asyncio.to_thread(upgrade_apart, config.database_url)
+            machine = await self._attest_itself()
             wrapping_key = await asyncio.to_thread(self._wrapping_key)
             store = await asyncio.to_thread(self._store, wrapping_key)
             stack.callback(store.close)
@@ -164,7 +176,7 @@ class Coordinator:
                     check=self._check_noise,
                 )
             )
-            protection = self._protection(plan)
+            protection = self._protection(plan, machine)
             if config.rounds.aggregator.coordinatewise:
                 # Now rather than in the first round; the connections of hospitals can wait.
                 await asyncio.to_thread(compiled_loops)
@@ -206,18 +218,10 @@ class Coordinator:
                 watch=watch,
                 meter=self._metrics,
                 clock=utc_now,
+                attesting=machine and machine.attesting(register, clock=utc_now),
             )
             await log_allowlist(register, self._allowlist, clock=utc_now)
-            schema = FileAnchor(config.state_dir / "log-schema.txt", holds="the logged schema")
-            node = NodeId(config.node_id)
-            await log_schema(register, schema, head(), node=node, clock=utc_now)
-            await self._note(
-                register,
-                "coordinator_started",
-                **started_facts(config, protection, self._witnesses),
-                log_encryption_key=wrapping_key.name,
-                log_encryption_key_holder=wrapping_key.holder,
-            )
+            await self._note_start(register, protection, wrapping_key, machine)
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(_settle, watch, use_cases.readings, is_over=True)
             stack.push_async_callback(
@@ -293,10 +297,33 @@ class Coordinator:
             report=self._foreign_row_found,
         )
 
+    async def _attest_itself(self) -> Machine | None:
+        """Judge this machine by the coordinator's own policy, before anything else is done.
+
+        Raises:
+            ConfigurationError: it is configured as attested, and is not.
+        """
+        config = self._config
+        if config.attestation is None or self._policy is None:
+            return None
+        # What the server presents, which is read once.
+        chain = config.identity.tls_certificate.read_bytes()
+        subject = Subject(config.federation.id, config.digest, lambda: chain)
+        attester = make_attester(config.attestation, now=utc_now())
+        verdict = await attest_itself(attester, subject, self._policy, now=utc_now())
+        tell = log.warning if verdict.simulated else log.info
+        tell(
+            "coordinator_attested_SIMULATED" if verdict.simulated else "coordinator_attested",
+            verdict=str(verdict),
+            config_digest=config.digest,
+            policy=verdict.policy_digest,
+        )
+        return Machine(attester, subject, verdict)
+
     def _check_noise(self, plan: StudyPlan) -> None:
         noise_warnings(self._config, plan, self._allowlist)
 
-    def _protection(self, plan: StudyPlan) -> Protection:
+    def _protection(self, plan: StudyPlan, machine: Machine | None) -> Protection:
         """What this coordinator may claim, said once at start."""
         protection = protection_of(
             self._config,
@@ -305,6 +332,7 @@ class Coordinator:
                 *noise_warnings(self._config, plan, self._allowlist),
                 *rule_warnings(self._config, self._allowlist),
             ),
+            attested=machine and machine.verdict,
         )
         log.info(
             "protection", mode=protection.mode.value, rule=protection.rule, claim=protection.claim
@@ -351,6 +379,27 @@ class Coordinator:
                 f"cannot serve metrics on {self._config.listen.metrics}: {error}; "
                 'set listen.metrics to another host:port, or to "" for none'
             ) from error
+
+    async def _note_start(
+        self,
+        register: Register,
+        protection: Protection,
+        wrapping_key: KeyEncryptionKey,
+        machine: Machine | None,
+    ) -> None:
+        """Log by which schema and which terms every later entry was made."""
+        state_dir, node = self._config.state_dir, NodeId(self._config.node_id)
+        schema = FileAnchor(state_dir / "log-schema.txt", holds="the logged schema")
+        await log_schema(register, schema, head(), node=node, clock=utc_now)
+        await self._note(
+            register,
+            "coordinator_started",
+            **started_facts(self._config, protection, self._witnesses),
+            config_digest=self._config.digest,
+            attestation=None if machine is None else verdict_facts(machine.verdict),
+            log_encryption_key=wrapping_key.name,
+            log_encryption_key_holder=wrapping_key.holder,
+        )
 
     async def _note(self, register: Register, event: str, **facts: Fact) -> None:
         """Log an event of the daemon itself; a store that fails does not hinder stopping."""

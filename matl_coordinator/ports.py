@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from matl_common.attestation.evidence import Evidence
 from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.signing import Envelope
@@ -50,6 +51,21 @@ class ChunkRefusedError(SpoolError):
 
 class SpoolFullError(SpoolError):
     """The quota or the disk has no room; it may have some later."""
+
+
+class AttesterError(MatlError):
+    """The machine gives no evidence of what it runs."""
+
+
+class Attester(Protocol):
+    """Has the machine sign what it is asked to. Blocks; one call at a time."""
+
+    def attest(self, report_data: bytes) -> Evidence:
+        """Evidence whose report contains these 64 bytes.
+
+        Raises:
+            AttesterError: there is no such hardware, or it refused.
+        """
 
 
 class UpdateStatus(StrEnum):

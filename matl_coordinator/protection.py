@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from matl_common.attestation.evidence import Verdict
+from matl_common.modes import MATLMode
 from matl_coordinator.config import Config
-from matl_coordinator.core.claim import Mode, claimed_tolerance
+from matl_coordinator.core.claim import claimed_tolerance
 from matl_coordinator.service.founding import RECOMMENDED_HOLDOUT
 
 
@@ -17,7 +19,7 @@ from matl_coordinator.service.founding import RECOMMENDED_HOLDOUT
 class Protection:
     """How updates are judged and aggregated, and what that withstands."""
 
-    mode: Mode
+    mode: MATLMode
     rule: str
     """All stages of the aggregation in order, with every parameter."""
     claim: str
@@ -26,19 +28,26 @@ class Protection:
     """Where the configuration asks for more than can be claimed."""
 
 
-def protection_of(config: Config, *, enrolled: int, warnings: tuple[str, ...] = ()) -> Protection:
+def protection_of(
+    config: Config,
+    *,
+    enrolled: int,
+    warnings: tuple[str, ...] = (),
+    attested: Verdict | None = None,
+) -> Protection:
     """The protection of a coordinator with so many enrolled hospitals.
 
     Args:
         config: checked.
         enrolled: participants on the allow-list.
         warnings: found elsewhere, kept in front.
+        attested: what this coordinator's own evidence showed, in MODE2.
     """
-    mode = Mode.PEERS if config.holdout is None else Mode.ROOT
+    mode = config.mode
     tolerated = claimed_tolerance(mode, enrolled).f
     if config.rounds.byzantine > tolerated:
         remedy = "enrol more hospitals"
-        if mode is Mode.PEERS:
+        if mode is MATLMode.MODE0:
             remedy = f"set holdout.images, or {remedy}"
         beyond = (
             f"rounds.byzantine is {config.rounds.byzantine}, and {mode.value.upper()} with "
@@ -46,13 +55,21 @@ def protection_of(config: Config, *, enrolled: int, warnings: tuple[str, ...] = 
         )
         warnings = (*warnings, beyond)
     claim = _claim(config, mode, f=min(tolerated, config.rounds.byzantine), enrolled=enrolled)
-    sentence = f"{mode.value.upper()}: {claim}"
+    sentence = f"{mode.value.upper()}{_attested(attested)}: {claim}"
     return Protection(mode, config.rounds.aggregator.describe(), sentence, warnings)
 
 
-def _claim(config: Config, mode: Mode, *, f: int, enrolled: int) -> str:
+def _attested(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    if verdict.simulated:
+        return " (SIMULATED attestation, proves nothing)"
+    return f" (attested by {verdict.technology.value}, measurement {verdict.measurement[:16]}…)"
+
+
+def _claim(config: Config, mode: MATLMode, *, f: int, enrolled: int) -> str:
     """What may be said of this configuration, and on what condition."""
-    if mode is Mode.PEERS:
+    if mode is MATLMode.MODE0:
         return (
             f"without a holdout set up to {f} of {enrolled} hospitals may be hostile; similar "
             "hospitals and an honest majority among their updates are assumed; no update is "

@@ -180,15 +180,21 @@ def read_sealed(
 
 @asynccontextmanager
 async def connect(
-    address: str, files: TlsFiles, coordinator: SpiffeId
+    address: str, files: TlsFiles, coordinator: SpiffeId, *, only: bytes | None = None
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Open a channel over which only this coordinator can answer; dials when first used.
+
+    Args:
+        address: ``host:port``.
+        files: our key and certificate, and the authority of coordinators.
+        coordinator: whose certificate it must be.
+        only: the one certificate in PEM that it must be, where that is known.
 
     Raises:
         ConfigurationError: a key or certificate file does not work.
     """
     channel = grpc.aio.secure_channel(
-        address, channel_credentials(files), options=channel_options(coordinator)
+        address, channel_credentials(files, only=only), options=channel_options(coordinator)
     )
     try:
         yield channel
@@ -222,6 +228,10 @@ class FederationClient:
         self._federation_id = federation_id
         self._key = coordinator_key
         self._timeouts = timeouts or Timeouts()
+
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Make every later call over another channel."""
+        self._stub = FederationServiceStub(channel)
 
     async def hello(self, *, version: str, device: str) -> Welcome:
         """Introduce ourselves and receive the signed study plan.

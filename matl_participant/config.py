@@ -143,6 +143,15 @@ class Privacy(Section):
         )
 
 
+class Attestation(Section):
+    """What the coordinator must show of its machine before this hospital trains or sends."""
+
+    policy: FilePath
+    """Which machines are accepted; see attestation.md."""
+    period_seconds: Seconds = 3600.0
+    """How long evidence counts. After a call that failed new evidence is needed in any case."""
+
+
 class Training(Section):
     """What a training job may use."""
 
@@ -195,6 +204,8 @@ class Config(Section):
     coordinator: Coordinator
     data: Data
     privacy: Privacy = Privacy()
+    attestation: Attestation | None = None
+    """With it, nothing is trained or sent without valid evidence (MODE2)."""
     training: Training = Training()
     daemon: Daemon = Daemon()
 

@@ -24,11 +24,14 @@ import structlog
 import typer
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
+from matl_common.attestation.policy import load_policy
+from matl_common.attestation.verifier import check_available
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.keys import parse_public_key, permission_warning
 from matl_common.ids import FederationId
 from matl_common.signing import load_pem_signer
 from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_participant.attestation import Attestation
 from matl_participant.client import FederationClient, connect
 from matl_participant.config import Config, load_config
 from matl_participant.core.spending import record
@@ -80,6 +83,8 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
             federation_id=coordinator.name.federation,
             coordinator_key=_coordinator_key(coordinator.signing_key),
         )
+        witness = witness_of(config, channel, reports)
+        attestation = attestation_of(config, client, witness)
         participant = Participant(
             config=config,
             client=client,
@@ -88,10 +93,15 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
             reports=reports,
             version=_version(),
             chance=random.SystemRandom().random,
-            witness=witness_of(config, channel, reports),
+            witness=witness,
+            attestation=attestation,
         )
         _drain_on_signals(participant)
-        return await participant.run()
+        try:
+            return await participant.run()
+        finally:
+            if attestation is not None:
+                await attestation.close()
 
 
 def witness_of(config: Config, channel: grpc.aio.Channel, reports: Reports) -> Witness | None:
@@ -115,6 +125,33 @@ def witness_of(config: Config, channel: grpc.aio.Channel, reports: Reports) -> W
         interval=timedelta(seconds=config.daemon.witness_seconds),
         reports=reports,
         chance=random.SystemRandom().random,
+    )
+
+
+def attestation_of(
+    config: Config, client: FederationClient, witness: Witness | None
+) -> Attestation | None:
+    """What the configuration requires of the coordinator's machine.
+
+    Raises:
+        ConfigurationError: the policy does not work, or what verifies its evidence is missing.
+    """
+    if config.attestation is None:
+        return None
+    policy = load_policy(config.attestation.policy)
+    check_available(policy)
+    if policy.allow_simulated:
+        structlog.get_logger("matl.participant").warning(
+            "participant.accepts_SIMULATED_attestation",
+            why="the attestation policy has allow_simulated = true: evidence that proves nothing "
+            "is accepted; never with real patients",
+        )
+    return Attestation(
+        address=config.coordinator.address,
+        files=config.tls,
+        coordinator=config.coordinator.name,
+        policy=policy,
+        clients=[client] if witness is None else [client, witness.client],
     )
 
 

@@ -14,11 +14,13 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, TypeVar
 
+from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
 from matl_common.protocol import Receipt, RoundStart
 from matl_common.signing import Signer
 from matl_common.worker import Message, WorkerError, WorkerFailedError, WorkerProcess
+from matl_participant.attestation import Attestation
 from matl_participant.client import (
     CallError,
     FederationClient,
@@ -36,6 +38,7 @@ from matl_participant.core.sending import Look, is_late, may_speak_from
 from matl_participant.core.session import (
     Abandon,
     Action,
+    Attest,
     AwaitRound,
     Drain,
     Finish,
@@ -66,7 +69,14 @@ ADMISSION_POLL_SECONDS = 2.0
 _SHORTEST_POLL = timedelta(seconds=1)
 _Value = TypeVar("_Value")
 # What the world may do to an action that can be repeated. The ledger's errors are not here.
-_TRANSIENT = (CallError, UntrustedCoordinatorError, InvalidInputError, WorkerError, OSError)
+_TRANSIENT = (
+    CallError,
+    EvidenceRefusedError,
+    UntrustedCoordinatorError,
+    InvalidInputError,
+    WorkerError,
+    OSError,
+)
 
 
 class Outcome(Enum):
@@ -84,6 +94,7 @@ class _Run:
     signed_plan: SignedPlan | None = None
     ledger: Ledger | None = None
     study: StudyFolder | None = None
+    attested_until: datetime | None = None
     connected: bool = False
     refusal: str | None = None
     distrust: str | None = None
@@ -116,6 +127,8 @@ class Participant:
     chance: Callable[[], float]
     """A random number in [0, 1) for the jitter of waiting; never for privacy."""
     witness: Witness | None = None
+    attestation: Attestation | None = None
+    """Where evidence is required of the coordinator."""
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _run: _Run = field(default_factory=_Run, init=False)
     _draining: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -183,6 +196,7 @@ class Participant:
             has_model=start is not None and self.folder.has_model(start.base_model),
             draining=self._draining.is_set(),
             distrust=run.distrust,
+            unattested=self._is_unattested(),
             connected=run.connected,
             refusal=run.refusal,
             prepared=run.prepared,
@@ -197,6 +211,10 @@ class Participant:
             may_evaluate=self.config.privacy.allow_evaluation,
         )
 
+    def _is_unattested(self) -> bool:
+        until = self._run.attested_until
+        return self.attestation is not None and (until is None or self.clock() >= until)
+
     @property
     def _send_after(self) -> timedelta:
         signed = self._run.signed_plan
@@ -205,8 +223,8 @@ class Participant:
     async def _perform(self, action: Action, why: str) -> Outcome | None:
         self.reports.action(type(action).__name__, why)
         match action:
-            case Hello():
-                await self._interruptible("hello", self._hello())
+            case Attest() | Hello():
+                await self._meet(action)
             case Prepare():
                 await self._interruptible("prepare", self._prepare())
             case AwaitRound(have_round):
@@ -258,9 +276,28 @@ class Participant:
         run.retry_at = self.clock() + wait
         run.retry_reason = f"{name} failed: {text_of(error)}"
         if not isinstance(error, WorkerError):
-            run.connected = False
+            # Whoever answers next may be another machine.
+            run.connected, run.attested_until = False, None
             self.reports.disconnected()
         self.reports.retrying(name, error, failures=failures, wait=wait)
+
+    async def _meet(self, action: Attest | Hello) -> None:
+        match action:
+            case Attest():
+                await self._interruptible("attest", self._attest())
+            case Hello():
+                await self._interruptible("hello", self._hello())
+
+    async def _attest(self) -> None:
+        """Require evidence; what fails here leaves the participant unattested, and idle."""
+        run, attestation = self._run, _known(self.attestation)
+        settings = _known(self.config.attestation)
+        asked_at = self.clock()
+        run.attested_until = None
+        self.reports.unattested()
+        attested = await attestation.attest(asked_at)
+        run.attested_until = asked_at + timedelta(seconds=settings.period_seconds)
+        self.reports.attested(attested, until=run.attested_until)
 
     async def _hello(self) -> None:
         run, config = self._run, self.config

@@ -9,11 +9,13 @@ from typing import Any
 
 import structlog
 
+from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, RoundId
 from matl_common.log_evidence import Kind, LogEvidence
 from matl_common.protocol import EvaluationTerms, Receipt, RoundStart, Standing
 from matl_common.worker import Message
+from matl_participant.attestation import Attested
 from matl_participant.client import (
     CallError,
     NotAllowedError,
@@ -34,7 +36,13 @@ _MISBEHAVIOUR = {
     Kind.CONTRADICTED: "participant.log_contradicts_receipt",
     Kind.UNPROVED: "participant.log_lacks_update",
 }
-_NEEDS_OPERATOR = (NotAllowedError, RefusedError, UntrustedCoordinatorError, InvalidInputError)
+_NEEDS_OPERATOR = (
+    EvidenceRefusedError,
+    NotAllowedError,
+    RefusedError,
+    UntrustedCoordinatorError,
+    InvalidInputError,
+)
 
 
 class Reports:
@@ -62,6 +70,26 @@ class Reports:
             plan=welcome.signed_plan.digest,
             coordinator_version=welcome.version,
         )
+
+    def attested(self, attested: Attested, *, until: datetime) -> None:
+        """Say what the coordinator's machine showed; loudly where that is SIMULATED."""
+        self.metrics.attested.set(1)
+        verdict = attested.verdict
+        event = "participant.coordinator_attested"
+        tell = self._log.warning if verdict.simulated else self._log.info
+        tell(
+            f"{event}_SIMULATED" if verdict.simulated else event,
+            verdict=str(verdict),
+            technology=verdict.technology.value,
+            measurement=verdict.measurement,
+            report=verdict.report_digest,
+            policy=verdict.policy_digest,
+            config_digest=attested.config_digest,
+            until=until.isoformat(timespec="seconds"),
+        )
+
+    def unattested(self) -> None:
+        self.metrics.attested.set(0)
 
     def clock(self, ahead: timedelta) -> None:
         """Complain of a clock so wrong that deadlines mean something else here."""

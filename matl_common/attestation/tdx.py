@@ -64,7 +64,7 @@ def read_verified_quote(evidence: Evidence, *, now: datetime) -> Td:
     Raises:
         ConfigurationError, InvalidInputError, EvidenceRefusedError: as ``verify_tdx``.
     """
-    dcap_qvl = _dcap_qvl()
+    dcap_qvl = load_dcap_qvl()
     try:
         quote = dcap_qvl.parse_quote(evidence.report)
         collateral = dcap_qvl.QuoteCollateralV3.from_json(evidence.endorsements.decode())
@@ -120,7 +120,12 @@ def _matches(td: Td, accepted: TdMeasurements) -> bool:
     )
 
 
-def _dcap_qvl() -> Any:
+def load_dcap_qvl() -> Any:
+    """The library that verifies quotes.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
     try:
         import dcap_qvl
     except ImportError as error:

@@ -9,7 +9,17 @@ from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Tec
 from matl_common.attestation.policy import Policy
 from matl_common.attestation.simulated import verify_simulated
 from matl_common.attestation.snp import verify_snp
-from matl_common.attestation.tdx import verify_tdx
+from matl_common.attestation.tdx import load_dcap_qvl, verify_tdx
+
+
+def check_available(policy: Policy) -> None:
+    """Find out at start whether what the policy accepts can be verified here.
+
+    Raises:
+        ConfigurationError: something is not installed.
+    """
+    if Technology.TDX in policy.technologies:
+        load_dcap_qvl()
 
 
 def verify_evidence(

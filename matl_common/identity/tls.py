@@ -78,15 +78,20 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
-def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+def channel_credentials(files: TlsFiles, *, only: bytes | None = None) -> grpc.ChannelCredentials:
     """Credentials of a client. Use them with ``channel_options``, which pins the server.
+
+    Args:
+        files: our own key and certificate, and the authority of coordinators.
+        only: a server's certificate in PEM that is the only one to pass, in place of all that
+            the authority issued; gRPC takes a leaf for a trust anchor.
 
     Raises:
         ConfigurationError: as ``server_credentials``.
     """
     key, chain, authority = _load(files)
     return grpc.ssl_channel_credentials(
-        root_certificates=authority, private_key=key, certificate_chain=chain
+        root_certificates=only or authority, private_key=key, certificate_chain=chain
     )
 
 

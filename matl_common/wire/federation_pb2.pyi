@@ -567,6 +567,87 @@ class HelloResponse(_message.Message):
 Global___HelloResponse: _TypeAlias = HelloResponse  # noqa: Y015
 
 @_typing.final
+class AttestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    """32 random bytes, new for every question"""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestRequest: _TypeAlias = AttestRequest  # noqa: Y015
+
+@_typing.final
+class AttestResponse(_message.Message):
+    """The report's 64 bytes of data are SHA-512 of "fl-ratls-v1" and of, each after its length in
+    four bytes, big-endian: the SubjectPublicKeyInfo of the first certificate below, the nonce,
+    the federation id, and the configuration digest's 32 bytes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    TLS_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
+    tls_certificates: _builtins.bytes
+    """PEM, the server's own first"""
+    config_digest: _builtins.str
+    """SHA-256, hex"""
+    @_builtins.property
+    def evidence(self) -> Global___Evidence: ...
+    def __init__(
+        self,
+        *,
+        evidence: Global___Evidence | None = ...,
+        tls_certificates: _builtins.bytes = ...,
+        config_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "evidence", b"evidence", "tls_certificates", b"tls_certificates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestResponse: _TypeAlias = AttestResponse  # noqa: Y015
+
+@_typing.final
+class Evidence(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TECHNOLOGY_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    ENDORSEMENTS_FIELD_NUMBER: _builtins.int
+    technology: _builtins.str
+    """"sev-snp", "tdx", or "SIMULATED", which proves nothing"""
+    report: _builtins.bytes
+    """SEV-SNP attestation report, or TDX quote"""
+    endorsements: _builtins.bytes
+    """SEV-SNP: VCEK or VLEK, ASK, ARK in PEM; TDX: collateral, JSON"""
+    def __init__(
+        self,
+        *,
+        technology: _builtins.str = ...,
+        report: _builtins.bytes = ...,
+        endorsements: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endorsements", b"endorsements", "report", b"report", "technology", b"technology"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
+
+@_typing.final
 class AwaitRoundRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -39,6 +39,11 @@ class FederationServiceStub:
                 request_serializer=matl_dot_v1_dot_federation__pb2.HelloRequest.SerializeToString,
                 response_deserializer=matl_dot_v1_dot_federation__pb2.HelloResponse.FromString,
                 _registered_method=True)
+        self.Attest = channel.unary_unary(
+                '/matl.v1.FederationService/Attest',
+                request_serializer=matl_dot_v1_dot_federation__pb2.AttestRequest.SerializeToString,
+                response_deserializer=matl_dot_v1_dot_federation__pb2.AttestResponse.FromString,
+                _registered_method=True)
         self.AwaitRound = channel.unary_unary(
                 '/matl.v1.FederationService/AwaitRound',
                 request_serializer=matl_dot_v1_dot_federation__pb2.AwaitRoundRequest.SerializeToString,
@@ -66,6 +71,14 @@ class FederationServiceServicer:
 
     def Hello(self, request, context):
         """Exchanges versions and hands out the signed study plan.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attest(self, request, context):
+        """Shows what the coordinator's machine says of the program it runs. Fails with
+        FAILED_PRECONDITION where the coordinator is not attested (it is not MODE2).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +121,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.Hello,
                     request_deserializer=matl_dot_v1_dot_federation__pb2.HelloRequest.FromString,
                     response_serializer=matl_dot_v1_dot_federation__pb2.HelloResponse.SerializeToString,
+            ),
+            'Attest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attest,
+                    request_deserializer=matl_dot_v1_dot_federation__pb2.AttestRequest.FromString,
+                    response_serializer=matl_dot_v1_dot_federation__pb2.AttestResponse.SerializeToString,
             ),
             'AwaitRound': grpc.unary_unary_rpc_method_handler(
                     servicer.AwaitRound,
@@ -157,6 +175,33 @@ class FederationService:
             '/matl.v1.FederationService/Hello',
             matl_dot_v1_dot_federation__pb2.HelloRequest.SerializeToString,
             matl_dot_v1_dot_federation__pb2.HelloResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/matl.v1.FederationService/Attest',
+            matl_dot_v1_dot_federation__pb2.AttestRequest.SerializeToString,
+            matl_dot_v1_dot_federation__pb2.AttestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class FederationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FederationServiceAsyncStub: ...
     Hello: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]
     """Exchanges versions and hands out the signed study plan."""
+    Attest: _grpc.UnaryUnaryMultiCallable[_federation_pb2.AttestRequest, _federation_pb2.AttestResponse]
+    """Shows what the coordinator's machine says of the program it runs. Fails with
+    FAILED_PRECONDITION where the coordinator is not attested (it is not MODE2).
+    """
     AwaitRound: _grpc.UnaryUnaryMultiCallable[_federation_pb2.AwaitRoundRequest, _federation_pb2.AwaitRoundResponse]
     """Long poll: answers when a round opens that the caller has not got yet, or
     after `wait_seconds` with no round.
@@ -57,6 +61,10 @@ class FederationServiceAsyncStub(FederationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]  # type: ignore[assignment]
     """Exchanges versions and hands out the signed study plan."""
+    Attest: _aio.UnaryUnaryMultiCallable[_federation_pb2.AttestRequest, _federation_pb2.AttestResponse]  # type: ignore[assignment]
+    """Shows what the coordinator's machine says of the program it runs. Fails with
+    FAILED_PRECONDITION where the coordinator is not attested (it is not MODE2).
+    """
     AwaitRound: _aio.UnaryUnaryMultiCallable[_federation_pb2.AwaitRoundRequest, _federation_pb2.AwaitRoundResponse]  # type: ignore[assignment]
     """Long poll: answers when a round opens that the caller has not got yet, or
     after `wait_seconds` with no round.
@@ -78,6 +86,16 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.HelloResponse, _abc.Awaitable[_federation_pb2.HelloResponse]]:
         """Exchanges versions and hands out the signed study plan."""
+
+    @_abc_1.abstractmethod
+    def Attest(
+        self,
+        request: _federation_pb2.AttestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.AttestResponse, _abc.Awaitable[_federation_pb2.AttestResponse]]:
+        """Shows what the coordinator's machine says of the program it runs. Fails with
+        FAILED_PRECONDITION where the coordinator is not attested (it is not MODE2).
+        """
 
     @_abc_1.abstractmethod
     def AwaitRound(

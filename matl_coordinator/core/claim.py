@@ -6,16 +6,8 @@ The sentence belongs beside every figure that is printed. Nothing here measures 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Mode(StrEnum):
-    """What updates are compared with."""
-
-    PEERS = "mode0"
-    """With one another only."""
-    ROOT = "mode1"
-    """With the coordinator's own holdout set."""
+from matl_common.modes import MATLMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +18,23 @@ class Claim:
     sentence: str
 
 
-def claimed_tolerance(mode: Mode, n: int) -> Claim:
+def claimed_tolerance(mode: MATLMode, n: int) -> Claim:
     """How many of ``n`` hospitals may be hostile.
 
     Without a root set no rule tolerates f / n of 1/(2 + B²) and more, B² the spread of the
     honest gradients over their mean (Allouah et al., NeurIPS 2023): a fifth, less one, for
-    spreads up to 3. With one, the bound is the 45 % that is measured, not a theorem.
+    spreads up to 3. With one, the bound is the 45 % that is measured, not a theorem. An attested
+    coordinator withstands no more hostile hospitals than another one.
     """
     match mode:
-        case Mode.PEERS:
+        case MATLMode.MODE0:
             f = max(0, (n - 1) // 5)
             return Claim(
                 f,
                 f"without a holdout set up to {f} of {n} hospitals may be hostile; similar "
                 "hospitals and an honest majority among their updates are assumed",
             )
-        case Mode.ROOT:
+        case MATLMode.MODE1 | MATLMode.MODE2:
             f = max(0, 45 * n // 100)
             return Claim(
                 f,

@@ -23,6 +23,7 @@ from matl_common.wire.documents import (
 )
 from matl_coordinator.ports import Meter
 from matl_coordinator.rpc.guard import caller
+from matl_coordinator.service.attesting import Attesting, NotAttestedError
 from matl_coordinator.service.intake import Intake, Progress
 from matl_coordinator.service.invitations import Invitations
 from matl_coordinator.service.reception import Reception
@@ -41,6 +42,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         *,
         invitations: Invitations,
         intake: Intake,
+        attesting: Attesting | None,
         meter: Meter,
         version: str,
         federation_id: str,
@@ -48,6 +50,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
     ) -> None:
         self._invitations = invitations
         self._intake = intake
+        self._attesting = attesting
         self._meter = meter
         self._version = version
         self._federation_id = federation_id
@@ -62,6 +65,20 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
             study_plan=envelope_to_wire(plan),
             answered_at_unix_ms=to_unix_ms(self._clock()),
             last_receipt=None if receipt is None else envelope_to_wire(receipt),
+        )
+
+    async def Attest(self, request: pb.AttestRequest, context: Context) -> pb.AttestResponse:
+        if self._attesting is None:
+            raise NotAttestedError("this coordinator is not attested (MODE2)")
+        shown = await self._attesting.show(caller().node_id, request.nonce)
+        return pb.AttestResponse(
+            evidence=pb.Evidence(
+                technology=shown.evidence.technology.value,
+                report=shown.evidence.report,
+                endorsements=shown.evidence.endorsements,
+            ),
+            tls_certificates=shown.tls_certificates,
+            config_digest=shown.config_digest,
         )
 
     async def AwaitRound(

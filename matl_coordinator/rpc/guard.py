@@ -31,7 +31,7 @@ _ANYONE_ENROLLED = frozenset({Role.PARTICIPANT, Role.OPERATOR})
 ROLES: dict[str, frozenset[Role]] = {
     **{
         _FEDERATION + method: frozenset({Role.PARTICIPANT})
-        for method in ("Hello", "AwaitRound", "PullModel", "OpenUpdate", "PushChunks")
+        for method in ("Hello", "AwaitRound", "PullModel", "OpenUpdate", "PushChunks", "Attest")
     },
     **{
         _OPERATIONS + method: frozenset({Role.OPERATOR})

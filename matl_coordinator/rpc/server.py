@@ -35,6 +35,7 @@ from matl_coordinator.rpc.messages import in_time, only_message
 from matl_coordinator.rpc.operations import OperationsServicer
 from matl_coordinator.rpc.statuses import status_of
 from matl_coordinator.service.assembly import UseCases
+from matl_coordinator.service.attesting import Attesting
 from matl_coordinator.service.watch import Watch
 
 log = structlog.get_logger(__name__)
@@ -117,6 +118,7 @@ def build_server(
     watch: Watch,
     meter: Meter,
     clock: Callable[[], datetime],
+    attesting: Attesting | None = None,
 ) -> GuardedServer:
     """The server of one coordinator; it listens once started.
 
@@ -126,6 +128,7 @@ def build_server(
     federation = FederationServicer(
         invitations=use_cases.invitations,
         intake=use_cases.intake,
+        attesting=attesting,
         meter=meter,
         version=__version__,
         federation_id=config.federation.id,

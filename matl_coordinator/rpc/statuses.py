@@ -11,6 +11,7 @@ import grpc
 from matl_common.errors import InvalidInputError, MatlError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.ports import (
+    AttesterError,
     SpoolError,
     SpoolFullError,
     StaleReaderError,
@@ -19,6 +20,7 @@ from matl_coordinator.ports import (
 )
 from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError
 from matl_coordinator.rpc.messages import IdleError
+from matl_coordinator.service.attesting import AskedTooOftenError, NotAttestedError
 from matl_coordinator.service.checkpoints import CheckpointError
 from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
 from matl_coordinator.service.invitations import UnknownModelError
@@ -50,6 +52,9 @@ ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (AccessDeniedError, Status.PERMISSION_DENIED),
     (TooManyCallsError, Status.RESOURCE_EXHAUSTED),
     (IdleError, Status.DEADLINE_EXCEEDED),
+    (AskedTooOftenError, Status.RESOURCE_EXHAUSTED),
+    (NotAttestedError, Status.FAILED_PRECONDITION),
+    (AttesterError, Status.UNAVAILABLE),
     (UnknownModelError, Status.NOT_FOUND),
     (UnknownUpdateError, Status.NOT_FOUND),
     (CheckpointError, Status.FAILED_PRECONDITION),

@@ -5,9 +5,9 @@ and the files beside it) and a few facts of this run, so start-up after a crash 
 ordinary question with an ordinary answer. Nothing here acts, waits or reads a clock.
 
 The order of the questions is the policy: finish the durable step at hand, give up
-what is lost, stop if the log lied or if told to, deliver what is sealed, and only then
-look for work. Whatever the answer is, nothing is said to the coordinator before
-the time for it.
+what is lost, stop if the log lied or if told to, see what machine the coordinator is
+where that is required, deliver what is sealed, and only then look for work. Whatever the
+answer is, nothing is said to the coordinator before the time for it.
 """
 
 from dataclasses import dataclass, field
@@ -21,6 +21,11 @@ from matl_participant.core.spending import ALONE, Shared, why_over_budget
 
 MAX_BACKOFF_SECONDS = 300.0
 _FIRST_BACKOFF_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attest:
+    """Have the coordinator show what runs on its machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,8 @@ class Drain:
 
 
 Action = (
-    Hello
+    Attest
+    | Hello
     | Prepare
     | AwaitRound
     | PullModel
@@ -119,7 +125,7 @@ Action = (
     | Drain
 )
 
-_SPEAKS = Hello | AwaitRound | PullModel | Upload
+_SPEAKS = Attest | Hello | AwaitRound | PullModel | Upload
 """What the coordinator hears, and whose time must therefore not depend on data."""
 
 
@@ -140,6 +146,8 @@ class View:
     draining: bool = False
     distrust: str | None = None
     """What shows that the coordinator's log is not to be trusted."""
+    unattested: bool = False
+    """Evidence is required of the coordinator, and there is none that still counts."""
     connected: bool = False
     """The coordinator has been greeted, and its plan is the one in the ledger."""
     refusal: str | None = None
@@ -190,8 +198,8 @@ def _wanted(view: View, now: datetime) -> tuple[Action, str]:
         return Halt(is_final=False), view.refusal
     if view.retry_at is not None and now < view.retry_at:
         return Wait(view.retry_at), view.retry_reason
-    if not view.connected:
-        return Hello(), "not connected"
+    if view.unattested or not view.connected:
+        return _meet(view)
     if attempt is not None:
         return Upload(attempt.round_id), "a sealed update has not been admitted yet"
     if view.account.halted is not None:
@@ -201,6 +209,13 @@ def _wanted(view: View, now: datetime) -> tuple[Action, str]:
     if not view.prepared:
         return Prepare(), "the data set has not been checked in this run"
     return _next_of_round(view, now)
+
+
+def _meet(view: View) -> tuple[Action, str]:
+    """Know the machine, where that is required, before greeting who runs it."""
+    if view.unattested:
+        return Attest(), "the coordinator has shown no evidence of its machine that still counts"
+    return Hello(), "not connected"
 
 
 def _next_of_round(view: View, now: datetime) -> tuple[Action, str]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from matl_common.attestation.evidence import Technology, Verdict
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import Allowlist
+from matl_common.modes import MATLMode
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import StudyPlan
 from matl_common.vision.dataset import CLASSES as WORKER_CLASSES
 from matl_coordinator.config import Config, load_config
-from matl_coordinator.core.claim import Mode
 from matl_coordinator.core.robust.registry import DEFAULT_RULE
 from matl_coordinator.core.trust_record import DEFAULT_POLICY
 from matl_coordinator.preflight import (
@@ -74,6 +75,49 @@ def test_images_that_the_first_model_learns_cannot_judge_updates_too(tmp_path: P
     assert loaded(tmp_path, same).study.public_steps == 0
     assert loaded(tmp_path, "public_steps = 8\n" + HOLDOUT).study.public_steps == 8
     assert "holdout set images of its own" in refusal(tmp_path, "public_steps = 8\n" + same)
+
+
+ATTESTED = '[attestation]\npolicy = "attestation.toml"\nattester = '
+NO_COMPLIANCE = '[log]\ncompliance = "none"\n'
+
+
+@pytest.mark.attestation
+def test_the_mode_follows_from_holdout_set_and_attestation(tmp_path: Path) -> None:
+    peers = loaded(tmp_path, '[rounds]\nrule = "coordinate_median"\n')
+    assert peers.mode is MATLMode.MODE0
+    assert loaded(tmp_path, HOLDOUT).mode is MATLMode.MODE1
+    assert loaded(tmp_path, f'{HOLDOUT}{ATTESTED}"sev-guest"').mode is MATLMode.MODE2
+    assert "set holdout.images" in refusal(tmp_path, f'{ATTESTED}"sev-guest"')
+
+
+@pytest.mark.attestation
+def test_a_simulated_attester_never_goes_with_compliance(tmp_path: Path) -> None:
+    simulated = f'{HOLDOUT}{ATTESTED}"SIMULATED"\n'
+    assert "SIMULATED proves nothing, and log.compliance is hipaa" in refusal(tmp_path, simulated)
+    assert "is hipaa" in refusal(tmp_path, simulated + '[log]\ncompliance = "hipaa"\n')
+    assert loaded(tmp_path, simulated + NO_COMPLIANCE).mode is MATLMode.MODE2
+    assert "attester" in refusal(tmp_path, f'{HOLDOUT}{ATTESTED}"simulated"\n{NO_COMPLIANCE}')
+
+
+@pytest.mark.attestation
+def test_the_configurations_digest_is_of_what_decides_about_models(tmp_path: Path) -> None:
+    config = loaded(tmp_path, HOLDOUT)
+    assert loaded(tmp_path, HOLDOUT).digest == config.digest
+    assert loaded(tmp_path, f"{HOLDOUT}[limits]\nidle_seconds = 7.0").digest == config.digest
+    for change in ("[rounds]\nbyzantine = 0", "[trust]\nreadmit_after = 4", NO_COMPLIANCE):
+        assert loaded(tmp_path, HOLDOUT + change).digest != config.digest
+    assert loaded(tmp_path, f"rounds = 7\n{HOLDOUT}").digest != config.digest
+
+
+@pytest.mark.attestation
+def test_a_simulated_verdict_shows_in_the_claim(tmp_path: Path) -> None:
+    config = loaded(tmp_path, f'{HOLDOUT}{ATTESTED}"SIMULATED"\n{NO_COMPLIANCE}')
+    verdict = Verdict(Technology.SIMULATED, "ab" * 48, "x", "r", "p", simulated=True)
+    claim = protection_of(config, enrolled=3, attested=verdict).claim
+    assert claim.startswith("MODE2 (SIMULATED attestation, proves nothing): up to 1 of 3")
+    genuine = replace(verdict, technology=Technology.SEV_SNP, simulated=False)
+    claim = protection_of(config, enrolled=3, attested=genuine).claim
+    assert claim.startswith("MODE2 (attested by sev-snp, measurement abababababababab…): up to 1")
 
 
 def test_a_rule_and_what_goes_before_it_are_read_with_their_parameters(tmp_path: Path) -> None:
@@ -221,7 +265,7 @@ def test_the_claim_without_a_holdout_set_is_the_smaller_one(tmp_path: Path) -> N
         update={"rounds": site.config.rounds.model_copy(update={"byzantine": 2})}
     )
     many = protection_of(two, enrolled=11)
-    assert many.mode is Mode.PEERS
+    assert many.mode is MATLMode.MODE0
     assert many.claim.startswith("MODE0: ")
     assert "up to 2 of 11 hospitals" in many.claim
     assert "no update is scored on a holdout set" in many.claim
@@ -235,7 +279,7 @@ def test_the_claim_without_a_holdout_set_is_the_smaller_one(tmp_path: Path) -> N
 
 def test_the_claim_with_a_holdout_set_names_its_conditions(tmp_path: Path) -> None:
     protection = protection_of(site_of(tmp_path).config, enrolled=3)
-    assert protection.mode is Mode.ROOT
+    assert protection.mode is MATLMode.MODE1
     condition = "given a clean root set of at least 500 images and authenticated members"
     assert condition in protection.claim
     assert protection.rule.startswith(DEFAULT_RULE)

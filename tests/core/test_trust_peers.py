@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matl_common.ids import NodeId, RoundId
-from matl_coordinator.core.claim import Mode, claimed_tolerance
+from matl_common.modes import MATLMode
+from matl_coordinator.core.claim import claimed_tolerance
 from matl_coordinator.core.trust import (
     DEFAULT_POLICY,
     HoldoutScore,
@@ -117,7 +118,7 @@ def test_what_a_holdout_set_found_earlier_is_kept_for_when_there_is_one_again() 
 
 
 def test_the_claim_without_a_root_set_is_a_fifth_and_never_45_percent() -> None:
-    claimed = {n: claimed_tolerance(Mode.PEERS, n) for n in (1, 5, 6, 11, 20, 21)}
+    claimed = {n: claimed_tolerance(MATLMode.MODE0, n) for n in (1, 5, 6, 11, 20, 21)}
     assert {n: claim.f for n, claim in claimed.items()} == {1: 0, 5: 0, 6: 1, 11: 2, 20: 3, 21: 4}
     for claim in claimed.values():
         assert "45" not in claim.sentence
@@ -126,7 +127,7 @@ def test_the_claim_without_a_root_set_is_a_fifth_and_never_45_percent() -> None:
 
 def test_the_claim_with_a_root_set_carries_its_condition() -> None:
     for n, f in ((5, 2), (20, 9), (1, 0), (3, 1)):
-        claim = claimed_tolerance(Mode.ROOT, n)
+        claim = claimed_tolerance(MATLMode.MODE1, n)
         assert claim.f == f
         assert (
             "given a clean root set of at least 500 images and authenticated members"

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from matl_common import signing
+from matl_common.attestation.binding import Binding, tls_spki
+from matl_common.attestation.simulated import Simulation
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.development import (
     DevelopmentFederation,
@@ -164,6 +167,10 @@ class SimulatedCoordinator(FederationServiceServicer):
         self.received_chunks: list[int] = []
         self.pull_offsets: list[int] = []
         self.hellos = 0
+        self.simulation: Simulation | None = None
+        """Attests, SIMULATED, where there is one."""
+        self.config_digest = digest_of(b"configuration")
+        self.nonces: list[bytes] = []
         self.port = 0
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -244,6 +251,29 @@ class SimulatedCoordinator(FederationServiceServicer):
             study_plan=self._signed(PayloadType.STUDY_PLAN, format_study_plan(self.plan)),
             answered_at_unix_ms=to_unix_ms(datetime.now(UTC)),
             last_receipt=last,
+        )
+
+    async def Attest(  # noqa: N802 - gRPC names
+        self, request: pb.AttestRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.AttestResponse:
+        await self._admit_caller(context)
+        self.nonces.append(request.nonce)
+        if self.simulation is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not attested")
+        chain = self.keys[COORDINATOR].tls.certificate_chain.read_bytes()
+        leaf = x509.load_pem_x509_certificates(chain)[0]
+        binding = Binding(
+            tls_spki(leaf), request.nonce, self.plan.federation_id, self.config_digest
+        )
+        evidence = self.simulation.evidence(binding.report_data)
+        return pb.AttestResponse(
+            evidence=pb.Evidence(
+                technology=evidence.technology.value,
+                report=evidence.report,
+                endorsements=evidence.endorsements,
+            ),
+            tls_certificates=chain,
+            config_digest=self.config_digest,
         )
 
     async def AwaitRound(  # noqa: N802 - gRPC names

@@ -32,7 +32,7 @@ from matl_participant.config import Config, load_config
 from matl_participant.core.account import Account, AttemptState
 from matl_participant.core.journal import LedgerCorruptError, replay
 from matl_participant.core.spending import summarise
-from matl_participant.daemon import witness_of
+from matl_participant.daemon import attestation_of, witness_of
 from matl_participant.engine import Outcome, Participant
 from matl_participant.ledger import ledger_path
 from matl_participant.metrics import Metrics
@@ -157,21 +157,25 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
         connect(config.coordinator.address, config.tls, config.coordinator.name) as channel,
     ):
         reports = Reports(Metrics())
+        client = FederationClient(
+            channel,
+            node_id=HOSPITAL,
+            federation_id=FEDERATION,
+            coordinator_key=coordinator_key(hospital.keys),
+        )
+        witness = witness_of(config, channel, reports)
+        attestation = attestation_of(config, client, witness)
         participant = Participant(
             config=config,
-            client=FederationClient(
-                channel,
-                node_id=HOSPITAL,
-                federation_id=FEDERATION,
-                coordinator_key=coordinator_key(hospital.keys),
-            ),
+            client=client,
             worker=worker,
             signer=load_pem_signer(config.identity.signing_key),
             reports=reports,
             version="test",
             # The least jitter: tests should not wait.
             chance=lambda: 0.0,
-            witness=witness_of(config, channel, reports),
+            witness=witness,
+            attestation=attestation,
         )
         task = asyncio.create_task(participant.run())
         try:
@@ -180,6 +184,8 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
+            if attestation is not None:
+                await attestation.close()
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 15.0) -> None:

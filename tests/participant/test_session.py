@@ -26,6 +26,7 @@ from matl_participant.core.session import (
     MAX_BACKOFF_SECONDS,
     Abandon,
     Action,
+    Attest,
     AwaitRound,
     Drain,
     Finish,
@@ -165,6 +166,8 @@ def check(view: View, action: Action, why: str) -> None:  # noqa: PLR0912, PLR09
         case Prepare():
             assert view.connected
             assert not view.prepared
+        case Attest():
+            assert view.unattested
         case Hello():
             assert not view.connected
         case Wait(until):
@@ -194,7 +197,22 @@ def test_in_every_state_the_next_action_is_allowed_there() -> None:
         name = type(action).__name__
         seen[name] = seen.get(name, 0) + 1
     assert sum(seen.values()) > 100_000
-    assert set(seen) == {each.__name__ for each in Action.__args__}
+    assert set(seen) == {each.__name__ for each in Action.__args__} - {"Attest"}
+
+
+def test_without_evidence_of_its_machine_nothing_is_said_to_the_coordinator_or_trained() -> None:
+    attesting = 0
+    # Coprime to every dimension of the product, so that each is seen whole.
+    for view in islice(views(), 0, None, 7):
+        freely = next_action(view, NOW)
+        unattested = next_action(replace(view, unattested=True), NOW)
+        if isinstance(unattested[0], Attest):
+            attesting += 1
+            continue
+        # What ends the process or finishes what is paid for needs no coordinator.
+        assert isinstance(unattested[0], Seal | Abandon | Drain | Halt | Wait)
+        assert unattested == freely
+    assert attesting > 1_000
 
 
 def test_a_log_that_lied_stops_everything_but_the_durable_step_at_hand() -> None:
@@ -218,7 +236,7 @@ def test_after_a_look_at_the_data_nothing_is_said_before_its_time_and_all_else_g
     for view in islice(views(), 0, None, 11):
         freely = next_action(view, NOW)
         held = next_action(replace(view, looked=look, send_after=minute), NOW)
-        if isinstance(freely[0], Hello | AwaitRound | PullModel | Upload):
+        if isinstance(freely[0], Attest | Hello | AwaitRound | PullModel | Upload):
             speaking += 1
             assert held[0] == Wait(NOW + 0.5 * minute)
         else:

@@ -71,6 +71,8 @@ class Federation:
     study: Mapping[str, Scalar] = field(default_factory=dict)
     rounds: Mapping[str, Scalar] = field(default_factory=dict)
     log: Mapping[str, Scalar] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    """Further sections of the coordinator's configuration."""
 
     @property
     def address(self) -> str:
@@ -99,9 +101,14 @@ class Federation:
         config = self.participant_config(node, address=address, changes=changes)
         return Daemon("-m", "matl_participant", "-c", str(config))
 
-    def start_scripted(self, node: NodeId, *, address: str = "", **changes: Scalar) -> Daemon:
-        """The real daemon with a scripted training worker."""
-        config = self.participant_config(node, address=address, changes=changes)
+    def start_scripted(
+        self, node: NodeId, *, address: str = "", policy: str = "", **changes: Scalar
+    ) -> Daemon:
+        """The real daemon with a scripted training worker.
+
+        ``policy`` names the file in the federation's folder by which it requires evidence.
+        """
+        config = self.participant_config(node, address=address, policy=policy, changes=changes)
         module = "tests.system.scripted_hospital"
         return Daemon("-m", module, str(config), str(self.control(node)), str(self.direction))
 
@@ -182,16 +189,18 @@ class Federation:
             "holdout": {"images": str(self.images / "holdout")},
             "log": dict(self.log),
             "worker": {"device": "cpu", "aggregation_threads": 1},
+            **self.sections,
         }
         if self.database:
             table["database"] = self.database
         return table
 
     def participant_config(
-        self, node: NodeId, *, address: str, changes: Mapping[str, Scalar]
+        self, node: NodeId, *, address: str, changes: Mapping[str, Scalar], policy: str = ""
     ) -> Path:
         """Write a hospital's configuration file; ``address`` of the coordinator if not empty."""
         mine = self.keys[node]
+        attestation = {"policy": str(self.folder / f"{policy}.toml")} if policy else None
         table: Table = {
             "state_dir": str(self.folder / node),
             "identity": {
@@ -217,6 +226,7 @@ class Federation:
                 "witness_seconds": 0.2,
                 "logs": "json",
             },
+            **({"attestation": attestation} if attestation else {}),
         }
         path = self.folder / f"{node}.toml"
         path.write_text(toml_text(table))

@@ -1,0 +1,14 @@
+"""What a federation's updates are judged by, in the tutorial's words."""
+
+from enum import StrEnum
+
+
+class MATLMode(StrEnum):
+    """What updates are compared with, and where."""
+
+    MODE0 = "mode0"
+    """With one another only."""
+    MODE1 = "mode1"
+    """With the coordinator's own holdout set."""
+    MODE2 = "mode2"
+    """The same, on a coordinator whose program hospitals have verified by attestation."""
