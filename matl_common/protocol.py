@@ -23,6 +23,7 @@ class PayloadType(StrEnum):
     ROUND_START = "application/vnd.matl.round-start.v1"
     UPDATE = "application/vnd.matl.update.v1"
     RECEIPT = "application/vnd.matl.receipt.v1"
+    SCORE = "application/vnd.matl.score.v1"
 
 
 class Recipe(StrEnum):
@@ -169,6 +170,33 @@ class Receipt:
     log_index: int
     log_leaf_hash: Digest
     admitted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReceipt:
+    """What the coordinator's holdout set said of one update, signed by the coordinator."""
+
+    federation_id: str
+    study_id: str
+    round_id: RoundId
+    node_id: NodeId
+    base_model: Digest
+    update_digest: Digest
+    root_digest: Digest
+    """Of the holdout set's gradients that the update was compared with; see the log's entry
+    ``round_scored``."""
+    z: float
+    """Of the update along the holdout set's descent, in standard errors."""
+    loss_improvement: float
+    """On the holdout set; 0 where the study promises privacy."""
+    pogq: float
+    """The score of MATL's paper, 0 to 1."""
+    quality: float
+    """What trust moves towards, 0 to 1."""
+    harm: bool
+    trust: float
+    """After this round."""
+    state: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from matl_common.protocol import PayloadType, StudyPlan
 from matl_common.signing import load_pem_signer, verify
 from matl_common.tensors import hash_chunks
 from matl_common.tlog.merkle import merkle_root
-from matl_common.wire.documents import parse_study_plan, parse_update_manifest
+from matl_common.wire.documents import parse_score_receipt, parse_study_plan, parse_update_manifest
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config
 from matl_coordinator.core.judgement import Enrolment
@@ -40,6 +40,7 @@ from matl_coordinator.ports import (
 )
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.judging import Judge
+from matl_coordinator.service.receipts import receipt_of, root_digest
 from matl_coordinator.service.story import Story, read_story
 from matl_coordinator.service.survey import Surveyor, coordinate_seed
 from matl_coordinator.store.files import LocalFiles
@@ -99,6 +100,9 @@ async def replay_round(
     spool = DiskSpool.open_folder(config.state_dir / "spool")
     updates = _updates(story, spool)
     done("Updates", f"{len(updates)}, each signed by its hospital and unchanged on disk")
+    signed = _check_receipts(story, plan, config)
+    if signed:
+        done("Scores", f"{signed}, each signed by the coordinator as the log tells it")
     if coordinate_seed(story.round) != story.seed:
         raise ReplayDifferenceError(
             f"the log's coordinate_seed is {story.seed:015x}, and nonce and updates give "
@@ -177,6 +181,41 @@ def _updates(story: Story, spool: Spool) -> list[UpdateRecord]:
             )
         )
     return found
+
+
+def _check_receipts(story: Story, plan: StudyPlan, config: Config) -> int:
+    """How many scores were signed: every one that the holdout set gave, and as the log tells it.
+
+    Raises:
+        ReplayDifferenceError: one is missing, too many, or says something else.
+        IntegrityError: the coordinator did not sign it.
+    """
+    key = load_pem_signer(config.identity.signing_key).public_key
+    root = root_digest(story.root)
+    told = {
+        node: receipt_of(
+            trust,
+            node,
+            story.round,
+            root=root,
+            federation_id=plan.federation_id,
+            study_id=plan.study_id,
+        )
+        for node, trust in story.trust.items()
+    }
+    wanted = {node: receipt for node, receipt in told.items() if receipt is not None}
+    if wanted.keys() != story.receipts.keys():
+        unlike = ", ".join(sorted(wanted.keys() ^ story.receipts.keys()))
+        raise ReplayDifferenceError(
+            f"the log scores hospitals without a signed receipt, or the reverse: {unlike}"
+        )
+    for node, envelope in story.receipts.items():
+        found = parse_score_receipt(verify(envelope, key, PayloadType.SCORE))
+        if found != wanted[node]:
+            raise ReplayDifferenceError(
+                f"the coordinator signed {found} for {node}, and the log tells {wanted[node]}"
+            )
+    return len(wanted)
 
 
 def _judge(

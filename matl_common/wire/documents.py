@@ -27,6 +27,7 @@ from matl_common.protocol import (
     Receipt,
     Recipe,
     RoundStart,
+    ScoreReceipt,
     Standing,
     StudyPlan,
     TrainingPlan,
@@ -339,6 +340,51 @@ def parse_receipt(payload: bytes) -> Receipt:
         log_index=message.log_index,
         log_leaf_hash=parse_digest(message.log_leaf_hash),
         admitted_at=from_unix_ms(message.admitted_at_unix_ms),
+    )
+
+
+def format_score_receipt(receipt: ScoreReceipt) -> bytes:
+    message = pb.ScoreReceipt(
+        federation_id=receipt.federation_id,
+        study_id=receipt.study_id,
+        round_id=receipt.round_id,
+        node_id=receipt.node_id,
+        base_model=receipt.base_model,
+        update_digest=receipt.update_digest,
+        root_digest=receipt.root_digest,
+        z=receipt.z,
+        loss_improvement=receipt.loss_improvement,
+        pogq=receipt.pogq,
+        quality=receipt.quality,
+        harm=receipt.harm,
+        trust=receipt.trust,
+        state=receipt.state,
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def parse_score_receipt(payload: bytes) -> ScoreReceipt:
+    """Read a score receipt.
+
+    Raises:
+        InvalidInputError: it is not one, or a value is out of its range.
+    """
+    message = _decode(pb.ScoreReceipt, payload)
+    return ScoreReceipt(
+        federation_id=_name(message.federation_id, "federation_id"),
+        study_id=_name(message.study_id, "study_id"),
+        round_id=parse_round_id(message.round_id),
+        node_id=parse_node_id(message.node_id),
+        base_model=parse_digest(message.base_model),
+        update_digest=parse_digest(message.update_digest),
+        root_digest=parse_digest(message.root_digest),
+        z=_real(message.z, "z"),
+        loss_improvement=_real(message.loss_improvement, "loss_improvement"),
+        pogq=_real(message.pogq, "pogq", at_least=0.0, at_most=1.0),
+        quality=_real(message.quality, "quality", at_least=0.0, at_most=1.0),
+        harm=message.harm,
+        trust=_real(message.trust, "trust", at_least=0.0, at_most=1.0),
+        state=_name(message.state, "state"),
     )
 
 

@@ -505,6 +505,72 @@ class Receipt(_message.Message):
 Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
+class ScoreReceipt(_message.Message):
+    """What the holdout set said of one update. Payload type application/vnd.matl.score.v1. In the log
+    as entry `score_signed`, which the hospital it is about may read.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEDERATION_ID_FIELD_NUMBER: _builtins.int
+    STUDY_ID_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    UPDATE_DIGEST_FIELD_NUMBER: _builtins.int
+    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
+    Z_FIELD_NUMBER: _builtins.int
+    LOSS_IMPROVEMENT_FIELD_NUMBER: _builtins.int
+    POGQ_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    HARM_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    federation_id: _builtins.str
+    study_id: _builtins.str
+    round_id: _builtins.int
+    node_id: _builtins.str
+    base_model: _builtins.str
+    """SHA-256 of the model file"""
+    update_digest: _builtins.str
+    """SHA-256 of the UpdateManifest payload"""
+    root_digest: _builtins.str
+    """SHA-256 of the canonical JSON of round_scored's `root`"""
+    z: _builtins.float
+    loss_improvement: _builtins.float
+    pogq: _builtins.float
+    quality: _builtins.float
+    harm: _builtins.bool
+    trust: _builtins.float
+    state: _builtins.str
+    """as in Standing"""
+    def __init__(
+        self,
+        *,
+        federation_id: _builtins.str = ...,
+        study_id: _builtins.str = ...,
+        round_id: _builtins.int = ...,
+        node_id: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        update_digest: _builtins.str = ...,
+        root_digest: _builtins.str = ...,
+        z: _builtins.float = ...,
+        loss_improvement: _builtins.float = ...,
+        pogq: _builtins.float = ...,
+        quality: _builtins.float = ...,
+        harm: _builtins.bool = ...,
+        trust: _builtins.float = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "federation_id", b"federation_id", "harm", b"harm", "loss_improvement", b"loss_improvement", "node_id", b"node_id", "pogq", b"pogq", "quality", b"quality", "root_digest", b"root_digest", "round_id", b"round_id", "state", b"state", "study_id", b"study_id", "trust", b"trust", "update_digest", b"update_digest", "z", b"z"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreReceipt: _TypeAlias = ScoreReceipt  # noqa: Y015
+
+@_typing.final
 class HelloRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -33,6 +33,7 @@ from matl_coordinator.service.operations import Operations
 from matl_coordinator.service.overview import Overview
 from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.readings import Readings
+from matl_coordinator.service.receipts import score_receipts
 from matl_coordinator.service.register import Register
 from matl_coordinator.service.survey import Surveyor
 
@@ -112,6 +113,12 @@ def assemble(
         models=outside.models,
         scorer=outside.scorer,
         judge=judge,
+        certify=partial(
+            score_receipts,
+            federation_id=plan.federation_id,
+            study_id=plan.study_id,
+            signer=outside.signer,
+        ),
         presence=presence,
         meter=outside.meter,
         settings=_settings(config, plan, len(enrolled), outside.tick_seconds),

@@ -72,6 +72,10 @@ _REMEDY = "no round opens until an operator has looked: matl participants, then 
 log = structlog.get_logger(__name__)
 
 
+Certify = Callable[[Round, Verdict, datetime], tuple[Entry, ...]]
+"""Signs what a round's updates were scored, for the log. May block."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the conductor goes by; fixed while the daemon runs."""
@@ -103,6 +107,7 @@ class Conductor:
         models: ModelStore,
         scorer: Scorer,
         judge: Judge,
+        certify: Certify,
         presence: Presence,
         meter: Meter,
         settings: Settings,
@@ -114,6 +119,7 @@ class Conductor:
         self._models = models
         self._scorer = scorer
         self._judge = judge
+        self._certify = certify
         self._presence = presence
         self._meter = meter
         self._settings = settings
@@ -336,6 +342,8 @@ class Conductor:
             rnd, state.trust, updates=state.updates, violations=violations_in(state)
         )
         now, judgement = self._clock(), verdict.judgement
+        # A key in a token takes its time, for every hospital.
+        receipts = await asyncio.to_thread(self._certify, rnd, verdict, now)
         event: Event = Scored(verdict.weights)
         if verdict.hold is not None:
             event = Aborted(now, f"held: {verdict.hold}")
@@ -346,6 +354,7 @@ class Conductor:
             changes=(PutTrust(rnd.round_id, judgement.records),),
             entries=(
                 *score_entries(rnd, verdict, seed=coordinate_seed(rnd), at=now),
+                *receipts,
                 *(alarm_entry(each, round_id=rnd.round_id, at=now) for each in alarms),
             ),
             pause_because=verdict.hold,

@@ -123,10 +123,34 @@ class _Closed(_Facts):
     admitted: dict[str, str]
 
 
+class _LoggedComponents(_Facts):
+    z: float
+    loss_improvement: float
+    pogq: float
+    quality: float
+    harm: bool
+    mode: str
+
+
+class LoggedTrust(_Facts):
+    """What ``round_scored`` says of a hospital, as far as it is signed too."""
+
+    trust: float
+    state: str
+    as_of_round: int
+    components: _LoggedComponents | None = None
+
+
 class _Scored(_Facts):
     aggregator: LoggedAggregator
     coordinate_seed: str
     root: dict[str, str]
+    trust: dict[str, LoggedTrust]
+
+
+class _ScoreSigned(_Facts):
+    node: str
+    receipt: LoggedEnvelope
 
 
 class _Weighted(_Facts):
@@ -151,6 +175,8 @@ class Story:
         f: how many hospitals the study took to be hostile.
         seed: for everything drawn at random.
         root: digests of the root set's rows, by name.
+        trust: what was made of each hospital.
+        receipts: what the coordinator signed of their scores.
         model: the round's own model.
         earlier: the base models of the rounds before, by round.
         released: the round that released this one's base model; 0 for the study's first.
@@ -164,6 +190,8 @@ class Story:
     f: int
     seed: int
     root: Mapping[str, Digest]
+    trust: Mapping[NodeId, LoggedTrust]
+    receipts: Mapping[NodeId, Envelope]
     model: Digest
     earlier: Mapping[RoundId, Digest]
     released: int
@@ -277,6 +305,11 @@ def _story(
         f=scored.aggregator.f,
         seed=int(scored.coordinate_seed, 16),
         root={name: parse_digest(digest) for name, digest in scored.root.items()},
+        trust={parse_node_id(node): trust for node, trust in scored.trust.items()},
+        receipts={
+            parse_node_id(each.node): each.receipt.envelope()
+            for each in (_parsed(_ScoreSigned, told) for told in told.get("score_signed", ()))
+        },
         model=parse_digest(aggregated.model),
         earlier=earlier,
         released=released,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from matl_common.errors import InvalidInputError
-from matl_common.ids import RoundId, digest_of
+from matl_common.ids import Digest, NodeId, RoundId, digest_of
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
     EvaluationTerms,
@@ -16,6 +16,7 @@ from matl_common.protocol import (
     PrivacySpend,
     PrivacyTerms,
     Recipe,
+    ScoreReceipt,
     StudyPlan,
     TrainingPlan,
     UpdateManifest,
@@ -23,8 +24,10 @@ from matl_common.protocol import (
 from matl_common.tensors import CHUNK_BYTES, TensorSpec, parse_schema
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire.documents import (
+    format_score_receipt,
     format_study_plan,
     format_update_manifest,
+    parse_score_receipt,
     parse_study_plan,
     parse_update_manifest,
 )
@@ -54,6 +57,23 @@ MANIFEST = UpdateManifest(
     expires_at=datetime(2026, 3, 1, 12, 0, tzinfo=UTC),
 )
 
+SCORE = ScoreReceipt(
+    federation_id="dr-study",
+    study_id="study-1",
+    round_id=RoundId(3),
+    node_id=NodeId("hospital_b"),
+    base_model=digest_of(b"model"),
+    update_digest=digest_of(b"update"),
+    root_digest=digest_of(b"root"),
+    z=-1.25,
+    loss_improvement=0.5,
+    pogq=0.7,
+    quality=1.0,
+    harm=False,
+    trust=0.6,
+    state="marginal",
+)
+
 
 @pytest.mark.parametrize(
     "plan",
@@ -70,6 +90,23 @@ def test_a_plan_comes_back_from_its_bytes_and_gives_the_same_bytes_again(plan: S
     payload = format_study_plan(plan)
     assert parse_study_plan(payload) == plan
     assert format_study_plan(parse_study_plan(payload)) == payload
+
+
+def test_a_score_receipt_comes_back_from_its_bytes_and_only_with_sound_values() -> None:
+    payload = format_score_receipt(SCORE)
+    assert parse_score_receipt(payload) == SCORE
+    assert format_score_receipt(parse_score_receipt(payload)) == payload
+    for wrong in (
+        replace(SCORE, z=math.nan),
+        replace(SCORE, loss_improvement=math.inf),
+        replace(SCORE, pogq=1.5),
+        replace(SCORE, quality=-0.1),
+        replace(SCORE, trust=math.nan),
+        replace(SCORE, state=""),
+        replace(SCORE, root_digest=Digest("ab")),
+    ):
+        with pytest.raises(InvalidInputError):
+            parse_score_receipt(format_score_receipt(wrong))
 
 
 @pytest.mark.parametrize("noise", Noise)
