@@ -1,0 +1,36 @@
+"""The policy for trying SIMULATED attestation in the documentation is one that accepts it."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+from matl_common.attestation.evidence import Technology
+from matl_common.attestation.policy import load_policy
+from matl_common.attestation.simulated import MEASUREMENT
+from matl_common.attestation.snp_chain import AMD_ROOTS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text("utf-8")
+
+
+def test_the_policy_to_try_it_with_accepts_what_simulation_shows(tmp_path: Path) -> None:
+    (block,) = re.findall(r"To try it:\n\n((?:    .*\n)+)", PAGE)
+    path = tmp_path / "attestation.toml"
+    path.write_text(textwrap.dedent(block))
+    policy = load_policy(path)
+    assert Technology.SIMULATED in policy.technologies
+    assert policy.sev_snp is not None
+    assert policy.sev_snp.measurements == (MEASUREMENT,)
+
+
+def test_the_policy_shown_is_one_once_its_measurements_are_filled_in(tmp_path: Path) -> None:
+    (block,) = re.findall(r"may use the same file:\n\n((?:    .*\n|\n(?=    ))+)", PAGE)
+    filled = textwrap.dedent(block).replace("<96 hexadecimal digits>", "ab" * 48)
+    path = tmp_path / "attestation.toml"
+    path.write_text(filled)
+    assert load_policy(path).technologies == (Technology.SEV_SNP, Technology.TDX)
+
+
+def test_the_products_named_are_those_whose_roots_are_pinned() -> None:
+    assert f"({', '.join(AMD_ROOTS.values())})" in PAGE
