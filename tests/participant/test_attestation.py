@@ -163,6 +163,21 @@ async def test_after_a_call_that_failed_new_evidence_is_needed(
     assert len(coordinator.nonces) >= 2
 
 
+async def test_a_renewed_tls_key_is_found_and_attested_without_a_restart(
+    tmp_path: Path, keys: Keys, hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    async with running(hospital) as run:
+        await until(lambda: coordinator.hellos == 1)
+        await coordinator.stop()
+        coordinator.keys = with_another_leaf(keys, tmp_path / "renewed")
+        await coordinator.start()
+        await until(lambda: coordinator.hellos == 2)
+        assert len(coordinator.nonces) >= 2
+        coordinator.open_round(1)
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert run.participant.attestation is not None
+
+
 # Somebody between, with a certificate of the same authority for the same name.
 
 

@@ -203,7 +203,8 @@ async def test_two_hospitals_with_very_different_data_say_the_same_but_for_what_
 def test_every_field_a_hospital_can_send_is_in_the_documentation() -> None:
     listed = Path("docs/privacy-release.md").read_text()
     told: list[type[Message]] = [
-        *(pb.HelloRequest, pb.AwaitRoundRequest, pb.PullModelRequest, pb.OpenUpdateRequest),
+        *(pb.AttestRequest, pb.HelloRequest, pb.AwaitRoundRequest, pb.PullModelRequest),
+        pb.OpenUpdateRequest,
         *(pb.PushChunksRequest, pb.Chunk, pb.Envelope, pb.UpdateManifest, pb.PrivacySpend),
         pb.NoisedCount,
         *(audit_pb2.GetCheckpointRequest, audit_pb2.AddCosignatureRequest),

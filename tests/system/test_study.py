@@ -128,6 +128,7 @@ def test_the_log_tells_the_whole_study_and_its_root_is_that_of_its_leaves(ended:
         assert said[8:] == [
             "collection_closed",
             "round_scored",
+            *["score_signed"] * 3,
             "round_weighted",
             "model_aggregated",
             "model_released",
