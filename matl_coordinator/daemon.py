@@ -14,6 +14,7 @@ import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -49,6 +50,7 @@ from matl_coordinator.preflight import (
     rule_warnings,
 )
 from matl_coordinator.protection import Protection, protection_of
+from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
@@ -60,7 +62,7 @@ from matl_coordinator.service.attesting import (
     verdict_facts,
 )
 from matl_coordinator.service.checkpoints import Checkpoints
-from matl_coordinator.service.enrolment import log_allowlist
+from matl_coordinator.service.enrolment import EnrolmentFile, log_allowlist
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.founding import found_or_resume
 from matl_coordinator.service.publication import Publication
@@ -129,10 +131,18 @@ class Coordinator:
             None if config.attestation is None else load_policy(config.attestation.policy)
         )
         self._stop = asyncio.Event()
+        self._roster = Roster(self._allowlist)
+        # There once the daemon serves.
+        self._enrolment: EnrolmentFile | None = None
 
     def stop(self) -> None:
         """Drain and return from ``run``."""
         self._stop.set()
+
+    def read_again(self) -> None:
+        """Look at the files that may change while the daemon runs."""
+        if self._enrolment is not None:
+            self._enrolment.read_now()
 
     async def run(self) -> None:
         """Serve until stopped.
@@ -197,10 +207,10 @@ class Coordinator:
                 config,
                 plan=plan,
                 register=register,
-                allowlist=self._allowlist,
+                roster=self._roster,
                 outside=outside,
                 checkpoints=checkpoints,
-                protection=protection,
+                protection=lambda: self._protection_now(plan, machine),
             )
             publication = Publication(
                 register=register,
@@ -214,13 +224,22 @@ class Coordinator:
             server = build_server(
                 config,
                 use_cases=use_cases,
-                allowlist=self._allowlist,
+                roster=self._roster,
                 watch=watch,
                 meter=self._metrics,
                 clock=utc_now,
                 attesting=machine and machine.attesting(register, clock=utc_now),
             )
             await log_allowlist(register, self._allowlist, clock=utc_now)
+            self._follow_enrolment(checkpoints)
+            self._enrolment = EnrolmentFile(
+                path=config.federation.allowlist,
+                roster=self._roster,
+                register=register,
+                meter=self._metrics,
+                check=partial(self._check_study, plan),
+                clock=utc_now,
+            )
             await self._note_start(register, protection, wrapping_key, machine)
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(_settle, watch, use_cases.readings, is_over=True)
@@ -230,6 +249,7 @@ class Coordinator:
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
             stack.push_async_callback(_cancelled, asyncio.create_task(publication.run()))
+            stack.push_async_callback(_cancelled, asyncio.create_task(self._enrolment.run()))
             stack.push_async_callback(
                 lambda: server.stop(grace_seconds=config.limits.drain_seconds)
             )
@@ -325,21 +345,41 @@ class Coordinator:
 
     def _protection(self, plan: StudyPlan, machine: Machine | None) -> Protection:
         """What this coordinator may claim, said once at start."""
-        protection = protection_of(
-            self._config,
-            enrolled=enrolled_participants(self._allowlist),
-            warnings=(
-                *noise_warnings(self._config, plan, self._allowlist),
-                *rule_warnings(self._config, self._allowlist),
-            ),
-            attested=machine and machine.verdict,
-        )
+        protection = self._protection_now(plan, machine)
         log.info(
             "protection", mode=protection.mode.value, rule=protection.rule, claim=protection.claim
         )
         for warning in protection.warnings:
             log.warning("protection_weaker", reason=warning)
         return protection
+
+    def _protection_now(self, plan: StudyPlan, machine: Machine | None) -> Protection:
+        allowlist = self._roster.on_record
+        try:
+            warnings = noise_warnings(self._config, plan, allowlist)
+        except ConfigurationError as error:
+            # Possible after a removal only; the study is paused for it.
+            warnings = (str(error),)
+        return protection_of(
+            self._config,
+            enrolled=enrolled_participants(allowlist),
+            warnings=(*warnings, *rule_warnings(self._config, allowlist)),
+            attested=machine and machine.verdict,
+        )
+
+    def _check_study(self, plan: StudyPlan, allowlist: Allowlist) -> None:
+        """Refuse a list that this coordinator would not start with."""
+        check_hospitals(self._config, allowlist)
+        noise_warnings(self._config, plan, allowlist)
+
+    def _follow_enrolment(self, checkpoints: Checkpoints) -> None:
+        def follow() -> None:
+            allowlist = self._roster.on_record
+            checkpoints.go_by(configured_policy(self._config, allowlist, self._log))
+            self._metrics.enrolment_changed(enrolled_participants(allowlist))
+
+        follow()
+        self._roster.follow(follow)
 
     def _scorer(self, models: FileModelStore) -> WorkerScorer:
         settings = self._config.worker
@@ -462,8 +502,7 @@ async def _run(coordinator: Coordinator) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, coordinator.stop)
-    # A daemon's habit is to read its files again; this one says that it does not.
-    loop.add_signal_handler(signal.SIGHUP, log.warning, "restart_to_read_files_again")
+    loop.add_signal_handler(signal.SIGHUP, coordinator.read_again)
     with suppress(StoppedError):
         await coordinator.run()
 

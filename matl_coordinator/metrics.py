@@ -31,6 +31,12 @@ class Metrics:
             "Connections and calls of peers that may not take part.",
             "reason",
         )
+        self._enrolled = self._gauge("enrolled_participants", "Hospitals on the allow-list.")
+        self._stale = self._gauge(
+            "stale_files",
+            "1 for a file whose content was refused: what was read before is in force.",
+            "file",
+        )
         self._received = self._counter("received_bytes_total", "Bytes of updates received.")
         self._sent = self._counter("sent_bytes_total", "Bytes of models sent.")
         self._phase_failures = self._counter(
@@ -111,6 +117,12 @@ class Metrics:
 
     def peer_refused(self, reason: str) -> None:
         self._refused_peers.labels(reason=reason).inc()
+
+    def enrolment_changed(self, participants: int) -> None:
+        self._enrolled.set(participants)
+
+    def file_refused(self, file: str, *, refused: bool) -> None:
+        self._stale.labels(file=file).set(refused)
 
     def phase_failed(self, phase: Phase) -> None:
         self._phase_failures.labels(phase=phase.value).inc()

@@ -227,7 +227,7 @@ def _judge(
     spool: SpooledUpdates,
     scorer: UpdateScorer,
 ) -> Judge:
-    enrolled = {
+    attested = {
         node_id: Enrolment(node.enrolled_patients, None)
         for node_id, node in story.allowlist.nodes.items()
     }
@@ -236,7 +236,7 @@ def _judge(
         spool=spool,
         models=models,
         scorer=scorer,
-        enrolled=enrolled,
+        enrolled=lambda: attested,
         histories=_KeptHistories(
             FileHistories(config.state_dir / "histories", files=LocalFiles()),
             first=min(story.earlier, default=story.round.round_id),
@@ -249,7 +249,7 @@ def _judge(
         surveyor=surveyor,
         spool=spool,
         models=models,
-        enrolled=enrolled,
+        enrolled=lambda: attested,
         aggregator=story.aggregator,
         policy=config.trust.policy,
         has_root=config.holdout is not None,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -103,6 +103,15 @@ class Allowlist:
             return RefusalReason.EXPIRED
         return node
 
+    def restricted_to(self, other: "Allowlist") -> "Allowlist":
+        """This list without the nodes and pins that ``other`` lacks; nothing new gets in."""
+        nodes = {}
+        for node_id, node in self.nodes.items():
+            left = other.nodes.get(node_id)
+            if left is not None and left.role is node.role and left.pins & node.pins:
+                nodes[node_id] = replace(node, pins=left.pins & node.pins)
+        return Allowlist(self.federation, nodes)
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
@@ -136,14 +145,22 @@ def load_allowlist(path: Path) -> Allowlist:
         ConfigurationError: the file is missing or unreadable.
         InvalidInputError: as ``parse_allowlist``.
     """
+    return parse_allowlist(read_allowlist(path))
+
+
+def read_allowlist(path: Path) -> bytes:
+    """Read ``allowlist.toml``, one byte beyond what may be parsed at most.
+
+    Raises:
+        ConfigurationError: the file is missing or unreadable.
+    """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_ALLOWLIST_BYTES + 1)
+            return file.read(MAX_ALLOWLIST_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(
             f"cannot read the allow-list {path}: {error.strerror}; check the path"
         ) from error
-    return parse_allowlist(data)
 
 
 def parse_allowlist(data: bytes) -> Allowlist:

@@ -174,6 +174,18 @@ class NodeExcluded:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeRemoved:
+    """A hospital is no longer enrolled as it was: what it sent does not count.
+
+    Until the round is scored. After that its weights are in the log, and the model is made of
+    what they say.
+    """
+
+    node_id: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionClosed:
     at: datetime
 
@@ -207,6 +219,7 @@ Event = (
     | NodeJoined
     | UpdateAdmitted
     | NodeExcluded
+    | NodeRemoved
     | CollectionClosed
     | Scored
     | Aggregated
@@ -219,7 +232,9 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], Phase] = {
     (Phase.COLLECTING, NodeJoined): Phase.COLLECTING,
     (Phase.COLLECTING, UpdateAdmitted): Phase.COLLECTING,
     (Phase.COLLECTING, NodeExcluded): Phase.COLLECTING,
+    (Phase.COLLECTING, NodeRemoved): Phase.COLLECTING,
     (Phase.COLLECTING, CollectionClosed): Phase.SCORING,
+    (Phase.SCORING, NodeRemoved): Phase.SCORING,
     (Phase.SCORING, Scored): Phase.AGGREGATING,
     (Phase.AGGREGATING, Aggregated): Phase.EVALUATING,
     (Phase.EVALUATING, Evaluated): Phase.RELEASED,
@@ -269,6 +284,8 @@ def _apply(rnd: Round, event: Event) -> Round:
         case NodeExcluded(node_id=node, reason=reason):
             _require_pending(rnd, event, node)
             return replace(rnd, excluded=_sorted_by_node((*rnd.excluded, Excluded(node, reason))))
+        case NodeRemoved(node_id=node, reason=reason):
+            return _remove(rnd, event, Excluded(node, reason))
         case CollectionClosed(at=at):
             return _close(rnd, event, at)
         case Scored(weights=weights):
@@ -281,8 +298,12 @@ def _apply(rnd: Round, event: Event) -> Round:
             return replace(rnd, abort_reason=reason, ended_at=at)
 
 
+def _is_short(rnd: Round) -> bool:
+    return len(rnd.admitted) < rnd.rules.quorum
+
+
 def _close(rnd: Round, event: Event, at: datetime) -> Round:
-    if len(rnd.admitted) < rnd.rules.quorum:
+    if _is_short(rnd):
         raise _illegal(rnd, event, f"{len(rnd.admitted)} of {rnd.rules.quorum} updates needed")
     late = tuple(
         Excluded(node, "late: no update before the deadline") for node in rnd.pending_nodes
@@ -290,7 +311,17 @@ def _close(rnd: Round, event: Event, at: datetime) -> Round:
     return replace(rnd, closed_at=at, excluded=_sorted_by_node((*rnd.excluded, *late)))
 
 
+def _remove(rnd: Round, event: Event, removed: Excluded) -> Round:
+    node = removed.node_id
+    if node not in rnd.pending_nodes | rnd.admitted_nodes:
+        raise _illegal(rnd, event, f"{node} has no part in this round")
+    admitted = tuple(each for each in rnd.admitted if each.node_id != node)
+    return replace(rnd, admitted=admitted, excluded=_sorted_by_node((*rnd.excluded, removed)))
+
+
 def _weigh(rnd: Round, event: Event, weights: tuple[NodeWeight, ...]) -> Round:
+    if _is_short(rnd):
+        raise _illegal(rnd, event, f"{len(rnd.admitted)} of {rnd.rules.quorum} updates needed")
     if {each.node_id for each in weights} != rnd.admitted_nodes or len(weights) != len(
         rnd.admitted
     ):
@@ -331,6 +362,9 @@ def next_event(
             return _when_scheduled(rnd, now, present)
         case Phase.COLLECTING:
             return _when_collecting(rnd, now)
+        case Phase.SCORING if _is_short(rnd):
+            reason = f"hospitals were removed, and {len(rnd.admitted)} updates are left"
+            return Aborted(now, f"{reason} of {rnd.rules.quorum} needed"), "quorum out of reach"
         case Phase.RELEASED | Phase.ABORTED:
             return None, "the round is over"
         case _:

@@ -2,22 +2,25 @@
 
 Every method of every service needs a row in ``ROLES``; the server does not start
 without. The caller is taken from the connection's certificate and matched with the
-allow-list on every call, expiry included. The list itself is read at start.
+allow-list on every call, expiry included. When the list changes, calls under way of nodes
+that it no longer lets in are ended.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 
 from matl_common.errors import ConfigurationError, MatlError
-from matl_common.identity.allowlist import AllowedNode, Allowlist, RefusalReason
-from matl_common.identity.certificates import Role
+from matl_common.identity.allowlist import AllowedNode, RefusalReason
+from matl_common.identity.certificates import PeerCertificate, Role
 from matl_common.identity.tls import AuthenticatedContext, PeerRefusedError, peer_certificate
 from matl_common.ids import NodeId
+from matl_coordinator.roster import Roster
 
 MAX_CALLS_PER_NODE = 16
 """Calls of one node that may be under way at once."""
@@ -91,51 +94,94 @@ def check_roles(methods: Iterable[str]) -> None:
 OnDenial = Callable[[str, NodeId | None, str], Awaitable[None]]
 
 
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A call under way."""
+
+    peer: PeerCertificate
+    method: str
+    task: asyncio.Task[object]
+    ended_for: RefusalReason | None = None
+
+
 class Guard:
-    """Authenticates callers and counts their calls."""
+    """Authenticates callers, counts their calls, and ends those of nodes that may no longer call.
+
+    Runs on the roster's event loop.
+    """
 
     def __init__(
-        self, *, allowlist: Allowlist, clock: Callable[[], datetime], on_denial: OnDenial
+        self, *, roster: Roster, clock: Callable[[], datetime], on_denial: OnDenial
     ) -> None:
-        self._allowlist = allowlist
+        self._roster = roster
         self._clock = clock
         self._on_denial = on_denial
-        self._calls: Counter[NodeId] = Counter()
+        self._calls: dict[NodeId, set[_Call]] = {}
+        roster.follow(self._end_calls)
 
-    async def authenticate(self, context: AuthenticatedContext, method: str) -> AllowedNode:
-        """The enrolled node behind a connection, if it may call ``method``.
+    @asynccontextmanager
+    async def call(self, context: AuthenticatedContext, method: str) -> AsyncIterator[None]:
+        """Make the node behind a connection the ``caller`` for the block, if it may call.
 
-        Raises:
-            AccessDeniedError: it is not enrolled, or its role does not allow it.
-        """
-        node_id: NodeId | None = None
-        try:
-            peer = peer_certificate(context)
-            node_id = peer.node_id
-        except PeerRefusedError as error:
-            await self._on_denial("not_authenticated", None, method)
-            raise AccessDeniedError(str(error)) from error
-        node = self._allowlist.authenticate(peer, now=self._clock())
-        if isinstance(node, RefusalReason):
-            await self._on_denial(node.value, node_id, method)
-            raise AccessDeniedError(f"{node_id} may not take part here: {node.value}")
-        if node.role not in ROLES.get(method, frozenset()):
-            await self._on_denial("role_not_allowed", node_id, method)
-            raise AccessDeniedError(f"a {node.role.value} may not call {method}")
-        return node
-
-    @contextmanager
-    def call_of(self, node: AllowedNode) -> Iterator[None]:
-        """Make ``node`` the caller for the block, one of its bounded number of calls.
+        The block is cancelled when the roster no longer lets the node in.
 
         Raises:
-            TooManyCallsError: it has as many under way as it may have.
+            AccessDeniedError: it is not enrolled, or its role does not allow it, or it was
+                removed while the block ran.
+            TooManyCallsError: it has as many calls under way as it may have.
         """
-        if self._calls[node.node_id] >= MAX_CALLS_PER_NODE:
+        peer, node = await self._authenticate(context, method)
+        calls = self._calls.setdefault(node.node_id, set())
+        if len(calls) >= MAX_CALLS_PER_NODE:
             raise TooManyCallsError(f"{node.node_id} has {MAX_CALLS_PER_NODE} calls under way")
-        self._calls[node.node_id] += 1
+        task = asyncio.current_task()
+        assert task is not None, "a handler runs in a task"
+        call = _Call(peer, method, task)
+        calls.add(call)
         _caller.set(node)
         try:
             yield
+            if call.ended_for is not None:
+                # The cancellation that came too late for the block is taken here.
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if call.ended_for is None:
+                raise
+            # The call was ended here, by nobody else: its caller is told why.
+            task.uncancel()
         finally:
-            self._calls[node.node_id] -= 1
+            calls.discard(call)
+        if call.ended_for is not None:
+            await self._on_denial(call.ended_for.value, peer.node_id, method)
+            raise _refused(peer, call.ended_for)
+
+    async def _authenticate(
+        self, context: AuthenticatedContext, method: str
+    ) -> tuple[PeerCertificate, AllowedNode]:
+        """The enrolled node behind a connection, if it may call ``method``."""
+        try:
+            peer = peer_certificate(context)
+        except PeerRefusedError as error:
+            await self._on_denial("not_authenticated", None, method)
+            raise AccessDeniedError(str(error)) from error
+        node = self._roster.admitting.authenticate(peer, now=self._clock())
+        if isinstance(node, RefusalReason):
+            await self._on_denial(node.value, peer.node_id, method)
+            raise _refused(peer, node)
+        if node.role not in ROLES.get(method, frozenset()):
+            await self._on_denial("role_not_allowed", peer.node_id, method)
+            raise AccessDeniedError(f"a {node.role.value} may not call {method}")
+        return peer, node
+
+    def _end_calls(self) -> None:
+        now = self._clock()
+        for calls in self._calls.values():
+            for call in calls:
+                found = self._roster.admitting.authenticate(call.peer, now=now)
+                if isinstance(found, RefusalReason) and call.ended_for is None:
+                    call.ended_for = found
+                    call.task.cancel()
+
+
+def _refused(peer: PeerCertificate, reason: RefusalReason) -> AccessDeniedError:
+    return AccessDeniedError(f"{peer.node_id} may not take part here: {reason.value}")

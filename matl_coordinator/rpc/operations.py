@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from matl_common.identity.allowlist import Allowlist
-from matl_common.identity.certificates import Role
+from matl_common.identity.allowlist import AllowedNode
 from matl_common.ids import NodeId, RoundId, parse_node_id
 from matl_common.wire import operations_pb2 as pb
 from matl_common.wire import operations_pb2_grpc as pb_grpc
@@ -18,6 +17,7 @@ from matl_common.wire.documents import to_unix_ms
 from matl_coordinator.core.evaluations import HospitalEvaluation
 from matl_coordinator.core.rounds import Evaluation, Phase, Round
 from matl_coordinator.ports import State, UpdateStatus
+from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.guard import caller
 from matl_coordinator.service.invitations import standing_of
 from matl_coordinator.service.operations import Operations
@@ -35,12 +35,12 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         *,
         operations: Operations,
         overview: Overview,
-        allowlist: Allowlist,
+        roster: Roster,
         clock: Callable[[], datetime],
     ) -> None:
         self._operations = operations
         self._overview = overview
-        self._allowlist = allowlist
+        self._roster = roster
         self._clock = clock
 
     async def GetStatus(
@@ -91,18 +91,17 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         declared = await self._overview.declared()
         return pb.ListParticipantsResponse(
             participants=[
-                self._participant(node_id, state, declared(node_id))
-                for node_id, node in sorted(self._allowlist.nodes.items())
-                if node.role is Role.PARTICIPANT
+                self._participant(node, state, declared(node_id))
+                for node_id, node in sorted(self._roster.participants.items())
             ]
         )
 
     def _participant(
-        self, node_id: NodeId, state: State, declared: Declared
+        self, node: AllowedNode, state: State, declared: Declared
     ) -> pb.ParticipantSummary:
+        node_id = node.node_id
         terms = self._overview.privacy
         standing = standing_of(node_id, state)
-        node = self._allowlist.nodes[node_id]
         return pb.ParticipantSummary(
             node_id=node_id,
             role=node.role.value,

@@ -15,7 +15,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
-from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.tls import TlsFiles, server_credentials, server_options
 from matl_common.version import __version__
 from matl_common.wire import (
@@ -28,6 +27,7 @@ from matl_common.wire import (
 )
 from matl_coordinator.config import Config
 from matl_coordinator.ports import Meter
+from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.audit import AuditServicer
 from matl_coordinator.rpc.federation import FederationServicer
 from matl_coordinator.rpc.guard import Guard, check_roles
@@ -114,7 +114,7 @@ def build_server(
     config: Config,
     *,
     use_cases: UseCases,
-    allowlist: Allowlist,
+    roster: Roster,
     watch: Watch,
     meter: Meter,
     clock: Callable[[], datetime],
@@ -137,13 +137,13 @@ def build_server(
     operations = OperationsServicer(
         operations=use_cases.operations,
         overview=use_cases.overview,
-        allowlist=allowlist,
+        roster=roster,
         clock=clock,
     )
     audit = AuditServicer(
         audit=use_cases.audit, checkpoints=use_cases.checkpoints, readings=use_cases.readings
     )
-    guard = Guard(allowlist=allowlist, clock=clock, on_denial=watch.access_denied)
+    guard = Guard(roster=roster, clock=clock, on_denial=watch.access_denied)
     return GuardedServer(
         files=config.identity.tls,
         guard=guard,
@@ -196,8 +196,7 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, inner: Any, method: str) -> Any:
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                node = await self._guard.authenticate(context, method)
-                with self._guard.call_of(node):
+                async with self._guard.call(context, method):
                     return await inner(request, context)
             except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
                 await _abort(context, method, error)
@@ -205,14 +204,13 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         return behaviour
 
     def _streaming(self, inner: Any, method: str) -> Any:
-        async def behaviour(
-            request: Any, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
+        # Writes rather than yields, so that a call that is ended while its answer waits for a
+        # slow reader ends here, with a status of ours.
+        async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
-                node = await self._guard.authenticate(context, method)
-                with self._guard.call_of(node):
+                async with self._guard.call(context, method):
                     async for answer in inner(request, context):
-                        yield answer
+                        await context.write(answer)
             except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
                 await _abort(context, method, error)
 

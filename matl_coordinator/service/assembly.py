@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from matl_common.identity.allowlist import AllowedNode, Allowlist
-from matl_common.identity.certificates import Role
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Signer
@@ -19,9 +17,10 @@ from matl_common.version import __version__
 from matl_coordinator.config import Config
 from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.judgement import Enrolment
-from matl_coordinator.core.rounds import Round
+from matl_coordinator.core.rounds import Round, RoundRules
 from matl_coordinator.ports import Histories, Meter, ModelStore, Scorer, Spool, Store
 from matl_coordinator.protection import Protection, protection_of
+from matl_coordinator.roster import Roster
 from matl_coordinator.service.activity import activities
 from matl_coordinator.service.audit import Audit
 from matl_coordinator.service.checkpoints import Checkpoints
@@ -75,17 +74,16 @@ def assemble(
     *,
     plan: StudyPlan,
     register: Register,
-    allowlist: Allowlist,
+    roster: Roster,
     outside: Outside,
     checkpoints: Checkpoints,
-    protection: Protection | None = None,
+    protection: Callable[[], Protection] | None = None,
 ) -> UseCases:
     """Wire the use cases of one coordinator; ``protection`` is what operators are told."""
-    enrolled = {
-        node_id: node for node_id, node in allowlist.nodes.items() if node.role is Role.PARTICIPANT
-    }
     presence = Presence(
-        within=timedelta(seconds=config.rounds.present_seconds), clock=outside.clock
+        within=timedelta(seconds=config.rounds.present_seconds),
+        enrolled=lambda: roster.participants,
+        clock=outside.clock,
     )
     invitations = Invitations(
         register=register,
@@ -106,7 +104,7 @@ def assemble(
         meter=outside.meter,
         clock=outside.clock,
     )
-    judge = _judge(config, plan, enrolled, outside)
+    judge = _judge(config, plan, roster, outside)
     conductor = Conductor(
         register=register,
         spool=outside.spool,
@@ -120,15 +118,17 @@ def assemble(
             signer=outside.signer,
         ),
         presence=presence,
+        roster=roster,
+        rules=partial(_rules, config, roster),
         meter=outside.meter,
-        settings=_settings(config, plan, len(enrolled), outside.tick_seconds),
+        settings=_settings(config, plan, outside.tick_seconds),
         clock=outside.clock,
         entropy=outside.entropy,
     )
     operations = Operations(
         register=register,
         store=outside.store,
-        enrolled=frozenset(enrolled),
+        enrolled=lambda: roster.participants,
         start_round=conductor.start_round,
         clock=outside.clock,
     )
@@ -136,7 +136,7 @@ def assemble(
         version=__version__,
         plan=plan,
         rounds_planned=config.study.rounds,
-        protection=protection or protection_of(config, enrolled=len(enrolled)),
+        protection=protection or (lambda: protection_of(config, enrolled=len(roster.participants))),
         store=outside.store,
         presence=presence,
         upload_fraction=intake.upload_fraction,
@@ -155,13 +155,13 @@ def assemble(
     )
 
 
-def _judge(
-    config: Config, plan: StudyPlan, enrolled: Mapping[NodeId, AllowedNode], outside: Outside
-) -> Judge:
-    attested = {
-        node_id: Enrolment(node.enrolled_patients, _shares(node.label_histogram))
-        for node_id, node in enrolled.items()
-    }
+def _judge(config: Config, plan: StudyPlan, roster: Roster, outside: Outside) -> Judge:
+    def attested() -> Mapping[NodeId, Enrolment]:
+        return {
+            node_id: Enrolment(node.enrolled_patients, _shares(node.label_histogram))
+            for node_id, node in roster.participants.items()
+        }
+
     surveyor = Surveyor(
         plan=plan,
         spool=outside.spool,
@@ -205,14 +205,15 @@ def _shares(histogram: tuple[int, ...] | None) -> tuple[float, ...] | None:
     return tuple(count / sum(histogram) for count in histogram)
 
 
-def _settings(config: Config, plan: StudyPlan, enrolled: int, tick_seconds: float) -> Settings:
+def _rules(config: Config, roster: Roster) -> RoundRules:
+    # A round that has all of them waits for nobody else.
+    most = min(config.rounds.maximum_participants, len(roster.participants))
+    return replace(config.rounds.rules, maximum_participants=max(1, most))
+
+
+def _settings(config: Config, plan: StudyPlan, tick_seconds: float) -> Settings:
     return Settings(
         schedule=config.rounds.opening,
-        rules=replace(
-            config.rounds.rules,
-            # A round that has all of them waits for nobody else.
-            maximum_participants=max(1, min(config.rounds.maximum_participants, enrolled)),
-        ),
         rounds_planned=config.study.rounds,
         keep_spooled=config.rounds.keep_spooled,
         worker_attempts=config.worker.attempts,

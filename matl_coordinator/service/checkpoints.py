@@ -151,6 +151,10 @@ class Checkpoints:
         """Whose cosignatures count, and how many are enough."""
         return self._policy
 
+    def go_by(self, policy: Policy) -> None:
+        """Count the cosignatures of this policy's witnesses from now on."""
+        self._policy = policy
+
     async def latest(self) -> Witnessed | None:
         """The largest checkpoint that was signed, with the cosignatures it has by now.
 

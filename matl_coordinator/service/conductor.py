@@ -16,12 +16,14 @@ from datetime import datetime
 import structlog
 
 from matl_common.errors import MatlError
+from matl_common.identity.allowlist import Allowlist
 from matl_common.ids import NodeId, RoundId
 from matl_common.memory import release_memory
 from matl_common.tlog.entry import Entry
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.rounds import (
     Aborted,
+    Admitted,
     Aggregated,
     Evaluated,
     Evaluation,
@@ -49,6 +51,7 @@ from matl_coordinator.ports import (
     State,
     StoreError,
 )
+from matl_coordinator.roster import Roster
 from matl_coordinator.schedule import Schedule, next_due
 from matl_coordinator.service.alarms import Alarm, alarms_of
 from matl_coordinator.service.averaging import average_with_earlier
@@ -81,7 +84,6 @@ class Settings:
     """What the conductor goes by; fixed while the daemon runs."""
 
     schedule: Schedule
-    rules: RoundRules
     rounds_planned: int
     keep_spooled: int
     worker_attempts: int
@@ -94,6 +96,15 @@ class Settings:
     """How often to look at the clock when nothing happens."""
     retry_seconds: float = 1.0
     """Pause after a failed attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a judgement rests on, beside what never changes."""
+
+    trust: tuple[TrustRecord, ...]
+    admitted: tuple[Admitted, ...]
+    allowlist: Allowlist | None
 
 
 class Conductor:
@@ -109,6 +120,8 @@ class Conductor:
         judge: Judge,
         certify: Certify,
         presence: Presence,
+        roster: Roster,
+        rules: Callable[[], RoundRules],
         meter: Meter,
         settings: Settings,
         clock: Callable[[], datetime],
@@ -121,6 +134,8 @@ class Conductor:
         self._judge = judge
         self._certify = certify
         self._presence = presence
+        self._roster = roster
+        self._rules = rules
         self._meter = meter
         self._settings = settings
         self._clock = clock
@@ -221,7 +236,7 @@ class Conductor:
             nonce=self._entropy(32),
             plan_digest=state.study.plan_digest,
             base_model=state.latest_model.base,
-            rules=self._settings.rules,
+            rules=self._rules(),
             opens_at=now,
         )
         written = entry(
@@ -245,7 +260,7 @@ class Conductor:
         """A round that has not opened goes by today's configuration, not by that of its day."""
         if rnd.phase is not Phase.SCHEDULED:
             return rnd
-        return replace(rnd, rules=self._settings.rules)
+        return replace(rnd, rules=self._rules())
 
     async def _attempt(self, rnd: Round, work: Awaitable[float | None]) -> float:
         """Do a phase's work; a failure costs a retry, and in the end the round."""
@@ -289,7 +304,7 @@ class Conductor:
         entries: tuple[Entry, ...] = (),
         pause_because: str | None = None,
         facts: Mapping[str, Fact] | None = None,
-        judged: tuple[TrustRecord, ...] | None = None,
+        judged: _Judged | None = None,
     ) -> Round | None:
         """Apply an event, if the round is still where ``rnd`` was, with all that goes with it.
 
@@ -300,16 +315,19 @@ class Conductor:
             entries: logged before the round's own.
             pause_because: also pause the study, until an operator has looked.
             facts: added to the round's log entry.
-            judged: the trust that ``changes`` follow from; if it is no longer the state's,
-                an operator has given an order meanwhile, and nothing happens.
+            judged: what ``changes`` follow from; if it is no longer so, because an operator
+                has given an order or changed the allow-list meanwhile, nothing happens.
         """
 
         def decide(state: State) -> Decision[Round | None]:
             current = state.round
             if current is None or (current.round_id, current.phase) != (rnd.round_id, rnd.phase):
                 return Decision(None)
-            if judged is not None and state.trust != judged:
-                log.info("judged_again", round=rnd.round_id, reason="an operator changed trust")
+            if judged is not None and judged != _Judged(
+                state.trust, current.admitted, self._roster.settled
+            ):
+                reason = "an operator changed trust or the allow-list"
+                log.info("judged_again", round=rnd.round_id, reason=reason)
                 return Decision(None)
             after = advance(self._with_present_rules(current), event)
             written = (*entries, *round_entries(after, event, at=self._clock(), **facts or {}))
@@ -338,13 +356,18 @@ class Conductor:
         self._meter.round_changed(after)
 
     async def _score(self, state: State, rnd: Round) -> None:
+        event, _ = next_event(rnd, self._clock(), present=frozenset())
+        if event is not None:
+            await self._advance(rnd, event)
+            return
+        judged = _Judged(state.trust, rnd.admitted, self._roster.on_record)
         verdict = await self._judge.judge(
             rnd, state.trust, updates=state.updates, violations=violations_in(state)
         )
         now, judgement = self._clock(), verdict.judgement
         # A key in a token takes its time, for every hospital.
         receipts = await asyncio.to_thread(self._certify, rnd, verdict, now)
-        event: Event = Scored(verdict.weights)
+        event = Scored(verdict.weights)
         if verdict.hold is not None:
             event = Aborted(now, f"held: {verdict.hold}")
         alarms = alarms_of(judgement.power, cartel_share=self._settings.cartel_alarm_share)
@@ -359,7 +382,7 @@ class Conductor:
             ),
             pause_because=verdict.hold,
             facts={"weights": {each.node_id: each.weight for each in verdict.weights} or None},
-            judged=state.trust,
+            judged=judged,
         )
         if after is None:
             return

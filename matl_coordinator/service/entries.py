@@ -22,6 +22,7 @@ from matl_coordinator.core.rounds import (
     Event,
     NodeExcluded,
     NodeJoined,
+    NodeRemoved,
     Opened,
     Round,
     Scored,
@@ -71,6 +72,7 @@ _EVENTS: dict[type[Event], str] = {
     NodeJoined: "node_joined",
     UpdateAdmitted: "update_admitted",
     NodeExcluded: "node_excluded",
+    NodeRemoved: "node_removed",
     CollectionClosed: "collection_closed",
     Scored: "round_weighted",
     Aggregated: "model_aggregated",
@@ -91,6 +93,8 @@ def round_entries(after: Round, event: Event, *, at: datetime, **facts: Fact) ->
                 "admitted": {each.node_id: each.update_digest for each in after.admitted},
                 "excluded": {each.node_id: each.reason for each in after.excluded},
             }
+        case NodeRemoved(node_id=node, reason=reason):
+            said = {"node": node, "reason": reason}
         case Aborted(reason=reason):
             said = {"reason": reason}
         case _:

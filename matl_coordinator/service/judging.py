@@ -78,7 +78,7 @@ class Judge:
         surveyor: Surveyor,
         spool: SpooledUpdates,
         models: ModelStore,
-        enrolled: Mapping[NodeId, Enrolment],
+        enrolled: Callable[[], Mapping[NodeId, Enrolment]],
         aggregator: Aggregator,
         policy: TrustPolicy,
         has_root: bool,
@@ -119,6 +119,7 @@ class Judge:
             IntegrityError: an update on disk is not the one that was admitted.
             AggregationError: the updates cannot be compared.
         """
+        enrolled = self._enrolled()
         with self._scratch(rnd):
             survey = await self._surveyor.survey(
                 rnd,
@@ -134,7 +135,7 @@ class Judge:
             root=[each.row for each in survey.root] if self._has_root else None,
             loss_improvement=survey.loss_improvement,
             trust=trust,
-            enrolled=self._enrolled,
+            enrolled=enrolled,
             violations=violations,
             round_id=rnd.round_id,
             byzantine=self._byzantine,

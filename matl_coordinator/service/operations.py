@@ -6,7 +6,7 @@ Every change carries the operator's name and reason into the log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 
@@ -43,7 +43,7 @@ class Operations:
         *,
         register: Register,
         store: Store,
-        enrolled: frozenset[NodeId],
+        enrolled: Callable[[], Collection[NodeId]],
         start_round: Callable[[], None],
         clock: Callable[[], datetime],
     ) -> None:
@@ -125,7 +125,7 @@ class Operations:
             study, standing = self._study_of(node_id, state), None
             if _open_appeal(study, node_id) is not None:
                 raise OperationError(f"an appeal of {node_id} is open; release or deny it first")
-            for record in with_newcomers(state.trust, self._enrolled):
+            for record in with_newcomers(state.trust, self._enrolled()):
                 standing = record if record.node_id == node_id else standing
             now = self._clock()
             filed = Appeal(node_id, _required(text), filed_by=operator, filed_at=now)
@@ -160,7 +160,7 @@ class Operations:
         await self._register.decide(decide)
 
     def _study_of(self, node_id: NodeId, state: State) -> StudyRecord:
-        if node_id not in self._enrolled:
+        if node_id not in self._enrolled():
             raise OperationError(f"{node_id} is not an enrolled participant")
         if state.study is None:
             raise OperationError("the study has not begun")
@@ -185,11 +185,11 @@ class Operations:
         change: Callable[[TrustRecord], TrustRecord],
     ) -> None:
         def decide(state: State) -> Decision[None]:
-            if node_id not in self._enrolled:
+            if node_id not in self._enrolled():
                 raise OperationError(f"{node_id} is not an enrolled participant")
             records = tuple(
                 change(record) if record.node_id == node_id else record
-                for record in with_newcomers(state.trust, self._enrolled)
+                for record in with_newcomers(state.trust, self._enrolled())
             )
             now = self._clock()
             changes: tuple[Change, ...] = (PutTrust(_newest_round(state), records),)

@@ -57,7 +57,7 @@ class Overview:
         version: str,
         plan: StudyPlan,
         rounds_planned: int,
-        protection: Protection,
+        protection: Callable[[], Protection],
         store: Store,
         presence: Presence,
         upload_fraction: Callable[[NodeId], float],
@@ -90,7 +90,7 @@ class Overview:
             present=len(self._presence.present()),
             waiting_for=waiting_for,
             next_round_at=next_round_at,
-            protection=self._protection,
+            protection=self._protection(),
         )
 
     async def declared(self) -> Callable[[NodeId], Declared]:

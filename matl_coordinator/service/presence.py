@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime, timedelta
 
 from matl_common.ids import NodeId
@@ -11,8 +11,15 @@ from matl_common.ids import NodeId
 class Presence:
     """When each node last made an authenticated call."""
 
-    def __init__(self, *, within: timedelta, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        *,
+        within: timedelta,
+        enrolled: Callable[[], Container[NodeId]],
+        clock: Callable[[], datetime],
+    ) -> None:
         self._within = within
+        self._enrolled = enrolled
         self._clock = clock
         self._last_seen: dict[NodeId, datetime] = {}
 
@@ -23,6 +30,8 @@ class Presence:
         return self._last_seen.get(node_id)
 
     def present(self) -> frozenset[NodeId]:
-        """Nodes heard from within the time that counts as present."""
-        since = self._clock() - self._within
-        return frozenset(node for node, seen in self._last_seen.items() if seen >= since)
+        """Enrolled nodes heard from within the time that counts as present."""
+        since, enrolled = self._clock() - self._within, self._enrolled()
+        return frozenset(
+            node for node, seen in self._last_seen.items() if seen >= since and node in enrolled
+        )

@@ -273,7 +273,12 @@ def _story(
     scheduled, closed = whole(_Scheduled, "round_scheduled"), whole(_Closed, "collection_closed")
     scored, weighted = whole(_Scored, "round_scored"), whole(_Weighted, "round_weighted")
     aggregated = whole(_Aggregated, "model_aggregated")
-    admitted = {parse_node_id(node): parse_digest(d) for node, d in closed.admitted.items()}
+    removed = {str(each.get("node")) for each in told.get("node_removed", ())}
+    admitted = {
+        parse_node_id(node): parse_digest(digest)
+        for node, digest in closed.admitted.items()
+        if node not in removed
+    }
     declared = [_parsed(_Declared, each) for each in told.get("update_declared", ())]
     manifests = {
         parse_node_id(each.node): each.manifest.envelope()

@@ -33,6 +33,7 @@ from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.robust.dominance import update_signal_bound
 from matl_coordinator.core.robust.gram import (
     PREVIOUS_AGGREGATE,
+    AggregationError,
     Float64Array,
     Gram,
     Needs,
@@ -87,7 +88,7 @@ class Surveyor:
         spool: SpooledUpdates,
         models: ModelStore,
         scorer: UpdateScorer,
-        enrolled: Mapping[NodeId, Enrolment],
+        enrolled: Callable[[], Mapping[NodeId, Enrolment]],
         histories: Histories,
         base_model_of: Callable[[RoundId], Digest | None],
         threads: int,
@@ -127,6 +128,12 @@ class Surveyor:
             IntegrityError: an update or a model on disk is not what it was.
             AggregationError: the updates cannot be compared.
         """
+        enrolled = self._enrolled()
+        if strangers := sorted(set(nodes) - set(enrolled)):
+            raise AggregationError(
+                f"{', '.join(strangers)} sent an update and is not enrolled; enrol it again until "
+                "the round is over, or let the round fail"
+            )
         rows = await asyncio.to_thread(self._rows, rnd, updates, nodes)
         report = HoldoutReport((), {})
         if needs.root:
@@ -139,7 +146,13 @@ class Surveyor:
         if needs.previous:
             extras.append(await asyncio.to_thread(self._previous, rnd, released_in))
         gram = await asyncio.to_thread(
-            self._measure, rnd, rows, extras, needs=needs, count_bins=scores
+            self._measure,
+            rnd,
+            rows,
+            extras,
+            enrolled=enrolled,
+            needs=needs,
+            count_bins=scores,
         )
         if report.root:
             rows_of_root = [each.row for each in report.root]
@@ -168,10 +181,11 @@ class Surveyor:
         rows: Sequence[Row],
         extras: Sequence[Row],
         *,
+        enrolled: Mapping[NodeId, Enrolment],
         needs: Needs,
         count_bins: bool,
     ) -> Gram:
-        std = self._noise([NodeId(row.name) for row in rows])
+        std = self._noise(enrolled, [NodeId(row.name) for row in rows])
         gram = measure(
             rows,
             extras,
@@ -188,13 +202,15 @@ class Surveyor:
         bound = update_signal_bound(self._plan.training, self._plan.privacy)
         return replace(gram, noise=PrivacyNoise(np.array([std[n] for n in gram.nodes]), bound))
 
-    def _noise(self, nodes: Sequence[NodeId]) -> dict[NodeId, float]:
+    def _noise(
+        self, enrolled: Mapping[NodeId, Enrolment], nodes: Sequence[NodeId]
+    ) -> dict[NodeId, float]:
         """Standard deviation of each update's coordinates by the policy; empty without privacy."""
         if self._plan.privacy.noise_multiplier <= 0.0:
             return {}
         return {
             node: update_noise_std(
-                self._plan.training, self._plan.privacy, patients=self._enrolled[node].patients
+                self._plan.training, self._plan.privacy, patients=enrolled[node].patients
             )
             for node in nodes
         }

@@ -65,6 +65,7 @@ from matl_coordinator.ports import (
     RootGradient,
     Store,
 )
+from matl_coordinator.roster import Roster
 from matl_coordinator.service.assembly import Outside, UseCases, assemble
 from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
 from matl_coordinator.service.enrolment import log_allowlist
@@ -218,6 +219,8 @@ class QuadraticScorer:
     models: FileModelStore
     has_holdout: bool = True
     fail_next: list[Exception] = field(default_factory=list)
+    go_on: asyncio.Event | None = None
+    """Scoring waits for it."""
 
     async def initial_model(self, folder: Path) -> InitialModel:
         blocks = (bytes(spec.byte_count) for spec in SCHEMA.tensors)
@@ -232,6 +235,8 @@ class QuadraticScorer:
         self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
     ) -> HoldoutReport:
         self._fail()
+        if self.go_on is not None:
+            await self.go_on.wait()
         base = weights_of(self.models.path(base_model))
         rows = [
             self._root(folder, TARGET - base, class_index, fold)
@@ -291,6 +296,7 @@ class Running:
     plan: StudyPlan
     models: FileModelStore
     scorer: QuadraticScorer
+    roster: Roster
 
 
 @asynccontextmanager
@@ -324,18 +330,19 @@ async def running(
         entropy=secrets.token_bytes,
         tick_seconds=TICK_SECONDS,
     )
+    roster = Roster(site.allowlist)
     use_cases = assemble(
         site.config,
         plan=plan,
         register=register,
-        allowlist=site.allowlist,
+        roster=roster,
         outside=outside,
         checkpoints=site.checkpoints(store),
     )
     await log_allowlist(register, site.allowlist, clock=utc_now)
     conducting = asyncio.create_task(use_cases.conductor.run())
     try:
-        yield Running(site, store, meter, register, use_cases, plan, models, scorer)
+        yield Running(site, store, meter, register, use_cases, plan, models, scorer, roster)
         if conducting.done():
             conducting.result()
     finally:

@@ -17,6 +17,7 @@ from matl_common.wire import operations_pb2 as pb
 from matl_common.wire.documents import format_study_plan, parse_study_plan
 from matl_common.worker import WorkerCrashedError
 from matl_coordinator.core.rounds import Average, Phase, Round
+from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.operations import OperationsServicer
 from matl_coordinator.service.averaging import average_with_earlier
 from matl_coordinator.service.founding import StudyMismatchError
@@ -58,7 +59,7 @@ async def told(coordinator: Running) -> list[pb.RoundSummary]:
     servicer = OperationsServicer(
         operations=coordinator.use_cases.operations,
         overview=coordinator.use_cases.overview,
-        allowlist=coordinator.site.allowlist,
+        roster=Roster(coordinator.site.allowlist),
         clock=utc_now,
     )
     answer = await servicer.ListRounds(pb.ListRoundsRequest(), None)  # type: ignore[arg-type]  # unused

@@ -274,7 +274,7 @@ async def test_the_last_aggregate_is_the_base_model_less_the_one_it_came_from(
             spool=spool,
             models=models,
             scorer=coordinator.scorer,
-            enrolled={node: Enrolment(1) for node in site.hospitals},
+            enrolled=lambda: {node: Enrolment(1) for node in site.hospitals},
             histories=FileHistories.open_folder(site.config.state_dir / "histories"),
             base_model_of=base_model_of,
             threads=1,

@@ -25,6 +25,7 @@ from matl_coordinator.core.rounds import (
     IllegalEventError,
     NodeExcluded,
     NodeJoined,
+    NodeRemoved,
     NodeWeight,
     Opened,
     Phase,
@@ -55,6 +56,8 @@ EVENTS: tuple[Event, ...] = (
     UpdateAdmitted(A, DIGEST),
     UpdateAdmitted(C, DIGEST),
     NodeExcluded(B, "refused"),
+    NodeRemoved(A, "no longer enrolled"),
+    NodeRemoved(C, "no longer enrolled"),
     CollectionClosed(T0),
     Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5))),
     Scored((NodeWeight(A, 1.0),)),
@@ -104,7 +107,8 @@ def is_sound(rnd: Round) -> bool:
         and len(rnd.invited) <= RULES.maximum_participants
         and (rnd.phase is Phase.ABORTED) == (rnd.abort_reason is not None)
         and rnd.phase.is_final == (rnd.ended_at is not None)
-        and (not past_closing or (decided == rnd.invited and len(rnd.admitted) >= RULES.quorum))
+        and (not past_closing or decided == rnd.invited)
+        and (not past_scoring or len(rnd.admitted) >= RULES.quorum)
         and (not past_scoring or counted == rnd.admitted_nodes)
         and (not past_scoring or abs(sum(each.weight for each in rnd.weights) - 1) < 1e-9)
         and (rnd.phase not in (Phase.EVALUATING, Phase.RELEASED) or rnd.candidate is not None)

@@ -108,6 +108,10 @@ class Daemon:
         """Ask it to drain."""
         self._process.send_signal(signal.SIGTERM)
 
+    def read_again(self) -> None:
+        """Have it read again the files that may change while it runs."""
+        self._process.send_signal(signal.SIGHUP)
+
     def wait(self, *, seconds: float = PATIENCE_SECONDS) -> int:
         """Its exit status, once it has ended."""
         try:
