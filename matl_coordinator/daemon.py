@@ -11,7 +11,7 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +27,7 @@ from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
-from matl_common.identity.tls import MAX_CONNECTIONS, server_credentials
+from matl_common.identity.tls import MAX_CONNECTIONS, ServerIdentity
 from matl_common.identity.wrapping import KeyEncryptionKey, create_key_file
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
@@ -52,6 +52,7 @@ from matl_coordinator.preflight import (
 from matl_coordinator.protection import Protection, protection_of
 from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.handshakes import watched_handshakes
+from matl_coordinator.rpc.renewal import CertificateFiles
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.assembly import Outside, assemble
@@ -117,8 +118,7 @@ class Coordinator:
         self._signer: Signer = load_pem_signer(config.identity.signing_key)
         self._log = load_log_signer(config, self._allowlist)
         self._witnesses = configured_policy(config, self._allowlist, self._log)
-        # Made here only to be refused before a study is founded.
-        server_credentials(config.identity.tls)
+        self._tls = ServerIdentity(config.identity.tls)
         check_paths(config)
         check_hospitals(config, self._allowlist)
         if self._allowlist.federation != config.federation.id:
@@ -132,8 +132,8 @@ class Coordinator:
         )
         self._stop = asyncio.Event()
         self._roster = Roster(self._allowlist)
-        # There once the daemon serves.
-        self._enrolment: EnrolmentFile | None = None
+        # Called on SIGHUP.
+        self._readers: list[Callable[[], None]] = []
 
     def stop(self) -> None:
         """Drain and return from ``run``."""
@@ -141,8 +141,8 @@ class Coordinator:
 
     def read_again(self) -> None:
         """Look at the files that may change while the daemon runs."""
-        if self._enrolment is not None:
-            self._enrolment.read_now()
+        for read_now in self._readers:
+            read_now()
 
     async def run(self) -> None:
         """Serve until stopped.
@@ -223,6 +223,7 @@ class Coordinator:
             )
             server = build_server(
                 config,
+                identity=self._tls,
                 use_cases=use_cases,
                 roster=self._roster,
                 watch=watch,
@@ -231,15 +232,6 @@ class Coordinator:
                 attesting=machine and machine.attesting(register, clock=utc_now),
             )
             await log_allowlist(register, self._allowlist, clock=utc_now)
-            self._follow_enrolment(checkpoints)
-            self._enrolment = EnrolmentFile(
-                path=config.federation.allowlist,
-                roster=self._roster,
-                register=register,
-                meter=self._metrics,
-                check=partial(self._check_study, plan),
-                clock=utc_now,
-            )
             await self._note_start(register, protection, wrapping_key, machine)
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(_settle, watch, use_cases.readings, is_over=True)
@@ -249,7 +241,7 @@ class Coordinator:
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
             stack.push_async_callback(_cancelled, asyncio.create_task(publication.run()))
-            stack.push_async_callback(_cancelled, asyncio.create_task(self._enrolment.run()))
+            self._follow_files(stack, plan=plan, register=register, checkpoints=checkpoints)
             stack.push_async_callback(
                 lambda: server.stop(grace_seconds=config.limits.drain_seconds)
             )
@@ -372,7 +364,16 @@ class Coordinator:
         check_hospitals(self._config, allowlist)
         noise_warnings(self._config, plan, allowlist)
 
-    def _follow_enrolment(self, checkpoints: Checkpoints) -> None:
+    def _follow_files(
+        self,
+        stack: AsyncExitStack,
+        *,
+        plan: StudyPlan,
+        register: Register,
+        checkpoints: Checkpoints,
+    ) -> None:
+        """Follow the allow-list and the TLS files until the stack is left."""
+
         def follow() -> None:
             allowlist = self._roster.on_record
             checkpoints.go_by(configured_policy(self._config, allowlist, self._log))
@@ -380,6 +381,23 @@ class Coordinator:
 
         follow()
         self._roster.follow(follow)
+        enrolment = EnrolmentFile(
+            path=self._config.federation.allowlist,
+            roster=self._roster,
+            register=register,
+            meter=self._metrics,
+            check=partial(self._check_study, plan),
+            clock=utc_now,
+        )
+        certificates = CertificateFiles(
+            identity=self._tls,
+            meter=self._metrics,
+            note=lambda event, facts: self._note(register, event, **facts),
+            clock=utc_now,
+        )
+        for each in (enrolment, certificates):
+            self._readers.append(each.read_now)
+            stack.push_async_callback(_cancelled, asyncio.create_task(each.run()))
 
     def _scorer(self, models: FileModelStore) -> WorkerScorer:
         settings = self._config.worker

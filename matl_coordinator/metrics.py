@@ -37,6 +37,9 @@ class Metrics:
             "1 for a file whose content was refused: what was read before is in force.",
             "file",
         )
+        self._valid = self._gauge(
+            "tls_certificate_valid_seconds", "Until the coordinator's certificate expires."
+        )
         self._received = self._counter("received_bytes_total", "Bytes of updates received.")
         self._sent = self._counter("sent_bytes_total", "Bytes of models sent.")
         self._phase_failures = self._counter(
@@ -123,6 +126,9 @@ class Metrics:
 
     def file_refused(self, file: str, *, refused: bool) -> None:
         self._stale.labels(file=file).set(refused)
+
+    def certificate_valid(self, seconds: float) -> None:
+        self._valid.set(seconds)
 
     def phase_failed(self, phase: Phase) -> None:
         self._phase_failures.labels(phase=phase.value).inc()

@@ -217,7 +217,7 @@ class FederationClient:
         """Use a channel that somebody else opens and closes.
 
         Args:
-            channel: from ``connect``.
+            channel: such as a ``connection.RenewingChannel``.
             node_id: our own name, which receipts must bear.
             federation_id: the only federation whose documents are accepted.
             coordinator_key: verifies them.

@@ -32,8 +32,9 @@ from matl_common.ids import FederationId
 from matl_common.signing import load_pem_signer
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_participant.attestation import Attestation
-from matl_participant.client import FederationClient, connect
+from matl_participant.client import FederationClient
 from matl_participant.config import Config, load_config
+from matl_participant.connection import RenewingChannel
 from matl_participant.core.spending import record
 from matl_participant.data.inspect import check_patient_unit, inspect_data
 from matl_participant.engine import Outcome, Participant
@@ -75,7 +76,9 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
     coordinator = config.coordinator
     async with (
         WorkerProcess(worker_argv, limits=limits) as worker,
-        connect(coordinator.address, config.tls, coordinator.name) as channel,
+        RenewingChannel(
+            coordinator.address, config.tls, coordinator.name, reports=reports
+        ) as channel,
     ):
         client = FederationClient(
             channel,

@@ -37,6 +37,9 @@ class Metrics:
         self.attested = self._gauge(
             "coordinator_attested", "1 while evidence of the coordinator's machine counts."
         )
+        self.certificate_valid = self._gauge(
+            "tls_certificate_valid_seconds", "Until this hospital's certificate expires."
+        )
         self.halted = self._gauge("halted", "1 once the study has ended here for good.")
         self.round = self._gauge("round_number", "The last round attempted.")
         self.trust = self._gauge("trust_score", "How the coordinator sees this hospital, 0 to 1.")

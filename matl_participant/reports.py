@@ -53,6 +53,7 @@ class Reports:
         self._log: Any = structlog.get_logger("matl.participant")
         self._standing: Standing | None = None
         self._warned_of_budget = False
+        self._warned_of_certificate = False
         self._cosigned_size = -1
         self._refused_size = -1
 
@@ -128,6 +129,21 @@ class Reports:
             why="a look at the data took longer than the plan's send_after_seconds; the "
             "coordinator will see how many times as long. Ask its operator for a longer time",
         )
+
+    def certificate_valid(self, left: timedelta, warning: str | None) -> None:
+        """For how long the TLS certificate still is; the warning once until it is renewed."""
+        self.metrics.certificate_valid.set(left.total_seconds())
+        if warning and not self._warned_of_certificate:
+            self._log.warning("participant.certificate_expires", why=warning)
+        self._warned_of_certificate = warning is not None
+
+    def certificate_renewed(self, not_after: datetime) -> None:
+        self._warned_of_certificate = False
+        self._log.info("participant.tls_renewed", not_after=not_after.isoformat())
+
+    def certificate_refused(self, error: Exception) -> None:
+        """Changed files do not fit; they may be in the middle of being exchanged."""
+        self._log.warning("participant.tls_files_refused", error=text_of(error), in_use="as before")
 
     def disconnected(self) -> None:
         self.metrics.connected.set(0)

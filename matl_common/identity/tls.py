@@ -49,6 +49,16 @@ class PeerRefusedError(MatlError):
     """The connection does not identify a node: no TLS 1.3, or a certificate of no node."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """The content of ``TlsFiles``, each part fitting the others."""
+
+    key: bytes
+    chain: bytes
+    authority: bytes
+    certificate: x509.Certificate
+
+
 class AuthenticatedContext(Protocol):
     """The part of a gRPC servicer context that identity comes from."""
 
@@ -65,17 +75,55 @@ class TlsFiles:
     trusted_authority: Path
 
 
+class ServerIdentity:
+    """A server's credentials, which may be exchanged while it serves.
+
+    gRPC asks for them at every handshake, and silently keeps the last ones it liked where it
+    gets an error or a bad key. So it is only ever given what was checked here. Connections that
+    are open keep the keys they were opened with.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Load the files.
+
+        Raises:
+            ConfigurationError: a file is missing or does not fit the others, or gRPC was
+                imported before ``matl_common``.
+        """
+        self._files = files
+        self._identity = _load(files)
+        # Replaced whole, so that gRPC's threads need no lock.
+        self._configuration = _configuration(self._identity)
+        self.credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            self._configuration, lambda: self._configuration, require_client_authentication=True
+        )
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """What new connections are shown."""
+        return self._identity.certificate
+
+    def renew(self) -> bool:
+        """Load the files again; whether anything in them is new.
+
+        Raises:
+            ConfigurationError: as at first; what was loaded before stays in use.
+        """
+        found = _load(self._files)
+        if found == self._identity:
+            return False
+        self._identity = found
+        self._configuration = _configuration(found)
+        return True
+
+
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Credentials of a server that demands a client certificate.
 
     Raises:
-        ConfigurationError: a file is missing or does not fit the others, or gRPC was
-            imported before ``matl_common``.
+        ConfigurationError: as ``ServerIdentity``.
     """
-    key, chain, authority = _load(files)
-    return grpc.ssl_server_credentials(
-        [(key, chain)], root_certificates=authority, require_client_auth=True
-    )
+    return ServerIdentity(files).credentials
 
 
 def channel_credentials(files: TlsFiles, *, only: bytes | None = None) -> grpc.ChannelCredentials:
@@ -89,10 +137,21 @@ def channel_credentials(files: TlsFiles, *, only: bytes | None = None) -> grpc.C
     Raises:
         ConfigurationError: as ``server_credentials``.
     """
-    key, chain, authority = _load(files)
+    identity = _load(files)
     return grpc.ssl_channel_credentials(
-        root_certificates=only or authority, private_key=key, certificate_chain=chain
+        root_certificates=only or identity.authority,
+        private_key=identity.key,
+        certificate_chain=identity.chain,
     )
+
+
+def own_certificate(files: TlsFiles) -> x509.Certificate:
+    """The certificate a node shows.
+
+    Raises:
+        ConfigurationError: the file does not hold one.
+    """
+    return _read_certificates(files.certificate_chain)[1][0]
 
 
 def peer_certificate(context: AuthenticatedContext) -> PeerCertificate:
@@ -160,7 +219,13 @@ def _message_limits() -> ChannelOptions:
     )
 
 
-def _load(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
+def _configuration(identity: _Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.key, identity.chain)], root_certificates=identity.authority
+    )
+
+
+def _load(files: TlsFiles) -> _Identity:
     if os.environ.get(TLS_SUITES_VARIABLE) != TLS_SUITES:
         raise ConfigurationError(
             "gRPC could negotiate TLS 1.2 in this process; import matl_common before grpc, "
@@ -176,14 +241,15 @@ def _load(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
             f"{files.certificate_chain} does not begin with the certificate of the key "
             f"{files.private_key}; put the files that belong together in place"
         )
-    return private_key_pem(key), chain, authority
+    return _Identity(private_key_pem(key), chain, authority, certificates[0])
 
 
 def _read_certificates(path: Path) -> tuple[bytes, list[x509.Certificate]]:
     try:
         pem = path.read_bytes()
-        return pem, x509.load_pem_x509_certificates(pem)
+        certificates = x509.load_pem_x509_certificates(pem)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"cannot read certificates from {path}; give the path of a PEM file"
         ) from error
+    return pem, certificates

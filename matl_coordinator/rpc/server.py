@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
-from matl_common.identity.tls import TlsFiles, server_credentials, server_options
+from matl_common.identity.tls import ServerIdentity, server_options
 from matl_common.version import __version__
 from matl_common.wire import (
     audit_pb2,
@@ -63,14 +63,14 @@ class GuardedServer:
     """A ``grpc.aio`` server on which nothing runs unguarded."""
 
     def __init__(
-        self, *, files: TlsFiles, guard: Guard, servicers: Servicers, idle_seconds: float
+        self, *, identity: ServerIdentity, guard: Guard, servicers: Servicers, idle_seconds: float
     ) -> None:
         """Prepare the server; it listens once started. A caller may be silent ``idle_seconds``.
 
         Raises:
-            ConfigurationError: a key or certificate is not usable, or a method is unguarded.
+            ConfigurationError: a method is unguarded.
         """
-        self._credentials = server_credentials(files)
+        self._credentials = identity.credentials
         self._server = grpc.aio.server(
             interceptors=(_GuardInterceptor(guard, idle_seconds=idle_seconds),),
             options=server_options(),
@@ -113,6 +113,7 @@ class GuardedServer:
 def build_server(
     config: Config,
     *,
+    identity: ServerIdentity,
     use_cases: UseCases,
     roster: Roster,
     watch: Watch,
@@ -123,7 +124,7 @@ def build_server(
     """The server of one coordinator; it listens once started.
 
     Raises:
-        ConfigurationError: a key or certificate is not usable.
+        ConfigurationError: a method is unguarded.
     """
     federation = FederationServicer(
         invitations=use_cases.invitations,
@@ -145,7 +146,7 @@ def build_server(
     )
     guard = Guard(roster=roster, clock=clock, on_denial=watch.access_denied)
     return GuardedServer(
-        files=config.identity.tls,
+        identity=identity,
         guard=guard,
         servicers=Servicers(federation, operations, audit),
         idle_seconds=config.limits.idle_seconds,

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from matl_participant.client import connect
+from matl_participant.connection import RenewingChannel
 from matl_participant.config import load_config
 from matl_participant.daemon import witness_of
 from matl_participant.metrics import Metrics
@@ -30,7 +30,9 @@ class Dying:
 async def main() -> None:
     """Witness with the real daemon's parts, but for the key."""
     config = load_config(Path(sys.argv[1]), environment={})
-    async with connect(config.coordinator.address, config.tls, config.coordinator.name) as channel:
+    async with RenewingChannel(
+        config.coordinator.address, config.tls, config.coordinator.name, reports=Reports(Metrics())
+    ) as channel:
         witness = witness_of(config, channel, Reports(Metrics()))
         assert witness is not None
         witness.keys = type(witness.keys)(witness.keys.log, witness.keys.own, Dying())

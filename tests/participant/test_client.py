@@ -30,10 +30,12 @@ from matl_participant.client import (
     UnavailableError,
     UntrustedCoordinatorError,
     UpdateDamagedError,
-    connect,
     read_sealed,
     seal_manifest,
 )
+from matl_participant.connection import RenewingChannel
+from matl_participant.metrics import Metrics
+from matl_participant.reports import Reports
 from tests.participant.simulator import (
     COORDINATOR,
     FEDERATION,
@@ -63,7 +65,9 @@ async def client_of(
     timeouts: Timeouts = FAST,
 ) -> AsyncIterator[FederationClient]:
     files = files or keys[HOSPITAL].tls
-    async with connect(coordinator.address, files, spiffe) as channel:
+    async with RenewingChannel(
+        coordinator.address, files, spiffe, reports=Reports(Metrics())
+    ) as channel:
         yield FederationClient(
             channel,
             node_id=HOSPITAL,

@@ -27,8 +27,9 @@ from matl_common.protocol import EvaluationTerms, NoisedCount, Recipe, StudyPlan
 from matl_common.signing import encode_envelope, load_pem_signer, parse_envelope
 from matl_common.tensors import store_model
 from matl_common.worker import WorkerLimits, WorkerProcess
-from matl_participant.client import FederationClient, connect
+from matl_participant.client import FederationClient
 from matl_participant.config import Config, load_config
+from matl_participant.connection import RenewingChannel
 from matl_participant.core.account import Account, AttemptState
 from matl_participant.core.journal import LedgerCorruptError, replay
 from matl_participant.core.spending import summarise
@@ -154,7 +155,12 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
             limits=WorkerLimits(30.0, memory_bytes),
             environment={"PYTHONPATH": str(ROOT)},
         ) as worker,
-        connect(config.coordinator.address, config.tls, config.coordinator.name) as channel,
+        RenewingChannel(
+            config.coordinator.address,
+            config.tls,
+            config.coordinator.name,
+            reports=Reports(Metrics()),
+        ) as channel,
     ):
         reports = Reports(Metrics())
         client = FederationClient(

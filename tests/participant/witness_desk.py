@@ -16,7 +16,7 @@ from matl_common.log_evidence import Kind, Weight, check_evidence, parse_evidenc
 from matl_common.protocol import PayloadType, Receipt
 from matl_common.tlog.cosignature import verified_cosignatures
 from matl_common.wire.documents import format_receipt
-from matl_participant.client import connect
+from matl_participant.connection import RenewingChannel
 from matl_participant.files import StateFolder, StudyFolder
 from matl_participant.log_client import LogClient
 from matl_participant.log_files import EvidenceFolder, KeptCheckpoint
@@ -74,8 +74,11 @@ class Desk:
         assert keys is not None
         if self.signer is not None:
             keys = replace(keys, signer=self.signer)
-        async with connect(
-            config.coordinator.address, config.tls, config.coordinator.name
+        async with RenewingChannel(
+            config.coordinator.address,
+            config.tls,
+            config.coordinator.name,
+            reports=Reports(Metrics()),
         ) as channel:
             yield Witness(
                 keys=keys,

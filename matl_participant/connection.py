@@ -1,0 +1,125 @@
+"""The connection to the coordinator, which outlives the certificate it was opened with.
+
+The files are looked at before every call. Once they have changed and fit each other, the call
+and those after it use a new channel; those under way end on the old one.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import grpc
+from cryptography import x509
+
+from matl_common.errors import ConfigurationError
+from matl_common.identity.certificates import SpiffeId
+from matl_common.identity.renewal import expiry_warning, stamps_of, time_left
+from matl_common.identity.tls import (
+    TlsFiles,
+    channel_credentials,
+    channel_options,
+    own_certificate,
+)
+from matl_participant.reports import Reports
+
+GRACE_SECONDS = 3600.0
+"""How long calls under way may go on with the credentials before."""
+
+
+class RenewingChannel(grpc.aio.Channel):
+    """A channel whose credentials follow their files. Runs on one event loop."""
+
+    def __init__(
+        self, address: str, files: TlsFiles, coordinator: SpiffeId, *, reports: Reports
+    ) -> None:
+        """Load the files; dials when first used.
+
+        Raises:
+            ConfigurationError: a key or certificate file does not work.
+        """
+        self._address = address
+        self._files = files
+        self._options = channel_options(coordinator)
+        self._reports = reports
+        self._stamps = stamps_of(files)
+        self._certificate, self._channel = self._open()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._report_expiry()
+
+    def _open(self) -> tuple[x509.Certificate, grpc.aio.Channel]:
+        credentials = channel_credentials(self._files)
+        channel = grpc.aio.secure_channel(self._address, credentials, options=self._options)
+        return own_certificate(self._files), channel
+
+    def _current(self) -> grpc.aio.Channel:
+        """The channel of the files as they are, or were when they last fitted each other."""
+        stamps = stamps_of(self._files)
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                before, (self._certificate, self._channel) = self._channel, self._open()
+            except ConfigurationError as error:
+                self._reports.certificate_refused(error)
+            else:
+                task = asyncio.create_task(before.close(GRACE_SECONDS))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+                self._reports.certificate_renewed(self._certificate.not_valid_after_utc)
+        self._report_expiry()
+        return self._channel
+
+    def _report_expiry(self) -> None:
+        now = datetime.now(UTC)
+        left = time_left(self._certificate, now=now)
+        self._reports.certificate_valid(left, expiry_warning(self._certificate, now=now))
+
+    async def __aenter__(self) -> Self:
+        """Nothing is opened that was not before."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close, whatever is under way."""
+        await self.close(None)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close this channel and those before it."""
+        for task in self._closing:
+            task.cancel()
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 - gRPC's signature
+        """Of the channel in use."""
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Of the channel in use."""
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Of the channel in use."""
+        await self._channel.channel_ready()
+
+    def unary_unary(self, *method: Any, **details: Any) -> Any:
+        """A callable that picks its channel when it is called."""
+        return self._later("unary_unary", method, details)
+
+    def unary_stream(self, *method: Any, **details: Any) -> Any:
+        """A callable that picks its channel when it is called."""
+        return self._later("unary_stream", method, details)
+
+    def stream_unary(self, *method: Any, **details: Any) -> Any:
+        """A callable that picks its channel when it is called."""
+        return self._later("stream_unary", method, details)
+
+    def stream_stream(self, *method: Any, **details: Any) -> Any:
+        """A callable that picks its channel when it is called."""
+        return self._later("stream_stream", method, details)
+
+    def _later(
+        self, kind: str, method: tuple[Any, ...], details: Mapping[str, Any]
+    ) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            return getattr(self._current(), kind)(*method, **details)(*arguments, **options)
+
+        return call

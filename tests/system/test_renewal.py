@@ -1,0 +1,161 @@
+"""Keys and certificates replaced on both sides while a round runs."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from matl_common.identity.allowlist import Allowlist, encode_allowlist, enrol, load_allowlist
+from matl_common.identity.certificates import (
+    COORDINATOR_ROLES,
+    PARTICIPANT_ROLES,
+    CertificateAuthority,
+    Role,
+    SpiffeId,
+    issue_certificate,
+)
+from matl_common.identity.development import LOOPBACK_NAMES
+from matl_common.identity.keys import (
+    generate_private_key,
+    load_private_key,
+    private_key_pem,
+    spki_pin,
+)
+from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.ids import NodeId
+from matl_common.wire import federation_pb2 as pb
+from matl_common.wire.federation_pb2_grpc import FederationServiceStub
+from tests.system.federation import (
+    COORDINATOR,
+    COORDINATOR_NAME,
+    FEDERATION,
+    HOSPITALS,
+    Federation,
+    Material,
+    found_federation,
+    logged_events,
+)
+from tests.system.processes import until
+from tests.system.story import finish, of, start_hospitals
+
+pytestmark = [pytest.mark.system, pytest.mark.certificates]
+CHANGING = HOSPITALS[0]
+
+
+def replace_files(
+    federation: Federation, node: NodeId, key: ec.EllipticCurvePrivateKey
+) -> x509.Certificate:
+    """Put a new key with its certificate in place, one file after the other."""
+    serves = node == COORDINATOR
+    side, roles = (
+        ("coordinator", COORDINATOR_ROLES) if serves else ("participant", PARTICIPANT_ROLES)
+    )
+    keys = federation.folder / "keys"
+    issuer = CertificateAuthority(
+        x509.load_pem_x509_certificate((keys / f"{side}-ca.crt").read_bytes()),
+        load_private_key(keys / f"{side}-ca.key"),
+        roles,
+    )
+    now = datetime.now(UTC)
+    certificate = issue_certificate(
+        issuer,
+        key.public_key(),
+        SpiffeId(FEDERATION, Role.COORDINATOR if serves else Role.PARTICIPANT, node),
+        not_before=now - timedelta(minutes=5),
+        not_after=now + timedelta(days=7),
+        server_names=LOOPBACK_NAMES if serves else (),
+    )
+    files = federation.keys[node].tls
+    files.private_key.write_bytes(private_key_pem(key))
+    files.certificate_chain.write_bytes(certificate.public_bytes(Encoding.PEM))
+    return certificate
+
+
+def enrol_pins(federation: Federation, pins: frozenset[str]) -> None:
+    path = federation.keys[COORDINATOR].allowlist
+    before = load_allowlist(path)
+    changed: Allowlist = enrol(
+        before.federation,
+        (
+            replace(node, pins=pins) if node_id == CHANGING else node
+            for node_id, node in before.nodes.items()
+        ),
+    )
+    path.with_suffix(".new").write_bytes(encode_allowlist(changed))
+    path.with_suffix(".new").replace(path)
+
+
+def refusal_of(federation: Federation, files: TlsFiles) -> grpc.StatusCode | None:
+    with grpc.secure_channel(
+        federation.address, channel_credentials(files), options=channel_options(COORDINATOR_NAME)
+    ) as channel:
+        try:
+            FederationServiceStub(channel).Hello(pb.HelloRequest(version="0"), timeout=30)
+        except grpc.RpcError as error:
+            return error.code()
+    return None
+
+
+def test_a_round_goes_on_while_both_sides_replace_their_keys(
+    tmp_path: Path, material: Material
+) -> None:
+    federation = found_federation(tmp_path, material, study={"rounds": 2})
+    files = federation.keys[CHANGING].tls
+    old = TlsFiles(tmp_path / "old.key", tmp_path / "old.crt", files.trusted_authority)
+    old.private_key.write_bytes(files.private_key.read_bytes())
+    old.certificate_chain.write_bytes(files.certificate_chain.read_bytes())
+    new_key, new_server_key = generate_private_key(), generate_private_key()
+    old_pin, new_pin = spki_pin(load_private_key(old.private_key)), spki_pin(new_key)
+    with ExitStack() as running:
+        for node in HOSPITALS:
+            federation.control(node).write_text("wait")
+        coordinator = running.enter_context(federation.start_coordinator())
+        coordinator.wait_for("coordinator_ready")
+        hospitals = start_hospitals(federation, running)
+        coordinator.wait_for("round_phase", round=1, phase="collecting")
+        until(lambda: federation.trainings(CHANGING) == [1], what="the hospital trains")
+
+        enrol_pins(federation, frozenset({old_pin, new_pin}))
+        coordinator.wait_for("allowlist_changed", changed=[CHANGING])
+        replace_files(federation, CHANGING, new_key)
+        hospitals[CHANGING].wait_for("participant.tls_renewed")
+        assert refusal_of(federation, old) is None
+        enrol_pins(federation, frozenset({new_pin}))
+        until(
+            lambda: refusal_of(federation, old) is grpc.StatusCode.PERMISSION_DENIED,
+            what="the old certificate is refused",
+        )
+
+        served = federation.keys[COORDINATOR].tls.certificate_chain
+        sound = served.read_bytes()
+        served.write_bytes(b"not a certificate")
+        coordinator.wait_for("tls_files_refused")
+        assert federation.metric("matl_stale_files", file="tls") == 1
+        assert refusal_of(federation, files) is None
+        served.write_bytes(sound)
+        certificate = replace_files(federation, COORDINATOR, new_server_key)
+        coordinator.read_again()
+        coordinator.wait_for("tls_renewed", serial=f"{certificate.serial_number:x}")
+        assert refusal_of(federation, files) is None
+        assert federation.metric("matl_stale_files", file="tls") == 0
+        assert 0 < federation.metric("matl_tls_certificate_valid_seconds") <= 7 * 86400
+
+        for node in HOSPITALS:
+            federation.control(node).unlink()
+        finish(federation, coordinator, hospitals)
+
+    events = logged_events(federation)
+    assert len(of(events, "model_released")) == 2
+    assert len(of(events, "tls_renewed", pin=spki_pin(new_server_key))) == 1
+    for node in HOSPITALS:
+        # Nobody trained twice for a round, or was left out of one.
+        assert federation.trainings(node) == [1, 2]
+    assert len(of(events, "collection_closed")) == 2
+    for closed in of(events, "collection_closed"):
+        assert set(closed["admitted"]) == set(HOSPITALS)  # type: ignore[call-overload]  # a JSON object
