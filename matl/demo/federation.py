@@ -41,9 +41,9 @@ from matl_common.identity.development import (
     MARKER,
     DevelopmentFederation,
     Enrolment,
-    NodeFolder,
     create_development_keys,
 )
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId
 
 SETTINGS_FILE: Final = "demo.json"

@@ -215,6 +215,8 @@ def enrol(federation: FederationId, nodes: Iterable[AllowedNode]) -> Allowlist:
 def encode_allowlist(allowlist: Allowlist) -> bytes:
     """The allow-list as TOML that ``parse_allowlist`` reads back."""
     tables = [f'version = 1\nfederation = "{allowlist.federation}"\n']
+    if not allowlist.nodes:
+        tables.append("nodes = []\n")
     for node in allowlist.nodes.values():
         lines = [
             "[[nodes]]",

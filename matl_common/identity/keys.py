@@ -1,4 +1,4 @@
-"""P-256 keys as files, and the pin that names a key.
+"""Elliptic-curve keys as files, and the pin that names a key.
 
 Keys only: nothing here knows whose they are. Private keys are written unencrypted,
 readable by their owner alone; they are software-held, whatever the folder is called.
@@ -6,6 +6,7 @@ readable by their owner alone; they are software-held, whatever the folder is ca
 
 import hashlib
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -24,12 +25,17 @@ from cryptography.hazmat.primitives.serialization import (
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.tlog.note import VerifierKey, parse_verifier_key
 
+SIGNING_CURVES = (ec.SECP256R1,)
+TLS_CURVES = (ec.SECP256R1, ec.SECP384R1)
+
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-def generate_private_key() -> ec.EllipticCurvePrivateKey:
-    """Make a new P-256 key."""
-    return ec.generate_private_key(ec.SECP256R1())
+def generate_private_key(
+    curve: type[ec.EllipticCurve] = ec.SECP256R1,
+) -> ec.EllipticCurvePrivateKey:
+    """Make a new key, on P-256 unless told otherwise."""
+    return ec.generate_private_key(curve())
 
 
 def private_key_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
@@ -42,16 +48,34 @@ def public_key_pem(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Load an unencrypted P-256 private key from PEM.
+def load_private_key(
+    path: Path, *, curves: Sequence[type[ec.EllipticCurve]] = SIGNING_CURVES
+) -> ec.EllipticCurvePrivateKey:
+    """Load an unencrypted private key on one of these curves from PEM.
 
     Raises:
         ConfigurationError: the file is missing, unreadable or holds something else.
     """
     key = _load_any_private_key(path)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigurationError(f"{path} does not hold a P-256 key; make one for this use")
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, tuple(curves)):
+        raise ConfigurationError(
+            f"{path} does not hold a key on {_named(curves)}; make one for this use"
+        )
     return key
+
+
+def check_curve(key: ec.EllipticCurvePublicKey, curves: Sequence[type[ec.EllipticCurve]]) -> None:
+    """Refuse a key on another curve.
+
+    Raises:
+        InvalidInputError: it is.
+    """
+    if not isinstance(key.curve, tuple(curves)):
+        raise InvalidInputError(f"the key is on {key.curve.name}, not {_named(curves)}")
+
+
+def _named(curves: Sequence[type[ec.EllipticCurve]]) -> str:
+    return " or ".join(curve().name for curve in curves)
 
 
 def load_ed25519_private_key(path: Path) -> Ed25519PrivateKey:

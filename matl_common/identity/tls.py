@@ -21,7 +21,7 @@ from cryptography import x509
 from matl_common import TLS_SUITES, TLS_SUITES_VARIABLE
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.certificates import PeerCertificate, SpiffeId, parse_peer_certificate
-from matl_common.identity.keys import load_private_key, private_key_pem, spki_pin
+from matl_common.identity.keys import TLS_CURVES, load_private_key, private_key_pem, spki_pin
 
 MAX_MESSAGE_BYTES = 2 << 20
 MAX_METADATA_BYTES = 8 << 10
@@ -232,8 +232,8 @@ def _load(files: TlsFiles) -> _Identity:
             f"or start it with {TLS_SUITES_VARIABLE}={TLS_SUITES}"
         )
     # gRPC reports a bad key only by failing every handshake, so it is checked here.
-    # That the key is P-256 is also what makes the suites above unusable.
-    key = load_private_key(files.private_key)
+    # That it is no RSA key is also what makes the suites above unusable.
+    key = load_private_key(files.private_key, curves=TLS_CURVES)
     chain, certificates = _read_certificates(files.certificate_chain)
     authority, _ = _read_certificates(files.trusted_authority)
     if spki_pin(certificates[0]) != spki_pin(key):

@@ -16,10 +16,10 @@ from matl_common.identity.development import (
     MARKER,
     DevelopmentFederation,
     Enrolment,
-    NodeFolder,
     create_development_keys,
 )
 from matl_common.identity.keys import parse_public_key
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import FederationId, NodeId
 from matl_common.signing import load_pem_signer, sign, verify
 

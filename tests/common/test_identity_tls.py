@@ -31,10 +31,10 @@ from matl_common.identity.certificates import (
 from matl_common.identity.development import (
     DevelopmentFederation,
     Enrolment,
-    NodeFolder,
     create_development_keys,
 )
 from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.tls import (
     MAX_MESSAGE_BYTES,
     AuthenticatedContext,

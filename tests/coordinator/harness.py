@@ -27,10 +27,10 @@ from matl_common.identity.certificates import Role
 from matl_common.identity.development import (
     DevelopmentFederation,
     Enrolment,
-    NodeFolder,
     create_development_keys,
 )
 from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, FederationId, NodeId, digest_of
 from matl_common.protocol import (
     PayloadType,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId
 from matl_participant.files import StateFolder
 from tests.participant.log_simulator import SimulatedLog

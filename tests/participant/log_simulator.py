@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from matl_common.identity.development import NodeFolder
 from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, FederationId, NodeId
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.entry import Entry, entry_of

@@ -25,10 +25,10 @@ from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.development import (
     DevelopmentFederation,
     Enrolment,
-    NodeFolder,
     create_development_keys,
 )
 from matl_common.identity.keys import load_private_key, parse_public_key
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.tls import peer_certificate, server_credentials, server_options
 from matl_common.ids import Digest, FederationId, NodeId, RoundId, digest_of
 from matl_common.privacy.budget import calibrate_noise

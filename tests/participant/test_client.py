@@ -13,7 +13,7 @@ import pytest
 
 from matl_common.errors import IntegrityError
 from matl_common.identity.certificates import Role, SpiffeId
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import NodeId, digest_of
 from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest

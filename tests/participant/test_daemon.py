@@ -19,7 +19,7 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from matl_common.durable import FolderInUseError
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.privacy.mechanisms import Noise

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from matl_common import signing
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, NodeId, RoundId, digest_of
 from matl_common.protocol import PayloadType, Receipt
 from matl_common.wire.documents import format_receipt

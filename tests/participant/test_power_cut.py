@@ -9,7 +9,7 @@ import pytest
 
 from matl_common import signing
 from matl_common.durable import fsync_directory, write_named_by_digest
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import PayloadType, Receipt, RoundStart
 from matl_common.signing import load_pem_signer

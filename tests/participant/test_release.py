@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from PIL import Image
 from structlog.testing import capture_logs
 
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId
 from matl_common.protocol import StudyPlan, UpdateManifest
 from matl_common.wire import audit_pb2

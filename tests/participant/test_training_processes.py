@@ -21,7 +21,7 @@ from scipy import stats
 from structlog.testing import capture_logs
 
 from matl_common.errors import ConfigurationError
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId, digest_of_file
 from matl_common.protocol import Recipe, StudyPlan
 from matl_common.tensors import ModelSchema, store_model

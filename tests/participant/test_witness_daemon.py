@@ -9,7 +9,7 @@ import grpc
 import pytest
 from prometheus_client import generate_latest
 
-from matl_common.identity.development import NodeFolder
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId
 from matl_participant.engine import Outcome
 from matl_participant.log_files import WitnessStateError

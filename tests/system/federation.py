@@ -26,10 +26,10 @@ from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.development import (
     DevelopmentFederation,
     Enrolment,
-    NodeFolder,
     create_development_keys,
 )
 from matl_common.identity.keys import load_verifier_key
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.wrapping import load_key_file
 from matl_common.ids import FederationId, NodeId
 from matl_common.tlog.merkle import root_from

@@ -1,0 +1,137 @@
+"""Where a node keeps its keys and what it trusts, and how its keys are made.
+
+tls.key tls.crt trusted-ca.crt      mutual TLS; next-tls.key while a key is replaced
+signing.key signing.pub             DSSE envelopes
+witness.key                         a participant's cosignatures of the log
+coordinator-signing.pub log.vkey    what a node trusts the coordinator by
+allowlist.toml log.key              the coordinator's alone
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from matl_common.durable import write_atomically
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.enrolling import Keys
+from matl_common.identity.keys import (
+    TLS_CURVES,
+    generate_private_key,
+    load_ed25519_private_key,
+    load_private_key,
+    private_key_pem,
+    public_key_pem,
+)
+from matl_common.identity.tls import TlsFiles
+from matl_common.signing import load_pem_signer
+from matl_common.tlog.cosignature import witness_key
+from matl_common.tlog.names import witness_name
+
+PUBLIC_MODE = 0o644
+PRIVATE_FOLDER_MODE = 0o700
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFolder:
+    """Where a node's files are; which of them exist depends on its role."""
+
+    folder: Path
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The node's side of mutual TLS."""
+        return TlsFiles(
+            private_key=self.folder / "tls.key",
+            certificate_chain=self.folder / "tls.crt",
+            trusted_authority=self.folder / "trusted-ca.crt",
+        )
+
+    @property
+    def next_tls_key(self) -> Path:
+        """The private key that will replace the one in use."""
+        return self.folder / "next-tls.key"
+
+    @property
+    def signing_key(self) -> Path:
+        """The private key of the node's envelopes."""
+        return self.folder / "signing.key"
+
+    @property
+    def signing_public_key(self) -> Path:
+        """Its public part."""
+        return self.folder / "signing.pub"
+
+    @property
+    def coordinator_signing_key(self) -> Path:
+        """The public key of the coordinator's envelopes."""
+        return self.folder / "coordinator-signing.pub"
+
+    @property
+    def allowlist(self) -> Path:
+        """The enrolled nodes."""
+        return self.folder / "allowlist.toml"
+
+    @property
+    def log_key(self) -> Path:
+        """The private key of the log's checkpoints."""
+        return self.folder / "log.key"
+
+    @property
+    def witness_key(self) -> Path:
+        """The private key that a participant cosigns checkpoints with."""
+        return self.folder / "witness.key"
+
+    @property
+    def log_verifier_key(self) -> Path:
+        """The log's C2SP verifier key."""
+        return self.folder / "log.vkey"
+
+
+def make_missing_keys(node: NodeFolder, role: Role) -> tuple[Path, ...]:
+    """Make the private keys that a node of this role needs and does not have; returns them.
+
+    Raises:
+        ConfigurationError: a signing key that is there is not one.
+    """
+    node.folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+    ed25519 = {Role.COORDINATOR: node.log_key, Role.PARTICIPANT: node.witness_key}.get(role)
+    wanted = (node.tls.private_key, node.signing_key, ed25519)
+    made = tuple(path for path in wanted if path is not None and not path.exists())
+    for path in made:
+        write_private_key(path, Ed25519PrivateKey.generate() if path == ed25519 else None)
+    public = public_key_pem(load_private_key(node.signing_key).public_key())
+    write_public(node.signing_public_key, public)
+    return made
+
+
+def keys_in(node: NodeFolder, spiffe_id: SpiffeId, *, next_tls_key: bool = False) -> Keys:
+    """The keys that a request of this node proves.
+
+    Raises:
+        ConfigurationError: one of them is missing, or of another kind.
+    """
+    witness = None
+    if spiffe_id.role is Role.PARTICIPANT and node.witness_key.exists():
+        private_key = load_ed25519_private_key(node.witness_key)
+        name = witness_name(spiffe_id.federation, spiffe_id.node_id)
+        witness = (witness_key(name, private_key.public_key()), private_key)
+    tls_key = node.next_tls_key if next_tls_key else node.tls.private_key
+    return Keys(
+        tls=load_private_key(tls_key, curves=TLS_CURVES),
+        signing=load_pem_signer(node.signing_key),
+        witness=witness,
+    )
+
+
+def write_private_key(
+    path: Path, key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey | None = None
+) -> None:
+    """Write a private key, a new P-256 one unless told otherwise, for its owner alone."""
+    write_atomically(path, [private_key_pem(key or generate_private_key())])
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """Write what others may read."""
+    write_atomically(path, [content], mode=PUBLIC_MODE)
