@@ -26,6 +26,7 @@ from matl.operations import (
     Round,
     Status,
 )
+from matl.pki_commands import keygen, pki_app
 from matl.retention_commands import retention_app
 from matl.terminal import console, print_json, printable, table
 from matl_common.errors import InvalidInputError
@@ -45,6 +46,8 @@ app = typer.Typer(
 audit_app.command()(evidence)
 app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(pki_app, name="pki")
+app.command()(keygen)
 audit_app.add_typer(retention_app, name="retention")
 
 

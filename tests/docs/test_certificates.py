@@ -59,7 +59,7 @@ def commands(text: str) -> list[str]:
 
 
 SETUP, RENEWAL = map(
-    commands, (DOCS / "certificates.md").read_text("utf-8").split("\n## Renewal\n")
+    commands, (DOCS / "certificates-openssl.md").read_text("utf-8").split("\n## Renewal\n")
 )
 *PREPARE_RENEWAL, FINISH_RENEWAL = RENEWAL
 

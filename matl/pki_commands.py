@@ -1,0 +1,448 @@
+"""``matl pki`` and ``matl keygen``: who belongs to a federation, and by which keys.
+
+Works on files alone; no coordinator is asked, and a running one follows what is written here.
+No private key is ever read by another machine than the one it was made on.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from matl.terminal import console, errors_in_one_line, print_json, printable, table
+from matl_common.durable import write_atomically
+from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.enrolling import (
+    MAX_DOCUMENT_BYTES,
+    fingerprint,
+    for_people,
+    make_answer,
+    make_request,
+    parse_answer,
+    parse_request,
+)
+from matl_common.identity.federation_folder import Facts, FederationFolder, install
+from matl_common.identity.keys import generate_private_key, spki_pin
+from matl_common.identity.node_folder import (
+    PUBLIC_MODE,
+    NodeFolder,
+    keys_in,
+    make_missing_keys,
+    write_private_key,
+)
+from matl_common.ids import parse_digest, parse_federation_id, parse_node_id
+
+pki_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Enrol nodes, renew and revoke their keys. Private keys never leave their machine.",
+)
+
+SOFTWARE_HELD: Final = "software-held: whoever can read the file has the key"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", help="The fingerprint was compared already; do not ask. For scripts."),
+]
+Federation = Annotated[
+    Path,
+    typer.Option("--folder", "-f", help="The federation's folder, which `matl pki init` made."),
+]
+NodeFolderOption = Annotated[
+    Path, typer.Option("--folder", "-f", help="The node's own folder, with its keys.")
+]
+Days = Annotated[int, typer.Option(min=1, max=3660, help="How long the certificate is valid.")]
+ServerName = Annotated[
+    list[str] | None,
+    typer.Option("--server-name", help="A further DNS name or IP address of the coordinator."),
+]
+
+
+class Kind(StrEnum):
+    """What a key is made on."""
+
+    P256 = "p256"
+    P384 = "p384"
+    ED25519 = "ed25519"
+
+
+class Client(StrEnum):
+    """Whom a request can be for."""
+
+    PARTICIPANT = "participant"
+    OPERATOR = "operator"
+
+
+def keygen(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; it must not exist.")],
+    *,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="`p256` for TLS and for signing updates, `p384` for TLS alone, `ed25519` for a "
+            "log or its witness."
+        ),
+    ] = Kind.P256,
+    as_json: Json = False,
+) -> None:
+    """Make one private key in a file that its owner alone can read.
+
+    A node needs a key for each use. `matl pki init` and `matl pki request` make those that are
+    missing, so this is for replacing one of them: move the old file away first.
+    """
+    with errors_in_one_line():
+        if path.exists():
+            raise ConfigurationError(f"{path} exists; a key is never overwritten")
+        key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey
+        if kind is Kind.ED25519:
+            key = Ed25519PrivateKey.generate()
+        else:
+            key = generate_private_key(ec.SECP384R1 if kind is Kind.P384 else ec.SECP256R1)
+        write_private_key(path, key)
+    _say({"file": str(path), "kind": kind.value, "held": SOFTWARE_HELD}, as_json=as_json)
+
+
+@pki_app.command()
+def init(
+    *,
+    folder: Annotated[Path, typer.Option("--folder", "-f", help="To be made; empty or absent.")],
+    federation: Annotated[str, typer.Option(help="The federation's name, such as dr-study.")],
+    coordinator: Annotated[str, typer.Option(help="The coordinator's name.")] = "coordinator",
+    days: Days = 365,
+    server_name: ServerName = None,
+    as_json: Json = False,
+) -> None:
+    """Make a federation: two authorities, the coordinator's keys, and an allow-list of nobody.
+
+    Run it at the coordinator's operator, once. One authority certifies coordinators, the other
+    participants and operators, and neither can stand for the other. The coordinator's own folder
+    goes to its machine; the two `-ca.key` files need not, and are better kept where they are not.
+
+    Then a hospital runs `matl pki request`, you run `matl pki approve`, and it `matl pki install`.
+    """
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        name = SpiffeId(
+            parse_federation_id(federation), Role.COORDINATOR, parse_node_id(coordinator)
+        )
+        made = FederationFolder.found(
+            folder,
+            name,
+            now=_now(),
+            validity=timedelta(days=days),
+            server_names=tuple(server_name or ()),
+        )
+    facts = {
+        "federation": name.federation,
+        "coordinator": str(name),
+        "folder": str(made.coordinator.folder),
+        "allowlist": str(made.coordinator.allowlist),
+        "keys": SOFTWARE_HELD,
+    }
+    _say(facts, as_json=as_json)
+
+
+@pki_app.command()
+def request(
+    *,
+    folder: NodeFolderOption,
+    federation: Annotated[str, typer.Option(help="The federation's name.")],
+    node: Annotated[str, typer.Option(help="This node's name in it, such as hospital_b.")],
+    role: Annotated[Client, typer.Option(help="What it takes part as.")] = Client.PARTICIPANT,
+    new_key: Annotated[
+        bool,
+        typer.Option(
+            "--new-key",
+            help="Ask for a new TLS key, made beside the one in use; without it, for the key "
+            "in use.",
+        ),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Default: NODE.request.json here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask to be enrolled, or for another certificate. Run it at the hospital.
+
+    Makes the keys that are missing in the folder, and a request: public keys, and a signature by
+    each that proves you hold it. Send the file to the coordinator's operator, and read the
+    fingerprint to each other over a line that you trust; nothing else shows that nobody
+    exchanged the request on its way.
+
+    Run it again before the certificate ends: the daemon takes the new one without a restart.
+    """
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        name = SpiffeId(parse_federation_id(federation), Role(role), parse_node_id(node))
+        mine = NodeFolder(folder)
+        made = make_missing_keys(mine, name.role)
+        if new_key and not mine.next_tls_key.exists():
+            write_private_key(mine.next_tls_key)
+            made = (*made, mine.next_tls_key)
+        document = make_request(name, keys_in(mine, name, next_tls_key=new_key))
+        path = out or Path(f"{name.node_id}.request.json")
+        write_atomically(path, [document], mode=PUBLIC_MODE)
+        found = parse_request(document).fingerprint
+    facts = {
+        "request": str(path),
+        "node": str(name),
+        "fingerprint": for_people(found),
+        "keys made": [str(each) for each in made],
+        "keys": SOFTWARE_HELD,
+    }
+    _say(facts, as_json=as_json)
+
+
+@pki_app.command()
+def approve(
+    path: Annotated[Path, typer.Argument(metavar="REQUEST", help="The file that was sent.")],
+    *,
+    folder: Federation,
+    patients: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Enrolled patients, which weigh a participant. Needed at first; later the number "
+            "known is kept.",
+        ),
+    ] = None,
+    histogram: Annotated[
+        str | None, typer.Option(help="Of these, patients of grades 0 to 4: n,n,n,n,n.")
+    ] = None,
+    days: Days = 365,
+    replace_keys: Annotated[
+        bool,
+        typer.Option(
+            "--replace-keys", help="The node has a new signing or witness key, or another role."
+        ),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Default: NODE.answer.json here.")] = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Enrol a node, or renew its certificate. Run it at the coordinator's operator.
+
+    Checks every proof in the request, shows its fingerprint for you to compare with the hospital,
+    then certifies its TLS key, adds it to the allow-list (the other entries stay as they are) and
+    writes an answer to send back. A running coordinator lets the node in within seconds.
+
+    A key that replaces another is listed beside it. Once the hospital uses the new one, shut the
+    old one out: `matl pki revoke NODE --pin PIN --reason replaced`.
+    """
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        federation = FederationFolder(folder)
+        found = parse_request(_read(path))
+        _compare(f"Request of {found.spiffe_id}", found.fingerprint, yes=yes)
+        answer = federation.approve(
+            found,
+            Facts(patients, _histogram(histogram)),
+            now=_now(),
+            validity=timedelta(days=days),
+            replace_keys=replace_keys,
+        )
+        document = make_answer(answer)
+        target = out or Path(f"{found.spiffe_id.node_id}.answer.json")
+        write_atomically(target, [document], mode=PUBLIC_MODE)
+    facts = {
+        "answer": str(target),
+        "node": str(found.spiffe_id),
+        "pin": answer.node.pin,
+        "valid until": answer.node.not_after.isoformat(),
+        "fingerprint": for_people(fingerprint(document)),
+    }
+    _say(facts, as_json=as_json)
+
+
+@pki_app.command("install")
+def install_command(
+    path: Annotated[Path, typer.Argument(metavar="ANSWER", help="The file that came back.")],
+    *,
+    folder: NodeFolderOption,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Put an answer in place. Run it at the hospital.
+
+    Refuses a certificate for another key than the folder's. The answer says whom to trust as the
+    coordinator: compare its fingerprint with the operator, as for the request. A running daemon
+    uses the new certificate at its next call.
+    """
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        document = _read(path)
+        answer = parse_answer(document)
+        _compare(f"Answer for {answer.node.spiffe_id}", fingerprint(document), yes=yes)
+        node = install(NodeFolder(folder), answer, now=_now())
+    facts = {
+        "node": str(node.spiffe_id),
+        "coordinator": str(answer.coordinator),
+        "pin": node.pin,
+        "valid until": node.not_after.isoformat(),
+        "folder": str(folder),
+    }
+    _say(facts, as_json=as_json)
+
+
+@pki_app.command()
+def renew(
+    *,
+    folder: Federation,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Also replace its TLS key.")] = False,
+    days: Days = 365,
+    server_name: ServerName = None,
+    as_json: Json = False,
+) -> None:
+    """Renew the coordinator's certificate, in its folder. Hospitals notice nothing.
+
+    A hospital's is renewed by another `matl pki request` and `matl pki approve`. A running
+    coordinator shows the new certificate to new connections within seconds.
+    """
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        federation = FederationFolder(folder)
+        certificate = federation.renew(
+            now=_now(),
+            validity=timedelta(days=days),
+            new_key=new_key,
+            server_names=tuple(server_name or ()),
+        )
+    facts = {
+        "node": str(federation.coordinator_id),
+        "pin": spki_pin(certificate),
+        "valid until": certificate.not_valid_after_utc.isoformat(),
+        "certificate": str(federation.coordinator.tls.certificate_chain),
+    }
+    _say(facts, as_json=as_json)
+
+
+@pki_app.command()
+def revoke(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="The node, as enrolled.")],
+    *,
+    folder: Federation,
+    reason: Annotated[str, typer.Option(help="Why; it is kept, and shown by `matl pki list`.")],
+    pin: Annotated[
+        str | None, typer.Option(help="Shut out this key only, such as one that was replaced.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Shut a node out, or one of its keys. Run it at the coordinator's operator.
+
+    A running coordinator ends its calls within 5 seconds, and what it sent in a round that was
+    not scored does not count. The other hospitals notice nothing. A revoked TLS key is never
+    approved again; to let the node in once more, approve a request with a new key.
+    """
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        federation = FederationFolder(folder)
+        revoked = federation.revoke(
+            parse_node_id(node),
+            reason=reason,
+            now=_now(),
+            pin=None if pin is None else parse_digest(pin),
+        )
+    facts = {
+        "node": revoked.node_id,
+        "revoked": "the node" if revoked.whole else "one key",
+        "pins": sorted(revoked.pins),
+        "reason": revoked.reason,
+        "allowlist": str(federation.coordinator.allowlist),
+    }
+    _say(facts, as_json=as_json)
+
+
+@pki_app.command("list")
+def list_command(*, folder: Federation, as_json: Json = False) -> None:
+    """List who is enrolled, by which keys and until when, and who was revoked."""
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        federation = FederationFolder(folder)
+        rows = [
+            {
+                "node": each.node.node_id,
+                "role": each.node.role.value,
+                "patients": each.node.enrolled_patients,
+                "pin": pin,
+                "valid_until": _until(each.certificates.get(pin)),
+                "signing_key": each.node.signing_keyid,
+                "witness": each.node.witness_key is not None,
+            }
+            for each in federation.listed()
+            for pin in sorted(each.node.pins)
+        ]
+        revoked = [
+            {
+                "node": each.node_id,
+                "pins": sorted(each.pins),
+                "at": each.at.isoformat(timespec="seconds"),
+                "reason": each.reason,
+            }
+            for each in federation.revoked()
+        ]
+    if as_json:
+        print_json({"enrolled": rows, "revoked": revoked})
+        return
+    headings = ("node", "role", "patients", "pin", "valid until", "signing key", "witness")
+    console().print(table(headings, [[_cell(cell) for cell in row.values()] for row in rows]))
+    if revoked:
+        console().print(
+            table(
+                ("revoked", "pins", "at", "reason"),
+                [[_cell(cell) for cell in row.values()] for row in revoked],
+            )
+        )
+
+
+def _until(certificate: Any) -> str:
+    if certificate is None:
+        return "unknown: issued elsewhere"
+    return f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+
+
+def _cell(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return " ".join(map(str, value)) or "none"
+        case _:
+            return str(value)
+
+
+def _say(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
+    else:
+        console().print(table(None, [(key, _cell(value)) for key, value in facts.items()]))
+
+
+def _compare(what: str, digest: str, *, yes: bool) -> None:
+    if yes:
+        return
+    typer.echo(f"{printable(what)}\n  {for_people(digest)}", err=True)
+    question = "Does the other side, over a line that you trust, read out the same?"
+    if not typer.confirm(question, err=True):
+        raise ConfigurationError("the fingerprints differ, or were not compared; nothing was done")
+
+
+def _histogram(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError as error:
+        raise ConfigurationError(
+            "--histogram takes numbers, such as 2500,700,1100,400,300"
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,165 @@
+"""The folder of the coordinator's operator: who gets in, stays in, and never comes back."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from matl_common.errors import ConfigurationError
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.enrolling import Answer, Request, make_request, parse_request
+from matl_common.identity.federation_folder import Facts, FederationFolder, install
+from matl_common.identity.keys import load_private_key, permission_warning, spki_pin
+from matl_common.identity.node_folder import (
+    NodeFolder,
+    keys_in,
+    make_missing_keys,
+    write_private_key,
+)
+from matl_common.ids import FederationId, NodeId
+
+pytestmark = pytest.mark.certificates
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FEDERATION = FederationId("dr-study")
+COORDINATOR = SpiffeId(FEDERATION, Role.COORDINATOR, NodeId("coordinator"))
+B, C = NodeId("hospital_b"), NodeId("hospital_c")
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> FederationFolder:
+    return FederationFolder.found(tmp_path / "federation", COORDINATOR, now=NOW)
+
+
+def request_of(folder: Path, node: NodeId, *, new_key: bool = False) -> Request:
+    name = SpiffeId(FEDERATION, Role.PARTICIPANT, node)
+    mine = NodeFolder(folder / node)
+    make_missing_keys(mine, name.role)
+    if new_key:
+        write_private_key(mine.next_tls_key)
+    return parse_request(make_request(name, keys_in(mine, name, next_tls_key=new_key)))
+
+
+def enrol(federation: FederationFolder, folder: Path, node: NodeId) -> Answer:
+    return federation.approve(request_of(folder, node), Facts(100), now=NOW)
+
+
+def test_every_private_key_is_its_owners_alone(
+    federation: FederationFolder, tmp_path: Path
+) -> None:
+    enrol(federation, tmp_path, B)
+    keys = list(tmp_path.rglob("*.key"))
+    assert len(keys) == 2 + 3 + 3
+    assert not [path for path in keys if permission_warning(path)]
+    assert not list((federation.folder / B).glob("*"))
+
+
+def test_approving_leaves_the_other_entries_as_they_are(
+    federation: FederationFolder, tmp_path: Path
+) -> None:
+    enrol(federation, tmp_path, B)
+    before = federation.allowlist().nodes[B]
+    enrol(federation, tmp_path, C)
+    assert federation.allowlist().nodes[B] == before
+    assert set(federation.allowlist().nodes) == {B, C}
+
+
+def test_a_new_key_is_listed_beside_the_old_until_that_is_revoked(
+    federation: FederationFolder, tmp_path: Path
+) -> None:
+    first = enrol(federation, tmp_path, B)
+    mine = NodeFolder(tmp_path / B)
+    install(mine, first, now=NOW)
+    second = federation.approve(request_of(tmp_path, B, new_key=True), Facts(), now=NOW)
+    assert federation.allowlist().nodes[B].pins == {first.node.pin, second.node.pin}
+    assert federation.allowlist().nodes[B].enrolled_patients == 100
+    install(mine, second, now=NOW)
+    assert spki_pin(load_private_key(mine.tls.private_key)) == second.node.pin
+    assert not mine.next_tls_key.exists()
+    federation.revoke(B, pin=first.node.pin, reason="replaced", now=NOW)
+    assert federation.allowlist().nodes[B].pins == {second.node.pin}
+    with pytest.raises(ConfigurationError, match="only pin"):
+        federation.revoke(B, pin=second.node.pin, reason="lost", now=NOW)
+
+
+def test_a_revoked_key_is_never_approved_again(
+    federation: FederationFolder, tmp_path: Path
+) -> None:
+    enrol(federation, tmp_path, B)
+    enrol(federation, tmp_path, C)
+    federation.revoke(B, reason="laptop stolen", now=NOW)
+    assert set(federation.allowlist().nodes) == {C}
+    with pytest.raises(ConfigurationError, match="laptop stolen"):
+        enrol(federation, tmp_path, B)
+    with pytest.raises(ConfigurationError, match="not enrolled"):
+        federation.revoke(B, reason="again", now=NOW)
+    federation.approve(request_of(tmp_path, B, new_key=True), Facts(100), now=NOW)
+    assert set(federation.allowlist().nodes) == {B, C}
+
+
+def test_other_signing_keys_need_to_be_meant(federation: FederationFolder, tmp_path: Path) -> None:
+    enrol(federation, tmp_path, B)
+    (tmp_path / B / "signing.key").unlink()
+    again = request_of(tmp_path, B)
+    with pytest.raises(ConfigurationError, match="signing_key"):
+        federation.approve(again, Facts(), now=NOW)
+    federation.approve(again, Facts(), now=NOW, replace_keys=True)
+    assert federation.allowlist().nodes[B].signing_key == again.signing_key
+
+
+def test_a_request_for_another_federation_or_without_patients_is_refused(
+    federation: FederationFolder, tmp_path: Path
+) -> None:
+    name = SpiffeId(FederationId("other"), Role.PARTICIPANT, B)
+    make_missing_keys(NodeFolder(tmp_path / B), name.role)
+    foreign = parse_request(make_request(name, keys_in(NodeFolder(tmp_path / B), name)))
+    with pytest.raises(ConfigurationError, match="federation other"):
+        federation.approve(foreign, Facts(100), now=NOW)
+    with pytest.raises(ConfigurationError, match="--patients"):
+        federation.approve(request_of(tmp_path, C), Facts(), now=NOW)
+    assert not federation.allowlist().nodes
+
+
+def test_an_answer_is_refused_by_a_folder_without_its_key(
+    federation: FederationFolder, tmp_path: Path
+) -> None:
+    answer = enrol(federation, tmp_path, B)
+    request_of(tmp_path, C)
+    with pytest.raises(ConfigurationError, match="neither"):
+        install(NodeFolder(tmp_path / C), answer, now=NOW)
+    with pytest.raises(ConfigurationError, match="clock"):
+        install(NodeFolder(tmp_path / B), answer, now=NOW + timedelta(days=366))
+    assert not (tmp_path / B / "tls.crt").exists()
+
+
+def test_no_certificate_outlives_its_authority(tmp_path: Path) -> None:
+    federation = FederationFolder.found(
+        tmp_path / "f", COORDINATOR, now=NOW, authority_validity=timedelta(days=10)
+    )
+    answer = enrol(federation, tmp_path, B)
+    assert answer.node.not_after == NOW + timedelta(days=10)
+    with pytest.raises(ConfigurationError, match="expired"):
+        federation.approve(request_of(tmp_path, C), Facts(100), now=NOW + timedelta(days=11))
+
+
+def test_the_coordinators_certificate_is_renewed_with_its_names(tmp_path: Path) -> None:
+    federation = FederationFolder.found(
+        tmp_path / "f", COORDINATOR, now=NOW, server_names=("matl.example.org", "192.0.2.1")
+    )
+    old = spki_pin(load_private_key(federation.coordinator.tls.private_key))
+    later = NOW + timedelta(days=300)
+    same = federation.renew(now=later)
+    assert spki_pin(same) == old
+    assert same.not_valid_after_utc == later + timedelta(days=365)
+    new = federation.renew(now=later, new_key=True)
+    assert (
+        spki_pin(load_private_key(federation.coordinator.tls.private_key)) == spki_pin(new) != old
+    )
+    assert "matl.example.org" in str(new.extensions)
+    assert "192.0.2.1" in str(new.extensions)
+
+
+def test_a_folder_in_use_is_not_founded_over(federation: FederationFolder) -> None:
+    with pytest.raises(ConfigurationError, match="not empty"):
+        FederationFolder.found(federation.folder, COORDINATOR, now=NOW)
+    with pytest.raises(ConfigurationError, match="pki init"):
+        FederationFolder(federation.folder / "coordinator")

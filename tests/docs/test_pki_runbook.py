@@ -1,0 +1,91 @@
+"""The commands of ``docs/certificates.md``, run in order as they are printed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from matl_common.identity.allowlist import load_allowlist
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.node_folder import NodeFolder
+from matl_common.ids import FederationId, NodeId
+from tests.docs.test_certificates import ask
+
+pytestmark = [
+    pytest.mark.certificates,
+    pytest.mark.skipif(shutil.which("bash") is None, reason="the commands need bash"),
+]
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "certificates.md").read_text("utf-8")
+HOSPITAL = NodeId("hospital_b")
+
+
+@dataclass(frozen=True, slots=True)
+class Runbook:
+    folder: Path
+
+    def run(self, section: str) -> None:
+        """Run a section's commands."""
+        (part,) = (each for each in TEXT.split("\n## ") if each.startswith(section))
+        script = self.folder / "commands.sh"
+        script.write_text("set -euo pipefail\n" + "\n".join(blocks(part)))
+        finished = subprocess.run(
+            ["bash", script],
+            cwd=self.folder,
+            env={"PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=110,
+        )
+        assert finished.returncode == 0, finished.stderr
+
+    def answer(self, node: str) -> str:
+        coordinator = NodeFolder(self.folder / "federation" / "coordinator")
+        return ask(
+            coordinator.tls,
+            NodeFolder(self.folder / node).tls,
+            allowlist=load_allowlist(coordinator.allowlist),
+            coordinator=SpiffeId(FederationId("dr-study"), Role.COORDINATOR, NodeId("coordinator")),
+        )
+
+    def pins(self) -> frozenset[str]:
+        allowlist = load_allowlist(self.folder / "federation" / "coordinator" / "allowlist.toml")
+        node = allowlist.lookup(HOSPITAL)
+        return frozenset() if node is None else node.pins
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_runbook_works_from_the_first_key_to_the_last(tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "matl"
+    command.parent.mkdir()
+    # Says yes; and without the other commands' imports it starts in a fraction of the time.
+    program = "import sys; from matl.pki_commands import pki_app; sys.argv.pop(1); pki_app()"
+    command.write_text(f"#!/bin/sh\nyes | {sys.executable} -c '{program}' \"$@\"\n")
+    command.chmod(0o755)
+    runbook = Runbook(tmp_path)
+
+    runbook.run("The federation")
+    runbook.run("A node joins")
+    assert runbook.answer("hospital_b") == "participant hospital_b"
+    assert runbook.answer("operator_a") == "operator operator_a"
+    (old,) = runbook.pins()
+
+    runbook.run("Renewal")
+    (new,) = runbook.pins()
+    assert new != old
+    assert runbook.answer("hospital_b") == "participant hospital_b"
+
+    runbook.run("Shutting out")
+    assert runbook.answer("hospital_b") == "unlisted"
+    assert runbook.answer("operator_a") == "operator operator_a"
+    lines = (tmp_path / "federation" / "revoked.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == ["replaced", "laptop stolen"]

@@ -1,0 +1,69 @@
+"""``matl pki`` as people and scripts type it; what it does is tested with the folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
+
+from matl.cli import app
+from matl_common.identity.keys import load_private_key, permission_warning
+
+pytestmark = pytest.mark.certificates
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    call("pki", "init", "-f", "fed", "--federation", "dr-study")
+    call("pki", "request", "-f", "b", "--federation", "dr-study", "--node", "hospital_b")
+    return tmp_path
+
+
+def call(*arguments: str, answer: str = "", status: int = 0) -> str:
+    result = RUNNER.invoke(app, arguments, input=answer)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_json_tells_what_was_done(folder: Path) -> None:
+    approve = ("pki", "approve", "hospital_b.request.json", "-f", "fed", "--patients", "9")
+    approved = json.loads(call(*approve, "--yes", "--json"))
+    (row,) = json.loads(call("pki", "list", "-f", "fed", "--json"))["enrolled"]
+    assert row["pin"] == approved["pin"]
+    assert (row["node"], row["role"], row["patients"]) == ("hospital_b", "participant", 9)
+    installed = call("pki", "install", approved["answer"], "-f", "b", "--yes", "--json")
+    assert json.loads(installed)["pin"] == row["pin"]
+    assert not list((folder / "fed").rglob("signing.key"))[1:]
+
+
+@pytest.mark.parametrize("answer", ["n\n", "", "\n"])
+def test_nobody_is_enrolled_whose_fingerprint_was_not_compared(folder: Path, answer: str) -> None:
+    approve = ("pki", "approve", "hospital_b.request.json", "-f", "fed", "--patients", "9")
+    assert RUNNER.invoke(app, approve, input=answer).exit_code != 0
+    assert json.loads(call("pki", "list", "-f", "fed", "--json"))["enrolled"] == []
+    assert not (folder / "hospital_b.answer.json").exists()
+
+
+def test_errors_are_one_line_that_says_what_to_do(folder: Path) -> None:
+    (folder / "damaged.json").write_text("{}")
+    for arguments, text in (
+        (("pki", "approve", "nothing.json", "-f", "fed"), "cannot read nothing.json"),
+        (("pki", "approve", "damaged.json", "-f", "fed"), "not an enrolment request"),
+        (("pki", "list", "-f", "b"), "matl pki init makes one"),
+        (("pki", "revoke", "hospital_z", "-f", "fed", "--reason", "r"), "not enrolled"),
+        (("pki", "init", "-f", "fed", "--federation", "dr-study"), "not empty"),
+    ):
+        assert text in call(*arguments, status=2)
+
+
+def test_a_key_is_made_once_and_called_software_held(folder: Path) -> None:
+    path = folder / "tls.key"
+    assert "software-held" in call("keygen", str(path), "--kind", "p384")
+    assert permission_warning(path) is None
+    assert load_private_key(path, curves=[ec.SECP384R1]).curve.name == "secp384r1"
+    before = path.read_bytes()
+    assert "never overwritten" in call("keygen", str(path), status=2)
+    assert path.read_bytes() == before
