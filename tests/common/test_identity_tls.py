@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl_common.errors import ConfigurationError
@@ -33,7 +34,12 @@ from matl_common.identity.development import (
     Enrolment,
     create_development_keys,
 )
-from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
+from matl_common.identity.keys import (
+    TLS_CURVES,
+    generate_private_key,
+    load_private_key,
+    private_key_pem,
+)
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.tls import (
     MAX_MESSAGE_BYTES,
@@ -165,9 +171,10 @@ def issued_files(
     trusted: Path,
     not_before: datetime = NOW - DAY,
     not_after: datetime = NOW + DAY,
+    curve: type[ec.EllipticCurve] = ec.SECP256R1,
 ) -> TlsFiles:
     """A node's TLS files with a new key."""
-    key = generate_private_key()
+    key = generate_private_key(curve)
     certificate = issue_certificate(
         issuer, key.public_key(), spiffe_id, not_before=not_before, not_after=not_after
     )
@@ -187,6 +194,26 @@ def assert_refused_at_the_handshake(error: grpc.aio.AioRpcError) -> None:
 def test_an_enrolled_pair_talks_over_tls_1_3(federation: Federation) -> None:
     credentials = channel_credentials(federation.participant.tls)
     assert ask(federation, credentials) == "hospital_b TLSv1.3"
+
+
+def test_a_pair_with_p_384_keys_talks_over_tls_1_3(federation: Federation, tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    server = issued_files(
+        tmp_path / "server",
+        federation.authority("coordinator", COORDINATOR_ROLES),
+        COORDINATOR,
+        trusted=federation.coordinator.tls.trusted_authority,
+        curve=ec.SECP384R1,
+    )
+    client = issued_files(
+        tmp_path,
+        federation.authority("participant", PARTICIPANT_ROLES),
+        participant(),
+        trusted=federation.participant.tls.trusted_authority,
+        curve=ec.SECP384R1,
+    )
+    # Known to TLS and not to the allow-list, which is asked only then.
+    assert ask(federation, channel_credentials(client), server=server) == "pin_mismatch"
 
 
 @pytest.mark.hostile
@@ -310,13 +337,25 @@ def test_messages_are_never_unlimited(options: tuple[tuple[str, int | str], ...]
 
 
 @pytest.mark.hostile
+@pytest.mark.parametrize("curve", TLS_CURVES)
 @pytest.mark.parametrize(
     ("version", "negotiated"),
     [(ssl.TLSVersion.TLSv1_2, None), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")],
 )
 def test_only_tls_1_3_can_be_negotiated(
-    federation: Federation, version: ssl.TLSVersion, negotiated: str | None
+    federation: Federation,
+    tmp_path: Path,
+    curve: type[ec.EllipticCurve],
+    version: ssl.TLSVersion,
+    negotiated: str | None,
 ) -> None:
+    server = issued_files(
+        tmp_path,
+        federation.authority("coordinator", COORDINATOR_ROLES),
+        COORDINATOR,
+        trusted=federation.coordinator.tls.trusted_authority,
+        curve=curve,
+    )
     files = federation.participant.tls
     trust = ssl.create_default_context(cafile=str(files.trusted_authority))
     trust.load_cert_chain(files.certificate_chain, files.private_key)
@@ -331,7 +370,7 @@ def test_only_tls_1_3_can_be_negotiated(
             return secure.version()
 
     async def scenario() -> str | None:
-        async with serving(federation.coordinator.tls, federation.allowlist) as port:
+        async with serving(server, federation.allowlist) as port:
             try:
                 return await asyncio.to_thread(handshake, port)
             except (ssl.SSLError, ConnectionError):

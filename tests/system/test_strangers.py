@@ -28,6 +28,7 @@ from matl_common.wire import federation_pb2 as pb
 from matl_common.wire import operations_pb2 as ops
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
 from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
+from matl_coordinator.rpc.guard import ROLES
 from tests.system.federation import (
     COORDINATOR_NAME,
     FEDERATION,
@@ -54,12 +55,12 @@ class Live:
     coordinator: Daemon
     folder: Path
 
-    def authority(self) -> CertificateAuthority:
-        """The participants' authority, whose key a development federation keeps."""
+    def authority(self, side: str = "participant") -> CertificateAuthority:
+        """An authority, whose key a development federation keeps, without its scruples."""
         keys = self.federation.folder / "keys"
-        certificate = x509.load_pem_x509_certificate((keys / "participant-ca.crt").read_bytes())
+        certificate = x509.load_pem_x509_certificate((keys / f"{side}-ca.crt").read_bytes())
         return CertificateAuthority(
-            certificate, load_private_key(keys / "participant-ca.key"), PARTICIPANT_ROLES
+            certificate, load_private_key(keys / f"{side}-ca.key"), PARTICIPANT_ROLES
         )
 
     def files(self, **changes: object) -> TlsFiles:
@@ -199,6 +200,18 @@ def other_authority() -> CertificateAuthority:
     )
 
 
+def minted(live: Live) -> TlsFiles:
+    """A certificate in the name of one hospital that another one signed, with its own behind."""
+    other = live.federation.keys[HOSPITALS[1]].tls
+    pem = other.certificate_chain.read_bytes()
+    issuer = CertificateAuthority(
+        x509.load_pem_x509_certificate(pem), load_private_key(other.private_key), PARTICIPANT_ROLES
+    )
+    files = live.files(authority=issuer, key=generate_private_key())
+    files.certificate_chain.write_bytes(files.certificate_chain.read_bytes() + pem)
+    return files
+
+
 HANDSHAKES: dict[str, tuple[str, Callable[[Live], TlsFiles]]] = {
     "expired": (
         "expired",
@@ -209,6 +222,11 @@ HANDSHAKES: dict[str, tuple[str, Callable[[Live], TlsFiles]]] = {
         "wrong_authority",
         lambda live: live.files(authority=other_authority()),
     ),
+    "the coordinators' authority": (
+        "wrong_authority",
+        lambda live: live.files(authority=live.authority("coordinator")),
+    ),
+    "a hospital that certifies another": ("wrong_authority", minted),
 }
 
 
@@ -252,3 +270,66 @@ def test_each_role_may_call_its_own_service_only(
     after = live.federation.metric("matl_refused_peers_total", reason="role_not_allowed")
     assert after == counted + 1
     assert live.phase() == "1 collecting"
+
+
+HOSPITAL_ONLY, OPERATOR_ONLY = {Role.PARTICIPANT}, {Role.OPERATOR}
+BOTH = HOSPITAL_ONLY | OPERATOR_ONLY
+METHODS: dict[str, set[Role]] = {
+    "matl.v1.FederationService/Hello": HOSPITAL_ONLY,
+    "matl.v1.FederationService/AwaitRound": HOSPITAL_ONLY,
+    "matl.v1.FederationService/PullModel": HOSPITAL_ONLY,
+    "matl.v1.FederationService/OpenUpdate": HOSPITAL_ONLY,
+    "matl.v1.FederationService/PushChunks": HOSPITAL_ONLY,
+    "matl.v1.OperationsService/GetStatus": OPERATOR_ONLY,
+    "matl.v1.OperationsService/ListRounds": OPERATOR_ONLY,
+    "matl.v1.OperationsService/ListParticipants": OPERATOR_ONLY,
+    "matl.v1.OperationsService/Pause": OPERATOR_ONLY,
+    "matl.v1.OperationsService/Resume": OPERATOR_ONLY,
+    "matl.v1.OperationsService/StartRound": OPERATOR_ONLY,
+    "matl.v1.OperationsService/Quarantine": OPERATOR_ONLY,
+    "matl.v1.OperationsService/Release": OPERATOR_ONLY,
+    "matl.v1.OperationsService/Appeal": OPERATOR_ONLY,
+    "matl.v1.OperationsService/Deny": OPERATOR_ONLY,
+    "matl.v1.AuditService/GetCheckpoint": BOTH,
+    "matl.v1.AuditService/ProveInclusion": BOTH,
+    "matl.v1.AuditService/ProveConsistency": BOTH,
+    "matl.v1.AuditService/ReadLog": BOTH,
+    "matl.v1.AuditService/AddCosignature": HOSPITAL_ONLY,
+    "grpc.health.v1.Health/Check": BOTH,
+    "grpc.health.v1.Health/Watch": BOTH,
+    "grpc.health.v1.Health/List": BOTH,
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": BOTH,
+}
+"""Every method that is served, and who may call it: written down once more, to be compared."""
+
+
+def test_the_table_below_has_every_method_that_the_server_knows() -> None:
+    never_served = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    assert {f"/{method}" for method in METHODS} == set(ROLES) - {never_served}
+
+
+@pytest.mark.parametrize("who", ["participant", "operator", "stranger"])
+def test_each_method_answers_the_roles_it_is_for_and_nobody_else(live: Live, who: str) -> None:
+    keys = {"participant": KNOWN, "operator": OPERATOR}
+    files = live.federation.keys[keys[who]].tls if who in keys else live.files(node=UNKNOWN)
+    roles = {Role(who)} if who in keys else set()
+    with grpc.secure_channel(
+        live.federation.address,
+        channel_credentials(files),
+        options=channel_options(COORDINATOR_NAME),
+    ) as channel:
+        answered = {method for method in METHODS if not is_denied(channel, method)}
+    assert answered == {method for method, allowed in METHODS.items() if roles & allowed}
+    assert live.phase() == "1 collecting"
+
+
+def is_denied(channel: grpc.Channel, method: str) -> bool:
+    """Call with an empty message, whatever the method thinks of it."""
+    call = channel.stream_stream(f"/{method}", bytes, bytes)(iter([b""]), timeout=30)
+    try:
+        next(call, None)
+    except grpc.RpcError as error:
+        return error.code() is PERMISSION_DENIED
+    finally:
+        call.cancel()
+    return False
