@@ -17,6 +17,7 @@ from rich.table import Table
 
 from matl.audit_commands import audit_app
 from matl.connection import Flags, Invocation, connected
+from matl.doctor_commands import doctor
 from matl.evidence_commands import evidence
 from matl.ledger_commands import ledger_app
 from matl.operations import (
@@ -48,6 +49,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(pki_app, name="pki")
 app.command()(keygen)
+app.command()(doctor)
 audit_app.add_typer(retention_app, name="retention")
 
 

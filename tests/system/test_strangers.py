@@ -12,7 +12,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from typer.testing import CliRunner
 
+from matl.cli import app
 from matl_common.identity.certificates import (
     PARTICIPANT_ROLES,
     CertificateAuthority,
@@ -34,6 +36,7 @@ from tests.system.federation import (
     FEDERATION,
     HOSPITALS,
     OPERATOR,
+    Event,
     Federation,
     Material,
     found_federation,
@@ -270,6 +273,100 @@ def test_each_role_may_call_its_own_service_only(
     after = live.federation.metric("matl_refused_peers_total", reason="role_not_allowed")
     assert after == counted + 1
     assert live.phase() == "1 collecting"
+
+
+def without_certificate(live: Live) -> TlsFiles:
+    files = live.files()
+    files.certificate_chain.unlink()
+    return files
+
+
+def without_key(live: Live) -> TlsFiles:
+    files = live.files()
+    files.private_key.write_bytes(private_key_pem(generate_private_key()))
+    return files
+
+
+# Which link is broken, and what is said of it.
+EXPLAINED: dict[str, tuple[str, str, Callable[[Live], TlsFiles]]] = {
+    "no certificate": ("certificate", "cannot read", without_certificate),
+    "a certificate of another key": ("certificate", "another key", without_key),
+    "expired": ("certificate", "expired", HANDSHAKES["expired"][1]),
+    "not yet valid": ("certificate", "not valid before", HANDSHAKES["not yet valid"][1]),
+    "another authority": (
+        "handshake",
+        "participants' authority",
+        HANDSHAKES["another authority"][1],
+    ),
+    "the coordinators' authority": (
+        "handshake",
+        "participants' authority",
+        HANDSHAKES["the coordinators' authority"][1],
+    ),
+    "minted": ("handshake", "authority", minted),
+    "unlisted": ("enrolment", "unlisted", STRANGERS["unlisted"][1]),
+    "right name, another key": (
+        "enrolment",
+        "pin_mismatch",
+        STRANGERS["right name, another key"][1],
+    ),
+    "another role": ("name", "operator", STRANGERS["right name and key, another role"][1]),
+    "another federation": ("name", "other-study", STRANGERS["another federation"][1]),
+}
+
+
+def diagnosis(live: Live, files: TlsFiles, *, node: NodeId = KNOWN, status: int = 1) -> list[Event]:
+    """What ``matl doctor`` says at a hospital with these files."""
+    mine = live.federation.keys[KNOWN]
+    text = live.federation.participant_config(KNOWN, address="", changes={}).read_text()
+    for old, new in (
+        (mine.tls.private_key, files.private_key),
+        (mine.tls.certificate_chain, files.certificate_chain),
+        (f'node_id = "{KNOWN}"', f'node_id = "{node}"'),
+    ):
+        text = text.replace(str(old), str(new))
+    config = live.folder / "participant.toml"
+    config.write_text(text)
+    result = CliRunner().invoke(app, ["doctor", "--config", str(config), "--json"])
+    assert result.exit_code == status, result.output
+    links: list[Event] = json.loads(result.output)["links"]
+    return links
+
+
+@pytest.mark.parametrize("case", EXPLAINED)
+def test_the_doctor_names_the_link_that_is_broken(live: Live, case: str) -> None:
+    link, text, make = EXPLAINED[case]
+    files = make(live)
+    files.private_key.chmod(0o600)
+    links = diagnosis(live, files, node=UNKNOWN if case == "unlisted" else KNOWN)
+    broken = [each for each in links if each["status"] == "broken"]
+    assert [each["link"] for each in broken] == [link], broken
+    assert text in str(broken[0]["found"])
+    assert broken[0]["remedy"]
+
+
+def test_the_doctor_finds_nothing_where_nothing_is_wrong(live: Live) -> None:
+    links = diagnosis(live, live.federation.keys[KNOWN].tls, status=0)
+    assert {each["status"] for each in links} == {"ok"}
+    assert len(links) == 13
+
+
+def test_the_doctor_at_the_coordinator_says_why_a_node_is_not_let_in(live: Live) -> None:
+    config = str(live.federation.folder / "coordinator.toml")
+    healthy = CliRunner().invoke(app, ["doctor", "--config", config])
+    assert healthy.exit_code == 0, healthy.output
+    for case, link in (
+        ("unlisted", "peer's enrolment"),
+        ("right name, another key", "peer's enrolment"),
+        ("expired", "peer's certificate"),
+        ("another authority", "peer's authority"),
+    ):
+        peer = str(EXPLAINED[case][2](live).certificate_chain)
+        arguments = ["doctor", "--config", config, "--json", "--peer", peer]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 1, result.output
+        links = json.loads(result.output)["links"]
+        assert [each["link"] for each in links if each["status"] == "broken"] == [link]
 
 
 HOSPITAL_ONLY, OPERATOR_ONLY = {Role.PARTICIPANT}, {Role.OPERATOR}
