@@ -42,11 +42,13 @@ from matl_participant.client import (
     SealedUpdate,
     SignedPlan,
     UnavailableError,
-    connect,
     seal_manifest,
 )
 from matl_participant.config import Config, load_config
+from matl_participant.connection import RenewingChannel
 from matl_participant.files import StateFolder
+from matl_participant.metrics import Metrics
+from matl_participant.reports import Reports
 from matl_participant.requests import prepare_request, train_request
 from matl_participant.sealing import manifest_of
 
@@ -211,7 +213,9 @@ async def attack_federation(config: Config, attack: Attack) -> None:
     coordinator = config.coordinator
     async with (
         WorkerProcess(worker_argv, limits=limits) as worker,
-        connect(coordinator.address, config.tls, coordinator.name) as channel,
+        RenewingChannel(
+            coordinator.address, config.tls, coordinator.name, reports=Reports(Metrics())
+        ) as channel,
     ):
         client = FederationClient(
             channel,

@@ -42,10 +42,10 @@ from matl_participant.client import (
     RefusedError,
     SealedUpdate,
     UploadResult,
-    connect,
     read_sealed,
     seal_manifest,
 )
+from matl_participant.connection import RenewingChannel
 from matl_participant.config import Config, load_config
 from matl_participant.engine import Outcome, Participant
 from matl_participant.metrics import Metrics
@@ -208,7 +208,9 @@ async def attack(config: Config, *, conduct: str, worker_argv: list[str]) -> Out
     coordinator = config.coordinator
     async with (
         WorkerProcess([sys.executable, *worker_argv], limits=limits) as worker,
-        connect(coordinator.address, config.tls, coordinator.name) as channel,
+        RenewingChannel(
+            coordinator.address, config.tls, coordinator.name, reports=Reports(Metrics())
+        ) as channel,
     ):
         shop = Workshop(config.node_id, folder, signer)
         participant = Participant(

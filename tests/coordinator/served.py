@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from matl_common.identity.certificates import Role, SpiffeId
-from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.identity.tls import ServerIdentity, TlsFiles, channel_credentials, channel_options
 from matl_common.ids import NodeId
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.service.watch import Watch
@@ -58,7 +58,8 @@ def served(site: Site) -> Iterator[Served]:
             server = build_server(
                 site.config,
                 use_cases=coordinator.use_cases,
-                allowlist=site.allowlist,
+                identity=ServerIdentity(site.config.identity.tls),
+                roster=coordinator.roster,
                 watch=watch,
                 meter=coordinator.meter,
                 clock=utc_now,

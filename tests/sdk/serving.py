@@ -28,6 +28,7 @@ from matl_common.wire.audit_pb2_grpc import (
     add_AuditServiceServicer_to_server,
 )
 from matl_coordinator.ports import LoggedEntry, Store
+from matl_common.identity.tls import ServerIdentity
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.service.watch import Watch
 from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, running, utc_now
@@ -71,7 +72,8 @@ def serving(site: Site, store: Store) -> Iterator[Desk]:
             server = build_server(
                 site.config,
                 use_cases=coordinator.use_cases,
-                allowlist=site.allowlist,
+                identity=ServerIdentity(site.config.identity.tls),
+                roster=coordinator.roster,
                 watch=Watch(register=coordinator.register, meter=coordinator.meter, clock=utc_now),
                 meter=coordinator.meter,
                 clock=utc_now,
