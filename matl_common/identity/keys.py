@@ -59,7 +59,7 @@ def load_private_key(
     key = _load_any_private_key(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, tuple(curves)):
         raise ConfigurationError(
-            f"{path} does not hold a key on {_named(curves)}; make one for this use"
+            f"{path} does not hold a {_named(curves)} key; make one for this use"
         )
     return key
 
@@ -75,7 +75,7 @@ def check_curve(key: ec.EllipticCurvePublicKey, curves: Sequence[type[ec.Ellipti
 
 
 def _named(curves: Sequence[type[ec.EllipticCurve]]) -> str:
-    return " or ".join(curve().name for curve in curves)
+    return " or ".join(f"P-{curve().key_size}" for curve in curves)
 
 
 def load_ed25519_private_key(path: Path) -> Ed25519PrivateKey:

@@ -221,6 +221,8 @@ class QuadraticScorer:
     fail_next: list[Exception] = field(default_factory=list)
     go_on: asyncio.Event | None = None
     """Scoring waits for it."""
+    build: asyncio.Event | None = None
+    """Aggregating by a rule that looks at the root set waits for it."""
 
     async def initial_model(self, folder: Path) -> InitialModel:
         blocks = (bytes(spec.byte_count) for spec in SCHEMA.tensors)
@@ -235,8 +237,9 @@ class QuadraticScorer:
         self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
     ) -> HoldoutReport:
         self._fail()
-        if self.go_on is not None:
-            await self.go_on.wait()
+        waits_for = self.go_on if updates else self.build
+        if waits_for is not None:
+            await waits_for.wait()
         base = weights_of(self.models.path(base_model))
         rows = [
             self._root(folder, TARGET - base, class_index, fold)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,9 +56,8 @@ def told(coordinator: Running, event: str) -> list[dict[str, object]]:
 
 @asynccontextmanager
 async def followed(folder: Path, **rounds: object) -> AsyncIterator[tuple[Running, EnrolmentFile]]:
-    site = make_site(
-        folder, study={"rounds": 1}, keep_spooled=10, byzantine=0, minimum_participants=2
-    )
+    terms: dict[str, Any] = {"keep_spooled": 10, "byzantine": 0, "minimum_participants": 2}
+    site = make_site(folder, study={"rounds": 1}, **{**terms, **rounds})
     async with running(site) as coordinator:
         yield coordinator, following(coordinator)
 
@@ -136,9 +136,37 @@ async def test_a_hospital_removed_while_its_update_is_scored_has_no_part_in_the_
         coordinator.scorer.go_on.set()
         released = await phase(coordinator, Phase.RELEASED)
         assert {each.node_id for each in released.weights} == {A, B}
+        # It was judged again, rather than failed and repeated.
+        failures = coordinator.meter.registry.get_sample_value(
+            "matl_phase_failures_total", {"phase": "scoring"}
+        )
+        assert not failures
         entries = events_of(coordinator.store)
         site = coordinator.site
     await replay_round(site.config, entries, 1)
+
+
+async def test_a_round_under_aggregation_is_finished_by_the_list_it_was_scored_by(
+    tmp_path: Path,
+) -> None:
+    async with followed(tmp_path, rule="fltrust") as (coordinator, file):
+        coordinator.scorer.build = asyncio.Event()
+        await offer_and_send(coordinator, *NODES)
+        scored = await phase(coordinator, Phase.AGGREGATING)
+        enrol_only(coordinator, A, B)
+        await file.look()
+        # Shut out at once, and counted until the round is over.
+        assert C not in coordinator.roster.admitting.nodes
+        assert C in coordinator.roster.participants
+        coordinator.scorer.build.set()
+        released = await phase(coordinator, Phase.RELEASED)
+        assert released.weights == scored.weights
+        await file.look()
+        assert C not in coordinator.roster.participants
+        entries = events_of(coordinator.store)
+        names = [each["event"] for each in entries]
+        assert names.index("model_aggregated") < names.index("enrolment_changed")
+        assert not told(coordinator, "node_removed")
 
 
 async def test_a_round_that_loses_its_quorum_while_it_is_scored_is_aborted(tmp_path: Path) -> None:

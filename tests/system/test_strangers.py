@@ -392,6 +392,7 @@ METHODS: dict[str, set[Role]] = {
     "matl.v1.AuditService/ProveConsistency": BOTH,
     "matl.v1.AuditService/ReadLog": BOTH,
     "matl.v1.AuditService/AddCosignature": HOSPITAL_ONLY,
+    "matl.v1.AuditService/RecordVerification": OPERATOR_ONLY,
     "grpc.health.v1.Health/Check": BOTH,
     "grpc.health.v1.Health/Watch": BOTH,
     "grpc.health.v1.Health/List": BOTH,
