@@ -26,8 +26,8 @@ from matl_common.identity.certificates import (
     create_authority,
     issue_certificate,
 )
-from matl_common.identity.development import NodeFolder
 from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.tls import channel_credentials, channel_options
 from matl_common.ids import NodeId, digest_of
 from matl_common.wire import federation_pb2 as pb

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from matl.doctor import shown_certificate
 from matl_common.identity.allowlist import Allowlist, encode_allowlist, enrol, load_allowlist
 from matl_common.identity.certificates import (
     COORDINATOR_ROLES,
@@ -142,6 +143,10 @@ def test_a_round_goes_on_while_both_sides_replace_their_keys(
         certificate = replace_files(federation, COORDINATOR, new_server_key)
         coordinator.read_again()
         coordinator.wait_for("tls_renewed", serial=f"{certificate.serial_number:x}")
+        shown = shown_certificate(
+            federation.address, name=COORDINATOR_NAME, trusted=files.trusted_authority
+        )
+        assert shown == certificate
         assert refusal_of(federation, files) is None
         assert federation.metric("matl_stale_files", file="tls") == 0
         assert 0 < federation.metric("matl_tls_certificate_valid_seconds") <= 7 * 86400
