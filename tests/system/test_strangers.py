@@ -377,6 +377,7 @@ METHODS: dict[str, set[Role]] = {
     "matl.v1.FederationService/PullModel": HOSPITAL_ONLY,
     "matl.v1.FederationService/OpenUpdate": HOSPITAL_ONLY,
     "matl.v1.FederationService/PushChunks": HOSPITAL_ONLY,
+    "matl.v1.FederationService/Attest": HOSPITAL_ONLY,
     "matl.v1.OperationsService/GetStatus": OPERATOR_ONLY,
     "matl.v1.OperationsService/ListRounds": OPERATOR_ONLY,
     "matl.v1.OperationsService/ListParticipants": OPERATOR_ONLY,
