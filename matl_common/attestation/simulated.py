@@ -23,9 +23,9 @@ from matl_common.attestation.binding import Binding, tls_spki
 from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Technology, Verdict
 from matl_common.attestation.policy import Policy, Tcb
 from matl_common.attestation.snp import verify_snp
-from matl_common.attestation.snp_chain import MALFORMED
 from matl_common.attestation.snp_report import REPORT_BYTES, SIGNED_BYTES
 from matl_common.errors import InvalidInputError
+from matl_common.identity.certificates import MALFORMED
 
 PRODUCT = "SIMULATED"
 MEASUREMENT = hashlib.sha384(b"SIMULATED: no program was measured").hexdigest()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -26,6 +26,7 @@ from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.attestation.policy import Tcb
 from matl_common.attestation.snp_report import SigningKey
 from matl_common.errors import InvalidInputError
+from matl_common.identity.certificates import MALFORMED
 
 AMD_ROOTS: Mapping[str, str] = {
     "9f056bee44377e29308cb5ffa895bdfb62d18881fa6bed8d6f075b0204089cb9": "Milan",
@@ -45,16 +46,6 @@ _LEAF_NAMES = {"SEV-VCEK": SigningKey.VCEK, "SEV-VLEK": SigningKey.VLEK}
 _INTERMEDIATE_NAMES = {SigningKey.VCEK: "SEV-", SigningKey.VLEK: "SEV-VLEK-"}
 _HARDWARE_ID_BYTES = 64
 _UNDERSTOOD = (x509.BasicConstraints, x509.KeyUsage)
-MALFORMED = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.ExtensionNotFound,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
-"""What cryptography raises at a certificate that is none."""
 
 
 @dataclass(frozen=True, slots=True)

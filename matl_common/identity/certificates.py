@@ -14,6 +14,7 @@ from enum import StrEnum
 from ipaddress import ip_address
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -30,6 +31,17 @@ from matl_common.ids import (
 MAX_CERTIFICATE_BYTES = 16 << 10
 # Clocks of peers differ a little; a certificate is not refused for that.
 CLOCK_SKEW = timedelta(minutes=5)
+
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What cryptography raises at a certificate that is none."""
 
 _SPIFFE = re.compile(r"spiffe://([^/]+)/([^/]+)/([^/]+)")
 _MAX_COMMON_NAME_CHARACTERS = 64
@@ -194,11 +206,12 @@ def parse_peer_certificate(pem: bytes) -> PeerCertificate:
         extensions = certificate.extensions
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         is_authority = _is_authority(extensions)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        pin = spki_pin(certificate)
+    except MALFORMED as error:
         raise InvalidInputError(
             "the peer's certificate is not one made for a node; issue it again"
         ) from error
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if is_authority or len(uris) != 1:
         raise InvalidInputError(
             "the peer's certificate is an authority's or does not hold exactly one URI; "
@@ -206,7 +219,7 @@ def parse_peer_certificate(pem: bytes) -> PeerCertificate:
         )
     return PeerCertificate(
         spiffe_id=parse_spiffe_id(uris[0]),
-        pin=spki_pin(certificate),
+        pin=pin,
         serial=certificate.serial_number,
         not_after=certificate.not_valid_after_utc,
     )

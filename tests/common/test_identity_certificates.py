@@ -1,5 +1,6 @@
 """Keys, certificates and what is read back from them."""
 
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -199,6 +200,22 @@ def test_a_certificate_that_names_no_node_is_refused(pem: bytes) -> None:
 def test_an_oversized_certificate_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(InvalidInputError, match="exceeds"):
         parse_peer_certificate(pem_with(URI) + b" " * 20_000)
+
+
+@pytest.mark.hostile
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_a_certificate_with_any_bit_flipped_is_read_or_refused_as_invalid_input() -> None:
+    der = ssl.PEM_cert_to_DER_cert(pem_with(URI).decode())
+    refused = 0
+    for bit in range(8 * len(der)):
+        flipped = bytearray(der)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            # TLS has verified the signature, before a name is read.
+            parse_peer_certificate(ssl.DER_cert_to_PEM_cert(bytes(flipped)).encode())
+        except InvalidInputError:
+            refused += 1
+    assert refused > 1000
 
 
 @pytest.mark.hostile
