@@ -107,6 +107,8 @@ class LogReader:
 
     def nodes(self, wanted: Sequence[NodeRun]) -> list[NodeRun]:
         """What is stored where these runs lie."""
+        if not wanted:
+            return []
         nodes = log_nodes.c
         lies = or_(
             *(
