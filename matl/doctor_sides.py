@@ -30,10 +30,11 @@ from matl.doctor import (
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import AllowedNode, RefusalReason, load_allowlist
 from matl_common.identity.certificates import Role, SpiffeId
-from matl_common.identity.keys import load_ed25519_private_key, parse_public_key, spki_pin
+from matl_common.identity.held_keys import load_ed25519_key, load_p256_key, load_tls_key
+from matl_common.identity.key_places import KeyPlace
+from matl_common.identity.keys import parse_public_key, spki_pin
 from matl_common.identity.tls import channel_credentials, channel_options
 from matl_common.ids import FederationId, NodeId
-from matl_common.signing import load_pem_signer
 from matl_coordinator.config import Config as CoordinatorConfig
 from matl_coordinator.preflight import check_hospitals
 from matl_participant.client import (
@@ -129,11 +130,11 @@ def coordinator_links(config: CoordinatorConfig, *, peer: Path | None) -> tuple[
     )
 
 
-def _signing_key(path: Path, tls_key: Path) -> str:
-    signer = load_pem_signer(path)
-    if path.resolve() == tls_key.resolve():
+def _signing_key(place: KeyPlace, tls_key: KeyPlace) -> str:
+    key = load_p256_key(place)
+    if key.keyid == load_tls_key(tls_key).keyid:
         raise BrokenLinkError("the signing key is the TLS key", "use a key for each use")
-    return f"software-held, {signer.keyid}"
+    return f"{key.holder}, {key.keyid}"
 
 
 def _witness(config: ParticipantConfig) -> str:
@@ -141,9 +142,8 @@ def _witness(config: ParticipantConfig) -> str:
     return "none: this hospital does not witness the log" if keys is None else keys.own.vkey
 
 
-def _log_key(path: Path) -> str:
-    load_ed25519_private_key(path)
-    return "Ed25519, software-held"
+def _log_key(place: KeyPlace) -> str:
+    return f"Ed25519, {load_ed25519_key(place).holder}"
 
 
 def _handshake(config: ParticipantConfig) -> str:

@@ -53,8 +53,12 @@ class Signer(Protocol):
     def keyid(self) -> str:
         """``keyid_of(public_key)``."""
 
-    def sign(self, data: bytes) -> bytes:
-        """Sign raw ``data`` with ECDSA and SHA-256; returns the DER signature."""
+    def sign(self, data: bytes, /) -> bytes:
+        """Sign raw ``data`` with ECDSA and SHA-256; returns the DER signature.
+
+        Raises:
+            TokenError: a token that holds it cannot be used for now.
+        """
 
 
 class SoftwareSigner:
@@ -84,7 +88,7 @@ class SoftwareSigner:
         """``keyid_of(public_key)``."""
         return self._keyid
 
-    def sign(self, data: bytes) -> bytes:
+    def sign(self, data: bytes, /) -> bytes:
         """Sign raw ``data`` with ECDSA and SHA-256; returns the DER signature."""
         return self._private_key.sign(data, ec.ECDSA(SHA256()))
 

@@ -78,8 +78,8 @@ class Identity(Section):
     tls_key: FilePath
     tls_certificate: FilePath
     participant_authority: FilePath
-    signing_key: FilePath
-    log_key: FilePath
+    signing_key: KeyReference
+    log_key: KeyReference
     """Ed25519; signs the log's checkpoints and nothing else."""
 
     @property

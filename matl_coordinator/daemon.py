@@ -26,14 +26,21 @@ from matl_common.descriptors import raise_descriptor_limit
 from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
+from matl_common.identity.held_keys import (
+    Ed25519Key,
+    P256Key,
+    load_p256_key,
+    load_tls_key,
+    refuse_shared_keys,
+)
 from matl_common.identity.key_places import load_wrapping_key
+from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.tls import MAX_CONNECTIONS, ServerIdentity
 from matl_common.identity.wrapping import KeyEncryptionKey, create_key_file
 from matl_common.ids import NodeId
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
 from matl_common.protocol import StudyPlan
-from matl_common.signing import Signer, load_pem_signer
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.attesters.choice import make_attester
@@ -112,13 +119,18 @@ class Coordinator:
 
         Raises:
             ConfigurationError, InvalidInputError: a file is missing or does not fit.
+            TokenError: a key's token cannot be reached.
         """
         self._config = config
         self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
-        self._signer: Signer = load_pem_signer(config.identity.signing_key)
+        self._signer = load_p256_key(config.identity.signing_key)
         self._log = load_log_signer(config, self._allowlist)
         self._witnesses = configured_policy(config, self._allowlist, self._log)
         self._tls = ServerIdentity(config.identity.tls)
+        self._tls_key = load_tls_key(config.identity.tls_key)
+        refuse_shared_keys(
+            {"identity.tls_key": self._tls_key, "identity.signing_key": self._signer}
+        )
         check_paths(config)
         check_hospitals(config, self._allowlist)
         if self._allowlist.federation != config.federation.id:
@@ -174,7 +186,7 @@ class Coordinator:
             models = await asyncio.to_thread(FileModelStore.open, config.state_dir / "models")
             scorer = self._scorer(models)
             stack.push_async_callback(scorer.close)
-            log.info("coordinator_starting", version=__version__, node=config.node_id)
+            self._show_start()
             plan = await self._unless_stopped(
                 found_or_resume(
                     config=config,
@@ -263,6 +275,21 @@ class Coordinator:
                 await self._unless_stopped(use_cases.conductor.run())
             finally:
                 log.info("coordinator_draining", seconds_at_most=config.limits.drain_seconds)
+
+    def _keys(self) -> dict[str, P256Key | Ed25519Key]:
+        """The keys that sign, by what the configuration calls them."""
+        return {
+            "tls_key": self._tls_key,
+            "signing_key": self._signer,
+            "log_key": self._log.signer,
+        }
+
+    def _show_start(self) -> None:
+        log.info("coordinator_starting", version=__version__, node=self._config.node_id)
+        for use, key in self._keys().items():
+            log.info("key", use=use, key=key.keyid, holder=key.holder)
+            for weakness in key.weaknesses:
+                log.warning("key_weaker", use=use, reason=weakness)
 
     def _wrapping_key(self) -> KeyEncryptionKey:
         """The log's encryption key, which the first start makes where none is configured."""
@@ -457,6 +484,7 @@ class Coordinator:
             attestation=None if machine is None else verdict_facts(machine.verdict),
             log_encryption_key=wrapping_key.name,
             log_encryption_key_holder=wrapping_key.holder,
+            **{f"{use}_holder": key.holder for use, key in self._keys().items()},
         )
 
     async def _note(self, register: Register, event: str, **facts: Fact) -> None:
@@ -503,6 +531,9 @@ def serve(config: Config) -> int:
     except (ConfigurationError, InvalidInputError, OSError) as error:
         log.error("configuration_does_not_work", reason=str(error))
         return EXIT_CONFIGURATION
+    except TokenError as error:
+        log.error("coordinator_failed", reason=str(error))
+        return EXIT_FAILED
     try:
         asyncio.run(_run(coordinator))
     except ConfigurationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matl_common.identity.allowlist import Allowlist
-from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.identity.held_keys import load_ed25519_key
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.names import log_origin
 from matl_common.tlog.policy import Policy
@@ -15,12 +15,11 @@ def load_log_signer(config: Config, allowlist: Allowlist) -> LogSigner:
     """The log's key; its name is the log's origin.
 
     Raises:
-        ConfigurationError: the key's file is missing or holds no such key.
+        ConfigurationError: the key is not there, or of another type.
+        TokenError: its token cannot be reached.
     """
-    private_key = load_ed25519_private_key(config.identity.log_key)
-    return LogSigner(
-        log_key(log_origin(allowlist.federation), private_key.public_key()), private_key
-    )
+    key = load_ed25519_key(config.identity.log_key)
+    return LogSigner(log_key(log_origin(allowlist.federation), key.public_key), key)
 
 
 def configured_policy(config: Config, allowlist: Allowlist, log: LogSigner) -> Policy:

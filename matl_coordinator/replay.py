@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from matl_common.errors import ConfigurationError, IntegrityError
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.ids import Digest, NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import PayloadType, StudyPlan
-from matl_common.signing import load_pem_signer, verify
+from matl_common.signing import verify
 from matl_common.tensors import hash_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_common.wire.documents import parse_score_receipt, parse_study_plan, parse_update_manifest
@@ -91,7 +92,7 @@ async def replay_round(
         on_step(steps[-1])
 
     payload = verify(
-        story.plan, load_pem_signer(config.identity.signing_key).public_key, PayloadType.STUDY_PLAN
+        story.plan, load_p256_key(config.identity.signing_key).public_key, PayloadType.STUDY_PLAN
     )
     if digest_of(payload) != story.round.plan_digest:
         raise ReplayDifferenceError("the study plan in the log is not the one it names")

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, model_validator
 from matl_common.configuration import (
     Address,
     FilePath,
+    KeyReference,
     NodeName,
     Seconds,
     Section,
@@ -60,8 +61,8 @@ class Identity(Section):
     node_id: NodeName
     tls_key: FilePath
     tls_certificate: FilePath
-    signing_key: FilePath
-    witness_key: FilePath | None = None
+    signing_key: KeyReference
+    witness_key: KeyReference | None = None
     """Ed25519; cosigns the log's checkpoints. Without one this hospital does not witness."""
 
 

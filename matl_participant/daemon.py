@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from matl_common.attestation.policy import load_policy
 from matl_common.attestation.verifier import check_available
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
-from matl_common.identity.keys import parse_public_key, permission_warning
+from matl_common.identity.held_keys import P256Key, load_p256_key, load_tls_key, refuse_shared_keys
+from matl_common.identity.keys import parse_public_key
 from matl_common.ids import FederationId
-from matl_common.signing import load_pem_signer
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_participant.attestation import Attestation
 from matl_participant.client import FederationClient
@@ -67,9 +67,9 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
     columns = inspect_data(config.data.images, config.data.labels_file)
     if warning := check_patient_unit(columns, config.data.images_per_patient):
         structlog.get_logger("matl.participant").warning("participant.patient_unit", why=warning)
-    _warn_of_readable_keys(config)
     metrics = Metrics()
     reports = Reports(metrics)
+    signer = _signer(config, reports)
     if config.daemon.metrics:
         metrics.serve(config.daemon.metrics)
     limits = WorkerLimits(config.training.keep_warm_seconds, config.training.memory_bytes)
@@ -92,7 +92,7 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
             config=config,
             client=client,
             worker=worker,
-            signer=load_pem_signer(config.identity.signing_key),
+            signer=signer,
             reports=reports,
             version=_version(),
             chance=random.SystemRandom().random,
@@ -117,6 +117,7 @@ def witness_of(config: Config, channel: grpc.aio.Channel, reports: Reports) -> W
     reports.witnessing(keys.own.name if keys else None)
     if keys is None:
         return None
+    reports.key("witness_key", keys.signer)
     state = StateFolder(config.state_dir)
     return Witness(
         keys=keys,
@@ -184,11 +185,16 @@ def _coordinator_key(path: Path) -> EllipticCurvePublicKey:
         ) from error
 
 
-def _warn_of_readable_keys(config: Config) -> None:
-    identity = config.identity
-    for path in (identity.tls_key, identity.signing_key, identity.witness_key):
-        if path and path.exists() and (warning := permission_warning(path)):
-            structlog.get_logger("matl.participant").warning("participant.key_exposed", why=warning)
+def _signer(config: Config, reports: Reports) -> P256Key:
+    """What signs updates, once it is seen that nothing else does."""
+    tls, signing = (
+        load_tls_key(config.identity.tls_key),
+        load_p256_key(config.identity.signing_key),
+    )
+    refuse_shared_keys({"identity.tls_key": tls, "identity.signing_key": signing})
+    reports.key("tls_key", tls)
+    reports.key("signing_key", signing)
+    return signing
 
 
 def _version() -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.errors import InvalidInputError
+from matl_common.identity.pkcs11.session import TokenError
 from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
 from matl_common.protocol import Receipt, RoundStart
 from matl_common.signing import Signer
@@ -64,6 +65,8 @@ from matl_participant.sealing import ResultUnusableError, load_sealed, seal_resu
 from matl_participant.witness import Witness, why_distrusted
 
 ADMISSION_POLL_SECONDS = 2.0
+
+_TRIAL = b"matl: can updates be signed?"
 
 
 _SHORTEST_POLL = timedelta(seconds=1)
@@ -275,7 +278,7 @@ class Participant:
         wait = backoff(failures, chance=self.chance())
         run.retry_at = self.clock() + wait
         run.retry_reason = f"{name} failed: {text_of(error)}"
-        if not isinstance(error, WorkerError):
+        if not isinstance(error, WorkerError | TokenError):
             # Whoever answers next may be another machine.
             run.connected, run.attested_until = False, None
             self.reports.disconnected()
@@ -477,6 +480,12 @@ class Participant:
         """Reserve, then train; whatever happens next, the reservation stays."""
         run, ledger, start = self._run, _known(self._run.ledger), train.round_start
         model = self.folder.model(start.base_model)
+        try:
+            await asyncio.to_thread(self.signer.sign, _TRIAL)
+        except TokenError as error:
+            # Before the reservation: what cannot be signed should not cost the budget anything.
+            self._failed("train", error)
+            return
         if await asyncio.to_thread(digest_of_file, model) != start.base_model:
             # Before the reservation: a damaged disk should not cost the budget anything.
             model.unlink()
@@ -552,9 +561,15 @@ class Participant:
                 correct=correct,
                 signer=self.signer,
             )
+        except TokenError as error:
+            # It is paid for and on disk, and is signed when the token is back.
+            run.correct, run.has_result = correct, True
+            self._failed("seal", error)
+            return
         except ResultUnusableError as error:
             self.reports.training_failed(round_id, error)
             return
+        run.failures.pop("seal", None)
         ledger.seal(
             at=self.clock(),
             round_id=round_id,

@@ -11,6 +11,7 @@ import structlog
 
 from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.errors import InvalidInputError
+from matl_common.identity.held_keys import Ed25519Key, P256Key
 from matl_common.ids import Digest, RoundId
 from matl_common.log_evidence import Kind, LogEvidence
 from matl_common.protocol import EvaluationTerms, Receipt, RoundStart, Standing
@@ -239,6 +240,12 @@ class Reports:
             update=receipt.update_digest,
             log_index=receipt.log_index,
         )
+
+    def key(self, use: str, key: P256Key | Ed25519Key) -> None:
+        """Say who holds one of our keys, and what one could expect of that and does not have."""
+        self._log.info("participant.key", use=use, key=key.keyid, holder=key.holder)
+        for weakness in key.weaknesses:
+            self._log.warning("participant.key_weaker", use=use, why=weakness)
 
     def witnessing(self, name: str | None) -> None:
         if name is not None:

@@ -1,7 +1,8 @@
 """From a training result to a sealed update, and back from disk after a restart.
 
-The order is the point: the bytes are durable before they are hashed and signed, and
-the signed manifest is durable before the caller writes SEAL. Nothing here touches the
+The order is the point: what may fail and be repeated, signing in a token, comes before anything
+is moved; the bytes are durable before the signed manifest is, and that before the caller writes
+SEAL. Nothing here touches the
 ledger or the network. Blocking: call it in a thread.
 """
 
@@ -67,6 +68,7 @@ def seal_result(
         signer: of the hospital.
 
     Raises:
+        TokenError: the signer's token is away; the result is still where it was.
         ResultUnusableError: there is no result, it has another size than the model, or there is
             an evaluation in it that was not charged, or none where one was.
     """
@@ -77,18 +79,18 @@ def seal_result(
             f"{start.round_id}; see its messages in the log"
         )
     evaluation = _evaluation(correct, attempt, plan.privacy)
-    file = study.take_result(result, start.round_id)
     manifest = manifest_of(
-        file,
+        result,
         start=start,
         signed_plan=signed_plan,
         base_model=attempt.base_model,
         steps=attempt.steps,
         evaluation=evaluation,
     )
-    sealed = seal_manifest(manifest, file, signer)
+    sealed = seal_manifest(manifest, study.update(start.round_id), signer)
+    study.take_result(result, start.round_id)
     study.write_manifest(start.round_id, sealed.envelope)
-    return Seal(sealed, digest_of_file(file))
+    return Seal(sealed, digest_of_file(sealed.file))
 
 
 def _evaluation(correct: float | None, attempt: Attempt, terms: PrivacyTerms) -> NoisedCount | None:

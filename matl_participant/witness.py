@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Protocol
 
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.identity.keys import load_ed25519_private_key, load_verifier_key
+from matl_common.identity.held_keys import Ed25519Key, load_ed25519_key
+from matl_common.identity.keys import load_verifier_key
+from matl_common.identity.pkcs11.session import TokenError
 from matl_common.ids import FederationId, NodeId
 from matl_common.log_evidence import Kind, LogEvidence, claim_of
 from matl_common.tlog.checkpoint import SignedCheckpoint
 from matl_common.tlog.cosignature import cosign, verified_cosignatures, witness_key
 from matl_common.tlog.names import log_origin, witness_name
-from matl_common.tlog.note import Note, NoteSignature, Signer, VerifierKey
+from matl_common.tlog.note import Note, NoteSignature, VerifierKey
 from matl_common.tlog.proof import TlogProof
 from matl_common.tlog.submission import Shown, Worth, encode_shown, judge
 from matl_common.tlog.witness import Verdict, decide
@@ -61,7 +63,7 @@ _FOUND = {
     Verdict.BAD_PROOF: Kind.INCONSISTENT,
 }
 # What the world may do to a pass, which is then repeated. Evidence and damage are not here.
-_TRANSIENT = (CallError, UntrustedCoordinatorError, InvalidInputError, OSError)
+_TRANSIENT = (CallError, UntrustedCoordinatorError, InvalidInputError, TokenError, OSError)
 
 
 class Kept(Protocol):
@@ -80,7 +82,7 @@ class WitnessKeys:
 
     log: VerifierKey
     own: VerifierKey
-    signer: Signer
+    signer: Ed25519Key
 
 
 def load_witness_keys(config: Config) -> WitnessKeys | None:
@@ -88,14 +90,15 @@ def load_witness_keys(config: Config) -> WitnessKeys | None:
 
     Raises:
         ConfigurationError: a file is missing, or holds another key than it should.
+        TokenError: the token of the witness key cannot be reached.
     """
-    key_file, log_file = config.identity.witness_key, config.coordinator.log_key
-    if key_file is None or log_file is None:
+    place, log_file = config.identity.witness_key, config.coordinator.log_key
+    if place is None or log_file is None:
         return None
     federation = FederationId(config.coordinator.name.federation)
-    private_key = load_ed25519_private_key(key_file)
-    own = witness_key(witness_name(federation, config.node_id), private_key.public_key())
-    return WitnessKeys(_load_log_key(log_file, federation), own, private_key)
+    key = load_ed25519_key(place)
+    own = witness_key(witness_name(federation, config.node_id), key.public_key)
+    return WitnessKeys(_load_log_key(log_file, federation), own, key)
 
 
 def _load_log_key(path: Path, federation: FederationId) -> VerifierKey:
@@ -224,7 +227,10 @@ class Witness:
             return note
         self._is_cosigned = False
         now = int(self.clock().timestamp())
-        line = cosign(checkpoint, self.keys.own, self.keys.signer, unix_seconds=now)
+        # A token may take its time, or be across a network.
+        line = await asyncio.to_thread(
+            cosign, checkpoint, self.keys.own, self.keys.signer, unix_seconds=now
+        )
         try:
             await self.client.add_cosignature(size=checkpoint.size, line=line)
         except (RefusedError, NotAllowedError) as error:

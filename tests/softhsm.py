@@ -1,5 +1,6 @@
 """Real PKCS#11 tokens of a test's own, in software (SoftHSM)."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,8 +11,14 @@ from urllib.parse import quote
 
 import pkcs11
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import Attribute, KeyType, ObjectClass
 
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE, TokenUri, parse_token_uri
+
+PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 
 PIN, SO_PIN = "canary-pin-4711", "canary-so-pin-0815"
 MODULES = (
@@ -51,7 +58,7 @@ class TokenFolder:
 
     def uri_text(self, token: str, label: str = "log", *, query: str = "") -> str:
         """The URI of an object."""
-        where = f"pkcs11:token={quote(token)};object={quote(label)};type=secret-key"
+        where = f"pkcs11:token={quote(token)};object={quote(label)}"
         return f"{where}?module-path={self.module}{query}"
 
     def uri(self, token: str, label: str = "log", *, query: str = "") -> TokenUri:
@@ -65,6 +72,16 @@ class TokenFolder:
         found = pkcs11.lib(str(self.module)).get_token(token_label=token)
         with found.open(rw=True, user_pin=PIN) as session:
             yield session
+
+    def put(self, token: str, label: str, key: PrivateKey) -> None:
+        """Put a pair into a token that was known outside of it."""
+        both = _pair(key)
+        id = os.urandom(8)
+        with self.session(token) as session:
+            for each in both:
+                session.create_object(
+                    {**each, Attribute.TOKEN: True, Attribute.ID: id, Attribute.LABEL: label}
+                )
 
     @contextmanager
     def session_beside(self, token: str) -> Iterator[pkcs11.Session]:
@@ -83,6 +100,33 @@ class TokenFolder:
         finally:
             self.folder.rmdir()
             away.rename(self.folder)
+
+
+def _pair(key: PrivateKey) -> tuple[dict[Attribute, object], dict[Attribute, object]]:
+    """What both halves are to a token."""
+    match key:
+        case ec.EllipticCurvePrivateKey():
+            kind, curve = KeyType.EC, bytes.fromhex("06082a8648ce3d030107")
+            value = key.private_numbers().private_value.to_bytes(32)
+            point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        case _:
+            kind, curve = KeyType.EC_EDWARDS, b"\x13\x0cedwards25519"
+            value, point = key.private_bytes_raw(), key.public_key().public_bytes_raw()
+    shared: dict[Attribute, object] = {Attribute.KEY_TYPE: kind, Attribute.EC_PARAMS: curve}
+    public = {
+        Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+        Attribute.EC_POINT: bytes((4, len(point))) + point,
+        Attribute.VERIFY: True,
+    }
+    private = {
+        Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+        Attribute.VALUE: value,
+        Attribute.PRIVATE: True,
+        Attribute.SENSITIVE: True,
+        Attribute.EXTRACTABLE: False,
+        Attribute.SIGN: True,
+    }
+    return {**shared, **private}, {**shared, **public}
 
 
 @contextmanager

@@ -26,11 +26,11 @@ from matl.attacks import Attack as Craft
 from matl.demo.study import Attack
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
 from matl_common.logs import configure_logs
 from matl_common.protocol import RoundStart
-from matl_common.signing import load_pem_signer
 from matl_common.tensors import read_update
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.core.admission import norm_limit
@@ -178,7 +178,7 @@ class Attacker:
             base_model=start.base_model,
             steps=signed.plan.training.steps_per_round,
         )
-        signer = load_pem_signer(self.config.identity.signing_key)
+        signer = load_p256_key(self.config.identity.signing_key)
         return seal_manifest(manifest, file, signer)
 
     async def _send(self, sealed: SealedUpdate, round_id: RoundId) -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -128,7 +131,10 @@ def permission_warning(path: Path) -> str | None:
 
 
 def spki_pin(
-    holder: x509.Certificate | ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey,
+    holder: x509.Certificate
+    | ec.EllipticCurvePublicKey
+    | ec.EllipticCurvePrivateKey
+    | Ed25519PublicKey,
 ) -> str:
     """SHA-256 of the holder's SubjectPublicKeyInfo in DER, in hexadecimal."""
     match holder:

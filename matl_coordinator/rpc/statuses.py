@@ -9,6 +9,7 @@ from __future__ import annotations
 import grpc
 
 from matl_common.errors import InvalidInputError, MatlError
+from matl_common.identity.pkcs11.session import TokenError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.ports import (
     AttesterError,
@@ -63,6 +64,7 @@ ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (SpoolFullError, Status.RESOURCE_EXHAUSTED),
     (SpoolError, Status.DATA_LOSS),
     (StoreError, Status.UNAVAILABLE),
+    (TokenError, Status.UNAVAILABLE),
     (InvalidInputError, Status.INVALID_ARGUMENT),
 )
 
@@ -76,6 +78,9 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return Status.UNAVAILABLE, str(error)
         case StoreError():
             return Status.UNAVAILABLE, "the coordinator's database did not answer; try again"
+        case TokenError():
+            # Its text names where the token is.
+            return Status.UNAVAILABLE, "the coordinator's key cannot be used for now; try again"
         case MatlError():
             for kind, code in ERROR_STATUS:
                 if isinstance(error, kind):

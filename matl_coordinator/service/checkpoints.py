@@ -19,11 +19,12 @@ from typing import Protocol
 
 from matl_common.errors import IntegrityError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.held_keys import Ed25519Key
 from matl_common.ids import NodeId
 from matl_common.tlog.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from matl_common.tlog.cosignature import verified_cosignatures
 from matl_common.tlog.merkle import ReadNode, consistency_proof, nodes_read, root_from
-from matl_common.tlog.note import Note, NoteSignature, Signer, VerifierKey, parse_note
+from matl_common.tlog.note import Note, NoteSignature, VerifierKey, parse_note
 from matl_common.tlog.policy import (
     NO_QUORUM,
     Policy,
@@ -63,7 +64,7 @@ class LogSigner:
     """The log's key, and who holds its private part."""
 
     key: VerifierKey
-    signer: Signer
+    signer: Ed25519Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +295,10 @@ class Checkpoints:
         if record is not None and record.size >= head.size:
             return record
         checkpoint = Checkpoint(self._log.key.name, head.size, bytes.fromhex(head.root))
-        signed = sign_checkpoint(checkpoint, self._log.key, self._log.signer)
+        # A token may take its time.
+        signed = await asyncio.to_thread(
+            sign_checkpoint, checkpoint, self._log.key, self._log.signer
+        )
         note = signed.note.encode()
         # Kept before anybody sees it: after a crash the same one is offered again.
         if not await asyncio.to_thread(self._store.put_checkpoint, head.size, note):

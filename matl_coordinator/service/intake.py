@@ -128,7 +128,7 @@ class Intake:
         digest = digest_of(envelope.payload)
         earlier = await self._decided_in_earlier_round(node.node_id, manifest.round_id)
         if earlier is not None and earlier.update_digest == digest:
-            return self._decided(earlier)
+            return await self._decided(earlier)
 
         def decide(state: State) -> Decision[UpdateRecord | Refusal]:
             known = record_of(node.node_id, manifest.round_id, state)
@@ -167,7 +167,7 @@ class Intake:
         if isinstance(found, Refusal):
             await self._refuse(node.node_id, found, update=digest)
         if found.status is not UpdateStatus.RECEIVING:
-            return self._decided(await self._settled(found))
+            return await self._decided(await self._settled(found))
         reception = await self._take_over(found)
         # The stream, or a coordinator before this one, ended between the last chunk and
         # the judgement; the hospital has nothing left to send.
@@ -216,11 +216,11 @@ class Intake:
             manifest, node_id=node_id, rnd=state.round, plan=self._plan, now=self._clock()
         ) or check_chunk_hashes(chunk_hashes, manifest)
 
-    def _decided(self, record: UpdateRecord) -> Progress:
+    async def _decided(self, record: UpdateRecord) -> Progress:
         if record.status is UpdateStatus.REFUSED:
             raise RefusedError(_stored_refusal(record))
         total = chunk_count(record.byte_count)
-        return Progress(record.update_digest, total, total, self._receipt(record))
+        return Progress(record.update_digest, total, total, await self._receipt(record))
 
     async def receive(self, node: AllowedNode, update_digest: Digest) -> Reception:
         """The reception of a declared update's chunks; an older stream's ends.
@@ -288,7 +288,7 @@ class Intake:
             RefusedError: its contents cannot count, or its round closed meanwhile.
         """
         if reception.record.status is UpdateStatus.ADMITTED:
-            return self._decided(reception.record)
+            return await self._decided(reception.record)
         path = await reception.finish()
         await self.let_go(reception)
         contents = await asyncio.to_thread(scan_update, path)
@@ -350,7 +350,7 @@ class Intake:
             self._report(final, refusal)
             if final.status is UpdateStatus.ADMITTED and evaluation is not None:
                 _report_evaluation(final, evaluation)
-        return self._decided(final)
+        return await self._decided(final)
 
     def _report(self, record: UpdateRecord, refusal: Refusal | None) -> None:
         code = "admitted" if record.status is UpdateStatus.ADMITTED else "no_round"
@@ -405,9 +405,9 @@ class Intake:
         it remembers.
         """
         record = await asyncio.to_thread(self._store.last_admitted, node.node_id)
-        return None if record is None else self._receipt(record)
+        return None if record is None else await self._receipt(record)
 
-    def _receipt(self, record: UpdateRecord) -> Envelope:
+    async def _receipt(self, record: UpdateRecord) -> Envelope:
         assert record.log_index is not None
         assert record.log_leaf_hash is not None
         assert record.decided_at is not None
@@ -421,7 +421,10 @@ class Intake:
             log_leaf_hash=record.log_leaf_hash,
             admitted_at=record.decided_at,
         )
-        return sign(PayloadType.RECEIPT, format_receipt(receipt), self._signer)
+        # A token may take its time.
+        return await asyncio.to_thread(
+            sign, PayloadType.RECEIPT, format_receipt(receipt), self._signer
+        )
 
     def upload_fraction(self, node_id: NodeId) -> float:
         """How much of its update a node has sent, from 0 to 1."""

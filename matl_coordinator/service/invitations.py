@@ -82,24 +82,24 @@ class Invitations:
             state = await self._register.state()
             if self._has_room_for(node.node_id, state):
                 state = await self._join(node)
-            offer = self._offer(node.node_id, state, have_round)
+            offer = await self._offer(node.node_id, state, have_round)
             left = give_up_at - loop.time()
             if offer.round_start is not None or offer.study_complete or left <= 0:
                 return offer
             await self._register.wait_for_change(state, seconds=left)
 
-    def _offer(self, node_id: NodeId, state: State, have_round: int) -> RoundOffer:
+    async def _offer(self, node_id: NodeId, state: State, have_round: int) -> RoundOffer:
         rnd, start = state.round, None
         is_collecting = rnd is not None and rnd.phase is Phase.COLLECTING
         if rnd is not None and is_collecting and rnd.round_id > have_round:
-            start = self._round_start(state) if node_id in rnd.pending_nodes else None
+            start = await self._round_start(state) if node_id in rnd.pending_nodes else None
         return RoundOffer(
             round_start=start,
             standing=standing_of(node_id, state),
             study_complete=state.rounds_released >= self._rounds_planned,
         )
 
-    def _round_start(self, state: State) -> Envelope:
+    async def _round_start(self, state: State) -> Envelope:
         rnd = state.round
         assert rnd is not None
         assert rnd.opened_at is not None
@@ -115,7 +115,10 @@ class Invitations:
             opened_at=rnd.opened_at,
             deadline=rnd.deadline,
         )
-        return sign(PayloadType.ROUND_START, format_round_start(start), self._signer)
+        # A token may take its time.
+        return await asyncio.to_thread(
+            sign, PayloadType.ROUND_START, format_round_start(start), self._signer
+        )
 
     def _has_room_for(self, node_id: NodeId, state: State) -> bool:
         rnd = state.round

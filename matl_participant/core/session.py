@@ -186,7 +186,7 @@ def _wanted(view: View, now: datetime) -> tuple[Action, str]:
     attempt = view.account.open_attempt
     if attempt is not None and attempt.state is AttemptState.RESERVED:
         if view.has_result:
-            return Seal(attempt.round_id), "training has ended; its result is not sealed yet"
+            return _seal(attempt.round_id, view, now)
         return Abandon(attempt.round_id), "training was interrupted; what it cost stays spent"
     if view.distrust is not None:
         return Halt(is_final=False), view.distrust
@@ -216,6 +216,19 @@ def _meet(view: View) -> tuple[Action, str]:
     if view.unattested:
         return Attest(), "the coordinator has shown no evidence of its machine that still counts"
     return Hello(), "not connected"
+
+
+def _seal(round_id: RoundId, view: View, now: datetime) -> tuple[Action, str]:
+    """Seal what was trained; where that has failed, again later while it can be of use."""
+    if view.retry_at is None or now >= view.retry_at:
+        return Seal(round_id), "training has ended; its result is not sealed yet"
+    if view.distrust is not None:
+        return Abandon(round_id), view.distrust
+    if view.draining:
+        return Drain(), f"asked to stop while a result waits to be sealed: {view.retry_reason}"
+    if view.round_start is not None and now >= view.round_start.deadline:
+        return Abandon(round_id), f"the round was over first: {view.retry_reason}"
+    return Wait(view.retry_at), view.retry_reason
 
 
 def _next_of_round(view: View, now: datetime) -> tuple[Action, str]:

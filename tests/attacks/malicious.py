@@ -28,11 +28,12 @@ import structlog
 
 from matl.attacks import ATTACKS, Attack, Honest
 from matl.attacks.temporal import sleeper
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.ids import NodeId, digest_of
 from matl_common.logs import configure_logs
 from matl_common.protocol import PayloadType, UpdateManifest
-from matl_common.signing import Signer, encode_envelope, load_pem_signer, parse_envelope, sign
+from matl_common.signing import Signer, encode_envelope, parse_envelope, sign
 from matl_common.tensors import hash_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_common.worker import WorkerLimits, WorkerProcess
@@ -201,7 +202,7 @@ class HostileClient(FederationClient):
 
 async def attack(config: Config, *, conduct: str, worker_argv: list[str]) -> Outcome:
     """Take part as the conduct says until the study ends or a signal comes."""
-    signer = load_pem_signer(config.identity.signing_key)
+    signer = load_p256_key(config.identity.signing_key)
     folder = config.state_dir.with_name(f"{config.node_id}.forged")
     folder.mkdir(exist_ok=True)
     limits = WorkerLimits(config.training.keep_warm_seconds, config.training.memory_bytes)

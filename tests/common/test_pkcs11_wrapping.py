@@ -145,7 +145,7 @@ def test_a_token_fits_only_with_all_that_is_said_of_it(tokens: TokenFolder, attr
 
 
 def test_an_object_of_another_type_is_no_key(tokens: TokenFolder) -> None:
-    text = tokens.uri_text("hsm").replace("secret-key", "private")
+    text = tokens.uri_text("hsm").replace("?", ";type=private?")
     assert "names no secret-key" in refusal(lambda: load_wrapping_key(parse_token_uri(text)))
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from matl_common.identity.allowlist import AllowedNode, Allowlist, load_allowlist
@@ -29,7 +28,7 @@ from matl_common.identity.development import (
     Enrolment,
     create_development_keys,
 )
-from matl_common.identity.keys import load_ed25519_private_key
+from matl_common.identity.held_keys import Ed25519Key, load_ed25519_key, load_p256_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, FederationId, NodeId, digest_of
 from matl_common.protocol import (
@@ -113,7 +112,7 @@ class Site:
         return load_pem_signer(self.nodes[node_id].signing_key)
 
     def coordinator_key(self) -> EllipticCurvePublicKey:
-        return load_pem_signer(self.config.identity.signing_key).public_key
+        return load_p256_key(self.config.identity.signing_key).public_key
 
     @property
     def hospitals(self) -> tuple[NodeId, ...]:
@@ -136,19 +135,19 @@ class Site:
         clock: Callable[[], datetime] = utc_now,
         report: Callable[[ForeignRow], None] = lambda _: None,
     ) -> Checkpoints:
-        private_key = self.log_signer()
-        key = log_key(log_origin(self.allowlist.federation), private_key.public_key())
+        held = self.log_signer()
+        key = log_key(log_origin(self.allowlist.federation), held.public_key)
         return Checkpoints(
             store=store,
             anchor=FileAnchor(self.config.state_dir / "log-checkpoint.txt"),
-            log=LogSigner(key, private_key),
+            log=LogSigner(key, held),
             policy=witness_policy(self.allowlist, key, f=self.config.rounds.byzantine),
             clock=clock,
             report=report,
         )
 
-    def log_signer(self) -> Ed25519PrivateKey:
-        return load_ed25519_private_key(self.config.identity.log_key)
+    def log_signer(self) -> Ed25519Key:
+        return load_ed25519_key(self.config.identity.log_key)
 
     def connect_store(self) -> Store:
         return SqlStore.connect(
@@ -311,7 +310,7 @@ async def running(
     register = Register(store)
     models = FileModelStore.open(site.config.state_dir / "models")
     scorer = QuadraticScorer(models, has_holdout=site.config.holdout is not None)
-    signer = load_pem_signer(site.config.identity.signing_key)
+    signer = load_p256_key(site.config.identity.signing_key)
     plan = await found_or_resume(
         config=site.config,
         register=register,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from matl_common.errors import ConfigurationError
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.protocol import StudyPlan
-from matl_common.signing import load_pem_signer
 from matl_coordinator.ports import HoldoutFacts
 from matl_coordinator.service.founding import StudyMismatchError, found_or_resume
 from matl_coordinator.service.register import Register
@@ -39,7 +39,7 @@ async def start(site: Site, per_class: tuple[int, ...]) -> tuple[StudyPlan, int]
             register=Register(store),
             models=models,
             scorer=scorer,
-            signer=load_pem_signer(site.config.identity.signing_key),
+            signer=load_p256_key(site.config.identity.signing_key),
             clock=utc_now,
         )
     finally:

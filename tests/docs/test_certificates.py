@@ -17,8 +17,8 @@ from cryptography import x509
 
 from matl_common.identity.allowlist import Allowlist, RefusalReason, load_allowlist
 from matl_common.identity.certificates import SpiffeId, parse_spiffe_id
+from matl_common.identity.held_keys import load_ed25519_key, load_p256_key
 from matl_common.identity.keys import (
-    load_ed25519_private_key,
     load_private_key,
     parse_public_key,
     spki_pin,
@@ -211,11 +211,11 @@ def test_the_signing_keys_are_those_that_the_others_hold(documented: Documented)
     enrolled = documented.allowlist.lookup(NodeId("hospital_b"))
     assert enrolled is not None
     assert enrolled.signing_keyid == spki_pin(
-        load_private_key(documented.participant.identity.signing_key)
+        load_p256_key(documented.participant.identity.signing_key).public_key
     )
     published = parse_public_key(documented.participant.coordinator.signing_key.read_bytes())
     assert spki_pin(published) == spki_pin(
-        load_private_key(documented.coordinator.identity.signing_key)
+        load_p256_key(documented.coordinator.identity.signing_key).public_key
     )
 
 
@@ -225,8 +225,8 @@ def test_the_log_and_its_witness_know_each_other(documented: Documented) -> None
     enrolled = documented.allowlist.lookup(NodeId("hospital_b"))
     assert enrolled is not None
     assert enrolled.witness_key == witness.own
-    log = load_ed25519_private_key(documented.coordinator.identity.log_key)
-    assert witness.log == log_key(witness.log.name, log.public_key())
+    log = load_ed25519_key(documented.coordinator.identity.log_key)
+    assert witness.log == log_key(witness.log.name, log.public_key)
 
 
 def test_private_keys_are_their_owners_alone(documented: Documented) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from matl_participant.connection import RenewingChannel
@@ -35,7 +36,7 @@ async def main() -> None:
     ) as channel:
         witness = witness_of(config, channel, Reports(Metrics()))
         assert witness is not None
-        witness.keys = type(witness.keys)(witness.keys.log, witness.keys.own, Dying())
+        witness.keys = replace(witness.keys, signer=Dying())  # type: ignore[arg-type]
         await witness.run()
 
 

@@ -19,12 +19,13 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from matl_common.durable import FolderInUseError
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import EvaluationTerms, NoisedCount, Recipe, StudyPlan
-from matl_common.signing import encode_envelope, load_pem_signer, parse_envelope
+from matl_common.signing import encode_envelope, parse_envelope
 from matl_common.tensors import store_model
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_participant.client import FederationClient
@@ -175,7 +176,7 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
             config=config,
             client=client,
             worker=worker,
-            signer=load_pem_signer(config.identity.signing_key),
+            signer=load_p256_key(config.identity.signing_key),
             reports=reports,
             version="test",
             # The least jitter: tests should not wait.

@@ -122,16 +122,21 @@ def check(view: View, action: Action, why: str) -> None:  # noqa: PLR0912, PLR09
         case Seal(round_id):
             assert view.has_result
             assert pending == attempt(AttemptState.RESERVED, round_id)
+            assert not waits
         case Abandon(round_id):
             assert pending is not None
             assert pending.round_id == round_id
             if pending.state is AttemptState.RESERVED:
-                assert not view.has_result
+                over = view.round_start is not None and view.round_start.deadline <= NOW
+                assert not view.has_result or (waits and over and not view.draining)
             else:
                 assert not view.draining
                 assert view.sealed_until is None or view.sealed_until <= NOW
         case Drain():
             assert view.draining
+            if pending is not None and pending.state is AttemptState.RESERVED:
+                assert view.has_result
+                assert waits
         case Upload(round_id):
             assert view.connected
             assert not waits
@@ -173,6 +178,10 @@ def check(view: View, action: Action, why: str) -> None:  # noqa: PLR0912, PLR09
         case Wait(until):
             assert until == view.retry_at
             assert waits
+            if view.has_result and pending and pending.state is AttemptState.RESERVED:
+                # What is paid for waits to be signed, whatever comes after it.
+                assert not view.draining
+                return
         case Halt(is_final):
             if is_final:
                 assert account.halted is None

@@ -67,6 +67,8 @@ class _Module:
 # counts for the whole process: all calls of this process take turns.
 _TURN: Final = Lock()
 _MODULES: Final[dict[Path, _Module]] = {}
+# By module, token and hash: tokens count what all objects of this process try together.
+_REFUSED_PINS: Final[set[tuple[Path, bytes, bytes]]] = set()
 
 
 class TokenObject:
@@ -99,7 +101,6 @@ class TokenObject:
         self._environment = environment
         # Guarded by _TURN, like everything below it.
         self._held: tuple[int, Opened] | None = None
-        self._refused_pin: bytes | None = None
 
     def use(self, work: Callable[[Opened], T]) -> T:
         """Do something with the object; opens a session where there is none.
@@ -196,8 +197,8 @@ class TokenObject:
     def _logged_in(self, token: Token, *, writing: bool) -> Session:
         pkcs11 = _library()
         pin = self._pin()
-        digest = hashlib.sha256(pin.encode()).digest()
-        if digest == self._refused_pin:
+        tried = (self._uri.module, token.serial, hashlib.sha256(pin.encode()).digest())
+        if tried in _REFUSED_PINS:
             raise ConfigurationError(
                 f"the PIN for {self._uri} was refused before and is not tried again, since tokens "
                 "lock themselves; correct it"
@@ -208,7 +209,7 @@ class TokenObject:
             # Another object's session has: a login counts for the whole process.
             return token.open(rw=writing)
         except (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange):
-            self._refused_pin = digest
+            _REFUSED_PINS.add(tried)
             raise ConfigurationError(
                 f"the token of {self._uri} refuses the PIN; correct it before you try again, since "
                 "tokens lock themselves after a few attempts"

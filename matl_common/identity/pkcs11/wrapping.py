@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from matl_common.errors import ConfigurationError
-from matl_common.identity.keys import permission_warning
+from matl_common.identity.pkcs11.promises import holder_of, pin_weaknesses, weaknesses_of
 from matl_common.identity.pkcs11.session import Opened, TokenError, TokenObject
 from matl_common.identity.pkcs11.uri import ObjectType, TokenUri
 from matl_common.identity.wrapping import KEY_BYTES, foreign_key_error, name_of_zeros
@@ -51,9 +51,7 @@ class TokenKeyEncryptionKey:
     @property
     def weaknesses(self) -> tuple[str, ...]:
         """What its token does not promise of it, or the file of its PIN gives away."""
-        pin = self._uri.pin_source
-        readable = permission_warning(pin) if pin is not None and pin.exists() else None
-        return self._weaknesses if readable is None else (*self._weaknesses, readable)
+        return (*self._weaknesses, *pin_weaknesses(self._uri))
 
     def wrap(self, key: bytes) -> bytes:
         """Wrap a key of 32 bytes.
@@ -208,31 +206,5 @@ def _passing_through() -> dict[Any, Any]:
 
 
 def _looked_at(opened: Opened) -> tuple[str, tuple[str, ...]]:
-    """Which token it is, and what that does not promise."""
-    token = opened.session.token
-    serial = token.serial.decode(errors="replace")
-    holder = f"PKCS#11 token {token.label!r} ({token.model}, serial {serial})"
-    return holder, tuple(_weaknesses(opened))
-
-
-def _weaknesses(opened: Opened) -> list[str]:
-    from pkcs11 import Attribute, SlotFlag
-
-    key: Any = opened.object
-    found = []
-    if key[Attribute.EXTRACTABLE] or not key[Attribute.SENSITIVE]:
-        found.append(
-            "the log's encryption key can be taken out of its token (CKA_EXTRACTABLE or not "
-            "CKA_SENSITIVE); make one that cannot, and rewrap"
-        )
-    elif not (key[Attribute.NEVER_EXTRACTABLE] and key[Attribute.ALWAYS_SENSITIVE]):
-        found.append(
-            "the log's encryption key was once outside of its token, or could leave it (not "
-            "CKA_NEVER_EXTRACTABLE); make one in the token, and rewrap"
-        )
-    if SlotFlag.HW_SLOT not in opened.session.token.slot.flags:
-        found.append(
-            "the module of the log's encryption key does not say that its token is hardware "
-            "(CKF_HW_SLOT); a token in software is as safe as the files it keeps"
-        )
-    return found
+    name = "the log's encryption key"
+    return holder_of(opened), weaknesses_of(opened, name=name, remedy="and rewrap")
