@@ -97,8 +97,10 @@ def common(
         ),
     ] = None,
     key: Annotated[
-        Path | None,
-        typer.Option(envvar=_environment("KEY"), help="Your private key, PEM."),
+        str | None,
+        typer.Option(
+            envvar=_environment("KEY"), help="Your private key: a PEM file, or a pkcs11: URI."
+        ),
     ] = None,
     certificate: Annotated[
         Path | None,

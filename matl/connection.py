@@ -13,10 +13,11 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from matl.operations import OperationsClient, connect_operator
 from matl.terminal import errors_in_one_line
-from matl_common.configuration import Address, FilePath, Section, load
+from matl_common.configuration import Address, FilePath, KeyReference, Section, load
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import Role, parse_spiffe_id
-from matl_common.identity.tls import TlsFiles
+from matl_common.identity.pkcs11.uri import is_token_uri
+from matl_common.identity.tls import tls_place
 
 DEFAULT_CONFIG: Final = Path("operator.toml")
 _SECTION: Final = "operator"
@@ -37,7 +38,7 @@ class Connection(Section):
 
     address: Annotated[Address, Field(min_length=1)]
     coordinator: Annotated[str, AfterValidator(_coordinator_id)]
-    key: FilePath
+    key: KeyReference
     certificate: FilePath
     authority: FilePath
 
@@ -54,13 +55,15 @@ class Flags:
 
     address: str | None
     coordinator: str | None
-    key: Path | None
+    key: str | None
     certificate: Path | None
     authority: Path | None
 
     def given(self) -> dict[str, str]:
         """The flags that have a value. Paths are the shell's, not relative to a file."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.key is not None and not is_token_uri(self.key):
+            values["key"] = Path(self.key)
         return {
             name: str(value.expanduser().absolute() if isinstance(value, Path) else value)
             for name, value in values.items()
@@ -118,6 +121,6 @@ def opened_client(context: typer.Context) -> Iterator[OperationsClient]:
     """
     invocation: Invocation = context.obj
     wanted = read_connection(invocation.config, invocation.flags)
-    files = TlsFiles(wanted.key, wanted.certificate, wanted.authority)
+    files = tls_place(wanted.key, wanted.certificate, wanted.authority)
     with connect_operator(wanted.address, files, parse_spiffe_id(wanted.coordinator)) as client:
         yield client

@@ -24,14 +24,14 @@ from matl_common.identity.certificates import (
     SpiffeId,
     parse_peer_certificate,
 )
+from matl_common.identity.held_keys import load_tls_key
+from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import (
-    TLS_CURVES,
-    load_private_key,
     permission_warning,
     spki_pin,
 )
 from matl_common.identity.renewal import expiry_warning
-from matl_common.identity.tls import TlsFiles
+from matl_common.identity.tls import TlsFiles, TlsPlace
 
 SECONDS = 15.0
 """Bounds every step that waits for another machine."""
@@ -85,18 +85,18 @@ def examine(links: tuple[Link, ...]) -> Iterator[Finding]:
             yield Finding(link.name, "ok", found)
 
 
-def key_found(path: Path) -> str:
+def key_found(place: KeyPlace) -> str:
     """The TLS key is there, of the right kind, and its owner's alone."""
-    key = load_private_key(path, curves=TLS_CURVES)
-    if warning := permission_warning(path):
-        raise BrokenLinkError(warning.partition(";")[0], f"chmod 600 {path}")
-    return f"{key.curve.name}, software-held, pin {spki_pin(key)}"
+    key = load_tls_key(place)
+    if isinstance(place, Path) and (warning := permission_warning(place)):
+        raise BrokenLinkError(warning.partition(";")[0], f"chmod 600 {place}")
+    return f"{key.public_key.curve.name}, {key.holder}, pin {key.keyid}"
 
 
-def certificate_found(files: TlsFiles) -> str:
+def certificate_found(files: TlsPlace) -> str:
     """The certificate is for the key, and valid."""
     certificate = first_certificate(files.certificate_chain)
-    pin = spki_pin(load_private_key(files.private_key, curves=TLS_CURVES))
+    pin = load_tls_key(files.private_key).keyid
     if spki_pin(certificate) != pin:
         raise BrokenLinkError(
             f"{files.certificate_chain} is for another key than {files.private_key}",
@@ -123,7 +123,7 @@ def valid_until(certificate: x509.Certificate, what: str, remedy: str) -> str:
     return f"{until}; renew it soon" if expiry_warning(certificate, now=now) else until
 
 
-def name_found(files: TlsFiles, wanted: SpiffeId) -> str:
+def name_found(files: TlsPlace, wanted: SpiffeId) -> str:
     """The certificate is for the node that the configuration says."""
     found = parsed(first_certificate(files.certificate_chain)).spiffe_id
     if found != wanted:

@@ -33,7 +33,7 @@ from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.held_keys import load_ed25519_key, load_p256_key, load_tls_key
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import parse_public_key, spki_pin
-from matl_common.identity.tls import channel_credentials, channel_options
+from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
 from matl_common.ids import FederationId, NodeId
 from matl_coordinator.config import Config as CoordinatorConfig
 from matl_coordinator.preflight import check_hospitals
@@ -148,8 +148,10 @@ def _log_key(place: KeyPlace) -> str:
 
 def _handshake(config: ParticipantConfig) -> str:
     coordinator = config.coordinator
+    # A token's key cannot sign this handshake; that of the next link can.
+    files = config.tls if isinstance(config.tls, TlsFiles) else None
     shown = shown_certificate(
-        coordinator.address, name=coordinator.name, trusted=coordinator.authority, files=config.tls
+        coordinator.address, name=coordinator.name, trusted=coordinator.authority, files=files
     )
     found = parsed(shown).spiffe_id
     if found != coordinator.name:

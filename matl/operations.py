@@ -18,7 +18,7 @@ import grpc
 from matl.audit_client import AuditClient
 from matl.calls import CALL_SECONDS, answered
 from matl_common.identity.certificates import SpiffeId
-from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.identity.tls import TlsPlace, channel_credentials, channel_options
 from matl_common.wire import operations_pb2 as pb
 from matl_common.wire.documents import from_unix_ms
 from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
@@ -261,7 +261,7 @@ class OperationsClient:
 
 @contextmanager
 def connect_operator(
-    address: str, files: TlsFiles, coordinator: SpiffeId
+    address: str, files: TlsPlace, coordinator: SpiffeId
 ) -> Iterator[OperationsClient]:
     """Open a connection over which only this coordinator can answer; dials when first used.
 

@@ -31,7 +31,7 @@ from matl_common.configuration import (
 )
 from matl_common.errors import ConfigurationError
 from matl_common.identity.key_places import KeyPlace
-from matl_common.identity.tls import TlsFiles
+from matl_common.identity.tls import TlsPlace, tls_place
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.logs import LogStyle
 from matl_common.modes import MATLMode
@@ -75,7 +75,7 @@ class Listen(Section):
 class Identity(Section):
     """The coordinator's own keys, and whom it lets in."""
 
-    tls_key: FilePath
+    tls_key: KeyReference
     tls_certificate: FilePath
     participant_authority: FilePath
     signing_key: KeyReference
@@ -83,12 +83,8 @@ class Identity(Section):
     """Ed25519; signs the log's checkpoints and nothing else."""
 
     @property
-    def tls(self) -> TlsFiles:
-        return TlsFiles(
-            private_key=self.tls_key,
-            certificate_chain=self.tls_certificate,
-            trusted_authority=self.participant_authority,
-        )
+    def tls(self) -> TlsPlace:
+        return tls_place(self.tls_key, self.tls_certificate, self.participant_authority)
 
 
 class Study(Section):

@@ -191,7 +191,7 @@ def _check_receipts(story: Story, plan: StudyPlan, config: Config) -> int:
         ReplayDifferenceError: one is missing, too many, or says something else.
         IntegrityError: the coordinator did not sign it.
     """
-    key = load_pem_signer(config.identity.signing_key).public_key
+    key = load_p256_key(config.identity.signing_key).public_key
     root = root_digest(story.root)
     told = {
         node: receipt_of(

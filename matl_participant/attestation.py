@@ -25,7 +25,7 @@ from matl_common.attestation.policy import Policy
 from matl_common.attestation.verifier import verify_evidence
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import SpiffeId
-from matl_common.identity.tls import TlsFiles
+from matl_common.identity.tls import TlsPlace
 from matl_common.ids import Digest
 from matl_participant.attestation_client import ask_for_evidence
 from matl_participant.client import UntrustedCoordinatorError, connect
@@ -53,7 +53,7 @@ class Attestation:
     """Asks, judges, and pins the channel. Whoever makes one closes it."""
 
     address: str
-    files: TlsFiles
+    files: TlsPlace
     coordinator: SpiffeId
     policy: Policy
     clients: Sequence[UsesChannel]

@@ -24,7 +24,7 @@ from matl_common import signing
 from matl_common.durable import fsync_directory
 from matl_common.errors import IntegrityError, MatlError
 from matl_common.identity.certificates import SpiffeId
-from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.identity.tls import TlsPlace, channel_credentials, channel_options
 from matl_common.ids import Digest, NodeId, digest_of, digest_of_file
 from matl_common.protocol import (
     PayloadType,
@@ -180,7 +180,7 @@ def read_sealed(
 
 @asynccontextmanager
 async def connect(
-    address: str, files: TlsFiles, coordinator: SpiffeId, *, only: bytes | None = None
+    address: str, files: TlsPlace, coordinator: SpiffeId, *, only: bytes | None = None
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Open a channel over which only this coordinator can answer; dials when first used.
 

@@ -26,7 +26,7 @@ from matl_common.configuration import (
 )
 from matl_common.errors import InvalidInputError
 from matl_common.identity.certificates import Role, SpiffeId, parse_spiffe_id
-from matl_common.identity.tls import TlsFiles
+from matl_common.identity.tls import TlsPlace, tls_place
 from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
 from matl_participant.core.limits import PrivacyLimits
@@ -59,7 +59,7 @@ class Identity(Section):
     """Who this hospital is."""
 
     node_id: NodeName
-    tls_key: FilePath
+    tls_key: KeyReference
     tls_certificate: FilePath
     signing_key: KeyReference
     witness_key: KeyReference | None = None
@@ -225,11 +225,9 @@ class Config(Section):
         return NodeId(self.identity.node_id)
 
     @property
-    def tls(self) -> TlsFiles:
-        return TlsFiles(
-            private_key=self.identity.tls_key,
-            certificate_chain=self.identity.tls_certificate,
-            trusted_authority=self.coordinator.authority,
+    def tls(self) -> TlsPlace:
+        return tls_place(
+            self.identity.tls_key, self.identity.tls_certificate, self.coordinator.authority
         )
 
     def printable(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from cryptography import x509
 
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import SpiffeId
+from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.renewal import expiry_warning, stamps_of, time_left
 from matl_common.identity.tls import (
-    TlsFiles,
+    TlsPlace,
     channel_credentials,
     channel_options,
     own_certificate,
@@ -31,7 +32,7 @@ class RenewingChannel(grpc.aio.Channel):
     """A channel whose credentials follow their files. Runs on one event loop."""
 
     def __init__(
-        self, address: str, files: TlsFiles, coordinator: SpiffeId, *, reports: Reports
+        self, address: str, files: TlsPlace, coordinator: SpiffeId, *, reports: Reports
     ) -> None:
         """Load the files; dials when first used.
 
@@ -56,12 +57,16 @@ class RenewingChannel(grpc.aio.Channel):
         """The channel of the files as they are, or were when they last fitted each other."""
         stamps = stamps_of(self._files)
         if stamps != self._stamps:
-            self._stamps = stamps
             try:
                 before, (self._certificate, self._channel) = self._channel, self._open()
+            except TokenError as error:
+                # Nothing is wrong with the files: the next call tries again.
+                self._reports.certificate_refused(error)
             except ConfigurationError as error:
+                self._stamps = stamps
                 self._reports.certificate_refused(error)
             else:
+                self._stamps = stamps
                 task = asyncio.create_task(before.close(GRACE_SECONDS))
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from matl_common.identity.tls import TlsFiles
+from matl_common.identity.tls import TlsPlace
 
 WARN_BEFORE = timedelta(days=30)
 """How long before its end a certificate is called to mind."""
@@ -35,10 +35,10 @@ class FileStamps:
     stamps: tuple[tuple[int, int, int] | None, ...]
 
 
-def stamps_of(files: TlsFiles) -> FileStamps:
+def stamps_of(files: TlsPlace) -> FileStamps:
     """Stamps that differ from earlier ones whenever a file was written or replaced since."""
     paths = (files.private_key, files.certificate_chain, files.trusted_authority)
-    return FileStamps(tuple(map(_stamp, paths)))
+    return FileStamps(tuple(_stamp(each) for each in paths if isinstance(each, Path)))
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

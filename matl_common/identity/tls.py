@@ -1,4 +1,4 @@
-"""Mutual TLS 1.3 for gRPC; the only module that touches gRPC credentials.
+"""Mutual TLS 1.3 for gRPC; with ``token_tls``, the only module that touches gRPC credentials.
 
 A server demands a certificate from the participants' authority. A client trusts the
 coordinator's authority alone, which certifies no one else, and demands the server
@@ -21,7 +21,11 @@ from cryptography import x509
 from matl_common import TLS_SUITES, TLS_SUITES_VARIABLE
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.certificates import PeerCertificate, SpiffeId, parse_peer_certificate
+from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import TLS_CURVES, load_private_key, private_key_pem, spki_pin
+from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
+from matl_common.identity.pkcs11.uri import TokenUri
+from matl_common.identity.token_tls import signed_channel_credentials
 
 MAX_MESSAGE_BYTES = 2 << 20
 MAX_METADATA_BYTES = 8 << 10
@@ -75,6 +79,25 @@ class TlsFiles:
     trusted_authority: Path
 
 
+@dataclass(frozen=True, slots=True)
+class TokenTls:
+    """The same for a node whose TLS key is in a token."""
+
+    private_key: TokenUri
+    certificate_chain: Path
+    trusted_authority: Path
+
+
+TlsPlace = TlsFiles | TokenTls
+
+
+def tls_place(key: KeyPlace, chain: Path, authority: Path) -> TlsPlace:
+    """Where a node's TLS key, chain and trusted authority are, wherever the key is."""
+    if isinstance(key, TokenUri):
+        return TokenTls(key, chain, authority)
+    return TlsFiles(key, chain, authority)
+
+
 class ServerIdentity:
     """A server's credentials, which may be exchanged while it serves.
 
@@ -83,7 +106,7 @@ class ServerIdentity:
     are open keep the keys they were opened with.
     """
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsPlace) -> None:
         """Load the files.
 
         Raises:
@@ -117,7 +140,7 @@ class ServerIdentity:
         return True
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+def server_credentials(files: TlsPlace) -> grpc.ServerCredentials:
     """Credentials of a server that demands a client certificate.
 
     Raises:
@@ -126,7 +149,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     return ServerIdentity(files).credentials
 
 
-def channel_credentials(files: TlsFiles, *, only: bytes | None = None) -> grpc.ChannelCredentials:
+def channel_credentials(files: TlsPlace, *, only: bytes | None = None) -> grpc.ChannelCredentials:
     """Credentials of a client. Use them with ``channel_options``, which pins the server.
 
     Args:
@@ -136,7 +159,13 @@ def channel_credentials(files: TlsFiles, *, only: bytes | None = None) -> grpc.C
 
     Raises:
         ConfigurationError: as ``server_credentials``.
+        TokenError: the token of the key cannot be reached.
     """
+    if isinstance(files, TokenTls):
+        _check_suites()
+        key = TokenSigningKey(files.private_key, P256)
+        chain, authority, _ = _certified(files, key.keyid)
+        return signed_channel_credentials(key, chain=chain, authority=only or authority)
     identity = _load(files)
     return grpc.ssl_channel_credentials(
         root_certificates=only or identity.authority,
@@ -145,7 +174,7 @@ def channel_credentials(files: TlsFiles, *, only: bytes | None = None) -> grpc.C
     )
 
 
-def own_certificate(files: TlsFiles) -> x509.Certificate:
+def own_certificate(files: TlsPlace) -> x509.Certificate:
     """The certificate a node shows.
 
     Raises:
@@ -225,23 +254,34 @@ def _configuration(identity: _Identity) -> grpc.ServerCertificateConfiguration:
     )
 
 
-def _load(files: TlsFiles) -> _Identity:
+def _check_suites() -> None:
     if os.environ.get(TLS_SUITES_VARIABLE) != TLS_SUITES:
         raise ConfigurationError(
             "gRPC could negotiate TLS 1.2 in this process; import matl_common before grpc, "
             f"or start it with {TLS_SUITES_VARIABLE}={TLS_SUITES}"
         )
+
+
+def _load(files: TlsPlace) -> _Identity:
+    _check_suites()
     # gRPC reports a bad key only by failing every handshake, so it is checked here.
     # That it is no RSA key is also what makes the suites above unusable.
+    if isinstance(files, TokenTls):
+        raise ConfigurationError(f"a server's TLS key cannot be in a token ({files.private_key})")
     key = load_private_key(files.private_key, curves=TLS_CURVES)
+    chain, authority, certificate = _certified(files, spki_pin(key))
+    return _Identity(private_key_pem(key), chain, authority, certificate)
+
+
+def _certified(files: TlsPlace, pin: str) -> tuple[bytes, bytes, x509.Certificate]:
     chain, certificates = _read_certificates(files.certificate_chain)
     authority, _ = _read_certificates(files.trusted_authority)
-    if spki_pin(certificates[0]) != spki_pin(key):
+    if spki_pin(certificates[0]) != pin:
         raise ConfigurationError(
             f"{files.certificate_chain} does not begin with the certificate of the key "
             f"{files.private_key}; put the files that belong together in place"
         )
-    return _Identity(private_key_pem(key), chain, authority, certificates[0])
+    return chain, authority, certificates[0]
 
 
 def _read_certificates(path: Path) -> tuple[bytes, list[x509.Certificate]]:

@@ -58,7 +58,7 @@ def test_every_hospital_accepts_its_configuration(tmp_path: Path) -> None:
         assert config.node_id == spec.node_id
         assert config.coordinator.address == "127.0.0.1:4711"
         assert config.data.declared_patients == spec.patients
-        assert config.identity.tls_key.is_file()
+        assert Path(str(config.identity.tls_key)).is_file()
         assert config.coordinator.signing_key.is_file()
 
 

@@ -17,15 +17,15 @@ from cryptography import x509
 
 from matl_common.identity.allowlist import Allowlist, RefusalReason, load_allowlist
 from matl_common.identity.certificates import SpiffeId, parse_spiffe_id
-from matl_common.identity.held_keys import load_ed25519_key, load_p256_key
+from matl_common.identity.held_keys import load_ed25519_key, load_p256_key, load_tls_key
 from matl_common.identity.keys import (
-    load_private_key,
     parse_public_key,
     spki_pin,
 )
 from matl_common.identity.tls import (
     AuthenticatedContext,
     TlsFiles,
+    TlsPlace,
     channel_credentials,
     channel_options,
     peer_certificate,
@@ -81,7 +81,7 @@ class Documented:
         return parse_spiffe_id(self.participant.coordinator.spiffe_id)
 
     @property
-    def operator_tls(self) -> TlsFiles:
+    def operator_tls(self) -> TlsPlace:
         folder = self.folder / "operator_a"
         return TlsFiles(folder / "tls.key", folder / "tls.crt", folder / "coordinator-ca.crt")
 
@@ -146,7 +146,7 @@ def who_am_i(allowlist: Allowlist) -> Callable[[bytes, AuthenticatedContext], Aw
     return answer
 
 
-def ask(server: TlsFiles, client: TlsFiles, *, allowlist: Allowlist, coordinator: SpiffeId) -> str:
+def ask(server: TlsPlace, client: TlsPlace, *, allowlist: Allowlist, coordinator: SpiffeId) -> str:
     """Serve, call once over mutual TLS, and return who the server says has called."""
 
     async def scenario() -> str:
@@ -171,7 +171,7 @@ def ask(server: TlsFiles, client: TlsFiles, *, allowlist: Allowlist, coordinator
     return asyncio.run(scenario())
 
 
-def ask_coordinator(documented: Documented, client: TlsFiles) -> str:
+def ask_coordinator(documented: Documented, client: TlsPlace) -> str:
     return ask(
         documented.coordinator.identity.tls,
         client,
@@ -245,10 +245,10 @@ def test_certificates_are_valid_as_long_as_documented(documented: Documented) ->
 def test_both_keys_are_accepted_during_a_replacement(tmp_path: Path) -> None:
     documented = follow(tmp_path, renewal=True)
     tls = documented.participant.tls
-    old_pin = spki_pin(load_private_key(tls.private_key))
+    old_pin = load_tls_key(tls.private_key).keyid
     assert ask_coordinator(documented, tls) == "participant hospital_b"
     run(tmp_path, [FINISH_RENEWAL])
-    assert spki_pin(load_private_key(tls.private_key)) != old_pin
+    assert load_tls_key(tls.private_key).keyid != old_pin
     assert ask_coordinator(documented, tls) == "participant hospital_b"
 
 

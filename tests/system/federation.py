@@ -73,6 +73,8 @@ class Federation:
     log: Mapping[str, Scalar] = field(default_factory=dict)
     sections: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     """Further sections of the coordinator's configuration."""
+    identities: dict[NodeId, Mapping[str, Scalar]] = field(default_factory=dict)
+    """What a node's configuration says of its keys, where those are elsewhere."""
 
     @property
     def address(self) -> str:
@@ -164,6 +166,7 @@ class Federation:
                 "participant_authority": str(mine.tls.trusted_authority),
                 "signing_key": str(mine.signing_key),
                 "log_key": str(mine.log_key),
+                **self.identities.get(COORDINATOR, {}),
             },
             "study": {
                 "recipe": "full",
@@ -209,6 +212,7 @@ class Federation:
                 "tls_certificate": str(mine.tls.certificate_chain),
                 "signing_key": str(mine.signing_key),
                 "witness_key": str(mine.witness_key),
+                **self.identities.get(node, {}),
             },
             "coordinator": {
                 "address": address or self.address,

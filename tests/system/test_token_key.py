@@ -4,15 +4,38 @@ import json
 import subprocess
 import sys
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.enrolling import Keys, make_request, parse_request
+from matl_common.identity.federation_folder import Facts, FederationFolder
+from matl_common.identity.held_keys import (
+    KeyKind,
+    generate_key,
+    load_ed25519_key,
+    load_p256_key,
+)
+from matl_common.identity.pkcs11.certifying import TokenPrivateKey
+from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 from matl_common.identity.pkcs11.wrapping import create_token_key
+from matl_common.ids import NodeId
+from matl_common.tlog.cosignature import witness_key
+from matl_common.tlog.names import witness_name
+from matl_participant.core.account import AttemptState
 from tests.softhsm import PIN, TokenFolder
-from tests.system.federation import Federation, Material, found_federation
+from tests.system.federation import (
+    FEDERATION,
+    PATIENTS,
+    Federation,
+    Material,
+    found_federation,
+)
 from tests.system.processes import ROOT
 
 pytestmark = [pytest.mark.system, pytest.mark.hsm]
@@ -81,3 +104,66 @@ def test_a_coordinator_without_its_token_or_pin_says_so_and_ends(
         alone = running.enter_context(federation.start_coordinator())
         assert "is not there" in alone.wait_for("coordinator_failed")["reason"]
         assert alone.wait() == 1
+
+
+def enrol_in_token(federation: Federation, tokens: TokenFolder, node: NodeId) -> None:
+    """Give a hospital three new keys in the token, by a request that each of them signed."""
+    spiffe_id = SpiffeId(FEDERATION, Role.PARTICIPANT, node)
+    places = {use: tokens.uri("hsm", f"{node} {use}") for use in ("tls", "signing", "witness")}
+    generate_key(places["tls"], KeyKind.P256)
+    generate_key(places["signing"], KeyKind.P256)
+    generate_key(places["witness"], KeyKind.ED25519)
+    witness = load_ed25519_key(places["witness"])
+    name = witness_key(witness_name(FEDERATION, node), witness.public_key)
+    keys = Keys(
+        tls=TokenPrivateKey(TokenSigningKey(places["tls"], P256)),
+        signing=load_p256_key(places["signing"]),
+        witness=(name, witness),
+    )
+    answer = FederationFolder(federation.folder / "keys").approve(
+        parse_request(make_request(spiffe_id, keys)),
+        Facts(PATIENTS),
+        now=datetime.now(UTC),
+        replace_keys=True,
+    )
+    chain = federation.folder / f"{node}.crt"
+    chain.write_bytes(answer.certificate.public_bytes(Encoding.PEM))
+    uses = {f"{use}_key": str(place) for use, place in places.items()}
+    federation.identities[node] = {**uses, "tls_certificate": str(chain)}
+
+
+def test_a_hospital_takes_part_with_three_keys_that_never_leave_its_token(
+    tmp_path: Path, material: Material, tokens: TokenFolder, running: ExitStack
+) -> None:
+    federation = found_federation(tmp_path / "federation", material)
+    node, *others = federation.hospitals
+    enrol_in_token(federation, tokens, node)
+    for use in (federation.keys[node].tls.private_key, federation.keys[node].signing_key):
+        use.unlink()
+    coordinator = running.enter_context(federation.start_coordinator())
+    coordinator.wait_for("coordinator_ready")
+    ours = running.enter_context(federation.start_scripted(node))
+    daemons = [running.enter_context(federation.start_scripted(each)) for each in others]
+    holders = [ours.wait_for("participant.key")["holder"] for _ in range(3)]
+    assert all(each.startswith("PKCS#11 token 'hsm'") for each in holders)
+    assert daemons[0].wait_for("participant.key")["holder"] == "software-held"
+    for each in (ours, *daemons):
+        assert each.wait() == 0
+        assert PIN not in each.output
+    # Its updates counted and its cosignatures stand in the log.
+    states = [attempt.state for attempt in federation.account(node).attempts]
+    assert states == [AttemptState.ACKNOWLEDGED] * 2
+    assert list((federation.folder / node).rglob("*.tlog-proof"))
+
+
+def test_one_key_for_tls_and_signing_is_refused_in_one_line(
+    tmp_path: Path, material: Material, tokens: TokenFolder, running: ExitStack
+) -> None:
+    federation = found_federation(tmp_path / "federation", material)
+    node = federation.hospitals[0]
+    enrol_in_token(federation, tokens, node)
+    mine = federation.identities[node]
+    federation.identities[node] = {**mine, "signing_key": mine["tls_key"]}
+    alone = running.enter_context(federation.start_participant(node))
+    assert alone.wait() == 2
+    assert "identity.tls_key and identity.signing_key are the same key" in alone.output
