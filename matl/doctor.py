@@ -21,9 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from matl_common.errors import MatlError
 from matl_common.identity.certificates import (
     PeerCertificate,
+    Role,
     SpiffeId,
     parse_peer_certificate,
 )
+from matl_common.identity.ephemeral import coordinator_of
 from matl_common.identity.held_keys import load_tls_key
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import (
@@ -31,7 +33,7 @@ from matl_common.identity.keys import (
     spki_pin,
 )
 from matl_common.identity.renewal import expiry_warning
-from matl_common.identity.tls import TlsFiles, TlsPlace
+from matl_common.identity.tls import TlsFiles, TlsPlace, TokenTls
 
 SECONDS = 15.0
 """Bounds every step that waits for another machine."""
@@ -125,7 +127,9 @@ def valid_until(certificate: x509.Certificate, what: str, remedy: str) -> str:
 
 def name_found(files: TlsPlace, wanted: SpiffeId) -> str:
     """The certificate is for the node that the configuration says."""
-    found = parsed(first_certificate(files.certificate_chain)).spiffe_id
+    certificate = first_certificate(files.certificate_chain)
+    is_issuer = isinstance(files, TokenTls) and wanted.role is Role.COORDINATOR
+    found = coordinator_of(certificate)[0] if is_issuer else parsed(certificate).spiffe_id
     if found != wanted:
         raise BrokenLinkError(
             f"the certificate is for {found}, and the configuration says {wanted}",

@@ -30,10 +30,17 @@ from matl.doctor import (
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import AllowedNode, RefusalReason, load_allowlist
 from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.ephemeral import HSM_ROOTED
 from matl_common.identity.held_keys import load_ed25519_key, load_p256_key, load_tls_key
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import parse_public_key, spki_pin
-from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
+from matl_common.identity.tls import (
+    TlsFiles,
+    TlsPlace,
+    TokenTls,
+    channel_credentials,
+    channel_options,
+)
 from matl_common.ids import FederationId, NodeId
 from matl_coordinator.config import Config as CoordinatorConfig
 from matl_coordinator.preflight import check_hospitals
@@ -107,7 +114,7 @@ def coordinator_links(config: CoordinatorConfig, *, peer: Path | None) -> tuple[
         Link("connection", lambda: connection_found(address), ("address",)),
         Link(
             "handshake",
-            lambda: _shows(address, name, files.certificate_chain),
+            lambda: _shows(address, name, files),
             ("certificate", "connection"),
         ),
     )
@@ -283,8 +290,17 @@ def _allowlist(config: CoordinatorConfig) -> str:
     return f"{len(allowlist.nodes)} nodes: {', '.join(sorted(allowlist.nodes)[:20])}"
 
 
-def _shows(address: str, name: SpiffeId, path: Path) -> str:
+def _shows(address: str, name: SpiffeId, files: TlsPlace) -> str:
+    path = files.certificate_chain
     shown, own = shown_certificate(address, name=name, trusted=None), first_certificate(path)
+    if isinstance(files, TokenTls):
+        if not issued_by(shown, path):
+            raise BrokenLinkError(
+                f"what answers at {address} shows a certificate that the token's key did not issue",
+                "another process has the port, or the daemon refused the files: look for "
+                "tls_files_refused in its log",
+            )
+        return f"the daemon shows a certificate of the token's key: {HSM_ROOTED}, over TLS 1.3"
     if shown != own:
         raise BrokenLinkError(
             f"what answers at {address} shows another certificate than {path} "

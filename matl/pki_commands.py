@@ -14,11 +14,12 @@ from typing import Annotated, Any, Final
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl.terminal import console, errors_in_one_line, print_json, printable, table
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
-from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.certificates import CLOCK_SKEW, Role, SpiffeId
 from matl_common.identity.enrolling import (
     MAX_DOCUMENT_BYTES,
     fingerprint,
@@ -28,7 +29,10 @@ from matl_common.identity.enrolling import (
     parse_answer,
     parse_request,
 )
+from matl_common.identity.ephemeral import create_node_authority
 from matl_common.identity.federation_folder import Facts, FederationFolder, install
+from matl_common.identity.held_keys import KeyKind, generate_key
+from matl_common.identity.key_places import parse_key_place
 from matl_common.identity.keys import generate_private_key, spki_pin
 from matl_common.identity.node_folder import (
     PUBLIC_MODE,
@@ -36,7 +40,9 @@ from matl_common.identity.node_folder import (
     keys_in,
     make_missing_keys,
     write_private_key,
+    write_public,
 )
+from matl_common.identity.pkcs11.uri import TokenUri, parse_token_uri
 from matl_common.ids import parse_digest, parse_federation_id, parse_node_id
 
 pki_app = typer.Typer(
@@ -82,7 +88,10 @@ class Client(StrEnum):
 
 
 def keygen(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; it must not exist.")],
+    place: Annotated[
+        str,
+        typer.Argument(metavar="PLACE", help="A file or a `pkcs11:` URI; it must not exist."),
+    ],
     *,
     kind: Annotated[
         Kind,
@@ -93,12 +102,17 @@ def keygen(
     ] = Kind.P256,
     as_json: Json = False,
 ) -> None:
-    """Make one private key in a file that its owner alone can read.
+    """Make one private key, in a file that its owner alone can read or in a token.
 
     A node needs a key for each use. `matl pki init` and `matl pki request` make those that are
     missing, so this is for replacing one of them: move the old file away first.
     """
     with errors_in_one_line():
+        where = parse_key_place(place)
+        if isinstance(where, TokenUri):
+            _say(_made_in_token(where, kind), as_json=as_json)
+            return
+        path = where
         if path.exists():
             raise ConfigurationError(f"{path} exists; a key is never overwritten")
         key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey
@@ -108,6 +122,45 @@ def keygen(
             key = generate_private_key(ec.SECP384R1 if kind is Kind.P384 else ec.SECP256R1)
         write_private_key(path, key)
     _say({"file": str(path), "kind": kind.value, "held": SOFTWARE_HELD}, as_json=as_json)
+
+
+def _made_in_token(uri: TokenUri, kind: Kind) -> dict[str, Any]:
+    if kind is Kind.P384:
+        raise ConfigurationError("a key in a token is p256 or ed25519")
+    key = generate_key(uri, KeyKind(kind.value))
+    return {"uri": str(uri), "kind": kind.value, "held": key.holder, "pin": key.keyid}
+
+
+@pki_app.command()
+def authority(
+    *,
+    key: Annotated[str, typer.Option(help="The `pkcs11:` URI of the coordinator's TLS key.")],
+    federation: Annotated[str, typer.Option(help="The federation's name, such as dr-study.")],
+    coordinator: Annotated[str, typer.Option(help="The coordinator's name.")] = "coordinator",
+    out: Annotated[Path, typer.Option(help="Where the certificate goes.")],
+    days: Days = 3650,
+    server_name: ServerName = None,
+    as_json: Json = False,
+) -> None:
+    """Make a coordinator's TLS key in a token the authority that hospitals trust.
+
+    The certificate is the coordinator's `tls_certificate` and every hospital's `authority`. While
+    it runs, the coordinator certifies a key in its memory with it, for a day at a time.
+    """
+    with errors_in_one_line((ConfigurationError, InvalidInputError)):
+        name = SpiffeId(
+            parse_federation_id(federation), Role.COORDINATOR, parse_node_id(coordinator)
+        )
+        now = _now()
+        certificate = create_node_authority(
+            parse_token_uri(key),
+            name,
+            not_before=now - CLOCK_SKEW,
+            not_after=now + timedelta(days=days),
+            server_names=tuple(server_name or ()),
+        )
+        write_public(out, certificate.public_bytes(Encoding.PEM))
+    _say({"file": str(out), "for": str(name), "pin": spki_pin(certificate)}, as_json=as_json)
 
 
 @pki_app.command()

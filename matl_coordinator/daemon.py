@@ -27,8 +27,6 @@ from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.held_keys import (
-    Ed25519Key,
-    P256Key,
     load_p256_key,
     load_tls_key,
     refuse_shared_keys,
@@ -276,18 +274,14 @@ class Coordinator:
             finally:
                 log.info("coordinator_draining", seconds_at_most=config.limits.drain_seconds)
 
-    def _keys(self) -> dict[str, P256Key | Ed25519Key]:
-        """The keys that sign, by what the configuration calls them."""
-        return {
-            "tls_key": self._tls_key,
-            "signing_key": self._signer,
-            "log_key": self._log.signer,
-        }
-
     def _show_start(self) -> None:
         log.info("coordinator_starting", version=__version__, node=self._config.node_id)
-        for use, key in self._keys().items():
-            log.info("key", use=use, key=key.keyid, holder=key.holder)
+        for use, key, holder in (
+            ("tls_key", self._tls_key, self._tls.holder),
+            ("signing_key", self._signer, self._signer.holder),
+            ("log_key", self._log.signer, self._log.signer.holder),
+        ):
+            log.info("key", use=use, key=key.keyid, holder=holder)
             for weakness in key.weaknesses:
                 log.warning("key_weaker", use=use, reason=weakness)
 
@@ -484,7 +478,9 @@ class Coordinator:
             attestation=None if machine is None else verdict_facts(machine.verdict),
             log_encryption_key=wrapping_key.name,
             log_encryption_key_holder=wrapping_key.holder,
-            **{f"{use}_holder": key.holder for use, key in self._keys().items()},
+            tls_key_holder=self._tls.holder,
+            signing_key_holder=self._signer.holder,
+            log_key_holder=self._log.signer.holder,
         )
 
     async def _note(self, register: Register, event: str, **facts: Fact) -> None:

@@ -128,14 +128,20 @@ def create_authority(
 ) -> CertificateAuthority:
     """Make a self-signed authority with a new key, which can certify no other authority."""
     key = generate_private_key()
+    builder = authority_builder(name, key.public_key(), not_before=not_before, not_after=not_after)
+    return CertificateAuthority(builder.sign(key, SHA256()), key, roles)
+
+
+def authority_builder(
+    name: str, key: ec.EllipticCurvePublicKey, *, not_before: datetime, not_after: datetime
+) -> x509.CertificateBuilder:
+    """What an authority that can certify no other has to sign for itself."""
     subject = _common_name(name)
-    builder = _unsigned(subject, subject, key.public_key(), not_before, not_after)
-    certificate = (
-        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return (
+        _unsigned(subject, subject, key, not_before, not_after)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
-        .sign(key, SHA256())
     )
-    return CertificateAuthority(certificate, key, roles)
 
 
 def issue_certificate(
@@ -167,15 +173,9 @@ def issue_certificate(
             f"this authority certifies {sorted(authority.roles)}, not {spiffe_id.role}; the "
             "coordinator and the participants have separate authorities"
         )
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
-    if spiffe_id.role is Role.COORDINATOR:
-        usage = ExtendedKeyUsageOID.SERVER_AUTH
-        wanted = dict.fromkeys([spiffe_id.server_name, *server_names])
-        names.extend(_general_name(name) for name in wanted)
-    elif tuple(server_names):
-        raise ConfigurationError(f"{spiffe_id} does not serve; give it no server names")
-    else:
-        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+    names = node_names(spiffe_id, server_names)
+    serves = spiffe_id.role is Role.COORDINATOR
+    usage = ExtendedKeyUsageOID.SERVER_AUTH if serves else ExtendedKeyUsageOID.CLIENT_AUTH
     issuer = authority.certificate
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(
         authority.private_key.public_key()
@@ -190,6 +190,21 @@ def issue_certificate(
         .add_extension(issuer_key, critical=False)
         .sign(authority.private_key, SHA256())
     )
+
+
+def node_names(spiffe_id: SpiffeId, server_names: Iterable[str]) -> list[x509.GeneralName]:
+    """The names in a node's certificate.
+
+    Raises:
+        ConfigurationError: a node that does not serve was given names.
+    """
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
+    if spiffe_id.role is Role.COORDINATOR:
+        wanted = dict.fromkeys([spiffe_id.server_name, *server_names])
+        names.extend(_general_name(name) for name in wanted)
+    elif tuple(server_names):
+        raise ConfigurationError(f"{spiffe_id} does not serve; give it no server names")
+    return names
 
 
 def parse_peer_certificate(pem: bytes) -> PeerCertificate:

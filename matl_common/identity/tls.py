@@ -10,8 +10,9 @@ imported, and by ``peer_certificate`` on every RPC.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -21,11 +22,13 @@ from cryptography import x509
 from matl_common import TLS_SUITES, TLS_SUITES_VARIABLE
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.certificates import PeerCertificate, SpiffeId, parse_peer_certificate
+from matl_common.identity.ephemeral import LeafIssuer
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import TLS_CURVES, load_private_key, private_key_pem, spki_pin
 from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
 from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.identity.token_tls import signed_channel_credentials
+from matl_common.identity.wrapping import SOFTWARE_HELD
 
 MAX_MESSAGE_BYTES = 2 << 20
 MAX_METADATA_BYTES = 8 << 10
@@ -61,6 +64,7 @@ class _Identity:
     chain: bytes
     authority: bytes
     certificate: x509.Certificate
+    lasting: x509.Certificate
 
 
 class AuthenticatedContext(Protocol):
@@ -106,15 +110,21 @@ class ServerIdentity:
     are open keep the keys they were opened with.
     """
 
-    def __init__(self, files: TlsPlace) -> None:
-        """Load the files.
+    def __init__(
+        self, files: TlsPlace, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        """Load the files, and have a key certified where the files name one in a token.
 
         Raises:
             ConfigurationError: a file is missing or does not fit the others, or gRPC was
                 imported before ``matl_common``.
+            TokenError: the token cannot be reached.
         """
         self._files = files
-        self._identity = _load(files)
+        self._clock = clock
+        # For a key in a token.
+        self._issuer = LeafIssuer(files.private_key) if isinstance(files, TokenTls) else None
+        self._identity = self._load()
         # Replaced whole, so that gRPC's threads need no lock.
         self._configuration = _configuration(self._identity)
         self.credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
@@ -126,18 +136,38 @@ class ServerIdentity:
         """What new connections are shown."""
         return self._identity.certificate
 
+    @property
+    def lasting(self) -> x509.Certificate:
+        """What an operator has to renew: that certificate, or a token's authority."""
+        return self._identity.lasting
+
+    @property
+    def holder(self) -> str:
+        """What holds the key, for people to read."""
+        return SOFTWARE_HELD if self._issuer is None else self._issuer.holder
+
     def renew(self) -> bool:
-        """Load the files again; whether anything in them is new.
+        """Load the files again; whether anything in them is new, or a new key was due.
 
         Raises:
-            ConfigurationError: as at first; what was loaded before stays in use.
+            ConfigurationError, TokenError: as at first; what was loaded before stays in use.
         """
-        found = _load(self._files)
+        found = self._load()
         if found == self._identity:
             return False
         self._identity = found
         self._configuration = _configuration(found)
         return True
+
+    def _load(self) -> _Identity:
+        if isinstance(self._files, TlsFiles):
+            return _load(self._files)
+        assert self._issuer is not None
+        _check_suites()
+        _, (certificate, *_rest) = _read_certificates(self._files.certificate_chain)
+        authority, _ = _read_certificates(self._files.trusted_authority)
+        leaf = self._issuer.leaf(certificate, now=self._clock())
+        return _Identity(leaf.key, leaf.chain, authority, leaf.certificate, certificate)
 
 
 def server_credentials(files: TlsPlace) -> grpc.ServerCredentials:
@@ -262,15 +292,13 @@ def _check_suites() -> None:
         )
 
 
-def _load(files: TlsPlace) -> _Identity:
+def _load(files: TlsFiles) -> _Identity:
     _check_suites()
     # gRPC reports a bad key only by failing every handshake, so it is checked here.
     # That it is no RSA key is also what makes the suites above unusable.
-    if isinstance(files, TokenTls):
-        raise ConfigurationError(f"a server's TLS key cannot be in a token ({files.private_key})")
     key = load_private_key(files.private_key, curves=TLS_CURVES)
     chain, authority, certificate = _certified(files, spki_pin(key))
-    return _Identity(private_key_pem(key), chain, authority, certificate)
+    return _Identity(private_key_pem(key), chain, authority, certificate, certificate)
 
 
 def _certified(files: TlsPlace, pin: str) -> tuple[bytes, bytes, x509.Certificate]:

@@ -12,6 +12,7 @@ from cryptography import x509
 
 from matl_common.errors import ConfigurationError
 from matl_common.identity.keys import spki_pin
+from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.renewal import expiry_warning, time_left
 from matl_common.identity.tls import ServerIdentity
 from matl_coordinator.ports import Meter, StoreError
@@ -72,7 +73,7 @@ class CertificateFiles:
         """
         try:
             renewed = await asyncio.to_thread(self._identity.renew)
-        except ConfigurationError as error:
+        except (ConfigurationError, TokenError) as error:
             self._refuse(str(error))
         else:
             self._refused = None
@@ -97,7 +98,7 @@ class CertificateFiles:
         log.info("tls_renewed", **_facts(certificate))
 
     def _mind_expiry(self) -> None:
-        certificate, now = self._identity.certificate, self._clock()
+        certificate, now = self._identity.lasting, self._clock()
         self._meter.certificate_valid(time_left(certificate, now=now).total_seconds())
         warning = expiry_warning(certificate, now=now)
         minded = self._reminded_at

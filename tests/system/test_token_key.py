@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.enrolling import Keys, make_request, parse_request
+from matl_common.identity.ephemeral import create_node_authority
 from matl_common.identity.federation_folder import Facts, FederationFolder
 from matl_common.identity.held_keys import (
     KeyKind,
@@ -20,6 +21,7 @@ from matl_common.identity.held_keys import (
     load_ed25519_key,
     load_p256_key,
 )
+from matl_common.identity.keys import load_ed25519_private_key, load_private_key
 from matl_common.identity.pkcs11.certifying import TokenPrivateKey
 from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
@@ -30,11 +32,15 @@ from matl_common.tlog.names import witness_name
 from matl_participant.core.account import AttemptState
 from tests.softhsm import PIN, TokenFolder
 from tests.system.federation import (
+    COORDINATOR,
+    COORDINATOR_NAME,
     FEDERATION,
+    OPERATOR,
     PATIENTS,
     Federation,
     Material,
     found_federation,
+    logged_events,
 )
 from tests.system.processes import ROOT
 
@@ -144,7 +150,8 @@ def test_a_hospital_takes_part_with_three_keys_that_never_leave_its_token(
     coordinator.wait_for("coordinator_ready")
     ours = running.enter_context(federation.start_scripted(node))
     daemons = [running.enter_context(federation.start_scripted(each)) for each in others]
-    holders = [ours.wait_for("participant.key")["holder"] for _ in range(3)]
+    uses = ("tls_key", "signing_key", "witness_key")
+    holders = [ours.wait_for("participant.key", use=use)["holder"] for use in uses]
     assert all(each.startswith("PKCS#11 token 'hsm'") for each in holders)
     assert daemons[0].wait_for("participant.key")["holder"] == "software-held"
     for each in (ours, *daemons):
@@ -167,3 +174,53 @@ def test_one_key_for_tls_and_signing_is_refused_in_one_line(
     alone = running.enter_context(federation.start_participant(node))
     assert alone.wait() == 2
     assert "identity.tls_key and identity.signing_key are the same key" in alone.output
+
+
+def move_into_token(federation: Federation, tokens: TokenFolder) -> None:
+    """Put the coordinator's signing keys into the token, and root its TLS there."""
+    mine = federation.keys[COORDINATOR]
+    tokens.put("hsm", "signing", load_private_key(mine.signing_key))
+    tokens.put("hsm", "log", load_ed25519_private_key(mine.log_key))
+    node = tokens.uri("hsm", "node")
+    generate_key(node, KeyKind.P256)
+    now = datetime.now(UTC)
+    authority = create_node_authority(
+        node, COORDINATOR_NAME, not_before=now, not_after=now + timedelta(days=90)
+    ).public_bytes(Encoding.PEM)
+    chain = federation.folder / "coordinator-ca.crt"
+    chain.write_bytes(authority)
+    for each in (*federation.hospitals, OPERATOR):
+        federation.keys[each].tls.trusted_authority.write_bytes(authority)
+    for path in (mine.signing_key, mine.log_key, mine.tls.private_key):
+        path.unlink()
+    federation.identities[COORDINATOR] = {
+        "tls_key": str(node),
+        "tls_certificate": str(chain),
+        "signing_key": tokens.uri_text("hsm", "signing"),
+        "log_key": tokens.uri_text("hsm", "log"),
+    }
+
+
+def test_a_study_is_run_by_a_coordinator_whose_keys_are_all_in_a_token(
+    tmp_path: Path, material: Material, tokens: TokenFolder, running: ExitStack
+) -> None:
+    federation = found_federation(tmp_path / "federation", material)
+    move_into_token(federation, tokens)
+    coordinator = running.enter_context(federation.start_coordinator())
+    uses = ("tls_key", "signing_key", "log_key")
+    holders = {use: coordinator.wait_for("key", use=use)["holder"] for use in uses}
+    assert holders["tls_key"].startswith("HSM-rooted, ephemeral TLS key: PKCS#11 token 'hsm'")
+    assert holders["signing_key"].startswith("PKCS#11 token 'hsm'")
+    assert holders["log_key"].startswith("PKCS#11 token 'hsm'")
+    coordinator.wait_for("coordinator_ready")
+    hospitals = [
+        running.enter_context(federation.start_scripted(each)) for each in federation.hospitals
+    ]
+    for each in hospitals:
+        assert each.wait() == 0
+    with federation.operator() as operator:
+        assert operator.status().rounds_released == 2
+    assert coordinator.drain() == 0
+    assert PIN not in coordinator.output
+    started = [each for each in logged_events(federation) if each["event"] == "coordinator_started"]
+    assert [each["tls_key_holder"] for each in started] == [holders["tls_key"]]
