@@ -22,6 +22,7 @@ from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import CLOCK_SKEW, Role, SpiffeId
 from matl_common.identity.enrolling import (
     MAX_DOCUMENT_BYTES,
+    Keys,
     fingerprint,
     for_people,
     make_answer,
@@ -31,12 +32,13 @@ from matl_common.identity.enrolling import (
 )
 from matl_common.identity.ephemeral import create_node_authority
 from matl_common.identity.federation_folder import Facts, FederationFolder, install
-from matl_common.identity.held_keys import KeyKind, generate_key
+from matl_common.identity.held_keys import KeyKind, generate_key, load_tls_key
 from matl_common.identity.key_places import parse_key_place
 from matl_common.identity.keys import generate_private_key, spki_pin
 from matl_common.identity.node_folder import (
     PUBLIC_MODE,
     NodeFolder,
+    keys_at,
     keys_in,
     make_missing_keys,
     write_private_key,
@@ -69,6 +71,11 @@ Days = Annotated[int, typer.Option(min=1, max=3660, help="How long the certifica
 ServerName = Annotated[
     list[str] | None,
     typer.Option("--server-name", help="A further DNS name or IP address of the coordinator."),
+]
+
+
+TokenKey = Annotated[
+    str | None, typer.Option(help="The `pkcs11:` URI of a key in a token, not one in the folder.")
 ]
 
 
@@ -217,6 +224,9 @@ def request(
             "in use.",
         ),
     ] = False,
+    tls_key: TokenKey = None,
+    signing_key: TokenKey = None,
+    witness_key: TokenKey = None,
     out: Annotated[Path | None, typer.Option(help="Default: NODE.request.json here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -228,15 +238,19 @@ def request(
     exchanged the request on its way.
 
     Run it again before the certificate ends: the daemon takes the new one without a restart.
+
+    With `--tls-key`, `--signing-key` and `--witness-key` the keys stay in their token, where
+    `matl keygen` has made them; the folder then gets no private key.
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         name = SpiffeId(parse_federation_id(federation), Role(role), parse_node_id(node))
-        mine = NodeFolder(folder)
-        made = make_missing_keys(mine, name.role)
-        if new_key and not mine.next_tls_key.exists():
-            write_private_key(mine.next_tls_key)
-            made = (*made, mine.next_tls_key)
-        document = make_request(name, keys_in(mine, name, next_tls_key=new_key))
+        if tls_key or signing_key or witness_key:
+            keys, held = _in_token(name, tls_key, signing_key, witness_key)
+            made: tuple[Path, ...] = ()
+        else:
+            keys, made = _in_folder(NodeFolder(folder), name, new_key=new_key)
+            held = SOFTWARE_HELD
+        document = make_request(name, keys)
         path = out or Path(f"{name.node_id}.request.json")
         write_atomically(path, [document], mode=PUBLIC_MODE)
         found = parse_request(document).fingerprint
@@ -245,9 +259,32 @@ def request(
         "node": str(name),
         "fingerprint": for_people(found),
         "keys made": [str(each) for each in made],
-        "keys": SOFTWARE_HELD,
+        "keys": held,
     }
     _say(facts, as_json=as_json)
+
+
+def _in_folder(mine: NodeFolder, name: SpiffeId, *, new_key: bool) -> tuple[Keys, tuple[Path, ...]]:
+    made = make_missing_keys(mine, name.role)
+    if new_key and not mine.next_tls_key.exists():
+        write_private_key(mine.next_tls_key)
+        made = (*made, mine.next_tls_key)
+    return keys_in(mine, name, next_tls_key=new_key), made
+
+
+def _in_token(
+    name: SpiffeId, tls_key: str | None, signing_key: str | None, witness_key: str | None
+) -> tuple[Keys, str]:
+    if tls_key is None or signing_key is None:
+        raise ConfigurationError("keys in a token need both --tls-key and --signing-key")
+    tls = parse_token_uri(tls_key)
+    keys = keys_at(
+        name,
+        tls=tls,
+        signing=parse_token_uri(signing_key),
+        witness=None if witness_key is None else parse_token_uri(witness_key),
+    )
+    return keys, load_tls_key(tls).holder
 
 
 @pki_app.command()
@@ -315,6 +352,7 @@ def install_command(
     path: Annotated[Path, typer.Argument(metavar="ANSWER", help="The file that came back.")],
     *,
     folder: NodeFolderOption,
+    tls_key: TokenKey = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -328,7 +366,8 @@ def install_command(
         document = _read(path)
         answer = parse_answer(document)
         _compare(f"Answer for {answer.node.spiffe_id}", fingerprint(document), yes=yes)
-        node = install(NodeFolder(folder), answer, now=_now())
+        uri = None if tls_key is None else parse_token_uri(tls_key)
+        node = install(NodeFolder(folder), answer, now=_now(), tls_key=uri)
     facts = {
         "node": str(node.spiffe_id),
         "coordinator": str(answer.coordinator),

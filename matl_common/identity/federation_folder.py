@@ -42,6 +42,7 @@ from matl_common.identity.certificates import (
     parse_peer_certificate,
 )
 from matl_common.identity.enrolling import Answer, Request
+from matl_common.identity.held_keys import load_tls_key
 from matl_common.identity.keys import (
     TLS_CURVES,
     load_ed25519_private_key,
@@ -57,6 +58,7 @@ from matl_common.identity.node_folder import (
     write_private_key,
     write_public,
 )
+from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.ids import FederationId, NodeId
 from matl_common.signing import load_pem_signer
 from matl_common.tlog.checkpoint import log_key
@@ -353,13 +355,24 @@ class FederationFolder:
         write_atomically(self.folder / "revoked.jsonl", (line.encode() for line in lines))
 
 
-def install(node: NodeFolder, answer: Answer, *, now: datetime) -> PeerCertificate:
-    """Put an answer's parts beside the keys it was made for.
+def install(
+    node: NodeFolder, answer: Answer, *, now: datetime, tls_key: TokenUri | None = None
+) -> PeerCertificate:
+    """Put an answer's parts beside the keys it was made for, or here for one in a token.
 
     Raises:
-        ConfigurationError: its certificate is for no key of the folder, or not valid now.
+        ConfigurationError: its certificate is for no key of the folder, or not for that one, or
+            not valid now.
+        TokenError: the token cannot be reached.
     """
-    put_in_place(node, answer.certificate, now=now)
+    if tls_key is None:
+        put_in_place(node, answer.certificate, now=now)
+    else:
+        check_validity(answer.certificate, now=now)
+        if spki_pin(answer.certificate) != load_tls_key(tls_key).keyid:
+            raise ConfigurationError(f"the answer's certificate is for another key than {tls_key}")
+        node.folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+        write_public(node.tls.certificate_chain, _pem(answer.certificate))
     write_public(node.tls.trusted_authority, _pem(answer.coordinator_authority))
     signing_key = public_key_pem(answer.coordinator_signing_key)
     write_public(node.coordinator_signing_key, signing_key)
@@ -367,17 +380,25 @@ def install(node: NodeFolder, answer: Answer, *, now: datetime) -> PeerCertifica
     return answer.node
 
 
-def put_in_place(
-    node: NodeFolder, certificate: x509.Certificate, *, now: datetime | None = None
-) -> None:
-    """Put a certificate in place, and its key where that is the next one."""
-    if now is not None and not (
-        certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
-    ):
+def check_validity(certificate: x509.Certificate, *, now: datetime) -> None:
+    """See that a certificate is valid now.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise ConfigurationError(
             f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} to "
             f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; look at this machine's clock"
         )
+
+
+def put_in_place(
+    node: NodeFolder, certificate: x509.Certificate, *, now: datetime | None = None
+) -> None:
+    """Put a certificate in place, and its key where that is the next one."""
+    if now is not None:
+        check_validity(certificate, now=now)
     pin = spki_pin(certificate)
     for path in (node.tls.private_key, node.next_tls_key):
         if path.exists() and spki_pin(load_private_key(path, curves=TLS_CURVES)) == pin:

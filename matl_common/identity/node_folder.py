@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from matl_common.durable import write_atomically
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.enrolling import Keys
+from matl_common.identity.held_keys import load_ed25519_key, load_p256_key
+from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import (
     TLS_CURVES,
     generate_private_key,
@@ -24,6 +26,9 @@ from matl_common.identity.keys import (
     private_key_pem,
     public_key_pem,
 )
+from matl_common.identity.pkcs11.certifying import TokenPrivateKey
+from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
+from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.identity.tls import TlsFiles
 from matl_common.signing import load_pem_signer
 from matl_common.tlog.cosignature import witness_key
@@ -123,6 +128,27 @@ def keys_in(node: NodeFolder, spiffe_id: SpiffeId, *, next_tls_key: bool = False
         signing=load_pem_signer(node.signing_key),
         witness=witness,
     )
+
+
+def keys_at(
+    spiffe_id: SpiffeId, *, tls: KeyPlace, signing: KeyPlace, witness: KeyPlace | None
+) -> Keys:
+    """The keys that a request of this node proves, wherever they are.
+
+    Raises:
+        ConfigurationError: one of them is missing, or of another kind.
+        TokenError: a token cannot be reached.
+    """
+    proved = None
+    if witness is not None:
+        held = load_ed25519_key(witness)
+        name = witness_name(spiffe_id.federation, spiffe_id.node_id)
+        proved = (witness_key(name, held.public_key), held)
+    if isinstance(tls, TokenUri):
+        tls_key: ec.EllipticCurvePrivateKey = TokenPrivateKey(TokenSigningKey(tls, P256))
+    else:
+        tls_key = load_private_key(tls, curves=TLS_CURVES)
+    return Keys(tls=tls_key, signing=load_p256_key(signing), witness=proved)
 
 
 def write_private_key(
