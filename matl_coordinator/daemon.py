@@ -339,9 +339,7 @@ class Coordinator:
         config = self._config
         if config.attestation is None or self._policy is None:
             return None
-        # What the server presents, which is read once.
-        chain = config.identity.tls_certificate.read_bytes()
-        subject = Subject(config.federation.id, config.digest, lambda: chain)
+        subject = Subject(config.federation.id, config.digest, lambda: self._tls.chain)
         attester = make_attester(config.attestation, now=utc_now())
         verdict = await attest_itself(attester, subject, self._policy, now=utc_now())
         tell = log.warning if verdict.simulated else log.info

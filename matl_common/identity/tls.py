@@ -137,6 +137,11 @@ class ServerIdentity:
         return self._identity.certificate
 
     @property
+    def chain(self) -> bytes:
+        """The same with what it was issued by, in PEM."""
+        return self._identity.chain
+
+    @property
     def lasting(self) -> x509.Certificate:
         """What an operator has to renew: that certificate, or a token's authority."""
         return self._identity.lasting

@@ -36,6 +36,8 @@ from matl_coordinator.service.receipts import score_receipts
 from matl_coordinator.service.register import Register
 from matl_coordinator.service.survey import Surveyor
 
+_TRIAL = b"matl: can rounds be signed?"
+
 
 @dataclass(frozen=True, slots=True)
 class Outside:
@@ -117,6 +119,7 @@ def assemble(
             study_id=plan.study_id,
             signer=outside.signer,
         ),
+        try_signing=partial(outside.signer.sign, _TRIAL),
         presence=presence,
         roster=roster,
         rules=partial(_rules, config, roster),

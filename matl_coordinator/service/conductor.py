@@ -17,6 +17,7 @@ import structlog
 
 from matl_common.errors import MatlError
 from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.pkcs11.session import TokenError
 from matl_common.ids import NodeId, RoundId
 from matl_common.memory import release_memory
 from matl_common.tlog.entry import Entry
@@ -119,6 +120,7 @@ class Conductor:
         scorer: Scorer,
         judge: Judge,
         certify: Certify,
+        try_signing: Callable[[], object],
         presence: Presence,
         roster: Roster,
         rules: Callable[[], RoundRules],
@@ -133,6 +135,7 @@ class Conductor:
         self._scorer = scorer
         self._judge = judge
         self._certify = certify
+        self._try_signing = try_signing
         self._presence = presence
         self._roster = roster
         self._rules = rules
@@ -219,6 +222,8 @@ class Conductor:
         due = self._due(state, now)
         if due is None or due > now:
             return self._settings.tick_seconds
+        # A round that nobody could be invited to would only pass.
+        await asyncio.to_thread(self._try_signing)
         await self._register.decide(self._schedule_next)
         self._asked.clear()
         return 0.0
@@ -266,7 +271,8 @@ class Conductor:
         """Do a phase's work; a failure costs a retry, and in the end the round."""
         try:
             return await work or 0.0
-        except StoreError:
+        except (StoreError, TokenError):
+            # Waits for what is away, at no cost to the round.
             raise
         except (MatlError, OSError) as error:
             return await self._failed(rnd, error)

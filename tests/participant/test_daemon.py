@@ -907,6 +907,8 @@ async def test_logs_are_json_lines_that_name_no_data_and_no_training_result(
     assert json.loads(out)["adjacency"] == "add-or-remove-one"
     events = [json.loads(line) for line in err.splitlines()]
     assert [event["event"] for event in events if event["level"] == "info"] == [
+        "participant.key",
+        "participant.key",
         "participant.connected",
         "participant.data_checked",
         "participant.budget",
