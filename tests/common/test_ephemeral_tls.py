@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl_common.errors import ConfigurationError
@@ -147,10 +148,25 @@ def some_certificates(place: TokenTls) -> dict[str, x509.Certificate]:
     other = create_authority("other", roles=COORDINATOR_ROLES, not_before=NOW, not_after=later)
     key = generate_private_key().public_key()
     leaf = issue_certificate(other, key, COORDINATOR, not_before=NOW, not_after=later)
-    return {"an authority of nobody": other.certificate, "a node's own": leaf}
+    private_key = generate_private_key()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "coordinator")])
+    uri = x509.UniformResourceIdentifier(str(COORDINATOR))
+    wide = (
+        x509.CertificateBuilder(name, name, private_key.public_key(), 1, NOW, later)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+        .sign(private_key, SHA256())
+    )
+    return {
+        "an authority of nobody": other.certificate,
+        "a node's own": leaf,
+        "one that may certify authorities": wide,
+    }
 
 
-@pytest.mark.parametrize("kind", ["an authority of nobody", "a node's own"])
+@pytest.mark.parametrize(
+    "kind", ["an authority of nobody", "a node's own", "one that may certify authorities"]
+)
 def test_only_an_authority_for_this_coordinator_serves(place: TokenTls, kind: str) -> None:
     certificate = some_certificates(place)[kind]
     place.certificate_chain.write_bytes(certificate.public_bytes(Encoding.PEM))
