@@ -56,7 +56,7 @@ def _links(config: Path, peer: Path | None) -> tuple[Link, ...]:
         sections = tomllib.loads(config.read_text("utf-8")).keys()
     except OSError as error:
         raise ConfigurationError(f"cannot read {config}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{config} is not TOML: {error}") from error
     if "federation" in sections:
         return coordinator_links(load_coordinator(config), peer=peer)

@@ -173,6 +173,8 @@ def _drain_on_signals(participant: Participant) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    # A daemon's habit is to read its files again; this one does so whenever they change.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
 
 def _coordinator_key(path: Path) -> EllipticCurvePublicKey:

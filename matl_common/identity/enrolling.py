@@ -8,7 +8,6 @@ An answer holds the certificate and whom to trust. Nothing here touches a file.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.identity.certificates import (
+    MALFORMED,
     PeerCertificate,
     Role,
     SpiffeId,
@@ -212,7 +212,7 @@ def parse_answer(data: bytes) -> Answer:
     try:
         certificate = x509.load_pem_x509_certificate(found.certificate.encode())
         authority = x509.load_pem_x509_certificate(found.coordinator_authority.encode())
-    except ValueError as error:
+    except MALFORMED as error:
         raise InvalidInputError("the answer holds no certificates") from error
     answer = Answer(
         certificate=certificate,
@@ -245,13 +245,13 @@ def _csr_key(pem: str, spiffe_id: SpiffeId) -> ec.EllipticCurvePublicKey:
     try:
         csr = x509.load_pem_x509_csr(pem.encode())
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        is_signed, key = csr.is_signature_valid, csr.public_key()
+    except MALFORMED as error:
         raise InvalidInputError("the request holds no certificate request for a node") from error
     if list(names) != [x509.UniformResourceIdentifier(str(spiffe_id))]:
         raise InvalidInputError(f"the certificate request is not for {spiffe_id}")
-    if not csr.is_signature_valid:
+    if not is_signed:
         raise _unproved("tls")
-    key = csr.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise InvalidInputError("the TLS key is not an elliptic-curve key")
     check_curve(key, TLS_CURVES)
@@ -299,7 +299,7 @@ def _text(data: bytes) -> str:
 def _bytes(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InvalidInputError("a proof is not base64") from error
 
 

@@ -21,7 +21,12 @@ from cryptography import x509
 
 from matl_common import TLS_SUITES, TLS_SUITES_VARIABLE
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
-from matl_common.identity.certificates import PeerCertificate, SpiffeId, parse_peer_certificate
+from matl_common.identity.certificates import (
+    MALFORMED,
+    PeerCertificate,
+    SpiffeId,
+    parse_peer_certificate,
+)
 from matl_common.identity.ephemeral import LeafIssuer
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import TLS_CURVES, load_private_key, private_key_pem, spki_pin
@@ -321,7 +326,10 @@ def _read_certificates(path: Path) -> tuple[bytes, list[x509.Certificate]]:
     try:
         pem = path.read_bytes()
         certificates = x509.load_pem_x509_certificates(pem)
-    except (OSError, ValueError) as error:
+        for each in certificates:
+            # Read only when asked for; what is wrong with a key shows then.
+            each.public_key()
+    except (OSError, *MALFORMED) as error:
         raise ConfigurationError(
             f"cannot read certificates from {path}; give the path of a PEM file"
         ) from error

@@ -60,6 +60,9 @@ class CertificateFiles:
                 await self.look()
             except StoreError as error:
                 log.error("renewal_not_logged", reason=str(error))
+            except Exception as error:
+                log.critical("tls_files_not_followed", exc_info=error)
+                self._meter.file_refused("tls", refused=True)
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._asked.wait()

@@ -155,6 +155,9 @@ class EnrolmentFile:
                 await self.look()
             except StoreError as error:
                 log.error("allowlist_not_logged", reason=str(error))
+            except Exception as error:
+                log.critical("allowlist_not_followed", exc_info=error)
+                self._meter.file_refused("allowlist", refused=True)
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._asked.wait()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -428,6 +428,26 @@ def test_a_missing_certificate_says_what_to_give(federation: Federation, tmp_pat
     files = TlsFiles(tls.private_key, tmp_path / "absent", tls.trusted_authority)
     with pytest.raises(ConfigurationError, match="PEM file"):
         channel_credentials(files)
+
+
+def test_a_certificate_file_with_any_bit_flipped_is_a_configuration_error(
+    federation: Federation, tmp_path: Path
+) -> None:
+    files = federation.coordinator.tls
+    der = ssl.PEM_cert_to_DER_cert(files.certificate_chain.read_text())
+    damaged = replace(files, certificate_chain=tmp_path / "tls.crt")
+    refused = 0
+    # Each of 37 bits: all of a byte's, in a fraction of the time.
+    for bit in range(0, 8 * len(der), 37):
+        flipped = bytearray(der)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.certificate_chain.write_text(ssl.DER_cert_to_PEM_cert(bytes(flipped)))
+        try:
+            server_credentials(damaged)
+        except ConfigurationError:
+            refused += 1
+    # Those that still hold the key's certificate are refused by whoever looks at the signature.
+    assert refused > 30
 
 
 def test_credentials_are_refused_where_grpc_was_imported_too_early(federation: Federation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -62,13 +62,15 @@ async def followed(folder: Path, **rounds: object) -> AsyncIterator[tuple[Runnin
         yield coordinator, following(coordinator)
 
 
-def following(coordinator: Running) -> EnrolmentFile:
+def following(
+    coordinator: Running, *, check: Callable[[Allowlist], None] | None = None
+) -> EnrolmentFile:
     return EnrolmentFile(
         path=coordinator.site.config.federation.allowlist,
         roster=coordinator.roster,
         register=coordinator.register,
         meter=coordinator.meter,
-        check=partial(check_hospitals, coordinator.site.config),
+        check=check or partial(check_hospitals, coordinator.site.config),
         clock=utc_now,
     )
 
@@ -185,7 +187,11 @@ async def test_a_round_that_loses_its_quorum_while_it_is_scored_is_aborted(tmp_p
         assert "quorum" in state.study.pause_reason
 
 
-@pytest.mark.parametrize("content", [b"not TOML [", b"", None])
+@pytest.mark.parametrize(
+    "content",
+    [b"not TOML [", b"", None, b"patients = " + b"9" * 5000],
+    ids=["text", "", "gone", "number"],
+)
 async def test_a_file_that_cannot_be_used_changes_nothing_and_says_so_once(
     tmp_path: Path, content: bytes | None
 ) -> None:
@@ -206,6 +212,34 @@ async def test_a_file_that_cannot_be_used_changes_nothing_and_says_so_once(
         await file.look()
         assert stale(coordinator) == 0.0
         assert not told(coordinator, "enrolment_changed")
+
+
+async def test_a_fault_that_nobody_thought_of_does_not_end_the_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matl_coordinator.service.enrolment.POLL_SECONDS", 0.01)
+    async with followed(tmp_path) as (coordinator, _):
+        faults = iter([RuntimeError("unthought of")])
+
+        def check(allowlist: Allowlist) -> None:
+            if fault := next(faults, None):
+                raise fault
+            check_hospitals(coordinator.site.config, allowlist)
+
+        file = following(coordinator, check=check)
+        run = asyncio.create_task(file.run())
+        await eventually(lambda: stale(coordinator) == 1.0)
+        enrol_only(coordinator, *NODES[:-1])
+        await eventually(lambda: NODES[-1] not in coordinator.roster.admitting.nodes)
+        assert stale(coordinator) == 0.0
+        assert not run.done()
+        run.cancel()
+
+
+async def eventually(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not is_so():  # noqa: ASYNC110 - what is polled has no event to wait for
+            await asyncio.sleep(0.01)
 
 
 def stale(coordinator: Running) -> float | None:
