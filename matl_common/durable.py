@@ -102,6 +102,18 @@ class FolderInUseError(ConfigurationError):
 
 
 @contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block for the folder, which exists.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def owned_folder(folder: Path) -> Iterator[None]:
     """Hold a daemon's state folder against other processes; made where it is missing.
 

@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from matl_common.durable import write_atomically
+from matl_common.durable import one_at_a_time, write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.allowlist import (
     AllowedNode,
@@ -213,22 +213,23 @@ class FederationFolder:
             ConfigurationError, InvalidInputError: as ``approve``.
         """
         requests = tuple(requests)
-        nodes = dict(self.allowlist().nodes)
-        for request, facts in requests:
-            self._check(request)
-            node_id = request.spiffe_id.node_id
-            nodes[node_id] = _enrolled(nodes.get(node_id), request, facts, replace_keys)
-        after = enrol(self.federation, nodes.values())
-        authority = _authority(self.folder, _PARTICIPANT)
-        answers = tuple(
-            self._answer(
-                _issue(authority, each.tls_key, each.spiffe_id, now=now, validity=validity)
+        with one_at_a_time(self.folder):
+            nodes = dict(self.allowlist().nodes)
+            for request, facts in requests:
+                self._check(request)
+                node_id = request.spiffe_id.node_id
+                nodes[node_id] = _enrolled(nodes.get(node_id), request, facts, replace_keys)
+            after = enrol(self.federation, nodes.values())
+            authority = _authority(self.folder, _PARTICIPANT)
+            answers = tuple(
+                self._answer(
+                    _issue(authority, each.tls_key, each.spiffe_id, now=now, validity=validity)
+                )
+                for each, _ in requests
             )
-            for each, _ in requests
-        )
-        for answer in answers:
-            self._keep(answer.certificate, answer.node.node_id)
-        write_public(self.coordinator.allowlist, encode_allowlist(after))
+            for answer in answers:
+                self._keep(answer.certificate, answer.node.node_id)
+            write_public(self.coordinator.allowlist, encode_allowlist(after))
         return answers
 
     def _answer(self, certificate: x509.Certificate) -> Answer:
@@ -248,6 +249,10 @@ class FederationFolder:
         Raises:
             ConfigurationError: it is not enrolled, or has no such pin, or no other.
         """
+        with one_at_a_time(self.folder):
+            return self._revoke(node_id, reason=reason, now=now, pin=pin)
+
+    def _revoke(self, node_id: NodeId, *, reason: str, now: datetime, pin: str | None) -> Revoked:
         before = self.allowlist()
         node = before.lookup(node_id)
         if node is None:
@@ -280,6 +285,14 @@ class FederationFolder:
         Raises:
             ConfigurationError: a key or certificate of the folder is missing.
         """
+        with one_at_a_time(self.folder):
+            return self._renew(
+                now=now, validity=validity, new_key=new_key, server_names=server_names
+            )
+
+    def _renew(
+        self, *, now: datetime, validity: timedelta, new_key: bool, server_names: tuple[str, ...]
+    ) -> x509.Certificate:
         node = self.coordinator
         if new_key:
             write_private_key(node.next_tls_key)

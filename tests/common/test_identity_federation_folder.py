@@ -1,5 +1,6 @@
 """The folder of the coordinator's operator: who gets in, stays in, and never comes back."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -94,6 +95,23 @@ def test_a_revoked_key_is_never_approved_again(
         federation.revoke(B, reason="again", now=NOW)
     federation.approve(request_of(tmp_path, B, new_key=True), Facts(100), now=NOW)
     assert set(federation.allowlist().nodes) == {B, C}
+
+
+def test_who_approves_and_who_revokes_at_once_undo_nothing_of_each_other(
+    federation: FederationFolder, tmp_path: Path
+) -> None:
+    enrol(federation, tmp_path, B)
+    request = request_of(tmp_path, C)
+    for number in range(10):
+        folder = FederationFolder(federation.folder)
+        with ThreadPoolExecutor() as pool:
+            revoking = pool.submit(federation.revoke, B, reason=f"stolen {number}", now=NOW)
+            approving = pool.submit(folder.approve, request, Facts(100), now=NOW)
+            revoking.result()
+            approving.result()
+        assert set(federation.allowlist().nodes) == {C}
+        again = request_of(tmp_path, B, new_key=True)
+        install(NodeFolder(tmp_path / B), federation.approve(again, Facts(100), now=NOW), now=NOW)
 
 
 def test_other_signing_keys_need_to_be_meant(federation: FederationFolder, tmp_path: Path) -> None:
