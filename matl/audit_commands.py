@@ -150,6 +150,14 @@ def verify(
         bool,
         typer.Option("--sealed", help="Do not decrypt entries, even where the key is at hand."),
     ] = False,
+    allow_unread_orders: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unread-orders",
+            help="Take a log of which entries are gone, although without the data keys nothing "
+            "tells whether their months were dropped by order.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Go over the whole log: every leaf, every hash of the tree, every signed checkpoint.
@@ -162,8 +170,8 @@ def verify(
     The run itself is logged: who, how many entries, their root, and whether they are sound. From a
     bundle, or with a database that may only be read, it cannot be, and the report says so.
 
-    Exit status: 0 sound; 1 damaged, and the first bad entry is named; 2 wrong options, or the log
-    cannot be reached.
+    Exit status: 0 sound; 1 damaged, and the first bad entry is named; 2 wrong options, the log
+    cannot be reached, or entries are gone and it takes data keys to tell by whose order.
     """
     with (
         verdict_in_one_line(),
@@ -172,7 +180,11 @@ def verify(
         ) as place,
     ):
         believed = place.require_believed()
-        believed = replace(believed, notes=[_given_note(path) for path in checkpoint or ()])
+        believed = replace(
+            believed,
+            notes=[*believed.notes, *(_given_note(path) for path in checkpoint or ())],
+            unread_orders=allow_unread_orders,
+        )
         size = place.source.size()
         try:
             with _progress("verifying", size) as advance:
@@ -354,8 +366,11 @@ def _report_rows(report: AuditReport) -> list[tuple[str, str]]:
         ),
         ("Witnessed", f"{report.witnessed_size} entries by a quorum of hospitals"),
     ]
-    if tally.dropped:
-        rows.append(("Dropped", f"{tally.dropped} entries after their retention; hashes are kept"))
+    if tally.dropped and report.opened is not None:
+        orders = "by orders on record, each after the years it names; their hashes are kept"
+        rows.append(("Dropped", f"{tally.dropped} entries, {orders}"))
+    elif tally.dropped:
+        rows.append(("Not here", f"{tally.dropped} entries; hashes alone were gone over"))
     if report.opened is None:
         rows.append(("Decrypted", "none: the payloads agree with their leaves, unread"))
     else:

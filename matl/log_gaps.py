@@ -1,21 +1,30 @@
 """What is gone from a log, or cannot be read any more, against the orders on record for it.
 
 A month is dropped, and a month's key erased, by an order that is an entry itself. What is missing
-without one was taken by somebody else.
+without one was taken by somebody else. Only an order that was opened counts: whoever may append can
+put in a leaf that looks like one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
+from matl_common.errors import InvalidInputError
 from matl_common.tlog.leaf import Leaf
-from matl_common.tlog.verification import (
-    MONTH_DROPPED,
-    MONTH_KEY_ERASED,
-    LogDamagedError,
-)
+from matl_common.tlog.orders import Order, all_gone, parse_order
+from matl_common.tlog.verification import LogDamagedError
+from matl_coordinator.core.retention import HIPAA_YEARS, kept_until
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """Leaves of one month, under one data key, that cannot be read."""
+
+    first: Leaf
+    last: int
 
 
 @dataclass(slots=True)
@@ -24,14 +33,10 @@ class Gaps:
 
     _gone: list[range] = field(default_factory=list)
     """Leaves that are not there, in runs."""
-    _dropped: list[range] = field(default_factory=list)
-    """Where the leaves of months lay that entries call dropped."""
-    _sealed: dict[str, Leaf] = field(default_factory=dict)
-    """By data key, the first leaf that cannot be read."""
-    _erased: set[str] = field(default_factory=set)
-    """Months whose keys entries call erased."""
-    _last_sealed_order: int = -1
-    """The last order that cannot be read itself."""
+    _sealed: dict[tuple[str, str], _Unread] = field(default_factory=dict)
+    """By data key and month, what cannot be read and no order accounts for so far."""
+    _orders: list[Order] = field(default_factory=list)
+    """Those that were opened."""
 
     def gone(self, index: int) -> None:
         """A leaf is not there."""
@@ -42,19 +47,34 @@ class Gaps:
 
     def sealed(self, leaf: Leaf) -> None:
         """A leaf's entry cannot be read."""
-        self._sealed.setdefault(leaf.key, leaf)
-        if leaf.event in {MONTH_DROPPED, MONTH_KEY_ERASED}:
-            self._last_sealed_order = leaf.index
+        place = leaf.key, leaf.month
+        unread = self._sealed.get(place, _Unread(leaf, leaf.index))
+        self._sealed[place] = replace(unread, last=leaf.index)
 
-    def told(self, facts: Mapping[str, Any]) -> None:
-        """What an entry says."""
-        match facts:
-            case {"event": event, "last_index": int(last), "entries": int(count)} if (
-                event == MONTH_DROPPED
-            ):
-                self._dropped.append(range(last - count + 1, last + 1))
-            case {"event": event, "month": str(month)} if event == MONTH_KEY_ERASED:
-                self._erased.add(month)
+    def told(self, index: int, facts: Mapping[str, Any]) -> None:
+        """What the entry at this place says.
+
+        Raises:
+            LogDamagedError: it is an order that came before the time that it names was over.
+        """
+        order = parse_order(index, facts)
+        if order is None:
+            return
+        _check_time(order)
+        self._orders.append(order)
+        for (key, month), unread in [*self._sealed.items()]:
+            # What lies behind an order it cannot account for.
+            if unread.last < order.erased.get(month, 0):
+                del self._sealed[key, month]
+
+    def warnings(self) -> list[str]:
+        """What orders did that law may forbid."""
+        return [
+            f"entry {each.index}, {each.event}, put {each.month} away after {each.years} years, "
+            f"under compliance {each.compliance!r}: HIPAA asks for {HIPAA_YEARS}"
+            for each in self._orders
+            if each.years < HIPAA_YEARS
+        ]
 
     def check(self, *, held: Collection[str]) -> None:
         """See that an order tells of all that is missing.
@@ -66,42 +86,37 @@ class Gaps:
         Raises:
             LogDamagedError: none does.
         """
-        self._check_gone()
-        # An order that is gone, or cannot be read itself, may be to erase any key before it.
-        unknown = max(self._last_sealed_order, self._gone[-1].stop if self._gone else -1)
-        for name, leaf in self._sealed.items():
-            if name in held or leaf.month in self._erased or leaf.index < unknown:
-                continue
+        told = all_gone(self._orders)
+        for run in self._gone:
+            first = next((each.stop for each in told if run.start in each), run.start)
+            if first < run.stop:
+                raise LogDamagedError(
+                    f"entry {first} is gone, and no entry tells that its month was dropped; if it "
+                    "was while this ran, verify again",
+                    first=first,
+                    last=first,
+                )
+        unread = (each.first for (key, _), each in self._sealed.items() if key not in held)
+        leaf = min(unread, key=lambda each: each.index, default=None)
+        if leaf is not None:
             raise LogDamagedError(
-                f"entry {leaf.index} cannot be read: data key {name} is gone, and no entry tells "
-                f"that the key of {leaf.month} was erased",
+                f"entry {leaf.index} cannot be read: data key {leaf.key} is gone, and no entry "
+                f"tells that the key of {leaf.month} was erased",
                 first=leaf.index,
                 last=leaf.index,
             )
 
-    def _check_gone(self) -> None:
-        # What was dropped before may have been told of in a month that is dropped itself, or cannot
-        # be read.
-        known = min((each.start for each in self._dropped), default=0)
-        begin = max(known, self._last_sealed_order + 1)
-        gone = [range(max(begin, each.start), each.stop) for each in self._gone]
-        # By number: where a clock went back over a month's end, two months' leaves are mixed.
-        if sum(map(len, gone)) <= sum(map(len, self._dropped)):
-            return
-        first = min(
-            (found for each in gone if (found := self._outside(each)) is not None),
-            default=next(each.start for each in gone if each),
-        )
-        raise LogDamagedError(
-            f"entry {first} is gone, and no entry tells that its month was dropped",
-            first=first,
-            last=first,
-        )
 
-    def _outside(self, gone: range) -> int | None:
-        """The first leaf of a run that lies in no month that was dropped."""
-        first = gone.start
-        for each in sorted(self._dropped, key=lambda each: each.start):
-            if first in each:
-                first = each.stop
-        return first if first < gone.stop else None
+def _check_time(order: Order) -> None:
+    """An order comes after its month's end and the years that it says were in force."""
+    try:
+        early = datetime.fromisoformat(order.at) < kept_until(order.month, years=order.years)
+    except (ValueError, InvalidInputError, OverflowError):
+        early = True
+    if early:
+        raise LogDamagedError(
+            f"entry {order.index}, {order.event}, put {order.month} away at {order.at}, before the "
+            f"{order.years} years of retention that it names were over",
+            first=order.index,
+            last=order.index,
+        )

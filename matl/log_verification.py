@@ -13,7 +13,7 @@ from typing import Any
 
 from matl.log_gaps import Gaps
 from matl.log_sources import DatabaseSource, LogSource
-from matl_common.errors import IntegrityError, InvalidInputError
+from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.memory import without_collecting
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
 from matl_common.tlog.entry import parse_entry
@@ -40,6 +40,7 @@ class Believed:
         notes: further signed checkpoints, such as those that hospitals keep.
         keys: data keys, to open entries with as well.
         key_damage: what is wrong with the table that the data keys are in, if anything is.
+        unread_orders: whether leaves may be gone though nothing here can read by whose order.
     """
 
     log: VerifierKey
@@ -47,6 +48,7 @@ class Believed:
     notes: Collection[bytes] = ()
     keys: Mapping[str, DataKey] | None = None
     key_damage: str | None = None
+    unread_orders: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def verify_log(
         LogDamagedError: a leaf or the tree is not what was signed; it says where.
         IntegrityError: a checkpoint is not signed as it should be.
         InvalidInputError: a checkpoint is none.
+        ConfigurationError: leaves are gone, and without data keys no order can be read.
         StoreError, OperationsError: the log cannot be read.
     """
     reader = source.reader if isinstance(source, DatabaseSource) else None
@@ -111,10 +114,11 @@ def verify_log(
             on_progress(len(page))
     tally = verifier.finish()
     if reader is not None:
-        _check_told(tally)
         if damage := believed.key_damage or reader.damage():
             raise IntegrityError(damage)
         gaps.check(held=reader.data_key_names())
+    if believed.keys is None and not believed.unread_orders:
+        _check_whole(tally)
     signed_size = max((each.checkpoint.size for each in signed), default=0)
     witnessed_size = max((each.checkpoint.size for each, met in judged if met), default=0)
     return AuditReport(
@@ -124,6 +128,7 @@ def verify_log(
         opened=opened if believed.keys is not None else None,
         warnings=(
             *_warnings(tally, believed, signed_size, witnessed_size),
+            *gaps.warnings(),
             *_unknown_cosigners(signed, believed),
         ),
     )
@@ -197,15 +202,14 @@ def _check_filed(signed: Sequence[SignedCheckpoint], sizes: Sequence[int]) -> No
             )
 
 
-def _check_told(tally: Tally) -> None:
-    """Leaves are gone only where a later one tells of a month that was dropped."""
-    first = tally.untold
-    if first is not None:
-        raise LogDamagedError(
-            f"entry {first} is gone, and no later entry tells of a month that was dropped; if one "
-            "was while this ran, verify again",
-            first=first,
-            last=first,
+def _check_whole(tally: Tally) -> None:
+    """Without data keys nothing tells whether what is gone was dropped by order."""
+    if tally.dropped:
+        raise ConfigurationError(
+            f"{tally.dropped} entries are not here, entry {tally.first_gone} first: of them, "
+            "hashes alone were gone over, and whether their months were dropped by order is told "
+            "by entries that cannot be read here. Verify with the coordinator's keys, or say "
+            "--allow-unread-orders if you know it"
         )
 
 
@@ -230,7 +234,7 @@ def _open(stored: StoredLeaf, keys: Mapping[str, DataKey], gaps: Gaps) -> bool:
             first=stored.index,
             last=stored.index,
         )
-    gaps.told(facts)
+    gaps.told(leaf.index, facts)
     return True
 
 
@@ -248,10 +252,10 @@ def _warnings(tally: Tally, believed: Believed, signed_size: int, witnessed_size
             f"a quorum of hospitals has cosigned the first {witnessed_size} of {signed_size} "
             "signed entries"
         )
-    if tally.untold is not None:
+    if believed.keys is None and tally.dropped:
         found.append(
-            f"entry {tally.untold} and perhaps later ones are not here: of them, hashes alone were "
-            "gone over; ask whoever has the database whether their month was dropped"
+            f"{tally.dropped} entries are not here, entry {tally.first_gone} first: of them, "
+            "hashes alone were gone over, and the orders to drop their months were not read"
         )
     if tally.backdated:
         found.append(

@@ -44,6 +44,7 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
             log_key=log.key,
             policy=configured_policy(config, allowlist, log),
             years=config.log.retention_years,
+            compliance=config.log.compliance,
             account=current_account(),
             clock=lambda: datetime.now(UTC),
         )

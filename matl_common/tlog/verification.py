@@ -17,9 +17,6 @@ from matl_common.tlog.checkpoint import Checkpoint
 from matl_common.tlog.leaf import split_leaf, written_text
 from matl_common.tlog.merkle import Frontier, NodeRun, grow, leaf_hash
 
-MONTH_DROPPED, MONTH_KEY_ERASED = "month_dropped", "month_key_erased"
-"""The orders without which no leaf may be gone, and none unreadable."""
-
 _MONTH_CHARACTERS = len("YYYY-MM")
 
 
@@ -60,7 +57,7 @@ class Tally:
         size: leaves.
         root: the root hash of all of them.
         dropped: leaves that are gone, and only their hashes count.
-        untold: the first of these after which no leaf tells of a month that was dropped.
+        first_gone: the first of these.
         checkpoints: how many checkpoints the leaves agree with.
         backdated: leaves dated before the one in front of them, which a clock set back explains.
     """
@@ -68,7 +65,7 @@ class Tally:
     size: int
     root: bytes
     dropped: int
-    untold: int | None
+    first_gone: int | None
     checkpoints: int
     backdated: int
 
@@ -91,7 +88,7 @@ class LogVerifier:
         self._agreed = 0
         self._checkpoints = 0
         self._dropped = 0
-        self._untold: int | None = None
+        self._first_gone: int | None = None
         self._backdated = 0
         self._newest = ""
         self._agree()
@@ -139,7 +136,7 @@ class LogVerifier:
             size=size,
             root=self._frontier.root(),
             dropped=self._dropped,
-            untold=self._untold,
+            first_gone=self._first_gone,
             checkpoints=self._checkpoints,
             backdated=self._backdated,
         )
@@ -151,15 +148,15 @@ class LogVerifier:
             raise _damaged(index, f"entry {index} is missing; the next one is {stored.index}")
         if data is None or payload is None:
             self._dropped += 1
-            if self._untold is None:
-                self._untold = index
+            if self._first_gone is None:
+                self._first_gone = index
             return
         if leaf_hash(data) != stored.hash:
             raise _damaged(
                 index, f"entry {index} was changed: its leaf does not give the hash in the tree"
             )
         try:
-            at, ciphertext, event, place, _, _, origin, _, _ = split_leaf(data)
+            at, ciphertext, _, place, _, _, origin, _, _ = split_leaf(data)
         except InvalidInputError:
             raise _damaged(
                 index, f"the leaf of entry {index} is none that this software writes"
@@ -172,8 +169,6 @@ class LogVerifier:
             raise _damaged(
                 index, f"entry {index} is filed under {stored.month}, and its leaf says {at}"
             )
-        if event == MONTH_DROPPED:
-            self._untold = None
         if at < self._newest:
             self._backdated += 1
         self._newest = at

@@ -8,7 +8,7 @@ same time. Hashes stay, so every proof still verifies. Each of these is an entry
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -20,9 +20,15 @@ from matl_common.tlog.checkpoint import verify_checkpoint
 from matl_common.tlog.entry import Entry
 from matl_common.tlog.merkle import root_from
 from matl_common.tlog.note import VerifierKey
+from matl_common.tlog.orders import (
+    MONTH_DROPPED,
+    MONTH_KEY_ERASED,
+    Order,
+    all_erased,
+    all_gone,
+)
 from matl_common.tlog.policy import NO_QUORUM, Policy, assess
-from matl_common.tlog.verification import MONTH_DROPPED, MONTH_KEY_ERASED
-from matl_coordinator.core.retention import RetentionError, check_expired, kept_until
+from matl_coordinator.core.retention import Compliance, RetentionError, check_expired, kept_until
 from matl_coordinator.ports import CheckpointRecord, LoggedEntry
 from matl_coordinator.service.checkpoints import with_cosignatures
 from matl_coordinator.service.entries import Fact, entry
@@ -67,6 +73,14 @@ class RetentionStore(Protocol):
         """Every month that has leaves, oldest first."""
         ...
 
+    def runs(self, month: str) -> list[range]:
+        """Where a month's leaves lie."""
+        ...
+
+    def orders(self) -> list[Order]:
+        """Every order that was given so far and can be read."""
+        ...
+
     def cosigned_checkpoints(self, *, above: int) -> Iterator[CheckpointRecord]:
         """Those of more than ``above`` leaves that have a cosignature, newest first."""
         ...
@@ -106,6 +120,7 @@ class Retention:
         log_key: VerifierKey,
         policy: Policy,
         years: int,
+        compliance: Compliance,
         account: str,
         clock: Callable[[], datetime],
     ) -> None:
@@ -113,6 +128,7 @@ class Retention:
         self._log_key = log_key
         self._policy = policy
         self._years = years
+        self._compliance = compliance
         self._account = account
         self._clock = clock
 
@@ -157,6 +173,7 @@ class Retention:
             checkpoint_root=cover.root,
             cosigners=cosigners,
             reason=reason,
+            **self._standing(self._store.runs(month)),
         )
         return self._store.drop_month(
             month, years=self._years, cosignatures=len(cosigners), entry=written
@@ -173,7 +190,14 @@ class Retention:
         now = self._clock()
         _check_reason(reason)
         check_expired(month, years=self._years, now=now)
-        written = entry(MONTH_KEY_ERASED, at=now, account=self._account, month=month, reason=reason)
+        written = entry(
+            MONTH_KEY_ERASED,
+            at=now,
+            account=self._account,
+            month=month,
+            reason=reason,
+            **self._standing(),
+        )
         return self._store.erase_key(month, years=self._years, entry=written)
 
     def rewrap_keys(self, key: KeyEncryptionKey, *, reason: str) -> LoggedEntry:
@@ -194,6 +218,17 @@ class Retention:
             reason=reason,
         )
         return self._store.rewrap_keys(key, entry=written)
+
+    def _standing(self, runs: Iterable[range] = ()) -> dict[str, Fact]:
+        """By what rule an order is given, and what is put away by all so far and these runs."""
+        orders = self._store.orders()
+        gone: list[Fact] = [[each.start, each.stop - 1] for each in all_gone(orders, runs=runs)]
+        return {
+            "retention_years": self._years,
+            "compliance": str(self._compliance),
+            "gone": gone,
+            "erased": {**all_erased(orders)},
+        }
 
     def _cover(self, held: LogMonth) -> Cover:
         if self._policy.quorum == NO_QUORUM:

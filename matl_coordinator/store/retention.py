@@ -15,7 +15,10 @@ from sqlalchemy.exc import DBAPIError
 
 from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.ids import NodeId
-from matl_common.tlog.entry import Entry
+from matl_common.tlog.entry import Entry, parse_entry
+from matl_common.tlog.leaf import parse_leaf
+from matl_common.tlog.orders import Order, parse_order
+from matl_common.tlog.sealing import open_sealed
 from matl_coordinator.core.retention import RetentionError
 from matl_coordinator.ports import CheckpointRecord, LoggedEntry
 from matl_coordinator.service.retention import LogMonth
@@ -23,6 +26,7 @@ from matl_coordinator.store import log
 from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.database import create_database_engine, reading
 from matl_coordinator.store.functions import POSTGRES, call_log_function
+from matl_coordinator.store.reader import LogReader
 from matl_coordinator.store.schema import (
     log_checkpoints,
     log_cosignatures,
@@ -70,6 +74,32 @@ class SqlRetention:
             rows = connection.execute(held.group_by(stored.month).order_by(stored.month)).all()
             with_key = set(connection.scalars(readable))
         return tuple(LogMonth(month, count, last, month in with_key) for month, count, last in rows)
+
+    def runs(self, month: str) -> list[range]:
+        index = log_entries.c.leaf_index
+        # Within a run, a place less its rank stays the same.
+        rank = func.row_number().over(order_by=index)
+        ranked = select(index, (index - rank).label("run")).where(log_entries.c.month == month)
+        of = ranked.subquery().c
+        ends = select(func.min(of.leaf_index), func.max(of.leaf_index)).group_by(of.run)
+        with reading(self._engine) as connection:
+            rows = connection.execute(ends).all()
+        return sorted((range(first, last + 1) for first, last in rows), key=lambda run: run.start)
+
+    def orders(self) -> list[Order]:
+        found: list[Order | None] = []
+        for page in LogReader(self._engine).pages():
+            for stored in page:
+                # Cheaper than taking every leaf apart.
+                if stored.leaf is None or b'"event":"month_' not in stored.leaf:
+                    continue
+                leaf = parse_leaf(stored.leaf)
+                with reading(self._engine) as connection:
+                    key = self._keys.read(connection, [leaf.key]).get(leaf.key)
+                if key is not None:
+                    sealed = open_sealed(leaf, stored.payload or b"", key)
+                    found.append(parse_order(leaf.index, parse_entry(sealed.data)))
+        return [each for each in found if each is not None]
 
     def cosigned_checkpoints(self, *, above: int) -> Iterator[CheckpointRecord]:
         lines = log_cosignatures.c

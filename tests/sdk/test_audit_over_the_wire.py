@@ -66,10 +66,12 @@ def desk(pruned: Site) -> Iterator[Desk]:
 def test_a_log_of_which_a_month_was_dropped_is_verified_over_the_wire_and_that_is_logged(
     desk: Desk,
 ) -> None:
-    found = desk.run("verify", *desk.log_key, "--json")
+    unread = desk.run("verify", *desk.log_key)
+    assert (unread.exit_code, "--allow-unread-orders" in unread.stderr) == (2, True)
+    found = desk.run("verify", *desk.log_key, "--allow-unread-orders", "--json")
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
-    assert (report["tally"]["dropped"], report["tally"]["untold"]) == (300, None)
+    assert (report["tally"]["dropped"], report["tally"]["first_gone"]) == (300, 0)
     shown = json.loads(desk.run("show", str(report["recorded"]), "--json").stdout)["entry"]
     assert (shown["event"], shown["operator"], shown["result"]) == (
         "log_verified",
@@ -109,7 +111,10 @@ def test_the_same_log_is_verified_from_a_bundle_that_holds_what_is_left_of_a_dro
     exported = desk.run("export", str(bundle), "--coordinator-config", str(config))
     assert exported.exit_code == 0, exported.output
     policy = ("--policy", str(bundle / "matl/policy"))
-    found = desk.run("verify", "--bundle", str(bundle), *policy, "--json")
+    unread = desk.run("verify", "--bundle", str(bundle), *policy)
+    assert (unread.exit_code, "--allow-unread-orders" in unread.stderr) == (2, True)
+    allowed = ("--allow-unread-orders", "--json")
+    found = desk.run("verify", "--bundle", str(bundle), *policy, *allowed)
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
     assert report["tally"]["dropped"] == 300

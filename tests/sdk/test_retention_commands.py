@@ -17,12 +17,18 @@ from matl.terminal import EXIT_FAILED, EXIT_WRONG_USE
 from matl_common.identity.key_places import create_wrapping_key, load_wrapping_key
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.wrapping import create_key_file
+from matl_common.ids import Digest
 from matl_common.tlog.checkpoint import verify_checkpoint
 from matl_common.tlog.cosignature import cosign
 from matl_common.tlog.leaf import parse_leaf
+from matl_common.tlog.merkle import leaf_hash
 from matl_common.tlog.names import log_origin
+from matl_common.tlog.sealing import RANDOM_BYTES, data_key, seal
+from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.store.database import create_database_engine
+from matl_coordinator.store.log import insert_sealed
 from matl_coordinator.store.sql import SqlStore
+from matl_coordinator.store.turns import taking_turns
 from tests.coordinator.harness import Site, make_site
 from tests.logs import an_entry
 
@@ -139,7 +145,55 @@ def test_what_was_put_away_by_order_is_sound_and_what_is_missing_beside_it_is_no
     assert found.exit_code == 1, found.output
     assert "entry 1 is gone" in found.stderr
     # Which month was dropped, only the entry itself says.
-    assert verify("--sealed").exit_code == 0
+    unread = verify("--sealed")
+    assert (unread.exit_code, "--allow-unread-orders" in unread.stderr) == (2, True)
+    allowed = verify("--sealed", "--allow-unread-orders")
+    assert allowed.exit_code == 0
+    assert "after" not in allowed.stdout
+    assert "the orders to drop their months were not read" in " ".join(allowed.stdout.split())
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("event", ["month_dropped", "month_key_erased"])
+def test_a_leaf_that_is_called_an_order_and_opens_with_no_key_excuses_nothing(
+    office: Office, event: str
+) -> None:
+    """What who has the writer's password appends, and a superuser then takes away."""
+    engine = create_database_engine(office.site.config.database_url)
+    origin = log_origin(office.site.allowlist.federation)
+    with taking_turns(engine) as connection:
+        for number, month in enumerate((OLD, "2026-11"), start=2):
+            forged = seal(
+                an_entry(event, at=f"{month}-28T08:00:00.000Z"),
+                origin=origin,
+                index=number,
+                key=data_key(f"{month}.77", bytes(32)),
+                random=bytes(RANDOM_BYTES),
+            )
+            logged = LoggedEntry(
+                number,
+                forged.leaf,
+                forged.payload,
+                None,
+                forged.salt,
+                Digest(leaf_hash(forged.leaf).hex()),
+            )
+            insert_sealed(connection, [an_entry(event, at=f"{month}-28T08:00:00.000Z")], [logged])
+
+    def verify(*arguments: str) -> Result:
+        config = ("--coordinator-config", str(office.config))
+        return CliRunner().invoke(app, ["audit", "verify", *config, *arguments])
+
+    found = verify()
+    assert found.exit_code == 1, found.output
+    assert f"entry 2 cannot be read: data key {OLD}.77" in found.stderr
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM log_entries WHERE leaf_index = 0"))
+    engine.dispose()
+    found = verify()
+    assert found.exit_code == 1, found.output
+    assert "entry 0 is gone" in found.stderr
+    assert verify("--sealed").exit_code == 2
 
 
 def test_a_log_whose_key_was_erased_by_order_is_sound(office: Office) -> None:

@@ -28,7 +28,7 @@ from matl_common.tlog.merkle import (
 )
 from matl_common.tlog.names import witness_name
 from matl_common.tlog.policy import NO_QUORUM, Policy, threshold_policy
-from matl_coordinator.core.retention import RetentionError
+from matl_coordinator.core.retention import Compliance, RetentionError
 from matl_coordinator.ports import StoreError
 from matl_coordinator.service.retention import Retention
 from matl_coordinator.store.database import create_database_engine, writing
@@ -76,6 +76,7 @@ class Log:
             log_key=LOG_KEY,
             policy=quorum,
             years=years,
+            compliance=Compliance.HIPAA,
             account="admin_c",
             clock=lambda: now,
         )
@@ -141,6 +142,8 @@ def test_a_dropped_month_is_gone_and_every_proof_still_verifies(log: Log) -> Non
     told = parse_entry(logged.data or b"")
     assert (told["month"], told["entries"], told["last_index"]) == (OLD, 2, 1)
     assert told["account"] == "admin_c"
+    assert (told["retention_years"], told["compliance"]) == (7, "hipaa")
+    assert (told["gone"], told["erased"]) == ([[0, 1]], {})
     assert (told["checkpoint_size"], told["cosigners"]) == (4, NODES[:2])
     assert (told["checkpoint_root"], told["reason"]) == (before.root, "seven years are over")
     head, read = log.writer.log_head(), log.writer.log_node
@@ -265,6 +268,20 @@ def test_dropping_a_month_erases_its_key_for_the_sake_of_backups(
             ("2019-02.1", False),
             ("2026-11.1", False),
         ]
+
+
+def test_every_order_repeats_what_the_ones_before_it_put_away(log: Log) -> None:
+    # A clock went back over a month's end.
+    log.writer.commit([], [an_entry("late", at=AT[OLD]), an_entry("e")])
+    log.cosign(*NODES)
+    retention = log.retention()
+    retention.erase_key(NEXT, reason="over")
+    logged = retention.drop_month(OLD, reason="over")
+    told = parse_entry(logged.data or b"")
+    assert (told["gone"], told["erased"]) == ([[0, 1], [4, 4]], {NEXT: 6})
+    log.cosign(*NODES)
+    told = parse_entry(retention.drop_month(NEXT, reason="over").data or b"")
+    assert (told["gone"], told["erased"]) == ([[0, 2], [4, 4]], {NEXT: 6})
 
 
 def test_a_month_that_is_not_there_is_not_dropped_twice(log: Log) -> None:
