@@ -18,7 +18,7 @@ leaves of which some were dropped. Nothing here is believed; ``matl.log_verifica
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +26,12 @@ from matl.log_sources import LogSource
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import parse_checkpoint, parse_size
+from matl_common.tlog.merkle import NodeRun
 from matl_common.tlog.note import parse_note
 from matl_common.tlog.policy import Policy, encode_policy
 from matl_common.tlog.tiles import (
     CHECKPOINT_PATH,
+    TILE_LEVELS,
     TILE_WIDTH,
     EntryBundle,
     HashTile,
@@ -41,7 +43,7 @@ from matl_common.tlog.tiles import (
     parse_tile,
     tree_in_tiles,
 )
-from matl_common.tlog.verification import StoredLeaf
+from matl_common.tlog.verification import StoredLeaf, check_nodes
 
 LEAVES = "matl/leaves"
 PAYLOADS = "matl/payloads"
@@ -63,7 +65,8 @@ class BundleSource:
         """
         self._folder = folder
         try:
-            note = parse_note((folder / CHECKPOINT_PATH).read_bytes())
+            self._note = (folder / CHECKPOINT_PATH).read_bytes()
+            note = parse_note(self._note)
         except (OSError, InvalidInputError) as error:
             raise ConfigurationError(f"{folder} holds no exported log; name one") from error
         self._size = parse_checkpoint(note.text).size
@@ -84,10 +87,41 @@ class BundleSource:
             yield [leaf for leaf in page if start <= leaf.index < end]
 
     def notes(self) -> list[bytes]:
-        """Signed checkpoints with their cosignatures, the smallest first."""
-        found = [*(self._folder / CHECKPOINTS).iterdir()]
-        paths = sorted(found, key=lambda path: parse_size(path.name, what=f"name of {path}"))
-        return [path.read_bytes() for path in paths]
+        """Signed checkpoints with their cosignatures, the smallest first.
+
+        The one that says how large the bundle is comes last, unless it is among the others.
+
+        Raises:
+            IntegrityError: some are not there.
+        """
+        try:
+            found = [*(self._folder / CHECKPOINTS).iterdir()]
+            paths = sorted(found, key=lambda path: parse_size(path.name, what=f"name of {path}"))
+            notes = [path.read_bytes() for path in paths]
+        except OSError as error:
+            raise IntegrityError(f"the bundle lacks {CHECKPOINTS}; export it again") from error
+        return notes if self._note in notes else [*notes, self._note]
+
+    def check_tiles(self, computed: Iterable[NodeRun]) -> None:
+        """Compare the tiles above the leaves' hashes with the nodes that the leaves give.
+
+        Args:
+            computed: all nodes of these levels, in order; others are passed over.
+
+        Raises:
+            LogDamagedError: one is not what they give.
+            IntegrityError, InvalidInputError: one is not there, or is none.
+        """
+        nodes: dict[int, list[bytes]] = {}
+        for run in computed:
+            nodes.setdefault(run.level, []).extend(run.hashes)
+        for tile in hash_tiles(self._size):
+            if tile.level == 0:
+                continue
+            level, first = tile.level * TILE_LEVELS, tile.index * TILE_WIDTH
+            given = parse_tile(self._tile(tile), width=tile.width)
+            expected = tuple(nodes[level][first : first + tile.width])
+            check_nodes([NodeRun(level, first, expected)], [NodeRun(level, first, given)])
 
     def _tile(self, tile: HashTile) -> bytes:
         try:
@@ -205,6 +239,8 @@ def _write_once(path: Path, content: Callable[[], bytes]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
+    if path.exists() and path.read_bytes() == content:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, [content], mode=_PUBLIC)
 

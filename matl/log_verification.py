@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from matl.log_bundle import BundleSource
 from matl.log_gaps import Gaps
 from matl.log_sources import DatabaseSource, LogSource
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
@@ -18,9 +19,11 @@ from matl_common.memory import without_collecting
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.leaf import Leaf, parse_leaf
+from matl_common.tlog.merkle import NodeRun
 from matl_common.tlog.note import VerifierKey
 from matl_common.tlog.policy import NO_QUORUM, Policy, assess
 from matl_common.tlog.sealing import DataKey, open_sealed
+from matl_common.tlog.tiles import TILE_LEVELS
 from matl_common.tlog.verification import (
     LogDamagedError,
     LogVerifier,
@@ -100,6 +103,7 @@ def verify_log(
         if strays := reader.stray_entries():
             raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
     opened, gaps = 0, Gaps()
+    in_tiles: list[NodeRun] = []
     # A checkpoint that is signed while this runs must not look like a log that was cut off.
     end = max((source.size(), *(each.checkpoint.size for each in signed)), default=0)
     with without_collecting():
@@ -109,10 +113,14 @@ def verify_log(
                 # The lowest level came with the page.
                 inner = [run for run in runs if run.level > 0]
                 check_nodes(inner, reader.nodes(inner))
+            if isinstance(source, BundleSource):
+                in_tiles += [run for run in runs if run.level and run.level % TILE_LEVELS == 0]
             if believed.keys is not None:
                 opened += sum(_open(leaf, believed.keys, gaps) for leaf in page)
             on_progress(len(page))
     tally = verifier.finish()
+    if isinstance(source, BundleSource):
+        source.check_tiles(in_tiles)
     if reader is not None:
         if damage := believed.key_damage or reader.damage():
             raise IntegrityError(damage)

@@ -327,10 +327,12 @@ def test_a_bundle_is_verified_elsewhere_with_nothing_but_public_keys(
     assert (report["tally"]["size"], report["witnessed_size"], report["opened"]) == (290, 290, None)
     # A log that says itself who may sign it proves nothing.
     assert place.run("verify", "--bundle", str(bundle)).exit_code == 2
-    # Exported again, it is the same to the byte.
+    # Exported again, it is the same to the byte, and no file is written.
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    written = {path: path.stat().st_ino for path in before}
     assert place.run("export", str(bundle), *config).exit_code == 0
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_ino for path in before} == written
     leaves = bundle / "tile/entries/000"
     leaves.write_bytes(leaves.read_bytes().replace(b"happened", b"hapqened", 1))
     caught = place.run("verify", "--bundle", str(bundle), "--policy", str(bundle / "matl/policy"))
@@ -352,6 +354,23 @@ def test_a_bundle_without_some_of_its_entries_says_so(place: Place, tmp_path: Pa
     report = json.loads(found.stdout)
     assert report["tally"]["dropped"] == 256
     assert any("256 entries are not here, entry 0 first" in each for each in report["warnings"])
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("content", [None, b"", bytes(32), b"\xff\xfe"])
+def test_a_bundle_with_a_tile_that_its_leaves_do_not_give_is_damaged(
+    place: Place, tmp_path: Path, content: bytes | None
+) -> None:
+    bundle = tmp_path / "bundle"
+    config = ("--coordinator-config", str(place.config))
+    assert place.run("export", str(bundle), *config).exit_code == 0
+    tile = bundle / "tile/1/000.p/1"
+    if content is None:
+        tile.unlink()
+    else:
+        tile.write_bytes(content)
+    found = place.run("verify", "--bundle", str(bundle), "--policy", str(bundle / "matl/policy"))
+    assert (found.exit_code, found.stderr.count("\n")) == (1, 1), found.output
 
 
 def test_a_bundle_with_a_foreign_file_is_refused_in_one_line(place: Place, tmp_path: Path) -> None:

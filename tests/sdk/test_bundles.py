@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from matl.log_bundle import BundleSource, export_bundle
 from matl.log_sources import DatabaseSource
 from matl.log_verification import Believed, verify_log
-from matl_common.errors import MatlError
-from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
+from matl_common.errors import IntegrityError, MatlError
+from matl_common.tlog.checkpoint import Checkpoint, log_key, open_checkpoint, sign_checkpoint
 from matl_common.tlog.policy import NO_QUORUM, Policy
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.reader import LogReader
@@ -48,6 +48,25 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_bundle(source, folder / "sound", policy=Policy((KEY,), {}, (), NO_QUORUM))
     verify_log(BundleSource(folder / "sound"), Believed(KEY))
     return folder / "sound"
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("checkpoints", ["all", "none", "no folder"])
+def test_a_bundle_that_the_log_did_not_sign_is_refused_whatever_it_lacks(
+    sound: Path, tmp_path: Path, checkpoints: str
+) -> None:
+    bundle = shutil.copytree(sound, tmp_path / "bundle")
+    signed = open_checkpoint((bundle / "checkpoint").read_bytes(), [KEY])
+    stranger = Ed25519PrivateKey.from_private_bytes(bytes(31) + b"F")
+    forger = log_key(KEY.name, stranger.public_key())
+    forged = sign_checkpoint(signed.checkpoint, forger, stranger).note.encode()
+    (bundle / "checkpoint").write_bytes(forged)
+    if checkpoints == "none":
+        (bundle / "matl/checkpoints/3").unlink()
+    if checkpoints == "no folder":
+        shutil.rmtree(bundle / "matl/checkpoints")
+    with pytest.raises(IntegrityError):
+        verify_log(BundleSource(bundle), Believed(KEY))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
