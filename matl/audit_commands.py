@@ -162,10 +162,10 @@ def verify(
 ) -> None:
     """Go over the whole log: every leaf, every hash of the tree, every signed checkpoint.
 
-    On the coordinator's machine, `--coordinator-config` knows the database, the keys and the
-    witnesses, and every entry is decrypted and compared as well. With a bundle, or from the
-    coordinator, give the log's key or, better, a policy: a log that says itself who may sign it
-    proves nothing.
+    On the coordinator's machine, `--coordinator-config` knows the database, the keys, the witnesses
+    and the last checkpoint that was signed, and every entry is decrypted and compared as well. With
+    a bundle, or from the coordinator, give the log's key or, better, a policy: a log that says
+    itself who may sign it proves nothing.
 
     The run itself is logged: who, how many entries, their root, and whether they are sound. From a
     bundle, or with a database that may only be read, it cannot be, and the report says so.
@@ -180,9 +180,13 @@ def verify(
         ) as place,
     ):
         believed = place.require_believed()
+        kept = place.anchor()
         believed = replace(
             believed,
-            notes=[*believed.notes, *(_given_note(path) for path in checkpoint or ())],
+            notes=[
+                *(() if kept is None else (kept,)),
+                *(_given_note(path) for path in checkpoint or ()),
+            ],
             unread_orders=allow_unread_orders,
         )
         size = place.source.size()

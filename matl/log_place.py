@@ -28,6 +28,7 @@ from matl_common.tlog.policy import Policy, parse_policy
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.log_identity import configured_policy, load_log_signer
 from matl_coordinator.service.readings import Verification
+from matl_coordinator.store.anchor import log_anchor
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.reader import LogReader
 from matl_coordinator.upkeep import record_verification
@@ -59,12 +60,14 @@ class Place:
     """A log to read, and whose signatures on it count.
 
     ``record`` puts a verification into the log and returns the entry's number; ``None`` where
-    there is nothing to write to.
+    there is nothing to write to. ``anchor`` reads the last checkpoint that a coordinator on this
+    machine has signed.
     """
 
     source: LogSource
     believed: Believed | None
     record: Callable[[Verification], int] | None
+    anchor: Callable[[], bytes | None] = lambda: None
 
     def require_believed(self) -> Believed:
         """Whose signatures count.
@@ -112,6 +115,7 @@ def log_place(
                     DatabaseSource(reader),
                     believed,
                     lambda found: record_verification(config, found).index,
+                    log_anchor(config.state_dir).read,
                 )
             case None, Path():
                 yield Place(BundleSource(bundle), said, None)

@@ -97,7 +97,8 @@ def verify_log(
     judged = [*own, *(_opened(note, believed) for note in believed.notes)]
     signed = [each for each, _ in judged]
     _check_forks(signed)
-    verifier = LogVerifier(believed.log.name, [each.checkpoint for each in signed])
+    # The same one may be kept in several places.
+    verifier = LogVerifier(believed.log.name, [*{each.checkpoint for each in signed}])
     if reader is not None:
         _check_filed([each for each, _ in own], sizes)
         if strays := reader.stray_entries():

@@ -15,6 +15,7 @@ from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
+from matl_coordinator.anchored import check_anchored
 from matl_coordinator.config import Config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.entries import entry
@@ -36,11 +37,13 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
         FolderInUseError: the coordinator is running; read through it instead.
         ConfigurationError: no such entries, or no reason.
         StoreError: the database cannot be reached, or did not confirm.
-        IntegrityError: an entry is not what its leaf commits to.
+        IntegrityError: an entry is not what its leaf commits to, or the database is older than what
+            the coordinator has signed, and nothing is logged or shown.
     """
     if not reason.strip():
         raise ConfigurationError("say why: the log keeps the reason for good")
     with owned_folder(config.state_dir):
+        check_anchored(config)
         origin = log_origin(load_allowlist(config.federation.allowlist).federation)
         store = SqlStore.connect(
             config.database_url,

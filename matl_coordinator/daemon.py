@@ -76,7 +76,7 @@ from matl_coordinator.service.readings import Readings
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
 from matl_coordinator.start import log_schema, started_facts
-from matl_coordinator.store.anchor import FileAnchor
+from matl_coordinator.store.anchor import FileAnchor, log_anchor
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.migrate import head, upgrade_apart, upgrade_to_head
@@ -323,7 +323,7 @@ class Coordinator:
     def _checkpoints(self, store: SqlStore) -> Checkpoints:
         return Checkpoints(
             store=store,
-            anchor=FileAnchor(self._config.state_dir / "log-checkpoint.txt"),
+            anchor=log_anchor(self._config.state_dir),
             log=self._log,
             policy=self._witnesses,
             clock=utc_now,

@@ -14,6 +14,7 @@ from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
+from matl_coordinator.anchored import check_anchored
 from matl_coordinator.config import Config
 from matl_coordinator.log_identity import configured_policy, load_log_signer
 from matl_coordinator.ports import LoggedEntry
@@ -30,7 +31,9 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
     Raises:
         ConfigurationError: a file is missing or does not fit, or the database is another's.
         StoreError: the database cannot be reached.
+        LogRewrittenError: it is older than what the coordinator has signed, or another's.
     """
+    check_anchored(config, database=database)
     allowlist = load_allowlist(config.federation.allowlist)
     log = load_log_signer(config, allowlist)
     store = SqlRetention.connect(
@@ -56,8 +59,10 @@ def record_verification(config: Config, found: Verification) -> LoggedEntry:
     Raises:
         ConfigurationError: a file is missing or does not fit, or the database is another's.
         StoreError: the database cannot be reached, or its user may not append.
-        IntegrityError: the log's tree is too damaged to append to.
+        IntegrityError: the log's tree is too damaged to append to, or is older than what the
+            coordinator has signed.
     """
+    check_anchored(config)
     written = verification_entry(found, at=datetime.now(UTC), account=current_account())
     return append_beside(
         config.database_url,

@@ -55,6 +55,31 @@ class Anchor(Protocol):
         ...
 
 
+def check_continues(last: Checkpoint, *, size: int, root: bytes) -> None:
+    """Refuse a log that does not begin with what its coordinator signed last.
+
+    Args:
+        last: the checkpoint.
+        size: entries of the log.
+        root: of its first ``last.size`` entries, where it has as many.
+
+    Raises:
+        LogRewrittenError: it does not.
+    """
+    if size < last.size:
+        raise LogRewrittenError(
+            f"the database's log has {size} entries, and this coordinator has signed a "
+            f"checkpoint of {last.size}: the database is older than that, or another one. "
+            "Restore its newest backup; hospitals would refuse a log that went back"
+        )
+    if root != last.root:
+        raise LogRewrittenError(
+            f"the first {last.size} entries of the database's log are not those whose "
+            "checkpoint this coordinator has signed: the log was rewritten, or is another's. "
+            "Find out who could write to the database, and restore its newest backup"
+        )
+
+
 class CheckpointError(MatlError):
     """A checkpoint cannot be had or cosigned as asked."""
 
@@ -133,19 +158,10 @@ class Checkpoints:
             return
         last = open_checkpoint(signed, [self._log.key]).checkpoint
         head = await asyncio.to_thread(self._store.log_head)
-        if head.size < last.size:
-            raise LogRewrittenError(
-                f"the database's log has {head.size} entries, and this coordinator has signed a "
-                f"checkpoint of {last.size}: the database is older than that, or another one. "
-                "Restore its newest backup; hospitals would refuse a log that went back"
-            )
-        root = await over_tree(self._store, lambda read: root_from(last.size, read))
-        if root != last.root:
-            raise LogRewrittenError(
-                f"the first {last.size} entries of the database's log are not those whose "
-                "checkpoint this coordinator has signed: the log was rewritten, or is another's. "
-                "Find out who could write to the database, and restore its newest backup"
-            )
+        root = b""
+        if head.size >= last.size:
+            root = await over_tree(self._store, lambda read: root_from(last.size, read))
+        check_continues(last, size=head.size, root=root)
 
     @property
     def policy(self) -> Policy:

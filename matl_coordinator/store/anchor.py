@@ -1,9 +1,16 @@
 """What a coordinator last signed or said, as a file apart from the database it is about."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from matl_common.durable import write_atomically
 from matl_coordinator.ports import StoreError
+
+
+def log_anchor(state_dir: Path) -> FileAnchor:
+    """Where a coordinator keeps the last checkpoint of its log that it signed."""
+    return FileAnchor(state_dir / "log-checkpoint.txt")
 
 
 class FileAnchor:

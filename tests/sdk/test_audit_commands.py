@@ -26,6 +26,7 @@ from matl_common.tlog.disclosure import parse_disclosure
 from matl_common.tlog.leaf import encode_leaf, parse_leaf
 from matl_common.tlog.merkle import grow, Frontier, leaf_hash
 from matl_common.tlog.names import log_origin
+from matl_common.tlog.policy import encode_policy
 from matl_common.tlog.proof import encode_proof, parse_proof
 from matl_common.tlog.submission import Shown, encode_shown
 from matl_coordinator.account import current_account
@@ -48,6 +49,16 @@ class Place:
     site: Site
     config: Path
     url: str
+
+    @property
+    def anchor(self) -> Path:
+        """Where the coordinator keeps the last checkpoint that it signed."""
+        return self.site.config.state_dir / "log-checkpoint.txt"
+
+    def restore(self) -> None:
+        """Put back what was there before anything was done to it."""
+        for path in (self.database, self.anchor):
+            shutil.copyfile(path.with_suffix(".sound"), path)
 
     @property
     def database(self) -> Path:
@@ -100,14 +111,15 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Place:
     asyncio.run(make_history(site, store))
     store.close()
     place = Place(site, config_file(site), site.config.database_url)
-    shutil.copyfile(place.database, place.database.with_suffix(".sound"))
+    for path in (place.database, place.anchor):
+        shutil.copyfile(path, path.with_suffix(".sound"))
     return place
 
 
 @pytest.fixture
 def place(history: Place) -> Place:
     """A coordinator's machine before anything was done to it."""
-    shutil.copyfile(history.database.with_suffix(".sound"), history.database)
+    history.restore()
     (history.site.config.state_dir / "log-encryption.key").write_bytes(LOG_KEY_FILE)
     return history
 
@@ -304,6 +316,9 @@ def test_a_log_whose_checkpoints_were_deleted_as_well_is_caught_by_a_hospitals(
         connection.execute(text("DELETE FROM log_checkpoints"))
 
     place.intrude(forge)
+    caught = place.verify("--sealed")
+    assert (caught.exit_code, "entries 0 to 289" in caught.stderr) == (1, True)
+    place.anchor.unlink()
     # Without the key that entries are encrypted under, which would give the forger away.
     alone = place.verify("--sealed", "--json")
     assert alone.exit_code == 0, alone.output
@@ -311,6 +326,52 @@ def test_a_log_whose_checkpoints_were_deleted_as_well_is_caught_by_a_hospitals(
     caught = place.verify("--sealed", "--checkpoint", str(kept))
     assert caught.exit_code == 1
     assert "entries 0 to 256" in caught.stderr
+
+
+def rolled_back(place: Place) -> int:
+    """Sign a checkpoint over one more entry, and put the backup back; returns its size."""
+    store = place.site.connect_store()
+    store.load()
+    store.commit([], [an_entry("today")])
+    signed = asyncio.run(place.site.checkpoints(store).newest()).size
+    store.close()
+    shutil.copyfile(place.database.with_suffix(".sound"), place.database)
+    return signed
+
+
+@pytest.mark.hostile
+def test_a_log_that_was_rolled_back_is_caught_by_its_coordinators_own_and_not_written_to(
+    place: Place, tmp_path: Path
+) -> None:
+    signed = rolled_back(place)
+    policy = tmp_path / "policy"
+    store = place.site.connect_store()
+    policy.write_bytes(encode_policy(place.site.checkpoints(store).policy))
+    store.close()
+    for options in ((), ("--policy", str(policy))):
+        found = place.verify(*options)
+        assert found.exit_code == 1, found.output
+        assert f"it has signed a checkpoint of {signed}: its end was cut off" in found.stderr
+        assert "On record: no, this run could not be logged" in found.stderr
+    config = ("--coordinator-config", str(place.config))
+    read = place.run("decrypt", "--from", "0", "--to", "0", "--reason", "court", *config)
+    assert (read.exit_code, read.stdout) == (1, "")
+    assert "the database is older than that" in read.stderr
+    dropped = ("drop", "2019-01", "--reason", "over", "--config", str(place.config))
+    assert "the database is older than that" in place.run("retention", *dropped).stderr
+    assert json.loads(place.run("tail", "-n", "1", *config, "--json").stdout)["round"] == 299
+
+
+@pytest.mark.hostile
+def test_a_log_that_was_rolled_back_and_grew_again_is_not_written_to(place: Place) -> None:
+    signed = rolled_back(place)
+    store = place.site.connect_store()
+    store.load()
+    store.commit([], [an_entry("another today"), an_entry("and more")])
+    store.close()
+    found = place.verify()
+    assert (found.exit_code, f"entries 290 to {signed - 1}" in found.stderr) == (1, True)
+    assert "the log was rewritten" in found.stderr
 
 
 def test_a_bundle_is_verified_elsewhere_with_nothing_but_public_keys(
@@ -683,7 +744,7 @@ REMOTE_STATUSES = ["tail", "show 3", "verify --log-key {key}", "prove 3 --log-ke
 @pytest.fixture(scope="module")
 def files(history: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
-    shutil.copyfile(history.database.with_suffix(".sound"), history.database)
+    history.restore()
     (history.site.config.state_dir / "log-encryption.key").write_bytes(LOG_KEY_FILE)
     proof = hospitals_proof(history, folder)
     broken = folder / "broken"
