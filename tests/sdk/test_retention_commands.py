@@ -196,6 +196,21 @@ def test_a_leaf_that_is_called_an_order_and_opens_with_no_key_excuses_nothing(
     assert verify("--sealed").exit_code == 2
 
 
+def test_a_month_that_was_put_away_after_fewer_years_than_hipaas_is_warned_of_ever_after(
+    office: Office,
+) -> None:
+    whole = office.config.read_text()
+    office.config.write_text(f'{whole}[log]\nretention_years = 1\ncompliance = "none"\n')
+    assert office.run("erase", OLD, "--reason", "over").exit_code == 0
+    office.config.write_text(whole)
+    found = CliRunner().invoke(
+        app, ["audit", "verify", "--coordinator-config", str(office.config), "--json"]
+    )
+    assert found.exit_code == 0, found.output
+    told = f"put {OLD} away after 1 years, under compliance 'none': HIPAA asks for 6"
+    assert any(told in each for each in json.loads(found.stdout)["warnings"])
+
+
 def test_a_log_whose_key_was_erased_by_order_is_sound(office: Office) -> None:
     assert office.run("erase", OLD, "--reason", "over").exit_code == 0
     found = CliRunner().invoke(
