@@ -6,13 +6,14 @@ one transaction with the entry that tells of it, and takes turns with a coordina
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Self
 
 from sqlalchemy import Connection, Engine, delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
+from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.ids import NodeId
 from matl_common.tlog.entry import Entry, parse_entry
@@ -96,7 +97,10 @@ class SqlRetention:
                 leaf = parse_leaf(stored.leaf)
                 with reading(self._engine) as connection:
                     key = self._keys.read(connection, [leaf.key]).get(leaf.key)
-                if key is not None:
+                if key is None:
+                    continue
+                # Whoever may append can add what does not open, and stops nothing with it.
+                with suppress(IntegrityError, InvalidInputError):
                     sealed = open_sealed(leaf, stored.payload or b"", key)
                     found.append(parse_order(leaf.index, parse_entry(sealed.data)))
         return [each for each in found if each is not None]

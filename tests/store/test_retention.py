@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Connection, Engine, insert, text
 
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.identity.wrapping import SoftwareKeyEncryptionKey
@@ -28,10 +28,13 @@ from matl_common.tlog.merkle import (
 )
 from matl_common.tlog.names import witness_name
 from matl_common.tlog.policy import NO_QUORUM, Policy, threshold_policy
+from matl_common.tlog.sealing import DataKey, data_key
 from matl_coordinator.core.retention import Compliance, RetentionError
 from matl_coordinator.ports import StoreError
 from matl_coordinator.service.retention import Retention
+from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.database import create_database_engine, writing
+from matl_coordinator.store.log import append_entries
 from matl_coordinator.store.retention import SqlRetention
 from matl_coordinator.store.schema import log_checkpoints
 from matl_coordinator.store.sql import SqlStore
@@ -282,6 +285,26 @@ def test_every_order_repeats_what_the_ones_before_it_put_away(log: Log) -> None:
     log.cosign(*NODES)
     told = parse_entry(retention.drop_month(NEXT, reason="over").data or b"")
     assert (told["gone"], told["erased"]) == ([[0, 2], [4, 4]], {NEXT: 6})
+
+
+class StrangersKeys(DataKeys):
+    """Data keys of who knows what the log's own are called, and not what they are."""
+
+    def current(self, connection: Connection, month: str) -> DataKey:
+        return data_key(f"{month}.1", bytes(32))
+
+
+@pytest.mark.hostile
+def test_an_order_that_does_not_open_stops_no_other_and_is_not_repeated(
+    log: Log, intruder: Engine
+) -> None:
+    with writing(intruder) as connection:
+        forged = an_entry("month_key_erased")
+        keys = StrangersKeys(LOG["log_key"])
+        append_entries(connection, [forged], origin=LOG["log_origin"], keys=keys)
+    logged = log.retention().erase_key(OLD, reason="over")
+    told = parse_entry(logged.data or b"")
+    assert (logged.index, told["gone"], told["erased"]) == (5, [], {})
 
 
 def test_a_month_that_is_not_there_is_not_dropped_twice(log: Log) -> None:
