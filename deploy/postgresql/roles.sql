@@ -5,7 +5,7 @@
 --
 -- Four roles, which get their way to log in (a password, a certificate) from you:
 --
---     matl_log_owner       owns all tables and functions; cannot log in
+--     matl_log_owner       owns the tables and most functions; cannot log in, changes no definition
 --     matl_log_writer      the coordinator: writes the study, appends to the log, reads both
 --     matl_log_reader      auditors: reads the log
 --     matl_log_retention   puts away expired months of the log, and reads it
@@ -32,8 +32,11 @@ SELECT format('CREATE ROLE %I %s', name, CASE name WHEN 'matl_log_owner' THEN 'N
 -- Made again below; away while this script works.
 DROP EVENT TRIGGER IF EXISTS matl_log_keep_objects;
 DROP EVENT TRIGGER IF EXISTS matl_log_keep_guards;
+DROP EVENT TRIGGER IF EXISTS matl_log_keep_values;
+DROP EVENT TRIGGER IF EXISTS matl_log_keep_definitions;
 
--- Everything is the owner's, but for what triggers call: who owns a function can replace it.
+-- Everything is the owner's, but for what triggers call and what makes and puts away months: the
+-- owner changes no definition, and who owns a function can replace it.
 CREATE TEMPORARY TABLE ours ON COMMIT DROP AS
 SELECT oid, oid::regclass::text AS name,
        relname IN ('writer', 'study', 'models', 'rounds', 'updates', 'trust') AS is_study,
@@ -46,12 +49,14 @@ SELECT oid, oid::regclass::text AS name,
         OR relname ~ '^log_entries_[0-9]{4}_[0-9]{2}$');
 SELECT format('ALTER TABLE %s OWNER TO matl_log_owner', name) FROM ours \gexec
 SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure,
-              CASE WHEN proname LIKE 'log\_refuse\_%' THEN current_user ELSE 'matl_log_owner' END)
+              CASE WHEN proname LIKE 'log\_refuse\_%' OR proname LIKE 'log\_%partition'
+                        OR proname = 'log_unguarded'
+                   THEN current_user ELSE 'matl_log_owner' END)
   FROM pg_proc WHERE pronamespace = :'schema'::regnamespace AND proname LIKE 'log\_%'
 \gexec
-REVOKE CREATE ON SCHEMA :"schema" FROM PUBLIC;
-GRANT USAGE, CREATE ON SCHEMA :"schema" TO matl_log_owner;
-GRANT USAGE ON SCHEMA :"schema" TO matl_log_writer, matl_log_reader, matl_log_retention;
+REVOKE CREATE ON SCHEMA :"schema" FROM PUBLIC, matl_log_owner;
+GRANT USAGE ON SCHEMA :"schema"
+   TO matl_log_owner, matl_log_writer, matl_log_reader, matl_log_retention;
 
 -- The others have what is granted here and nothing else.
 SELECT format('REVOKE ALL ON %s FROM PUBLIC, matl_log_writer, matl_log_reader, matl_log_retention', name)
@@ -66,7 +71,9 @@ GRANT matl_log_reader TO matl_log_writer, matl_log_retention;
 SELECT format('GRANT SELECT, INSERT, UPDATE ON %s TO matl_log_writer', name)
   FROM ours WHERE is_study
 \gexec
-GRANT EXECUTE ON FUNCTION log_refuse_change, log_refuse_key_change TO matl_log_owner;
+GRANT EXECUTE ON FUNCTION log_unguarded TO matl_log_reader;
+GRANT EXECUTE ON FUNCTION log_refuse_change, log_refuse_key_change, log_partition,
+    log_make_partition, log_drop_partition TO matl_log_owner;
 GRANT EXECUTE ON FUNCTION log_lock, log_put_key TO matl_log_writer, matl_log_retention;
 GRANT EXECUTE ON FUNCTION log_append, log_put_checkpoint, log_put_cosignature TO matl_log_writer;
 GRANT EXECUTE ON FUNCTION log_drop_month, log_erase_key, log_rewrap_keys TO matl_log_retention;
@@ -110,46 +117,60 @@ BEGIN
     RAISE EXCEPTION 'the log is never dropped: %', gone USING ERRCODE = 'restrict_violation';
 END $$;
 
+-- With the rights of who made it: whoever else changes a table here may not look at the log's.
 CREATE OR REPLACE FUNCTION matl_log_refuse_disarming() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    bare text;
+    bare text := (SELECT string_agg(what, '; ') FROM log_unguarded() AS what);
 BEGIN
-    -- Under another name, a table would not be looked for below.
-    IF (SELECT count(*) FROM pg_class
-         WHERE relnamespace = current_schema()::regnamespace AND relname IN
-               ('log_nodes', 'log_keys', 'log_entries', 'log_checkpoints', 'log_cosignatures',
-                'log_turn')) < 6
-       OR EXISTS (SELECT FROM pg_inherits
-                    JOIN pg_class AS parent ON parent.oid = inhparent
-                    JOIN pg_class AS child ON child.oid = inhrelid
-                   WHERE parent.relnamespace = current_schema()::regnamespace
-                     AND parent.relname = 'log_entries'
-                     AND (child.relnamespace <> parent.relnamespace
-                          OR child.relname !~ '^log_entries_[0-9]{4}_[0-9]{2}$'))
-    THEN
-        RAISE EXCEPTION 'the tables of the log keep their names'
-            USING ERRCODE = 'restrict_violation';
-    END IF;
-    SELECT guarded.oid::regclass::text INTO bare
-      FROM pg_class AS guarded
-     WHERE guarded.relnamespace = current_schema()::regnamespace AND guarded.relkind IN ('r', 'p')
-       AND guarded.relname ~ '^log_(nodes|keys|entries(_[0-9]{4}_[0-9]{2})?|checkpoints|cosignatures)$'
-       AND (SELECT count(*) FROM pg_trigger
-             WHERE tgrelid = guarded.oid AND tgenabled = 'A'
-               AND tgname IN ('log_keep_rows', 'log_keep_table', 'log_keep_key'))
-           < CASE guarded.relname WHEN 'log_keys' THEN 3 ELSE 2 END
-     LIMIT 1;
     IF bare IS NOT NULL THEN
-        RAISE EXCEPTION 'the triggers that keep % stay, and stay enabled', bare
+        RAISE EXCEPTION 'what keeps the log stays as it was made: %', bare
             USING ERRCODE = 'restrict_violation';
     END IF;
 END $$;
 
-REVOKE ALL ON FUNCTION matl_log_refuse_drop, matl_log_refuse_disarming FROM PUBLIC;
+-- ALTER TABLE ... TYPE ... USING changes rows past their triggers; SET UNLOGGED gives them up.
+CREATE OR REPLACE FUNCTION matl_log_refuse_rewrite() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_class JOIN pg_proc ON relnamespace = pronamespace
+         WHERE pg_class.oid = pg_event_trigger_table_rewrite_oid() AND relname ~ '^log_'
+           AND proname = 'matl_log_refuse_rewrite'
+    ) THEN
+        RAISE EXCEPTION 'the log is never rewritten' USING ERRCODE = 'restrict_violation';
+    END IF;
+END $$;
+
+-- Whoever has the rights of the log's owner, and is no superuser, defines nothing in this database.
+CREATE OR REPLACE FUNCTION matl_log_refuse_owner() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY INVOKER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AND EXISTS (
+        SELECT FROM pg_proc AS own
+          JOIN (SELECT relnamespace, relname, relowner FROM pg_class WHERE relkind IN ('r', 'p')
+                UNION ALL SELECT pronamespace, proname, proowner FROM pg_proc)
+               AS logs (namespace, name, owner) ON namespace = own.pronamespace
+         WHERE own.proname = 'matl_log_refuse_owner' AND name ~ '^log_'
+           AND pg_has_role(current_user, owner, 'USAGE')
+    ) THEN
+        RAISE EXCEPTION '% is for a superuser: % owns the log', tg_tag, current_user
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+END $$;
+
+REVOKE ALL ON FUNCTION matl_log_refuse_drop, matl_log_refuse_disarming, matl_log_refuse_rewrite,
+    matl_log_refuse_owner FROM PUBLIC;
 CREATE EVENT TRIGGER matl_log_keep_objects ON sql_drop EXECUTE FUNCTION matl_log_refuse_drop();
-CREATE EVENT TRIGGER matl_log_keep_guards ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'ALTER TRIGGER')
+CREATE EVENT TRIGGER matl_log_keep_guards ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE', 'ALTER TRIGGER', 'CREATE RULE')
     EXECUTE FUNCTION matl_log_refuse_disarming();
+CREATE EVENT TRIGGER matl_log_keep_values ON table_rewrite
+    EXECUTE FUNCTION matl_log_refuse_rewrite();
+CREATE EVENT TRIGGER matl_log_keep_definitions ON ddl_command_start
+    EXECUTE FUNCTION matl_log_refuse_owner();
 ALTER EVENT TRIGGER matl_log_keep_objects ENABLE ALWAYS;
 ALTER EVENT TRIGGER matl_log_keep_guards ENABLE ALWAYS;
+ALTER EVENT TRIGGER matl_log_keep_values ENABLE ALWAYS;
+ALTER EVENT TRIGGER matl_log_keep_definitions ENABLE ALWAYS;
 COMMIT;

@@ -11,6 +11,7 @@ from matl_common.errors import ConfigurationError
 from matl_common.ids import NodeId
 from matl_common.tlog.merkle import leaf_hash, merkle_root
 from matl_coordinator.ports import PutStudy, PutUpdate, StoreError
+from matl_coordinator.store import guards
 from matl_coordinator.store.database import create_database_engine, writing
 from matl_coordinator.store.migrate import schema_drift
 from matl_coordinator.store.sql import SqlStore
@@ -161,7 +162,6 @@ def test_nobody_gets_round_what_he_may_call(database: str, role: str, statement:
         (WRITER, "SELECT log_rewrap_keys('{}', '{}', 'x', 2, '', '')"),
         (OWNER, "SET session_replication_role = replica"),
         (OWNER, "DROP EVENT TRIGGER matl_log_keep_objects"),
-        (OWNER, "DROP FUNCTION matl_log_refuse_drop CASCADE"),
     ],
 )
 def test_each_user_has_its_own_work(database: str, role: str, statement: str) -> None:
@@ -179,7 +179,100 @@ def test_each_user_has_its_own_work(database: str, role: str, statement: str) ->
 )
 @pytest.mark.parametrize("role", [OWNER, WRITER, READER, RETENTION])
 def test_what_triggers_call_is_a_superusers(database: str, role: str, statement: str) -> None:
-    assert outcome(database, role, statement) == DENIED
+    assert outcome(database, role, statement) == (KEPT if role == OWNER else DENIED)
+
+
+BEFORE_CHANGES = "BEFORE UPDATE OR DELETE ON log_nodes FOR EACH ROW"
+REFUSED = "EXECUTE FUNCTION log_refuse_change()"
+NOTHING = "LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'"
+REWRITES = (
+    "ALTER TABLE log_entries ALTER COLUMN payload TYPE bytea USING leaf",
+    "ALTER TABLE log_nodes ALTER COLUMN hash TYPE bytea USING sha256(hash)",
+    "ALTER TABLE log_keys ALTER COLUMN wrapped TYPE bytea USING NULL",
+    "ALTER TABLE log_nodes SET UNLOGGED",
+)
+MASKS = (
+    "CREATE RULE swallow AS ON INSERT TO log_nodes DO INSTEAD NOTHING",
+    "ALTER TABLE log_entries ENABLE ROW LEVEL SECURITY",
+)
+REDEFINITIONS = (
+    f"CREATE OR REPLACE TRIGGER log_keep_rows {BEFORE_CHANGES} WHEN (false) {REFUSED}",
+    f"CREATE TRIGGER log_too BEFORE INSERT ON log_entries FOR EACH ROW {REFUSED}",
+    "CREATE OR REPLACE FUNCTION log_lock() RETURNS bigint LANGUAGE sql AS 'SELECT 10000000000'",
+    "ALTER FUNCTION log_append SECURITY INVOKER",
+    "ALTER FUNCTION log_append RENAME TO gone",
+    "ALTER FUNCTION log_append SET search_path = pg_temp",
+    f"CREATE FUNCTION log_nothing() RETURNS trigger {NOTHING}",
+)
+ELSEWHERE = (
+    "CREATE POLICY nobody ON log_entries USING (false)",
+    "CREATE INDEX slow ON log_nodes ((1 / (node_index - 7)))",
+    "ALTER TABLE log_nodes ADD CHECK (node_index < 9)",
+    "REVOKE EXECUTE ON FUNCTION log_append FROM matl_log_writer",
+    "GRANT DELETE ON log_nodes TO PUBLIC",
+    "DROP TABLE writer",
+    "CREATE TABLE log_entries_2019_02 PARTITION OF log_entries FOR VALUES IN ('2019-02')",
+    "CREATE TEMPORARY TABLE mine (x integer)",
+    "DROP FUNCTION matl_log_refuse_drop CASCADE",
+    "DROP OWNED BY matl_log_owner",
+)
+
+
+@pytest.mark.parametrize("statement", [*REWRITES, *MASKS, *REDEFINITIONS, *ELSEWHERE])
+def test_the_owner_defines_nothing(database: str, statement: str) -> None:
+    assert outcome(database, OWNER, statement) == KEPT
+
+
+@pytest.mark.parametrize("statement", [*REWRITES, *MASKS])
+def test_nor_does_a_superuser_rewrite_or_hide_rows_by_mistake(
+    database: str, statement: str
+) -> None:
+    assert outcome(database, None, statement) == KEPT
+
+
+def test_nor_does_whoever_has_the_owners_rights_or_was_given_what_it_owned(database: str) -> None:
+    became = "SET LOCAL SESSION AUTHORIZATION passing"
+    member = ("CREATE ROLE passing", f"GRANT {OWNER} TO passing", became)
+    given = ("CREATE ROLE passing", f"REASSIGN OWNED BY {OWNER} TO passing", became)
+    for made in (member, given):
+        assert outcome(database, None, *made, MASKS[0]) == KEPT
+
+
+def test_whoever_may_define_nothing_is_told_so_before_migrating(database: str) -> None:
+    with connected(database, None) as connection:
+        assert guards.may_migrate(connection)
+        for statement in (
+            "CREATE ROLE passing",
+            f"GRANT {OWNER} TO passing",
+            "GRANT CREATE ON SCHEMA public TO passing",
+            "SET LOCAL SESSION AUTHORIZATION passing",
+        ):
+            connection.execute(text(statement))
+        assert not guards.may_migrate(connection)
+
+
+def test_what_others_define_in_the_database_is_their_own_affair(database: str) -> None:
+    theirs = (
+        "CREATE ROLE neighbour",
+        "CREATE SCHEMA apart AUTHORIZATION neighbour",
+        "REVOKE USAGE ON SCHEMA public FROM PUBLIC",
+        "SET LOCAL SESSION AUTHORIZATION neighbour",
+        "CREATE TABLE apart.log_nodes (x integer)",
+        "ALTER TABLE apart.log_nodes ALTER COLUMN x TYPE bigint USING 1",
+        "CREATE RULE theirs AS ON DELETE TO apart.log_nodes DO INSTEAD NOTHING",
+        "DROP TABLE apart.log_nodes",
+    )
+    assert outcome(database, None, *theirs) is None
+
+
+def test_a_superuser_migrates_under_all_guards(database: str) -> None:
+    migration = (
+        "ALTER TABLE study ADD COLUMN more integer",
+        "CREATE TABLE log_more (x integer)",
+        "CREATE OR REPLACE FUNCTION log_lock() RETURNS bigint LANGUAGE sql AS 'SELECT 10000000000'",
+        "ALTER TABLE log_nodes ADD COLUMN more integer",
+    )
+    assert outcome(database, None, *migration) is None
 
 
 def test_a_superuser_does_not_drop_what_triggers_call(database: str) -> None:
@@ -235,12 +328,16 @@ def test_a_month_goes_only_where_the_same_transaction_says_so(postgres_database:
 
     drop, another = f"DROP TABLE {CHILD}", "log_entries_2018_12"
     # The last transaction said so, and this one says nothing or something else.
-    assert outcome(postgres_database, OWNER, drop) == KEPT
-    assert outcome(postgres_database, OWNER, logged("x"), drop) == KEPT
+    assert outcome(postgres_database, None, drop) == KEPT
+    assert outcome(postgres_database, None, logged("x"), drop) == KEPT
     said = logged("month_dropped")
-    assert outcome(postgres_database, OWNER, said, f"{drop}, {another}") == KEPT
-    assert outcome(postgres_database, OWNER, said, "DROP TABLE log_keys") == KEPT
-    assert outcome(postgres_database, OWNER, said, drop) is None
+    assert outcome(postgres_database, None, said, f"{drop}, {another}") == KEPT
+    assert outcome(postgres_database, None, said, "DROP TABLE log_keys") == KEPT
+    assert outcome(postgres_database, None, said, drop) is None
+    putting_away = "SELECT log_drop_partition('2019-01')"
+    assert outcome(postgres_database, OWNER, putting_away) == KEPT
+    assert outcome(postgres_database, OWNER, said, drop) == KEPT
+    assert outcome(postgres_database, OWNER, said, putting_away) is None
 
 
 def test_the_writer_cannot_put_tables_of_its_own_in_the_way(database: str) -> None:
@@ -282,9 +379,61 @@ def test_a_daemon_is_told_what_its_database_does_not_prevent(postgres_database: 
     prepare(postgres_database)
     with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
         assert store.weaknesses() == ()
-        execute(postgres_database, "DROP EVENT TRIGGER matl_log_keep_objects")
-        (warning,) = store.weaknesses()
-        assert "dropping" in warning
+
+
+EVENT_TRIGGERS = (
+    "matl_log_keep_definitions",
+    "matl_log_keep_guards",
+    "matl_log_keep_objects",
+    "matl_log_keep_values",
+)
+
+
+@pytest.mark.parametrize("name", EVENT_TRIGGERS)
+def test_a_daemon_is_told_of_an_event_trigger_that_is_not_as_it_was_made(
+    postgres_database: str, name: str
+) -> None:
+    prepare(postgres_database)
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        for change in (f"ALTER EVENT TRIGGER {name} ENABLE", f"DROP EVENT TRIGGER {name}"):
+            execute(postgres_database, change)
+            (warning,) = store.weaknesses()
+            assert name in warning
+        run_script(postgres_database, ROLES)
+        assert store.weaknesses() == ()
+
+
+NONE = "'SELECT to_char(now(), NULL) WHERE false'"
+GUARDS = ("log_keep_rows", "log_keep_table", "log_keep_key")
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        *((each, "log_") for each in (*MASKS, *REDEFINITIONS)),
+        *((f"ALTER TABLE {name} DISABLE TRIGGER USER", name) for name in TABLES),
+        *((f"DROP TRIGGER {guard} ON log_keys", guard) for guard in GUARDS),
+        (f"DROP TRIGGER log_keep_table ON {CHILD}", CHILD),
+        (f"ALTER TABLE {CHILD} DISABLE TRIGGER log_keep_rows", CHILD),
+        (f"ALTER TABLE {CHILD} RENAME TO gone", "gone"),
+        ("ALTER TABLE log_turn RENAME TO gone", "log_turn is missing"),
+        ("ALTER TABLE log_nodes SET UNLOGGED", "crash"),
+        (
+            f"CREATE OR REPLACE FUNCTION log_unguarded() RETURNS SETOF text LANGUAGE sql AS {NONE}",
+            "log_",
+        ),
+    ],
+)
+def test_a_daemon_is_told_of_every_guard_that_is_not_as_it_was_made(
+    database: str, statement: str, told: str
+) -> None:
+    with connected(database, None) as superuser:
+        for name in EVENT_TRIGGERS:
+            superuser.execute(text(f"ALTER EVENT TRIGGER {name} DISABLE"))
+        assert guards.weaknesses_of_tables(superuser) == ()
+        superuser.exec_driver_sql(statement)
+        warnings = guards.weaknesses_of_tables(superuser)
+        assert any(told in each for each in warnings), warnings
 
 
 def test_a_writer_does_not_migrate_but_says_who_can(postgres_database: str) -> None:
