@@ -39,7 +39,8 @@ DROP EVENT TRIGGER IF EXISTS matl_log_keep_definitions;
 -- owner changes no definition, and who owns a function can replace it.
 CREATE TEMPORARY TABLE ours ON COMMIT DROP AS
 SELECT oid, oid::regclass::text AS name,
-       relname IN ('writer', 'study', 'models', 'rounds', 'updates', 'trust') AS is_study,
+       relname IN ('study', 'models', 'rounds', 'updates', 'trust') AS is_study,
+       relname = 'writer' AS is_writer,
        relispartition AS is_month
   FROM pg_class
  WHERE relnamespace = :'schema'::regnamespace AND relkind IN ('r', 'p')
@@ -65,12 +66,15 @@ SELECT format('REVOKE ALL ON %s FROM PUBLIC, matl_log_writer, matl_log_reader, m
 -- Months are read, like they are written, through their parent alone.
 -- The study's tables are not encrypted, and hold much of what entries say.
 SELECT format('GRANT SELECT ON %s TO matl_log_reader', name)
-  FROM ours WHERE NOT is_month AND NOT is_study AND name NOT LIKE '%log\_turn'
+  FROM ours WHERE NOT is_month AND NOT is_study AND NOT is_writer AND name NOT LIKE '%log\_turn'
 \gexec
 GRANT matl_log_reader TO matl_log_writer, matl_log_retention;
 SELECT format('GRANT SELECT, INSERT, UPDATE ON %s TO matl_log_writer', name)
   FROM ours WHERE is_study
 \gexec
+-- The epoch goes up by log_take_over alone. Whoever locks the row needs one column to change.
+GRANT SELECT, UPDATE (id) ON writer TO matl_log_writer;
+GRANT EXECUTE ON FUNCTION log_take_over TO matl_log_writer;
 GRANT EXECUTE ON FUNCTION log_unguarded TO matl_log_reader;
 GRANT EXECUTE ON FUNCTION log_refuse_change, log_refuse_key_change, log_partition,
     log_make_partition, log_drop_partition TO matl_log_owner;

@@ -5,21 +5,37 @@ stored one has been replaced and is refused inside its own transaction. Nothing 
 decides who should lead.
 """
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from matl_common.errors import IntegrityError
 from matl_coordinator.ports import StaleReaderError, StaleWriterError
+from matl_coordinator.store.functions import POSTGRES
 from matl_coordinator.store.schema import writer
 
+# log_take_over's own limit: nobody gets there by counting.
+_MAX_EPOCH = 2**53
 # SQLite has no FOR UPDATE; its transaction began with the write lock.
 _HELD_EPOCH = select(writer.c.epoch).with_for_update()
 
 
 def take_over(connection: Connection) -> int:
-    """Become the writer, once the transaction commits; returns the new epoch."""
-    statement = update(writer).values(epoch=writer.c.epoch + 1).returning(writer.c.epoch)
-    epoch: int | None = connection.execute(statement).scalar_one_or_none()
-    return _present(epoch)
+    """Become the writer, once the transaction commits; returns the new epoch.
+
+    Raises:
+        IntegrityError: somebody else wrote, or deleted, the row that counts the writers.
+    """
+    current = _present(connection.execute(_HELD_EPOCH).scalar_one_or_none())
+    if not 0 <= current < _MAX_EPOCH:
+        raise IntegrityError(
+            f"the database counts {current} starts of a coordinator, so somebody else wrote that; "
+            "change the passwords that may, then, as the tables' owner or a superuser and while no "
+            "coordinator runs: UPDATE writer SET epoch = 0"
+        )
+    if connection.dialect.name == POSTGRES:
+        taken: int = connection.execute(select(func.log_take_over())).scalar_one()
+        return taken
+    connection.execute(update(writer).values(epoch=current + 1))
+    return current + 1
 
 
 def require_epoch(connection: Connection, epoch: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import QueuePool, create_engine, event, make_url, text
 
-from matl_common.errors import ConfigurationError
+from matl_common.errors import ConfigurationError, IntegrityError
 from matl_common.ids import RoundId
 from matl_coordinator.ports import Change, PutModel, PutRound, PutUpdate, State, StoreError
 from matl_coordinator.store.database import create_database_engine, reading, writing
@@ -77,6 +77,24 @@ def test_a_wrong_password_is_not_shown(postgres_database: str) -> None:
     with pytest.raises(StoreError) as caught:
         SqlStore.connect(wrong.render_as_string(hide_password=False), **LOG)
     assert SECRET not in shown(caught.value)
+
+
+@pytest.mark.parametrize("epoch", [2**63 - 1, -(2**63), 2**53])
+def test_a_count_of_starts_that_nobody_counted_is_named_with_its_remedy(
+    database_url: str, epoch: int
+) -> None:
+    with closing(SqlStore.connect(database_url, **LOG)) as store:
+        engine = create_database_engine(database_url)
+        with writing(engine) as connection:
+            connection.execute(text(f"UPDATE writer SET epoch = {epoch}"))
+        with pytest.raises(IntegrityError, match=f"{epoch} starts .* somebody else") as caught:
+            store.load()
+        remedy = str(caught.value).rpartition(": ")[2]
+        with writing(engine) as connection:
+            connection.execute(text(remedy))
+        engine.dispose()
+        store.load()
+        store.commit([], [an_entry("goes on")])
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ from contextlib import closing
 import pytest
 from sqlalchemy import NullPool, create_engine, text
 
+from matl_common.errors import IntegrityError
 from matl_common.ids import NodeId
 from matl_common.tlog.leaf import parse_leaf
-from matl_coordinator.ports import ForeignRow, StoreError
+from matl_coordinator.ports import ForeignRow, PutRound, PutStudy, StaleWriterError, StoreError
 from matl_coordinator.store.database import LockedError
 from matl_coordinator.store.limits import TimeLimits
 from matl_coordinator.store.sql import SqlStore
+from tests.contracts.samples import a_round, a_study
 from tests.logs import LOG, a_note, an_entry, events_of
 from tests.postgres import fresh_database
 from tests.store.roles import READER, RETENTION, WRITER, connected, prepare, url_of
@@ -201,3 +203,61 @@ def test_a_superuser_removes_what_somebody_else_put_and_all_is_guarded_as_before
         assert outcome(postgres_database, None, f"DELETE FROM {table}") == "23001"
     disabling = "ALTER TABLE log_checkpoints DISABLE TRIGGER log_keep_rows"
     assert outcome(postgres_database, None, disabling) == "23001"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE writer SET epoch = epoch + 1",
+        "UPDATE writer SET epoch = 9223372036854775807",
+        "INSERT INTO writer VALUES (2, 0)",
+        "DELETE FROM writer",
+        "TRUNCATE writer",
+    ],
+)
+def test_the_epoch_is_counted_and_never_written(database: str, statement: str) -> None:
+    assert outcome(database, WRITER, statement) == "42501"
+
+
+def test_a_thief_who_takes_over_stops_a_coordinator_until_its_next_start(
+    postgres_database: str,
+) -> None:
+    prepare(postgres_database)
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        for count in range(1, 4):
+            store.load()
+            with connected(postgres_database, WRITER) as thief:
+                taken = thief.execute(text("SELECT log_take_over()")).scalar_one()
+                assert taken == 2 * count
+                thief.commit()
+            with pytest.raises(StaleWriterError, match="took over"):
+                store.commit([], [an_entry("late", at=BEFORE)])
+        store.load()
+        store.commit([], [an_entry("in time", at=BEFORE)])
+
+
+@pytest.mark.parametrize("role", [READER, RETENTION])
+def test_nobody_else_takes_over(database: str, role: str) -> None:
+    assert outcome(database, role, "SELECT log_take_over()") == "42501"
+
+
+def test_counting_ends_before_the_column_does(database: str) -> None:
+    end = "UPDATE writer SET epoch = 9007199254740991"
+    assert outcome(database, None, end, "SELECT log_take_over()") is None
+    assert outcome(database, None, end, *["SELECT log_take_over()"] * 2) == "22023"
+
+
+def test_what_a_thief_writes_into_the_study_is_seen_at_the_next_start_where_it_makes_no_sense(
+    postgres_database: str,
+) -> None:
+    prepare(postgres_database)
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        store.load()
+        store.commit([PutStudy(a_study()), PutRound(a_round(1))], [an_entry("a", at=BEFORE)])
+        assert outcome(postgres_database, WRITER, "DELETE FROM rounds") == "42501"
+        with connected(postgres_database, WRITER) as thief:
+            thief.execute(text("UPDATE rounds SET document = 'x'"))
+            thief.commit()
+        with pytest.raises(IntegrityError, match="cannot be read"):
+            store.load()
+        assert events_of(store.log_entries(start=0, limit=9)) == ["a"]

@@ -1,4 +1,4 @@
-"""PostgreSQL's functions for all that still changed a table's definition."""
+"""PostgreSQL's functions for all that still changed a table's definition, or the study's writer."""
 
 from pathlib import Path
 

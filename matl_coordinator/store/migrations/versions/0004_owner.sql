@@ -108,4 +108,21 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
 $$;
 COMMENT ON FUNCTION log_unguarded IS 'What of the guards of the log''s tables is not as it was made.';
 
-REVOKE ALL ON FUNCTION log_drop_partition, log_unguarded FROM PUBLIC;
+-- The row's lock is for whoever may change the row; roles.sql leaves the writer its id to change,
+-- which can only be what it is.
+CREATE FUNCTION log_take_over() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    taken bigint;
+BEGIN
+    UPDATE writer SET epoch = epoch + 1 WHERE epoch BETWEEN 0 AND 9007199254740991
+        RETURNING epoch INTO taken;
+    IF taken IS NULL THEN
+        RAISE EXCEPTION 'the writer''s row is missing, or its epoch none that was counted'
+            USING ERRCODE = '22023';
+    END IF;
+    RETURN taken;
+END $$;
+COMMENT ON FUNCTION log_take_over IS 'Be the study''s one writer from now on; returns the epoch.';
+
+REVOKE ALL ON FUNCTION log_drop_partition, log_unguarded, log_take_over FROM PUBLIC;
