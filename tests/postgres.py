@@ -91,18 +91,21 @@ def execute(url: str, statement: str) -> None:
         connection.execute(text(statement))
 
 
-def run_script(url: str, script: Path, **variables: str) -> None:
-    """Run a script as an administrator does, with ``psql`` and its variables."""
+def run_script(url: str, script: Path, **variables: str) -> str:
+    """Run a script as an administrator does, with ``psql`` and its variables; what that prints."""
     own = find_binaries() / "psql"
     psql = str(own) if own.exists() else shutil.which("psql")
     assert psql is not None, "PostgreSQL's psql is missing; install its client programs"
     target = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     settings = [f"--set={name}={value}" for name, value in variables.items()]
-    subprocess.run(
+    done = subprocess.run(
         [psql, "--no-psqlrc", "--quiet", f"--file={script}", *settings, target],
         check=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+    return done.stdout
 
 
 def find_binaries() -> Path:

@@ -1,5 +1,5 @@
 -- Who may do what in the coordinator's database. Run as a superuser, after every
--- "matl-coordinator migrate"; running it again changes nothing:
+-- "matl-coordinator migrate"; running it again without settings changes nothing:
 --
 --     psql -d matl -f roles.sql [-v retention_years=7] [-v cosignatures=2] [-v schema=public]
 --
@@ -11,17 +11,34 @@
 --     matl_log_retention   puts away expired months of the log, and reads it
 --
 -- retention_years and cosignatures are the least that log_drop_month and log_erase_key insist on,
--- whatever they are called with. Set cosignatures to a quorum of your hospitals: more than
--- (n + f) / 2 of n witnesses, f being rounds.byzantine.
+-- whatever they are called with: 7 and 1 at first. What is not given stays as it is; less than what
+-- is there is refused, unless -v force=1 is given as well. Set cosignatures to a quorum of your
+-- hospitals: more than (n + f) / 2 of n witnesses, f being rounds.byzantine.
 
 \set ON_ERROR_STOP on
 \if :{?schema} \else \set schema public \endif
-\if :{?retention_years} \else \set retention_years 7 \endif
-\if :{?cosignatures} \else \set cosignatures 1 \endif
+\if :{?force} \else \set force 0 \endif
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
 SELECT set_config('search_path', quote_ident(:'schema') || ', pg_temp', true) \g /dev/null
+
+-- Only this script makes the one, so what the other says was chosen.
+SELECT CASE WHEN chosen THEN years ELSE 7 END AS kept_years,
+       CASE WHEN chosen THEN cosignatures ELSE 1 END AS kept_cosignatures, chosen
+  FROM log_floor(), (SELECT to_regprocedure('matl_log_refuse_drop()') IS NOT NULL AS chosen) AS before
+\gset
+\if :{?retention_years} \else \set retention_years :kept_years \endif
+\if :{?cosignatures} \else \set cosignatures :kept_cosignatures \endif
+SELECT 'DO $$ BEGIN RAISE EXCEPTION ''the database insists on more already; -v force=1 takes less'' '
+       'USING ERRCODE = ''restrict_violation''; END $$'
+ WHERE :'chosen'::boolean AND NOT :'force'::boolean
+   AND ((:'retention_years')::integer < :kept_years OR (:'cosignatures')::integer < :kept_cosignatures)
+\gexec
+SELECT (:'retention_years')::integer < 6 AS short, (:'cosignatures')::integer < 1 AS alone
+\gset
+\if :short \warn 'WARNING: HIPAA wants documentation kept for six years (45 CFR 164.316(b)(2)(i))' \endif
+\if :alone \warn 'WARNING: a month may be dropped that no hospital has cosigned' \endif
 
 SELECT format('CREATE ROLE %I %s', name, CASE name WHEN 'matl_log_owner' THEN 'NOLOGIN' ELSE 'LOGIN' END)
   FROM unnest(ARRAY['matl_log_owner', 'matl_log_writer', 'matl_log_reader', 'matl_log_retention'])
@@ -178,3 +195,4 @@ ALTER EVENT TRIGGER matl_log_keep_guards ENABLE ALWAYS;
 ALTER EVENT TRIGGER matl_log_keep_values ENABLE ALWAYS;
 ALTER EVENT TRIGGER matl_log_keep_definitions ENABLE ALWAYS;
 COMMIT;
+\echo 'The database insists on' :retention_years 'years and' :cosignatures 'cosignatures.'

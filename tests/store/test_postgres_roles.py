@@ -1,5 +1,6 @@
 """What each user of the database can do to the log, tried as that user on a real server."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -379,6 +380,47 @@ def test_a_daemon_is_told_what_its_database_does_not_prevent(postgres_database: 
     prepare(postgres_database)
     with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
         assert store.weaknesses() == ()
+
+
+FLOOR = "SELECT years, cosignatures FROM log_floor()"
+
+
+def floor_of(url: str) -> tuple[int, int]:
+    with connected(url, None) as connection:
+        years, cosignatures = connection.execute(text(FLOOR)).one()
+        return years, cosignatures
+
+
+def test_the_script_keeps_what_it_was_told_and_takes_more(postgres_database: str) -> None:
+    prepare(postgres_database)
+    assert floor_of(postgres_database) == (7, 1)
+    run_script(postgres_database, ROLES, retention_years="9", cosignatures="3")
+    assert "9 years and 3 cosignatures" in run_script(postgres_database, ROLES)
+    run_script(postgres_database, ROLES, cosignatures="4")
+    assert floor_of(postgres_database) == (9, 4)
+
+
+@pytest.mark.parametrize("less", [{"retention_years": "8"}, {"cosignatures": "2"}])
+def test_the_script_takes_less_only_by_force(postgres_database: str, less: dict[str, str]) -> None:
+    prepare(postgres_database, retention_years="9", cosignatures="3")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_script(postgres_database, ROLES, **less)
+    assert "insists on more already" in caught.value.stdout
+    assert floor_of(postgres_database) == (9, 3)
+    # What was there before is there still.
+    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
+        assert store.weaknesses() == ()
+    run_script(postgres_database, ROLES, **less, force="1")
+    assert floor_of(postgres_database) in {(8, 3), (9, 2)}
+
+
+def test_the_script_warns_of_a_floor_that_is_none(postgres_database: str) -> None:
+    prepare(postgres_database)
+    assert "WARNING" not in run_script(postgres_database, ROLES, retention_years="7")
+    short = run_script(postgres_database, ROLES, retention_years="5", force="1")
+    assert "WARNING: HIPAA" in short
+    alone = run_script(postgres_database, ROLES, cosignatures="0", force="1")
+    assert "no hospital has cosigned" in alone
 
 
 EVENT_TRIGGERS = (
