@@ -423,6 +423,15 @@ def test_the_script_warns_of_a_floor_that_is_none(postgres_database: str) -> Non
     assert "no hospital has cosigned" in alone
 
 
+REPLACED = "CREATE OR REPLACE TRIGGER log_keep_rows BEFORE"
+ARMED = "ALTER TABLE log_nodes ENABLE ALWAYS TRIGGER log_keep_rows"
+OTHER = "EXECUTE FUNCTION log_refuse_key_change()"
+REPLACEMENTS = (
+    f"{REPLACED} UPDATE OR DELETE ON log_nodes FOR EACH ROW WHEN (false) {REFUSED}",
+    f"{REPLACED} UPDATE ON log_nodes FOR EACH ROW {REFUSED}",
+    f"{REPLACED} UPDATE OF level OR DELETE ON log_nodes FOR EACH ROW {REFUSED}",
+    f"{REPLACED} UPDATE OR DELETE ON log_nodes FOR EACH ROW {OTHER}",
+)
 EVENT_TRIGGERS = (
     "matl_log_keep_definitions",
     "matl_log_keep_guards",
@@ -453,6 +462,7 @@ GUARDS = ("log_keep_rows", "log_keep_table", "log_keep_key")
     ("statement", "told"),
     [
         *((each, "log_") for each in (*MASKS, *REDEFINITIONS)),
+        *((f"{each}; {ARMED}", "log_keep_rows on log_nodes") for each in REPLACEMENTS),
         *((f"ALTER TABLE {name} DISABLE TRIGGER USER", name) for name in TABLES),
         *((f"DROP TRIGGER {guard} ON log_keys", guard) for guard in GUARDS),
         (f"DROP TRIGGER log_keep_table ON {CHILD}", CHILD),
