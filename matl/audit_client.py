@@ -18,8 +18,8 @@ from matl_common.wire.audit_pb2_grpc import AuditServiceStub
 class ReadEntry:
     """An entry as the coordinator sent it.
 
-    ``entry`` is empty where the caller may not read it. Of an entry whose month was dropped there
-    is only ``leaf_hash``, which is empty otherwise.
+    ``entry`` and ``salt`` are empty where the caller may not read it, or it does not open. Of one
+    that is gone there is only ``leaf_hash``. ``damaged`` is what the coordinator finds wrong.
     """
 
     index: int
@@ -27,14 +27,17 @@ class ReadEntry:
     payload: bytes
     entry: bytes
     leaf_hash: bytes
+    salt: bytes
+    damaged: str
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A stretch of the log, and its size."""
+    """A stretch of the log, its size, and whether entries are opened for the caller."""
 
     entries: tuple[ReadEntry, ...]
     size: int
+    disclosed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class InclusionAnswer:
     path: tuple[bytes, ...]
     salt: bytes
     entry: bytes
+    damaged: str
 
 
 class AuditClient:
@@ -71,10 +75,19 @@ class AuditClient:
         answer = answered(self._stub.ReadLog, request, timeout_seconds=self._timeout)
         return Page(
             tuple(
-                ReadEntry(each.index, each.leaf, each.payload, each.entry, each.leaf_hash)
+                ReadEntry(
+                    each.index,
+                    each.leaf,
+                    each.payload,
+                    each.entry,
+                    each.leaf_hash,
+                    each.salt,
+                    each.damaged,
+                )
                 for each in answer.entries
             ),
             answer.log_size,
+            answer.disclosed,
         )
 
     def checkpoint(self, *, old_size: int = 0) -> CheckpointAnswer:
@@ -87,7 +100,9 @@ class AuditClient:
         """A leaf with its path in the tree of ``size`` leaves."""
         request = pb.ProveInclusionRequest(index=index, size=size)
         answer = answered(self._stub.ProveInclusion, request, timeout_seconds=self._timeout)
-        return InclusionAnswer(answer.leaf, tuple(answer.path), answer.salt, answer.entry)
+        return InclusionAnswer(
+            answer.leaf, tuple(answer.path), answer.salt, answer.entry, answer.damaged
+        )
 
     def record_sound(self, size: int, root: bytes) -> int:
         """Put on record that the first ``size`` entries were found sound; returns the entry."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +34,15 @@ from matl.log_sources import CoordinatorSource, LogSource
 from matl.log_told import told
 from matl.log_verification import AuditReport, opened_entries, verify_log
 from matl.proof_commands import check, prove
-from matl.terminal import console, print_json, printable, printable_json, table, verdict_in_one_line
+from matl.terminal import (
+    EXIT_FAILED,
+    console,
+    print_json,
+    printable,
+    printable_json,
+    table,
+    verdict_in_one_line,
+)
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.ids import Digest
@@ -78,13 +86,15 @@ def tail(
 
     From the database, with `--coordinator-config`, only what their leaves tell: what was said is
     read through the coordinator, or with `matl audit decrypt`, which is logged. With --json each
-    line is one entry in canonical JSON. An operator's reading is logged.
+    line is one entry in canonical JSON. An operator's reading is logged. An entry that somebody
+    changed is shown as `damaged`, whatever was asked for.
 
-    Exit status: 0 shown; 1 what is there is no log; 2 wrong options, or nobody answers.
+    Exit status: 0 shown; 1 what is there is no log, or an entry of it is damaged; 2 wrong options,
+    or nobody answers.
     """
 
     def is_wanted(facts: dict[str, Any]) -> bool:
-        return all(
+        return "damaged" in facts or all(
             not wanted or facts.get(name) == wanted
             for name, wanted in (("event", event), ("node", node))
         )
@@ -96,14 +106,15 @@ def tail(
         while end > 0 and len(shown) < limit:
             start = max(0, end - window)
             pages = place.source.pages(start=start, end=end)
-            rows = [told(each, _said(each, place)) for page in pages for each in page]
+            rows = [told(each, _say(place)) for page in pages for each in page]
             shown = [*filter(is_wanted, rows), *shown][-limit:]
             end = start
     if as_json:
         for facts in shown:
             typer.echo(json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
-        return
-    console().print(table(("Entry", "At", "Event", "Facts"), map(_row, shown)))
+    else:
+        console().print(table(("Entry", "At", "Event", "Facts"), map(_row, shown)))
+    _exit_if_damaged(shown)
 
 
 @audit_app.command()
@@ -117,18 +128,20 @@ def show(
 ) -> None:
     """Show one entry with the leaf that commits to it; only the leaf from database or bundle.
 
-    Exit status: 0 shown; 1 what is there is no log; 2 wrong options, no such entry, or nobody
-    answers.
+    Exit status: 0 shown; 1 what is there is no log, or the entry is damaged; 2 wrong options, no
+    such entry, or nobody answers.
     """
     with verdict_in_one_line(), log_place(context, coordinator_config, bundle) as place:
         stored = _entry(place.source, index)
-        facts = told(stored, _said(stored, place))
-        leaf = None if stored.leaf is None else json.loads(stored.leaf)
+        facts = told(stored, _say(place))
+        is_leaf = stored.leaf is not None and "damaged" not in facts
+        leaf = json.loads(stored.leaf or b"") if is_leaf else None
     found = {"entry": facts, "leaf": leaf, "leaf_hash": stored.hash.hex()}
     if as_json:
         print_json(found)
     else:
         typer.echo(printable_json(found))
+    _exit_if_damaged([facts])
 
 
 @audit_app.command()
@@ -258,7 +271,10 @@ def replay(
             reader = LogReader(engine)
             keys = reader.data_keys(load_wrapping_key(config.log_encryption_key))
             entries = opened_entries(
-                reader.pages(), keys, wanted=lambda leaf: is_told(leaf.event, leaf.round, number)
+                reader.pages(),
+                keys,
+                wanted=lambda leaf: is_told(leaf.event, leaf.round, number),
+                on_damage=lambda why: typer.echo(f"matl: passed over: {printable(why)}", err=True),
             )
             with console().status(f"replaying round {number}") as status:
                 steps = asyncio.run(
@@ -291,31 +307,50 @@ def decrypt(
     """Break glass: read entries while the coordinator is down. That you did is logged first.
 
     Needs the coordinator's database and its log-encryption key, and the coordinator stopped; while
-    it runs, `matl audit tail` and `show` read through it. Prints an entry a line, as JSON.
+    it runs, `matl audit tail` and `show` read through it. Prints an entry a line, as JSON; one that
+    is not what its leaf commits to is named, and the rest is shown.
 
-    Exit status: 0 shown; 1 an entry is not what its leaf commits to; 2 wrong options, no such
+    Exit status: 0 shown; 1 an entry is damaged; 2 wrong options, no such
     entries, or the coordinator is running.
     """
     with verdict_in_one_line():
         config = load_config(coordinator_config)
+        damaged: list[dict[str, Any]] = []
         for logged in decrypt_entries(config, first=first, last=last, reason=reason):
             said: dict[str, Any] = {"index": logged.index, "erased": True}
-            if logged.data is not None:
+            if logged.damage is not None:
+                said = {"index": logged.index, "damaged": logged.damage.value}
+                damaged.append(said)
+            elif logged.data is not None:
                 said = {"index": logged.index, **parse_entry(logged.data)}
             typer.echo(json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    _exit_if_damaged(damaged)
 
 
 def _entry(source: LogSource, index: int) -> StoredLeaf:
-    for page in source.pages(start=index, end=index + 1):
-        for stored in page:
-            if stored.index == index:
-                return stored
-    raise ConfigurationError(f"the log has no entry {index}")
+    if index < source.size():
+        for page in source.pages(start=index, end=index + 1):
+            for stored in page:
+                if stored.index == index:
+                    return stored
+    raise ConfigurationError(f"there is no entry {index} in the log")
 
 
-def _said(stored: StoredLeaf, place: Place) -> bytes:
-    """What an entry says, where a coordinator tells it."""
-    return place.source.entry(stored.index) if isinstance(place.source, CoordinatorSource) else b""
+def _say(place: Place) -> Callable[[int], bytes]:
+    """What entries say, where a coordinator tells it."""
+    return place.source.entry if isinstance(place.source, CoordinatorSource) else lambda _: b""
+
+
+def _exit_if_damaged(shown: Iterable[Mapping[str, Any]]) -> None:
+    """What can be shown was; end with what cannot."""
+    damaged = [facts["index"] for facts in shown if "damaged" in facts]
+    if damaged:
+        typer.echo(
+            f"matl: entry {damaged[0]} is damaged, and {len(damaged) - 1} more of those shown; "
+            "verify the log: matl audit verify",
+            err=True,
+        )
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _given_note(path: Path) -> bytes:

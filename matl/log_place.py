@@ -93,7 +93,7 @@ def log_place(
     *,
     with_keys: bool = False,
 ) -> Iterator[Place]:
-    """Where to read from, and whom to believe; ``with_keys`` to decrypt a database's entries, too.
+    """Where to read from, and whom to believe; ``with_keys`` to go by what entries say, too.
 
     Raises:
         ConfigurationError: two places, or a file that does not fit.
@@ -121,7 +121,9 @@ def log_place(
                 yield Place(BundleSource(bundle), said, None)
             case _:
                 client = stack.enter_context(opened_client(context)).audit
-                yield Place(CoordinatorSource(client), said, partial(_record, client))
+                yield Place(
+                    CoordinatorSource(client, opened=with_keys), said, partial(_record, client)
+                )
 
 
 def load_policy_file(path: Path) -> Policy:

@@ -82,6 +82,8 @@ def proof_from_coordinator(
     note = parse_note(client.checkpoint().note)
     size = _size_above(index, note)
     found = client.inclusion(index, size=size)
+    if found.damaged:
+        raise IntegrityError(f"entry {index} is damaged: {found.damaged}")
     if not found.entry:
         raise ConfigurationError(
             f"the coordinator does not tell what entry {index} says: its key was erased, or this "
@@ -112,6 +114,8 @@ def proof_from_database(
     # Before anything is read and logged: a proof that nobody can use is not worth it.
     verify_checkpoint(note, [believed.log])
     found = list(decrypt_entries(config, first=index, last=index, reason=reason))
+    if found and found[0].damage is not None:
+        raise IntegrityError(f"entry {index} is damaged: {found[0].damage}")
     if not found or found[0].data is None or found[0].salt is None:
         raise ConfigurationError(f"entry {index} was dropped, or its key erased")
     shown = Disclosure(found[0].leaf, found[0].salt, found[0].data)

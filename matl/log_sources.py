@@ -11,7 +11,8 @@ from typing import Protocol
 
 from matl.audit_client import AuditClient, ReadEntry
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.tlog.merkle import HASH_BYTES, leaf_hash
+from matl_common.tlog.leaf import Leaf, check_disclosure
+from matl_common.tlog.merkle import HASH_BYTES
 from matl_common.tlog.note import parse_note
 from matl_common.tlog.verification import StoredLeaf
 from matl_coordinator.ports import CheckpointRecord
@@ -77,9 +78,12 @@ def _filed_note(record: CheckpointRecord) -> bytes:
 class CoordinatorSource:
     """A coordinator that answers, asked over mutual TLS."""
 
-    def __init__(self, client: AuditClient) -> None:
+    def __init__(self, client: AuditClient, *, opened: bool = True) -> None:
+        """``opened`` to look at what entries say as well, where the coordinator tells it."""
         self.client = client
-        self._told: dict[int, bytes] = {}
+        self._opened = opened
+        self._told: dict[int, ReadEntry] = {}
+        self._disclosed = False
 
     def size(self) -> int:
         """Leaves in the tree."""
@@ -94,14 +98,39 @@ class CoordinatorSource:
         end = self.size() if end is None else end
         for at in range(start, end, _REMOTE_PAGE):
             wanted = range(at, min(at + _REMOTE_PAGE, end))
-            found = self.client.read(start=at, limit=len(wanted)).entries
-            _check_answer(wanted, found)
-            self._told = {each.index: each.entry for each in found}
-            yield [_stored(each) for each in found]
+            answer = self.client.read(start=at, limit=len(wanted))
+            _check_answer(wanted, answer.entries)
+            self._disclosed = answer.disclosed
+            self._told = {each.index: each for each in answer.entries}
+            yield [_stored(each) for each in answer.entries]
+
+    @property
+    def discloses(self) -> bool:
+        """Whether what the entries of the last page say is to be looked at."""
+        return self._opened and self._disclosed
 
     def entry(self, index: int) -> bytes:
-        """What an entry of the last page says; empty where it cannot be read."""
-        return self._told.get(index, b"")
+        """What an entry of the last page says; empty where it cannot be read.
+
+        Raises:
+            IntegrityError: the coordinator says that it is damaged.
+        """
+        found = self._told.get(index)
+        if found is not None and found.damaged:
+            raise IntegrityError(f"entry {index} is damaged: {found.damaged}")
+        return b"" if found is None else found.entry
+
+    def disclosed(self, leaf: Leaf) -> bytes | None:
+        """As ``entry``, checked against its leaf; ``None`` where it cannot be read.
+
+        Raises:
+            IntegrityError: it is damaged, or not what the leaf commits to.
+        """
+        said = self.entry(leaf.index)
+        if not said:
+            return None
+        check_disclosure(leaf, salt=self._told[leaf.index].salt, plaintext=said)
+        return said
 
     def node(self, level: int, index: int) -> bytes:
         """A coordinator gives proofs, not nodes.
@@ -132,8 +161,8 @@ def _check_answer(wanted: range, found: Sequence[ReadEntry]) -> None:
 
 
 def _stored(found: ReadEntry) -> StoredLeaf:
-    if not found.leaf_hash:
-        return StoredLeaf(found.index, leaf_hash(found.leaf), found.leaf, found.payload)
-    if found.leaf or found.payload or len(found.leaf_hash) != HASH_BYTES:
-        raise IntegrityError(f"the coordinator sent entry {found.index} both dropped and not")
-    return StoredLeaf(found.index, found.leaf_hash, None, None)
+    if len(found.leaf_hash) != HASH_BYTES:
+        raise IntegrityError(f"the coordinator sent entry {found.index} without its hash")
+    if not found.leaf and not found.payload:
+        return StoredLeaf(found.index, found.leaf_hash, None, None)
+    return StoredLeaf(found.index, found.leaf_hash, found.leaf, found.payload)

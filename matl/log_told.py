@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from matl_common.errors import IntegrityError
+from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.leaf import Leaf, parse_leaf
+from matl_common.tlog.merkle import leaf_hash
+from matl_common.tlog.sealing import check_payload
 from matl_common.tlog.verification import StoredLeaf
 
 
@@ -16,11 +18,14 @@ def leaf_of(stored: StoredLeaf) -> Leaf | None:
 
     Raises:
         InvalidInputError: it is none.
-        IntegrityError: it is another entry's.
+        IntegrityError: it is another entry's, or changed, or its payload is.
     """
     if stored.leaf is None or stored.payload is None:
         return None
     leaf = parse_leaf(stored.leaf)
+    if leaf_hash(stored.leaf) != stored.hash:
+        raise IntegrityError(f"the leaf of entry {stored.index} does not give the tree's hash")
+    check_payload(leaf, stored.payload)
     if leaf.index != stored.index:
         raise IntegrityError(f"entry {stored.index} is shown with the leaf of entry {leaf.index}")
     return leaf
@@ -40,17 +45,21 @@ def facts_of(leaf: Leaf, said: bytes) -> Mapping[str, Any]:
     return facts
 
 
-def told(stored: StoredLeaf, said: bytes) -> dict[str, Any]:
+def told(stored: StoredLeaf, say: Callable[[int], bytes]) -> dict[str, Any]:
     """What there is to show of an entry: what it says, or without that what its leaf does.
 
-    Raises:
-        InvalidInputError, IntegrityError: leaf and entry do not belong together.
+    One that is not as it was written is shown as ``damaged``, and why: the others can still be
+    read. ``say`` gives what an entry says, or nothing; it raises ``IntegrityError`` for one that is
+    damaged.
     """
-    leaf = leaf_of(stored)
-    if leaf is None:
-        return {"index": stored.index, "dropped": True}
-    if said:
-        return {"index": stored.index, **facts_of(leaf, said)}
+    try:
+        leaf = leaf_of(stored)
+        if leaf is None:
+            return {"index": stored.index, "dropped": True}
+        if said := say(stored.index):
+            return {"index": stored.index, **facts_of(leaf, said)}
+    except (IntegrityError, InvalidInputError) as error:
+        return {"index": stored.index, "damaged": str(error)}
     facts = {"at": leaf.at, "event": leaf.event, "node": leaf.node, "round": leaf.round}
     known = {name: fact for name, fact in facts.items() if fact is not None}
     return {"index": stored.index, **known, "sealed": True}

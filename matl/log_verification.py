@@ -7,13 +7,14 @@ an error that names the first entry it concerns.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 from matl.log_bundle import BundleSource
 from matl.log_gaps import Gaps
-from matl.log_sources import DatabaseSource, LogSource
+from matl.log_sources import CoordinatorSource, DatabaseSource, LogSource
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.memory import without_collecting
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
@@ -103,30 +104,39 @@ def verify_log(
         _check_filed([each for each, _ in own], sizes)
         if strays := reader.stray_entries():
             raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
-    opened, gaps = 0, Gaps()
+    opened, gaps, closed = 0, Gaps(), list[LogDamagedError]()
     in_tiles: list[NodeRun] = []
     # A checkpoint that is signed while this runs must not look like a log that was cut off.
     end = max((source.size(), *(each.checkpoint.size for each in signed)), default=0)
-    with without_collecting():
+    with without_collecting(), _after(closed):
         for page in source.pages(end=end):
-            runs = verifier.add(page)
+            read = _reading(source, believed)
+            try:
+                runs = verifier.add(page)
+            except LogDamagedError as error:
+                before = [each for each in page if each.index < error.first]
+                _open_all(before, read, gaps, closed)
+                raise
             if reader is not None:
                 # The lowest level came with the page.
                 inner = [run for run in runs if run.level > 0]
                 check_nodes(inner, reader.nodes(inner))
             if isinstance(source, BundleSource):
                 in_tiles += [run for run in runs if run.level and run.level % TILE_LEVELS == 0]
-            if believed.keys is not None:
-                opened += sum(_open(leaf, believed.keys, gaps) for leaf in page)
+            opened += _open_all(page, read, gaps, closed)
             on_progress(len(page))
-    tally = verifier.finish()
+        tally = verifier.finish()
+    if closed:
+        raise _first_of(closed)
     if isinstance(source, BundleSource):
         source.check_tiles(in_tiles)
-    if reader is not None:
-        if damage := believed.key_damage or reader.damage():
-            raise IntegrityError(damage)
-        gaps.check(held=reader.data_key_names())
-    if believed.keys is None and not believed.unread_orders:
+    if reader is not None and (damage := believed.key_damage or reader.damage()):
+        raise IntegrityError(damage)
+    is_read = _reading(source, believed) is not None
+    if is_read:
+        # Whoever shows a log over the wire has read it with every key there is.
+        gaps.check(held=() if reader is None else reader.data_key_names())
+    elif not believed.unread_orders:
         _check_whole(tally)
     signed_size = max((each.checkpoint.size for each in signed), default=0)
     witnessed_size = max((each.checkpoint.size for each, met in judged if met), default=0)
@@ -134,7 +144,7 @@ def verify_log(
         tally=tally,
         signed_size=signed_size,
         witnessed_size=witnessed_size,
-        opened=opened if believed.keys is not None else None,
+        opened=opened if is_read else None,
         warnings=(
             *_warnings(tally, believed, signed_size, witnessed_size),
             *gaps.warnings(),
@@ -148,6 +158,7 @@ def opened_entries(
     keys: Mapping[str, DataKey],
     *,
     wanted: Callable[[Leaf], bool] = lambda _: True,
+    on_damage: Callable[[str], None],
 ) -> Iterator[Mapping[str, Any]]:
     """What entries say, in order, without those that were dropped or whose key was erased.
 
@@ -155,18 +166,23 @@ def opened_entries(
         pages: of leaves.
         keys: data keys by name.
         wanted: says by its leaf whether an entry is to be opened.
-
-    Raises:
-        IntegrityError: a payload is not what its leaf commits to.
+        on_damage: told of each entry that is passed over, because it is not what its leaf commits
+            to, or its leaf is none: what somebody put there must not end the reading.
     """
     for page in pages:
         for stored in page:
             if stored.leaf is None or stored.payload is None:
                 continue
-            leaf = parse_leaf(stored.leaf)
-            key = keys.get(leaf.key)
-            if key is not None and wanted(leaf):
-                yield parse_entry(open_sealed(leaf, stored.payload, key).data)
+            try:
+                leaf = parse_leaf(stored.leaf)
+                key = keys.get(leaf.key)
+                if key is None or not wanted(leaf):
+                    continue
+                facts = parse_entry(open_sealed(leaf, stored.payload, key).data)
+            except (IntegrityError, InvalidInputError) as error:
+                on_damage(f"entry {stored.index}: {error}")
+                continue
+            yield facts
 
 
 def _opened(
@@ -222,18 +238,70 @@ def _check_whole(tally: Tally) -> None:
         )
 
 
-def _open(stored: StoredLeaf, keys: Mapping[str, DataKey], gaps: Gaps) -> bool:
-    """Decrypt an entry and compare it with its leaf; False where that cannot be."""
+_Read = Callable[[Leaf, bytes], bytes | None]
+"""What an entry says, by leaf and payload; ``None`` where that cannot be read."""
+
+
+def _reading(source: LogSource, believed: Believed) -> _Read | None:
+    """How the entries of the last page are read, where they are to be."""
+    if isinstance(source, CoordinatorSource):
+        return (lambda leaf, _: source.disclosed(leaf)) if source.discloses else None
+    keys = believed.keys
+    if keys is None:
+        return None
+
+    def read(leaf: Leaf, payload: bytes) -> bytes | None:
+        key = keys.get(leaf.key)
+        return None if key is None else open_sealed(leaf, payload, key).data
+
+    return read
+
+
+def _open_all(
+    page: Iterable[StoredLeaf], read: _Read | None, gaps: Gaps, closed: list[LogDamagedError]
+) -> int:
+    """How many entries could be opened; those that should have been are put into ``closed``."""
+    opened = 0
+    if read is None:
+        return opened
+    for stored in page:
+        try:
+            opened += _open(stored, read, gaps)
+        except LogDamagedError as error:
+            # Whoever put it there may have done so to hide what is wrong further on.
+            closed.append(error)
+    return opened
+
+
+@contextmanager
+def _after(closed: Sequence[LogDamagedError]) -> Iterator[None]:
+    """What is wrong with leaves and tree is told after the entries that did not open."""
+    try:
+        yield
+    except LogDamagedError as error:
+        raise _first_of([*closed, error]) from error
+
+
+def _first_of(found: Sequence[LogDamagedError]) -> LogDamagedError:
+    first, *further = found
+    if not further:
+        return first
+    told = f"{first}; {len(further)} more further on, the last: {further[-1]}"
+    return LogDamagedError(told, first=first.first, last=max(each.last for each in found))
+
+
+def _open(stored: StoredLeaf, read: _Read, gaps: Gaps) -> bool:
+    """Read an entry and compare it with its leaf; False where that cannot be."""
     if stored.leaf is None or stored.payload is None:
         gaps.gone(stored.index)
         return False
     leaf = parse_leaf(stored.leaf)
-    key = keys.get(leaf.key)
-    if key is None:
-        gaps.sealed(leaf)
-        return False
     try:
-        facts = parse_entry(open_sealed(leaf, stored.payload, key).data)
+        said = read(leaf, stored.payload)
+        if said is None:
+            gaps.sealed(leaf)
+            return False
+        facts = parse_entry(said)
     except (IntegrityError, InvalidInputError) as error:
         raise LogDamagedError(str(error), first=stored.index, last=stored.index) from error
     told = (facts.get("event"), facts.get("at"), facts.get("node"), facts.get("round"))

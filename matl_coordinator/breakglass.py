@@ -37,8 +37,8 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
         FolderInUseError: the coordinator is running; read through it instead.
         ConfigurationError: no such entries, or no reason.
         StoreError: the database cannot be reached, or did not confirm.
-        IntegrityError: an entry is not what its leaf commits to, or the database is older than what
-            the coordinator has signed, and nothing is logged or shown.
+        IntegrityError: the database is older than what the coordinator has signed, and nothing is
+            logged or shown.
     """
     if not reason.strip():
         raise ConfigurationError("say why: the log keeps the reason for good")

@@ -183,6 +183,16 @@ class PutModel:
 Change = PutStudy | PutRound | PutUpdate | PutTrust | PutModel
 
 
+class EntryDamage(StrEnum):
+    """What is wrong with a leaf or its payload as they are stored."""
+
+    HASH = "its leaf does not give the hash in the tree"
+    LEAF = "its leaf is none that this software writes"
+    MOVED = "its leaf is another entry's"
+    PAYLOAD = "its payload is not what its leaf commits to"
+    CLOSED = "its payload does not open to what its leaf commits to"
+
+
 @dataclass(frozen=True, slots=True)
 class LoggedEntry:
     """A leaf of the log, and the entry that it commits to."""
@@ -193,10 +203,12 @@ class LoggedEntry:
     payload: bytes
     """The entry, encrypted."""
     data: bytes | None
-    """The entry, canonical JSON; ``None`` where its key was erased."""
+    """The entry, canonical JSON; ``None`` where its key was erased, or it is damaged."""
     salt: bytes | None
     """With it, whoever is shown the entry can check it against the leaf."""
     leaf_hash: Digest
+    """As the tree has it."""
+    damage: EntryDamage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +309,9 @@ class Store(Protocol):
 
     def log_head(self) -> LogHead: ...
 
-    def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]: ...
+    def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]:
+        """At most ``limit`` leaves from ``start`` on; those that are not as written say so."""
+        ...
 
     def log_node(self, level: int, index: int) -> bytes:
         """A stored hash of the log's tree; level 0 holds the leaves."""

@@ -135,11 +135,14 @@ class ProveInclusionResponse(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     leaf: _builtins.bytes
     salt: _builtins.bytes
     """with `entry`: what the leaf's plaintext hash is of"""
     entry: _builtins.bytes
     """empty for an entry about another node, or erased"""
+    damaged: _builtins.str
+    """as in LogEntry"""
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """from the leaf up"""
@@ -151,10 +154,11 @@ class ProveInclusionResponse(_message.Message):
         path: _abc.Iterable[_builtins.bytes] | None = ...,
         salt: _builtins.bytes = ...,
         entry: _builtins.bytes = ...,
+        damaged: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "leaf", b"leaf", "path", b"path", "salt", b"salt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "entry", b"entry", "leaf", b"leaf", "path", b"path", "salt", b"salt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,8 +241,11 @@ class ReadLogResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     LOG_SIZE_FIELD_NUMBER: _builtins.int
     LOG_ROOT_FIELD_NUMBER: _builtins.int
+    DISCLOSED_FIELD_NUMBER: _builtins.int
     log_size: _builtins.int
     log_root: _builtins.bytes
+    disclosed: _builtins.bool
+    """the caller gets entries opened"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
         """one for every index asked for, as far as the log goes"""
@@ -249,10 +256,11 @@ class ReadLogResponse(_message.Message):
         entries: _abc.Iterable[Global___LogEntry] | None = ...,
         log_size: _builtins.int = ...,
         log_root: _builtins.bytes = ...,
+        disclosed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "log_root", b"log_root", "log_size", b"log_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disclosed", b"disclosed", "entries", b"entries", "log_root", b"log_root", "log_size", b"log_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -267,15 +275,21 @@ class LogEntry(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
     LEAF_HASH_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     leaf: _builtins.bytes
-    """canonical JSON, exactly the bytes that are hashed"""
+    """as it is stored; empty, with payload, where it is gone"""
     payload: _builtins.bytes
     """the entry, encrypted"""
     entry: _builtins.bytes
-    """canonical JSON, for operators; empty if its key was erased"""
+    """canonical JSON, for operators; empty if it does not open"""
     leaf_hash: _builtins.bytes
-    """where the month was dropped: all that is left of the leaf"""
+    """as the tree has it"""
+    salt: _builtins.bytes
+    """with `entry`: what the leaf's plaintext hash is of"""
+    damaged: _builtins.str
+    """what the coordinator found wrong with it, in fixed words"""
     def __init__(
         self,
         *,
@@ -284,10 +298,12 @@ class LogEntry(_message.Message):
         payload: _builtins.bytes = ...,
         entry: _builtins.bytes = ...,
         leaf_hash: _builtins.bytes = ...,
+        salt: _builtins.bytes = ...,
+        damaged: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "index", b"index", "leaf", b"leaf", "leaf_hash", b"leaf_hash", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "entry", b"entry", "index", b"index", "leaf", b"leaf", "leaf_hash", b"leaf_hash", "payload", b"payload", "salt", b"salt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ from matl_common.wire import audit_pb2 as pb
 from matl_common.wire import audit_pb2_grpc as pb_grpc
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.rpc.guard import caller
-from matl_coordinator.service.audit import Audit, DroppedLeaf
+from matl_coordinator.service.audit import Audit, GoneLeaf
 from matl_coordinator.service.checkpoints import Checkpoints
 from matl_coordinator.service.readings import Readings, Verification
 
@@ -60,12 +60,15 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
         found = await self._audit.inclusion(request.index, size=request.size)
         reader, entry = caller(), found.entry
         await self._note_read(reader, range(entry.index, entry.index + 1))
-        may_read = reader.role is Role.OPERATOR or parse_leaf(entry.leaf).node == reader.node_id
+        may_read = entry.damage is None and (
+            reader.role is Role.OPERATOR or parse_leaf(entry.leaf).node == reader.node_id
+        )
         return pb.ProveInclusionResponse(
             leaf=entry.leaf,
             path=found.path,
             salt=entry.salt or b"" if may_read else b"",
             entry=entry.data or b"" if may_read else b"",
+            damaged=entry.damage or "",
         )
 
     async def ProveConsistency(
@@ -86,6 +89,7 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
             entries=[_log_entry(each, may_read=may_read) for each in page.entries],
             log_size=page.head.size,
             log_root=bytes.fromhex(page.head.root),
+            disclosed=may_read,
         )
 
     async def RecordVerification(
@@ -113,12 +117,16 @@ def _verification(request: pb.RecordVerificationRequest) -> Verification:
     raise InvalidInputError("the verification has no result")
 
 
-def _log_entry(found: LoggedEntry | DroppedLeaf, *, may_read: bool) -> pb.LogEntry:
-    if isinstance(found, DroppedLeaf):
-        return pb.LogEntry(index=found.index, leaf_hash=bytes.fromhex(found.leaf_hash))
+def _log_entry(found: LoggedEntry | GoneLeaf, *, may_read: bool) -> pb.LogEntry:
+    hashed = bytes.fromhex(found.leaf_hash)
+    if isinstance(found, GoneLeaf):
+        return pb.LogEntry(index=found.index, leaf_hash=hashed)
     return pb.LogEntry(
         index=found.index,
         leaf=found.leaf,
         payload=found.payload,
         entry=found.data or b"" if may_read else b"",
+        leaf_hash=hashed,
+        salt=found.salt or b"" if may_read else b"",
+        damaged=found.damage or "",
     )

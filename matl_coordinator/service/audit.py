@@ -16,8 +16,8 @@ MAX_ENTRIES_READ = 500
 
 
 @dataclass(frozen=True, slots=True)
-class DroppedLeaf:
-    """What is left of a leaf whose month was dropped."""
+class GoneLeaf:
+    """What is left of a leaf that is not there: whether its month was dropped, the log tells."""
 
     index: int
     leaf_hash: Digest
@@ -27,7 +27,7 @@ class DroppedLeaf:
 class LogPage:
     """A stretch of the log without a gap, and the log's head."""
 
-    entries: tuple[LoggedEntry | DroppedLeaf, ...]
+    entries: tuple[LoggedEntry | GoneLeaf, ...]
     head: LogHead
 
 
@@ -74,7 +74,7 @@ class Audit:
                 return Inclusion(found, path)
         raise InvalidInputError(f"the log does not have entry {index} any more, or not yet")
 
-    def _stretch(self, wanted: range) -> tuple[LoggedEntry | DroppedLeaf, ...]:
+    def _stretch(self, wanted: range) -> tuple[LoggedEntry | GoneLeaf, ...]:
         if not wanted:
             return ()
         held = {
@@ -84,6 +84,5 @@ class Audit:
         gone = [(0, index) for index in wanted if index not in held]
         hashes = self._store.log_nodes(gone) if gone else {}
         return tuple(
-            held.get(index) or DroppedLeaf(index, Digest(hashes[0, index].hex()))
-            for index in wanted
+            held.get(index) or GoneLeaf(index, Digest(hashes[0, index].hex())) for index in wanted
         )

@@ -112,6 +112,9 @@ class Publication:
             limit = min(PAGE, witnessed.size - self._next)
             page = await asyncio.to_thread(self._store.log_entries, start=self._next, limit=limit)
             for each in page:
+                if each.damage is not None:
+                    # Nothing that this coordinator released; the store has reported it.
+                    continue
                 if parse_leaf(each.leaf).event == RELEASE_EVENT and each.data is not None:
                     published.append(await self._publish(each, each.data, witnessed))
             self._next += limit

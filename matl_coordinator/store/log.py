@@ -10,14 +10,14 @@ of n leaves. Nothing here begins or ends a transaction, or changes or removes an
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import BigInteger, Connection, column, func, insert, select, values
 
-from matl_common.errors import IntegrityError
+from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import Digest
 from matl_common.tlog.entry import Entry
-from matl_common.tlog.leaf import parse_leaf
+from matl_common.tlog.leaf import Leaf, parse_leaf
 from matl_common.tlog.merkle import (
     NodeAddress,
     ReadNode,
@@ -27,11 +27,11 @@ from matl_common.tlog.merkle import (
     nodes_read,
     root_from,
 )
-from matl_common.tlog.sealing import RANDOM_BYTES, DataKey, open_sealed, seal
-from matl_coordinator.ports import LoggedEntry, LogHead
+from matl_common.tlog.sealing import RANDOM_BYTES, DataKey, check_payload, open_sealed, seal
+from matl_coordinator.ports import EntryDamage, LoggedEntry, LogHead
 from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.functions import POSTGRES
-from matl_coordinator.store.schema import log_entries, log_nodes
+from matl_coordinator.store.schema import log_entries, log_nodes, stored_bytes
 
 _MONTH_CHARACTERS = len("YYYY-MM")
 _CHUNK = 256
@@ -188,8 +188,8 @@ def read_entries(
 ) -> tuple[LoggedEntry, ...]:
     """At most ``limit`` leaves from ``start`` on, opened where their key is still there.
 
-    Raises:
-        IntegrityError: an entry is not what its leaf commits to.
+    One that somebody changed comes as it is stored, and says what is wrong with it: whoever can
+    write to the database must not keep others from reading the rest.
     """
     is_leaf = (log_nodes.c.level == 0) & (log_nodes.c.node_index == log_entries.c.leaf_index)
     stored = log_entries.c
@@ -201,23 +201,51 @@ def read_entries(
         .order_by(log_nodes.c.node_index)
         .limit(limit)
     ).all()
-    leaves = [parse_leaf(bytes(row.leaf)) for row in rows]
-    held = keys.read(connection, {each.key for each in leaves})
-    read: list[LoggedEntry] = []
-    for row, leaf in zip(rows, leaves, strict=True):
-        payload, key = bytes(row.payload), held.get(leaf.key)
-        opened = None if key is None else open_sealed(leaf, payload, key)
-        read.append(
-            LoggedEntry(
-                index=row.leaf_index,
-                leaf=bytes(row.leaf),
-                payload=payload,
-                data=None if opened is None else opened.data,
-                salt=None if opened is None else opened.salt,
-                leaf_hash=Digest(row.hash.hex()),
-            )
+    found = [
+        LoggedEntry(
+            index=row.leaf_index,
+            leaf=stored_bytes(row.leaf),
+            payload=stored_bytes(row.payload),
+            data=None,
+            salt=None,
+            leaf_hash=Digest(stored_bytes(row.hash).hex()),
         )
-    return tuple(read)
+        for row in rows
+    ]
+    leaves = [_sound_leaf(each) for each in found]
+    names = {each.key for each in leaves if isinstance(each, Leaf)}
+    held = keys.read(connection, names)
+    return tuple(_opened(each, leaf, held) for each, leaf in zip(found, leaves, strict=True))
+
+
+def _sound_leaf(found: LoggedEntry) -> Leaf | EntryDamage:
+    if leaf_hash(found.leaf).hex() != found.leaf_hash:
+        return EntryDamage.HASH
+    try:
+        leaf = parse_leaf(found.leaf)
+        if leaf.index != found.index:
+            return EntryDamage.MOVED
+        check_payload(leaf, found.payload)
+    except InvalidInputError:
+        return EntryDamage.LEAF
+    except IntegrityError:
+        return EntryDamage.PAYLOAD
+    return leaf
+
+
+def _opened(
+    found: LoggedEntry, leaf: Leaf | EntryDamage, held: Mapping[str, DataKey]
+) -> LoggedEntry:
+    if not isinstance(leaf, Leaf):
+        return replace(found, damage=leaf)
+    key = held.get(leaf.key)
+    if key is None:
+        return found
+    try:
+        opened = open_sealed(leaf, found.payload, key)
+    except IntegrityError:
+        return replace(found, damage=EntryDamage.CLOSED)
+    return replace(found, data=opened.data, salt=opened.salt)
 
 
 def stored_nodes(connection: Connection, compute: Callable[[ReadNode], object]) -> ReadNode:

@@ -21,6 +21,7 @@ from matl_coordinator.core.trust import TrustRecord
 from matl_coordinator.ports import (
     Change,
     CheckpointRecord,
+    EntryDamage,
     ForeignRow,
     LoggedEntry,
     LogHead,
@@ -43,7 +44,7 @@ from matl_coordinator.store.database import create_database_engine, reading
 from matl_coordinator.store.leadership import require_epoch, require_reign, take_over
 from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits
 from matl_coordinator.store.migrate import upgrade_to_head
-from matl_coordinator.store.schema import models, rounds, study, trust, updates
+from matl_coordinator.store.schema import log_entries, models, rounds, study, trust, updates
 from matl_coordinator.store.turns import taking_turns
 
 
@@ -64,6 +65,9 @@ class SqlStore:
         self._engine = engine
         self._log_origin = log_origin
         self._log_keys = DataKeys(log_key, report=report)
+        self._report = report
+        # Entries that were reported.
+        self._damaged = set[tuple[int, EntryDamage]]()
         self._commit_lock = Lock()
         # Guarded by _commit_lock. None: nothing loaded yet, or a commit of unknown end.
         self._epoch: int | None = None
@@ -87,7 +91,7 @@ class SqlStore:
             log_origin: the log's name, which every leaf repeats.
             log_key: wraps the keys that the log's entries are encrypted with.
             limits: how long to wait for the database.
-            report: told of each data key in the database that is none of this log's.
+            report: told of each data key and entry in the database that is none of this log's.
 
         Raises:
             ConfigurationError: a URL of another kind, a database of another version, or one
@@ -194,7 +198,15 @@ class SqlStore:
 
     def log_entries(self, *, start: int, limit: int) -> tuple[LoggedEntry, ...]:
         with self._reading_log() as connection:
-            return log.read_entries(connection, start=start, limit=limit, keys=self._log_keys)
+            found = log.read_entries(connection, start=start, limit=limit, keys=self._log_keys)
+        for each in found:
+            if (
+                each.damage is not None
+                and (known := (each.index, each.damage)) not in self._damaged
+            ):
+                self._damaged.add(known)
+                self._report(ForeignRow(log_entries.name, str(each.index), each.damage.value))
+        return found
 
     def log_node(self, level: int, index: int) -> bytes:
         with self._reading_log() as connection:

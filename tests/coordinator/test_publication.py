@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
 from matl.cli import app
@@ -90,6 +91,20 @@ async def test_a_model_is_published_once_a_quorum_has_witnessed_its_release(
         assert found.exit_code == 0, found.output
         assert "a quorum of its witnesses has seen it" in found.stdout
         assert model.stem in found.stdout
+
+
+async def test_an_entry_that_was_changed_keeps_no_model_from_being_published(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path, sizes=FIVE, byzantine=1)
+    async with running(site) as coordinator:
+        await play(coordinator)
+        await witness(site, coordinator.use_cases.checkpoints, *HOSPITALS[:4])
+        engine = create_engine(site.config.database_url)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE log_entries SET leaf = x'00' WHERE leaf_index = 2"))
+        engine.dispose()
+        assert await publication(coordinator).publish_due() == [1, 2]
 
 
 async def test_a_restart_publishes_what_was_witnessed_and_nothing_twice(tmp_path: Path) -> None:

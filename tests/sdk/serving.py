@@ -108,7 +108,14 @@ class ScriptedLog(AuditServiceServicer):
     def entry(self, index: int) -> pb.LogEntry:
         found = self._logged[index]
         assert found.data is not None
-        return pb.LogEntry(index=index, leaf=found.leaf, payload=found.payload, entry=found.data)
+        return pb.LogEntry(
+            index=index,
+            leaf=found.leaf,
+            payload=found.payload,
+            entry=found.data,
+            leaf_hash=bytes.fromhex(found.leaf_hash),
+            salt=found.salt or b"",
+        )
 
     def page(self, start: int, limit: int) -> list[pb.LogEntry]:
         return [self.entry(i) for i in range(start, min(start + limit, len(self._logged)))]
@@ -116,9 +123,9 @@ class ScriptedLog(AuditServiceServicer):
     def ReadLog(self, request: pb.ReadLogRequest, context: Any) -> pb.ReadLogResponse:  # noqa: N802 - gRPC names
         size = len(self._logged)
         if request.newest:
-            return pb.ReadLogResponse(entries=[self.entry(size - 1)], log_size=size)
+            return pb.ReadLogResponse(entries=[self.entry(size - 1)], log_size=size, disclosed=True)
         return pb.ReadLogResponse(
-            entries=self.page(request.from_index, request.limit), log_size=size
+            entries=self.page(request.from_index, request.limit), log_size=size, disclosed=True
         )
 
     def GetCheckpoint(  # noqa: N802 - gRPC names

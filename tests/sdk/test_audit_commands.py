@@ -16,10 +16,11 @@ from sqlalchemy import Connection, text
 from typer.testing import CliRunner, Result
 
 from matl.cli import app
+from matl.log_verification import opened_entries
 from matl_common.durable import owned_folder
 from matl_common.identity.keys import load_ed25519_private_key
-from matl_common.identity.wrapping import create_key_file
-from matl_common.ids import NodeId
+from matl_common.identity.wrapping import create_key_file, load_key_file
+from matl_common.ids import Digest, NodeId
 from matl_common.tlog.checkpoint import verify_checkpoint
 from matl_common.tlog.cosignature import cosign
 from matl_common.tlog.disclosure import parse_disclosure
@@ -28,10 +29,15 @@ from matl_common.tlog.merkle import grow, Frontier, leaf_hash
 from matl_common.tlog.names import log_origin
 from matl_common.tlog.policy import encode_policy
 from matl_common.tlog.proof import encode_proof, parse_proof
+from matl_common.tlog.sealing import RANDOM_BYTES, data_key, seal
 from matl_common.tlog.submission import Shown, encode_shown
 from matl_coordinator.account import current_account
-from matl_coordinator.ports import Store
+from matl_coordinator.ports import EntryDamage, LoggedEntry, Store
+from matl_coordinator.store.database import create_database_engine
+from matl_coordinator.store.log import insert_sealed, read_size
+from matl_coordinator.store.reader import LogReader
 from matl_coordinator.store.sql import SqlStore
+from matl_coordinator.store.turns import taking_turns
 from tests.coordinator.harness import OPERATOR, Site, make_site
 from tests.logs import LOG, an_entry
 from tests.postgres import free_port
@@ -511,6 +517,74 @@ def test_without_the_key_everything_but_what_was_said_is_verified(unlocked: Plac
     told = json.loads(tail.stdout)
     assert told["sealed"] is True
     assert "number" not in told
+
+
+def junk(place: Place) -> int:
+    """Put in, as whoever has the writer's password can, an entry under a data key's name."""
+    engine = create_database_engine(place.url)
+    with taking_turns(engine) as connection:
+        index = read_size(connection)
+        leaf = connection.execute(text("SELECT leaf FROM log_entries LIMIT 1")).scalar_one()
+        written = an_entry("happened", number=index)
+        sealed = seal(
+            written,
+            origin=parse_leaf(leaf).origin,
+            index=index,
+            key=data_key(parse_leaf(leaf).key, bytes(32)),
+            random=bytes(RANDOM_BYTES),
+        )
+        hashed = Digest(leaf_hash(sealed.leaf).hex())
+        logged = LoggedEntry(index, sealed.leaf, sealed.payload, None, None, hashed)
+        insert_sealed(connection, [written], [logged])
+    engine.dispose()
+    return index
+
+
+@pytest.mark.hostile
+def test_an_entry_that_does_not_open_ends_neither_reading_nor_verifying(place: Place) -> None:
+    index = junk(place)
+    store = place.site.connect_store()
+    store.load()
+    store.commit([], [an_entry("later", number=number) for number in range(3)])
+    store.close()
+    window = ("--from", str(index - 2), "--to", str(index + 2))
+    found = place.run(
+        "decrypt", *window, "--reason", "outage", "--coordinator-config", str(place.config)
+    )
+    assert found.exit_code == 1
+    shown = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [each.get("event") for each in shown] == ["happened", "happened", None, "later", "later"]
+    assert shown[2] == {"index": index, "damaged": EntryDamage.CLOSED.value}
+    assert f"entry {index} is damaged" in found.stderr
+    alone = place.verify()
+    assert alone.exit_code == 1
+    assert f"leaf {index} does not open" in alone.stderr
+    # What is wrong further on does not hide behind it.
+    last = f"UPDATE log_entries SET payload = x'00' WHERE leaf_index = {index + 2}"
+    place.intrude(sql(last))
+    both = place.verify()
+    assert both.exit_code == 1
+    assert f"leaf {index} does not open" in both.stderr
+    assert f"the payload of entry {index + 2} is not" in both.stderr
+    tail = place.run("tail", "-n", "9", "--json", "--coordinator-config", str(place.config))
+    assert tail.exit_code == 1
+    damaged = [
+        facts for line in tail.stdout.splitlines() if "damaged" in (facts := json.loads(line))
+    ]
+    assert [each["index"] for each in damaged] == [index + 2]
+
+
+@pytest.mark.hostile
+def test_entries_that_are_none_are_passed_over_for_a_replay(place: Place) -> None:
+    index, told = junk(place), list[str]()
+    place.intrude(sql("UPDATE log_entries SET leaf = x'00' WHERE leaf_index = 7"))
+    engine = create_database_engine(place.url)
+    reader = LogReader(engine)
+    keys = reader.data_keys(load_key_file(place.site.config.state_dir / "log-encryption.key"))
+    found = list(opened_entries(reader.pages(), keys, on_damage=told.append))
+    engine.dispose()
+    assert [each["number"] for each in found] == [*range(7), *range(8, ENTRIES)]
+    assert [each.partition(":")[0] for each in told] == ["entry 7", f"entry {index}"]
 
 
 def test_breaking_the_glass_shows_entries_and_is_logged_first(

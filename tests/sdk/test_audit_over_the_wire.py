@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.tlog.checkpoint import verify_checkpoint
@@ -131,6 +132,76 @@ def test_the_same_log_is_verified_from_a_bundle_that_holds_what_is_left_of_a_dro
     assert gone["entry"]["dropped"] is True
 
 
+def blank(column: str, table: str = "log_entries", where: str = "leaf_index = 5") -> str:
+    return f"UPDATE {table} SET {column} = zeroblob(32) WHERE {where}"
+
+
+TAMPERING = {
+    "a changed payload": (blank("payload"), "payload of entry 5 is not what its leaf commits to"),
+    "a changed leaf": (blank("leaf"), "entry 5 was changed"),
+    "a deleted row": ("DELETE FROM log_entries WHERE leaf_index = 5", "entry 5 is gone"),
+    "a changed hash": (
+        blank("hash", "log_nodes", "level = 0 AND node_index = 5"),
+        "entry 5 was changed",
+    ),
+}
+
+
+def changed_study(folder: Path, *statements: str) -> tuple[Site, Store]:
+    """A site and store of 300 entries, its checkpoint signed, in whose database was written."""
+    site = make_site(folder)
+    (site.config.state_dir / "log-encryption.key").write_bytes(LOG_KEY_FILE)
+    store = site.connect_store()
+    store.load()
+    store.commit([], [an_entry("happened", node="hospital_a", number=each) for each in range(20)])
+    asyncio.run(cosigned(site, store))
+    engine = sqlalchemy.create_engine(site.config.database_url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(sqlalchemy.text(statement))
+    engine.dispose()
+    return site, store
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("how", TAMPERING)
+def test_a_database_that_was_changed_is_found_out_over_the_wire(how: str, tmp_path: Path) -> None:
+    statement, told = TAMPERING[how]
+    with serving(*changed_study(tmp_path, statement)) as desk:
+        found = desk.run("verify", *desk.log_key)
+        assert found.exit_code == 1, found.output
+        assert told in found.stderr
+        tail = desk.run("tail", "-n", "500", "--json")
+        (shown,) = [
+            facts for line in tail.stdout.splitlines() if (facts := json.loads(line))["index"] == 5
+        ]
+        # The others are shown all the same.
+        assert json.loads(tail.stdout.splitlines()[6])["event"] == "happened"
+        assert json.loads(tail.stdout.splitlines()[6])["number"] == 6
+        proved = desk.run("prove", "5", "-o", str(tmp_path / "out"), *desk.log_key)
+    if how == "a deleted row":
+        # Whether it was dropped by order, only the whole log tells.
+        assert (tail.exit_code, shown) == (0, {"index": 5, "dropped": True})
+        assert proved.exit_code == 2
+    else:
+        assert tail.exit_code == 1
+        assert "entry 5 is damaged" in tail.stderr
+        assert "damaged" in shown
+        assert proved.exit_code == 1, proved.output
+
+
+@pytest.mark.hostile
+def test_the_keys_of_entries_cannot_be_taken_away_unnoticed(tmp_path: Path) -> None:
+    """Without an order that erased them."""
+    study = changed_study(tmp_path, "UPDATE log_keys SET wrapped = NULL")
+    with serving(*study) as desk:
+        found = desk.run("verify", *desk.log_key)
+        assert found.exit_code == 1, found.output
+        assert "entry 0 cannot be read" in found.stderr
+        # Leaves and tree are as they were.
+        assert desk.run("verify", *desk.log_key, "--sealed").exit_code == 0
+
+
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Callable[..., ScriptedLog]]:
     """A site with a log of 300 entries, and who serves it: a class of ``ScriptedLog``."""
@@ -214,11 +285,31 @@ READ_LIES: dict[str, tuple[type[ScriptedLog], str, tuple[tuple[str, ...], ...]]]
         "says something else than its leaf",
         (TAIL, SHOW),
     ),
+    "says something else than the leaf commits to": (
+        changed(299, entry=b'{"at":"2026-11-28T12:00:00.000Z","event":"never"}'),
+        "does not commit to this entry",
+        (VERIFY,),
+    ),
+    "calls a sound entry damaged": (
+        changed(299, damaged="its payload is not what its leaf commits to"),
+        "entry 299 is damaged: its payload",
+        (VERIFY, TAIL, SHOW),
+    ),
+    "discloses an entry of which it has no key": (
+        changed(250, entry=b"", salt=b""),
+        "entry 250 cannot be read",
+        (VERIFY,),
+    ),
     "tells no entry": (changed(299, entry=b"\xff"), "not JSON", (TAIL, SHOW)),
     "sends no leaf": (changed(299, leaf=b"nothing"), "leaf", (VERIFY, TAIL, SHOW)),
-    "calls an entry dropped that it shows": (
+    "sends another hash": (
         changed(299, leaf_hash=bytes(32)),
-        "both dropped and not",
+        "not give the",
+        (VERIFY, TAIL, SHOW),
+    ),
+    "sends an entry without its leaf": (
+        changed(299, leaf=b""),
+        "entry 299",
         (VERIFY, TAIL, SHOW),
     ),
     "calls an entry dropped with another hash": (
@@ -228,7 +319,7 @@ READ_LIES: dict[str, tuple[type[ScriptedLog], str, tuple[tuple[str, ...], ...]]]
     ),
     "calls an entry dropped with half a hash": (
         changed(299, leaf_hash=bytes(16), leaf=b"", payload=b"", entry=b""),
-        "both dropped and not",
+        "without its hash",
         (VERIFY, TAIL, SHOW),
     ),
     "exchanges a payload": (changed(299, payload=b"other"), "payload of entry 299", (VERIFY,)),
@@ -249,7 +340,7 @@ def test_a_coordinator_that_lies_about_its_log_is_found_out(
     with scripted(site, servicer) as desk:
         found = desk.run(*command, *(desk.log_key if command == VERIFY else ()))
     assert found.exit_code == 1, found.output
-    assert told in found.stderr
+    assert told in found.output
     # What was found is told to the coordinator for its log, without a word of the error.
     if command == VERIFY:
         assert [each.WhichOneof("result") for each in servicer.recorded] == ["damage"]

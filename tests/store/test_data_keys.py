@@ -6,11 +6,11 @@ from contextlib import closing
 import pytest
 from sqlalchemy import Engine, select, update
 
-from matl_common.errors import ConfigurationError, IntegrityError
+from matl_common.errors import ConfigurationError
 from matl_common.identity.wrapping import SoftwareKeyEncryptionKey
 from matl_common.tlog.leaf import parse_leaf
 from matl_common.tlog.merkle import leaf_hash, merkle_root
-from matl_coordinator.ports import PutUpdate, StoreError
+from matl_coordinator.ports import EntryDamage, ForeignRow, PutUpdate, StoreError
 from matl_coordinator.store.database import create_database_engine, reading, writing
 from matl_coordinator.store.schema import log_entries, log_keys
 from matl_coordinator.store.sql import SqlStore
@@ -99,12 +99,17 @@ def test_a_store_with_another_key_does_not_open(database_url: str) -> None:
 def test_a_payload_changed_in_the_database_is_noticed_when_it_is_read(
     database_url: str, engine: Engine
 ) -> None:
-    with closing(SqlStore.connect(database_url, **LOG)) as store:
+    found = list[ForeignRow]()
+    with closing(SqlStore.connect(database_url, **LOG, report=found.append)) as store:
         store.load()
         (logged,) = store.commit([], some_entries("a"))
         changed = logged.payload[:-1] + bytes([logged.payload[-1] ^ 1])
         with writing(engine) as connection:
             disarm(connection)
             connection.execute(update(log_entries).values(payload=changed))
-        with pytest.raises(IntegrityError, match="leaf 0"):
-            store.log_entries(start=0, limit=1)
+        for _ in range(2):
+            (read,) = store.log_entries(start=0, limit=1)
+            assert (read.damage, read.data) == (EntryDamage.PAYLOAD, None)
+            assert (read.leaf, read.payload) == (logged.leaf, changed)
+    # Once.
+    assert found == [ForeignRow("log_entries", "0", EntryDamage.PAYLOAD)]

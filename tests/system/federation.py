@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from matl.log_sources import DatabaseSource
@@ -310,7 +311,9 @@ def logged_events(federation: Federation) -> list[Event]:
     with _reading(federation) as reader:
         keys = reader.data_keys(key)
         found = verify_log(DatabaseSource(reader), Believed(log_key, keys=keys))
-        events: list[Event] = [dict(each) for each in opened_entries(reader.pages(), keys)]
+        events: list[Event] = [
+            dict(each) for each in opened_entries(reader.pages(), keys, on_damage=pytest.fail)
+        ]
     assert found.opened == found.tally.size == len(events)
     return events
 
