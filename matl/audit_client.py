@@ -96,6 +96,13 @@ class AuditClient:
         answer = answered(self._stub.GetCheckpoint, request, timeout_seconds=self._timeout)
         return CheckpointAnswer(answer.note, tuple(answer.consistency_proof))
 
+    def witnessed(self) -> bytes | None:
+        """The largest checkpoint's note that a quorum has cosigned, if there is one."""
+        request = pb.GetCheckpointRequest(witnessed=True)
+        return (
+            answered(self._stub.GetCheckpoint, request, timeout_seconds=self._timeout).note or None
+        )
+
     def inclusion(self, index: int, *, size: int) -> InclusionAnswer:
         """A leaf with its path in the tree of ``size`` leaves."""
         request = pb.ProveInclusionRequest(index=index, size=size)

@@ -6,21 +6,21 @@ makes one here gets it verified, so that nobody finds out years later that it pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from typing import Any
 
-from matl.audit_client import AuditClient
-from matl.log_sources import LogSource
+from matl.log_sources import CoordinatorSource, LogSource
 from matl.log_told import facts_of
 from matl.log_verification import Believed
 from matl_common.errors import ConfigurationError, IntegrityError
-from matl_common.tlog.checkpoint import SignedCheckpoint, parse_checkpoint, verify_checkpoint
+from matl_common.tlog.checkpoint import SignedCheckpoint, verify_checkpoint
 from matl_common.tlog.disclosure import Disclosure
 from matl_common.tlog.leaf import check_disclosure, parse_leaf
 from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
-from matl_common.tlog.note import Note, parse_note
-from matl_common.tlog.policy import NO_QUORUM
+from matl_common.tlog.note import parse_note
+from matl_common.tlog.policy import NO_QUORUM, assess, require_quorum
 from matl_common.tlog.proof import TlogProof, verify_proof
 from matl_coordinator.breakglass import decrypt_entries
 from matl_coordinator.config import Config
@@ -70,7 +70,7 @@ def check_entry(shown: Disclosure, proof: TlogProof, believed: Believed) -> Prov
 
 
 def proof_from_coordinator(
-    client: AuditClient, index: int, believed: Believed
+    source: CoordinatorSource, index: int, believed: Believed
 ) -> tuple[Disclosure, TlogProof]:
     """Ask a coordinator for an entry and its proof, and verify them.
 
@@ -79,9 +79,8 @@ def proof_from_coordinator(
         OperationsError: the coordinator does not answer.
         InvalidInputError, IntegrityError: what it answers proves nothing.
     """
-    note = parse_note(client.checkpoint().note)
-    size = _size_above(index, note)
-    found = client.inclusion(index, size=size)
+    signed = _checkpoint_over(index, source.notes(), believed)
+    found = source.client.inclusion(index, size=signed.checkpoint.size)
     if found.damaged:
         raise IntegrityError(f"entry {index} is damaged: {found.damaged}")
     if not found.entry:
@@ -90,15 +89,24 @@ def proof_from_coordinator(
             "certificate may not read it"
         )
     shown = Disclosure(found.leaf, found.salt, found.entry)
-    proof = TlogProof(index, found.path, note)
+    proof = TlogProof(index, found.path, signed.note)
     check_entry(shown, proof, believed)
     return shown, proof
 
 
 def proof_from_database(
-    source: LogSource, config: Config, index: int, believed: Believed, *, reason: str
+    source: LogSource,
+    config: Config,
+    index: int,
+    believed: Believed,
+    *,
+    reason: str,
+    insists: bool,
 ) -> tuple[Disclosure, TlogProof]:
     """Break the glass for an entry, which is logged first, and prove it from a database.
+
+    Under the newest checkpoint with the policy's quorum; without one, unless the caller
+    ``insists``, under the newest there is.
 
     Raises:
         ConfigurationError: the coordinator is running, no reason is given, or the entry is not
@@ -109,25 +117,64 @@ def proof_from_database(
     notes = source.notes()
     if not notes:
         raise ConfigurationError("the log has signed no checkpoint yet")
-    note = parse_note(notes[-1])
-    size = _size_above(index, note)
     # Before anything is read and logged: a proof that nobody can use is not worth it.
-    verify_checkpoint(note, [believed.log])
+    signed = _checkpoint_over(index, notes, believed, insists=insists)
     found = list(decrypt_entries(config, first=index, last=index, reason=reason))
     if found and found[0].damage is not None:
         raise IntegrityError(f"entry {index} is damaged: {found[0].damage}")
     if not found or found[0].data is None or found[0].salt is None:
         raise ConfigurationError(f"entry {index} was dropped, or its key erased")
     shown = Disclosure(found[0].leaf, found[0].salt, found[0].data)
-    proof = TlogProof(index, tuple(inclusion_proof(index, size, source.node)), note)
-    check_entry(shown, proof, believed)
+    path = tuple(inclusion_proof(index, signed.checkpoint.size, source.node))
+    proof = TlogProof(index, path, signed.note)
+    check_entry(shown, proof, believed if insists else Believed(believed.log))
     return shown, proof
 
 
-def _size_above(index: int, note: Note) -> int:
-    size = parse_checkpoint(note.text).size
-    if index >= size:
+def cosigners_told(proof: TlogProof, believed: Believed) -> str:
+    """Who stands behind a proof's checkpoint beside the log, in words."""
+    signed, policy = verify_checkpoint(proof.checkpoint, [believed.log]), believed.policy
+    what = f"its checkpoint of {signed.checkpoint.size} entries"
+    names = [each.name for each in signed.note.signatures if each.name != believed.log.name]
+    if not names:
+        return f"{what} is cosigned by nobody"
+    if policy is None:
+        return f"{what} carries cosignatures, unverified without a policy: {', '.join(names)}"
+    found = assess(signed, policy)
+    if found.quorum_met and policy.quorum != NO_QUORUM:
+        return f"a quorum of its witnesses has cosigned {what}"
+    return f"{what} lacks the quorum of its witnesses"
+
+
+def _checkpoint_over(
+    index: int, notes: Sequence[bytes], believed: Believed, *, insists: bool = True
+) -> SignedCheckpoint:
+    """The newest checkpoint over an entry that has its quorum, or without one the most cosigned.
+
+    Args:
+        index: the entry.
+        notes: signed checkpoints, the smallest first.
+        believed: the log's key, and the policy with the quorum, if any.
+        insists: whether a policy's quorum must be there.
+
+    Raises:
+        ConfigurationError: the entry is under none yet.
+        InvalidInputError, IntegrityError: the newest is not signed by the log, or none that it is
+            under has the quorum.
+    """
+    newest = verify_checkpoint(parse_note(notes[-1]), [believed.log])
+    if index >= newest.checkpoint.size:
         raise ConfigurationError(
-            f"the newest checkpoint is of {size} entries; entry {index} is not under it yet"
+            f"the newest checkpoint is of {newest.checkpoint.size} entries; entry {index} is not "
+            "under it yet"
         )
-    return size
+    earlier = (verify_checkpoint(parse_note(note), [believed.log]) for note in notes[-2::-1])
+    over = chain([newest], takewhile(lambda each: each.checkpoint.size > index, earlier))
+    policy = believed.policy
+    if policy is None:
+        return max(over, key=lambda each: len(each.note.signatures))
+    if with_quorum := next((each for each in over if assess(each, policy).quorum_met), None):
+        return with_quorum
+    if insists:
+        require_quorum(newest, policy)
+    return newest

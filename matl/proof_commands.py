@@ -18,10 +18,15 @@ from matl.log_place import (
     log_place,
     read_file,
 )
-from matl.log_proofs import check_entry, proof_from_coordinator, proof_from_database
+from matl.log_proofs import (
+    check_entry,
+    cosigners_told,
+    proof_from_coordinator,
+    proof_from_database,
+)
 from matl.log_sources import CoordinatorSource
 from matl.log_verification import Believed
-from matl.terminal import print_json, printable_json, verdict_in_one_line
+from matl.terminal import print_json, printable, printable_json, verdict_in_one_line
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.tlog.disclosure import Disclosure, encode_disclosure, parse_disclosure
@@ -50,9 +55,10 @@ def prove(
 
     Writes `<index>.entry.json` with the leaf, the salt and what was said, and `<index>.tlog-proof`
     (C2SP tlog-proof), once both are verified: from the coordinator with the key that you give, with
-    a policy also for its quorum. Whoever has both and the log's policy checks them offline, years
-    later: `matl audit check`. Asks the coordinator; with `--coordinator-config`, while it is
-    stopped, the database, and logs with your `--reason` that the entry was read.
+    a policy also for its quorum, which must have cosigned a checkpoint over the entry. Says who
+    has. Whoever has both and the log's policy checks them offline, years later: `matl audit check`.
+    Asks the coordinator; with `--coordinator-config`, while it is stopped, the database, and logs
+    with your `--reason` that the entry was read.
 
     Exit status: 0 written; 1 what was found is no proof, and nothing is written; 2 wrong options,
     nobody answers, or the entry is not under a checkpoint yet or cannot be read any more.
@@ -63,19 +69,22 @@ def prove(
                 entry, proof = _from_coordinator(place, index)
             else:
                 config = load_config(coordinator_config)
-                believed = place.require_believed()
-                # Its newest checkpoint may still wait for the quorum, which only asking for counts.
-                believed = Believed(believed.log, believed.policy if policy else None)
                 entry, proof = proof_from_database(
-                    place.source, config, index, believed, reason=reason
+                    place.source,
+                    config,
+                    index,
+                    place.require_believed(),
+                    reason=reason,
+                    insists=policy is not None,
                 )
+            told = cosigners_told(proof, place.require_believed())
         paths = out / f"{index}.entry.json", out / f"{index}{FILE_SUFFIX}"
         try:
             write_atomically(paths[0], [encode_disclosure(entry)])
             write_atomically(paths[1], [encode_proof(proof)], mode=_PUBLIC)
         except OSError as error:
             raise ConfigurationError(f"cannot write to {out}: {error.strerror}") from error
-    typer.echo(f"Wrote {paths[0]} and {paths[1]}.")
+    typer.echo(f"Wrote {paths[0]} and {paths[1]}; {printable(told)}.")
 
 
 def check(
@@ -126,7 +135,7 @@ def check(
 
 def _from_coordinator(place: Place, index: int) -> tuple[Disclosure, TlogProof]:
     assert isinstance(place.source, CoordinatorSource), "what is no database and no bundle"
-    return proof_from_coordinator(place.source.client, index, place.require_believed())
+    return proof_from_coordinator(place.source, index, place.require_believed())
 
 
 def _shown(first: Path, second: Path | None) -> tuple[Disclosure, TlogProof]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13matl/v1/audit.proto\x12\x07matl.v1\"(\n\x14GetCheckpointRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\"@\n\x15GetCheckpointResponse\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x19\n\x11\x63onsistency_proof\x18\x02 \x03(\x0c\"=\n\x15\x41\x64\x64\x43osignatureRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x16\n\x0esignature_line\x18\x02 \x01(\x0c\"\x18\n\x16\x41\x64\x64\x43osignatureResponse\"4\n\x15ProveInclusionRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"b\n\x16ProveInclusionResponse\x12\x0c\n\x04leaf\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x12\x0c\n\x04salt\x18\x03 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x04 \x01(\x0c\x12\x0f\n\x07\x64\x61maged\x18\x05 \x01(\t\"=\n\x17ProveConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\")\n\x18ProveConsistencyResponse\x12\r\n\x05proof\x18\x01 \x03(\x0c\"C\n\x0eReadLogRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0e\n\x06newest\x18\x03 \x01(\x08\"l\n\x0fReadLogResponse\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.matl.v1.LogEntry\x12\x10\n\x08log_size\x18\x02 \x01(\x04\x12\x10\n\x08log_root\x18\x03 \x01(\x0c\x12\x11\n\tdisclosed\x18\x04 \x01(\x08\"y\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x04 \x01(\x0c\x12\x11\n\tleaf_hash\x18\x05 \x01(\x0c\x12\x0c\n\x04salt\x18\x06 \x01(\x0c\x12\x0f\n\x07\x64\x61maged\x18\x07 \x01(\t\"f\n\x19RecordVerificationRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x04root\x18\x02 \x01(\x0cH\x00\x12!\n\x06\x64\x61mage\x18\x03 \x01(\x0b\x32\x0f.matl.v1.DamageH\x00\x42\x08\n\x06result\"Z\n\x06\x44\x61mage\x12\x18\n\x0b\x66irst_index\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\nlast_index\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x0e\n\x0c_first_indexB\r\n\x0b_last_index\"+\n\x1aRecordVerificationResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x32\xfa\x03\n\x0c\x41uditService\x12N\n\rGetCheckpoint\x12\x1d.matl.v1.GetCheckpointRequest\x1a\x1e.matl.v1.GetCheckpointResponse\x12Q\n\x0e\x41\x64\x64\x43osignature\x12\x1e.matl.v1.AddCosignatureRequest\x1a\x1f.matl.v1.AddCosignatureResponse\x12Q\n\x0eProveInclusion\x12\x1e.matl.v1.ProveInclusionRequest\x1a\x1f.matl.v1.ProveInclusionResponse\x12W\n\x10ProveConsistency\x12 .matl.v1.ProveConsistencyRequest\x1a!.matl.v1.ProveConsistencyResponse\x12<\n\x07ReadLog\x12\x17.matl.v1.ReadLogRequest\x1a\x18.matl.v1.ReadLogResponse\x12]\n\x12RecordVerification\x12\".matl.v1.RecordVerificationRequest\x1a#.matl.v1.RecordVerificationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13matl/v1/audit.proto\x12\x07matl.v1\";\n\x14GetCheckpointRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x11\n\twitnessed\x18\x02 \x01(\x08\"@\n\x15GetCheckpointResponse\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x19\n\x11\x63onsistency_proof\x18\x02 \x03(\x0c\"=\n\x15\x41\x64\x64\x43osignatureRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x16\n\x0esignature_line\x18\x02 \x01(\x0c\"\x18\n\x16\x41\x64\x64\x43osignatureResponse\"4\n\x15ProveInclusionRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"b\n\x16ProveInclusionResponse\x12\x0c\n\x04leaf\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x12\x0c\n\x04salt\x18\x03 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x04 \x01(\x0c\x12\x0f\n\x07\x64\x61maged\x18\x05 \x01(\t\"=\n\x17ProveConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\")\n\x18ProveConsistencyResponse\x12\r\n\x05proof\x18\x01 \x03(\x0c\"C\n\x0eReadLogRequest\x12\x12\n\nfrom_index\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0e\n\x06newest\x18\x03 \x01(\x08\"l\n\x0fReadLogResponse\x12\"\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x11.matl.v1.LogEntry\x12\x10\n\x08log_size\x18\x02 \x01(\x04\x12\x10\n\x08log_root\x18\x03 \x01(\x0c\x12\x11\n\tdisclosed\x18\x04 \x01(\x08\"y\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\r\n\x05\x65ntry\x18\x04 \x01(\x0c\x12\x11\n\tleaf_hash\x18\x05 \x01(\x0c\x12\x0c\n\x04salt\x18\x06 \x01(\x0c\x12\x0f\n\x07\x64\x61maged\x18\x07 \x01(\t\"f\n\x19RecordVerificationRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x04root\x18\x02 \x01(\x0cH\x00\x12!\n\x06\x64\x61mage\x18\x03 \x01(\x0b\x32\x0f.matl.v1.DamageH\x00\x42\x08\n\x06result\"Z\n\x06\x44\x61mage\x12\x18\n\x0b\x66irst_index\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\nlast_index\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x0e\n\x0c_first_indexB\r\n\x0b_last_index\"+\n\x1aRecordVerificationResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x32\xfa\x03\n\x0c\x41uditService\x12N\n\rGetCheckpoint\x12\x1d.matl.v1.GetCheckpointRequest\x1a\x1e.matl.v1.GetCheckpointResponse\x12Q\n\x0e\x41\x64\x64\x43osignature\x12\x1e.matl.v1.AddCosignatureRequest\x1a\x1f.matl.v1.AddCosignatureResponse\x12Q\n\x0eProveInclusion\x12\x1e.matl.v1.ProveInclusionRequest\x1a\x1f.matl.v1.ProveInclusionResponse\x12W\n\x10ProveConsistency\x12 .matl.v1.ProveConsistencyRequest\x1a!.matl.v1.ProveConsistencyResponse\x12<\n\x07ReadLog\x12\x17.matl.v1.ReadLogRequest\x1a\x18.matl.v1.ReadLogResponse\x12]\n\x12RecordVerification\x12\".matl.v1.RecordVerificationRequest\x1a#.matl.v1.RecordVerificationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,33 +32,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'matl_common.wire.audit_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETCHECKPOINTREQUEST']._serialized_start=32
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=72
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=74
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=138
-  _globals['_ADDCOSIGNATUREREQUEST']._serialized_start=140
-  _globals['_ADDCOSIGNATUREREQUEST']._serialized_end=201
-  _globals['_ADDCOSIGNATURERESPONSE']._serialized_start=203
-  _globals['_ADDCOSIGNATURERESPONSE']._serialized_end=227
-  _globals['_PROVEINCLUSIONREQUEST']._serialized_start=229
-  _globals['_PROVEINCLUSIONREQUEST']._serialized_end=281
-  _globals['_PROVEINCLUSIONRESPONSE']._serialized_start=283
-  _globals['_PROVEINCLUSIONRESPONSE']._serialized_end=381
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=383
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=444
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=446
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=487
-  _globals['_READLOGREQUEST']._serialized_start=489
-  _globals['_READLOGREQUEST']._serialized_end=556
-  _globals['_READLOGRESPONSE']._serialized_start=558
-  _globals['_READLOGRESPONSE']._serialized_end=666
-  _globals['_LOGENTRY']._serialized_start=668
-  _globals['_LOGENTRY']._serialized_end=789
-  _globals['_RECORDVERIFICATIONREQUEST']._serialized_start=791
-  _globals['_RECORDVERIFICATIONREQUEST']._serialized_end=893
-  _globals['_DAMAGE']._serialized_start=895
-  _globals['_DAMAGE']._serialized_end=985
-  _globals['_RECORDVERIFICATIONRESPONSE']._serialized_start=987
-  _globals['_RECORDVERIFICATIONRESPONSE']._serialized_end=1030
-  _globals['_AUDITSERVICE']._serialized_start=1033
-  _globals['_AUDITSERVICE']._serialized_end=1539
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=91
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=93
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=157
+  _globals['_ADDCOSIGNATUREREQUEST']._serialized_start=159
+  _globals['_ADDCOSIGNATUREREQUEST']._serialized_end=220
+  _globals['_ADDCOSIGNATURERESPONSE']._serialized_start=222
+  _globals['_ADDCOSIGNATURERESPONSE']._serialized_end=246
+  _globals['_PROVEINCLUSIONREQUEST']._serialized_start=248
+  _globals['_PROVEINCLUSIONREQUEST']._serialized_end=300
+  _globals['_PROVEINCLUSIONRESPONSE']._serialized_start=302
+  _globals['_PROVEINCLUSIONRESPONSE']._serialized_end=400
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=402
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=463
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=465
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=506
+  _globals['_READLOGREQUEST']._serialized_start=508
+  _globals['_READLOGREQUEST']._serialized_end=575
+  _globals['_READLOGRESPONSE']._serialized_start=577
+  _globals['_READLOGRESPONSE']._serialized_end=685
+  _globals['_LOGENTRY']._serialized_start=687
+  _globals['_LOGENTRY']._serialized_end=808
+  _globals['_RECORDVERIFICATIONREQUEST']._serialized_start=810
+  _globals['_RECORDVERIFICATIONREQUEST']._serialized_end=912
+  _globals['_DAMAGE']._serialized_start=914
+  _globals['_DAMAGE']._serialized_end=1004
+  _globals['_RECORDVERIFICATIONRESPONSE']._serialized_start=1006
+  _globals['_RECORDVERIFICATIONRESPONSE']._serialized_end=1049
+  _globals['_AUDITSERVICE']._serialized_start=1052
+  _globals['_AUDITSERVICE']._serialized_end=1558
 # @@protoc_insertion_point(module_scope)

@@ -27,16 +27,20 @@ class GetCheckpointRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OLD_SIZE_FIELD_NUMBER: _builtins.int
+    WITNESSED_FIELD_NUMBER: _builtins.int
     old_size: _builtins.int
     """of the last checkpoint the caller has; 0 for none"""
+    witnessed: _builtins.bool
+    """rather the largest that a quorum has cosigned"""
     def __init__(
         self,
         *,
         old_size: _builtins.int = ...,
+        witnessed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["old_size", b"old_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["old_size", b"old_size", "witnessed", b"witnessed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -49,7 +53,7 @@ class GetCheckpointResponse(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     CONSISTENCY_PROOF_FIELD_NUMBER: _builtins.int
     note: _builtins.bytes
-    """C2SP signed note, with the cosignatures it has"""
+    """C2SP signed note; empty where none is witnessed yet"""
     @_builtins.property
     def consistency_proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(

@@ -182,6 +182,18 @@ class Checkpoints:
             record = await self._load()
             return None if record is None else self._witnessed(record)
 
+    async def witnessed(self) -> Witnessed | None:
+        """The largest checkpoint that a quorum has cosigned; ``None`` before the first.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        async with self._lock:
+            record = await self._load()
+            if record is not None and not quorum_met(self._policy, record.cosignatures):
+                record = await asyncio.to_thread(self._newest_with_quorum)
+            return None if record is None else self._witnessed(record)
+
     async def newest(self) -> Witnessed:
         """A checkpoint of the log as it is now, cosigned or not.
 
@@ -262,6 +274,16 @@ class Checkpoints:
             if reason is None:
                 return self._with_sound_lines(record)
             self._tell(ForeignRow("log_checkpoints", str(record.size), reason), record.note)
+        return None
+
+    def _newest_with_quorum(self) -> CheckpointRecord | None:
+        for record in self._store.checkpoints():
+            # By name first: most that are passed over are not worth verifying.
+            if not quorum_met(self._policy, record.cosignatures) or self._refusal(record):
+                continue
+            sound = self._with_sound_lines(record)
+            if quorum_met(self._policy, sound.cosignatures):
+                return sound
         return None
 
     def _refusal(self, record: CheckpointRecord) -> str | None:

@@ -100,6 +100,28 @@ async def test_four_of_five_make_a_quorum_that_an_outsider_can_check(
     assert again == complete
 
 
+async def test_the_largest_checkpoint_with_a_quorum_is_found_under_later_ones(
+    site: Site, store: Store
+) -> None:
+    checkpoints = site.checkpoints(store)
+    assert await checkpoints.witnessed() is None
+    store.commit([], some_entries("a"))
+    for node in (A, B, C):
+        await cosigned(site, checkpoints, node)
+    assert await checkpoints.witnessed() is None
+    complete = await cosigned(site, checkpoints, D)
+    assert await checkpoints.witnessed() == complete
+    store.commit([], some_entries("b"))
+    await cosigned(site, checkpoints, A)
+    store.commit([], some_entries("c"))
+    assert (await checkpoints.newest()).size == 3
+    assert await checkpoints.witnessed() == complete
+    # A line that is not its witness's makes no quorum.
+    for node in (B, C, D):
+        store.put_cosignature(2, node, line_of(site, A, complete))
+    assert await checkpoints.witnessed() == complete
+
+
 async def test_witnesses_who_ask_at_different_times_get_the_same_checkpoint(
     site: Site, store: Store
 ) -> None:

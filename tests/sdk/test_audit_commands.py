@@ -481,7 +481,24 @@ def test_an_entry_is_proved_to_somebody_who_has_neither_log_nor_key(
     refused = place.run("check", str(entry), str(proof), *policy)
     assert refused.exit_code == 1
     assert "does not commit" in refused.stderr
-    # Not yet under a checkpoint.
+    # After the hospitals left.
+    store = place.site.connect_store()
+    store.load()
+    asyncio.run(place.site.checkpoints(store).newest())
+    store.close()
+    again = place.run("prove", "43", "-o", str(tmp_path), *config, "--reason", "a court")
+    assert "a quorum of its witnesses has cosigned its checkpoint of 290" in again.stdout
+    files = (str(tmp_path / "43.entry.json"), str(tmp_path / "43.tlog-proof"))
+    assert place.run("check", *files, *policy).exit_code == 0
+    alone = place.run("prove", "299", "-o", str(tmp_path), *config, "--reason", "a court")
+    assert (alone.exit_code, "cosigned by nobody" in alone.stdout) == (0, True)
+    insisting = place.run("prove", "298", "-o", str(tmp_path), *config, *policy, "--reason", "x")
+    assert insisting.exit_code == 1
+    assert not (tmp_path / "298.entry.json").exists()
+
+
+def test_an_entry_is_not_proved_before_a_checkpoint(place: Place, tmp_path: Path) -> None:
+    config = ("--coordinator-config", str(place.config))
     late = place.run("prove", "299", "-o", str(tmp_path), *config, "--reason", "x")
     assert late.exit_code == 2
     assert "not under it yet" in late.stderr

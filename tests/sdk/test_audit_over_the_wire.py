@@ -149,6 +149,7 @@ TAMPERING = {
 
 def changed_study(folder: Path, *statements: str) -> tuple[Site, Store]:
     """A site and store of 300 entries, its checkpoint signed, in whose database was written."""
+    folder.mkdir(exist_ok=True)
     site = make_site(folder)
     (site.config.state_dir / "log-encryption.key").write_bytes(LOG_KEY_FILE)
     store = site.connect_store()
@@ -200,6 +201,35 @@ def test_the_keys_of_entries_cannot_be_taken_away_unnoticed(tmp_path: Path) -> N
         assert "entry 0 cannot be read" in found.stderr
         # Leaves and tree are as they were.
         assert desk.run("verify", *desk.log_key, "--sealed").exit_code == 0
+
+
+def test_after_the_hospitals_left_the_last_checkpoint_that_they_cosigned_is_what_counts(
+    tmp_path: Path,
+) -> None:
+    site, store = changed_study(tmp_path / "site")
+    policy = tmp_path / "policy"
+    policy.write_bytes(encode_policy(site.checkpoints(store).policy))
+    witnessed = store.log_head().size
+    store.commit([], [an_entry("later")])
+    with serving(site, store) as desk:
+        insisting = ("--policy", str(policy))
+        found = desk.run("verify", *insisting, "--json")
+        assert found.exit_code == 0, found.output
+        report = json.loads(found.stdout)
+        assert report["witnessed_size"] == witnessed < report["signed_size"]
+        for trust in (insisting, desk.log_key):
+            proved = desk.run("prove", "3", "-o", str(tmp_path), *trust)
+            assert proved.exit_code == 0, proved.output
+            files = (str(tmp_path / "3.entry.json"), str(tmp_path / "3.tlog-proof"))
+            assert desk.run("check", *files, *insisting).exit_code == 0
+        late = str(witnessed)
+        refused = desk.run("prove", late, "-o", str(tmp_path), *insisting)
+        assert refused.exit_code == 1
+        assert "lacks the quorum" in refused.stderr
+        assert not (tmp_path / f"{late}.tlog-proof").exists()
+        alone = desk.run("prove", late, "-o", str(tmp_path), *desk.log_key)
+        assert alone.exit_code == 0, alone.output
+        assert "cosigned by nobody" in alone.stdout
 
 
 @pytest.fixture(scope="module")
