@@ -285,6 +285,9 @@ def replay(
                         on_step=lambda step: status.update(f"{step.what}: the same"),
                     )
                 )
+        except InvalidInputError as error:
+            # Nothing came out differently: what it takes is not there.
+            raise ConfigurationError(f"round {number} cannot be replayed: {error}") from error
         finally:
             engine.dispose()
     if as_json:

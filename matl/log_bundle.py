@@ -17,6 +17,7 @@ leaves of which some were dropped. Nothing here is believed; ``matl.log_verifica
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from pathlib import Path
 from matl.log_sources import LogSource
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.tlog.checkpoint import parse_checkpoint, parse_size
+from matl_common.tlog.checkpoint import parse_checkpoint
 from matl_common.tlog.merkle import NodeRun
 from matl_common.tlog.note import parse_note
 from matl_common.tlog.policy import Policy, encode_policy
@@ -51,6 +52,7 @@ CHECKPOINTS = "matl/checkpoints"
 POLICY = "matl/policy"
 
 _LENGTH_BYTES = 4
+_NUMBER = re.compile("0|[1-9][0-9]*", re.ASCII)
 _PUBLIC = 0o644
 
 
@@ -92,14 +94,14 @@ class BundleSource:
         The one that says how large the bundle is comes last, unless it is among the others.
 
         Raises:
-            IntegrityError: some are not there.
+            IntegrityError: none is there.
         """
-        try:
-            found = [*(self._folder / CHECKPOINTS).iterdir()]
-            paths = sorted(found, key=lambda path: parse_size(path.name, what=f"name of {path}"))
-            notes = [path.read_bytes() for path in paths]
-        except OSError as error:
-            raise IntegrityError(f"the bundle lacks {CHECKPOINTS}; export it again") from error
+        folder = self._folder / CHECKPOINTS
+        # Others put files of their own into every folder.
+        found = [path for path in folder.glob("*") if _NUMBER.fullmatch(path.name)]
+        if not found:
+            raise IntegrityError(f"the bundle lacks {CHECKPOINTS}; export it again")
+        notes = [path.read_bytes() for path in sorted(found, key=lambda path: int(path.name))]
         return notes if self._note in notes else [*notes, self._note]
 
     def check_tiles(self, computed: Iterable[NodeRun]) -> None:

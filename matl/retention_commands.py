@@ -1,13 +1,13 @@
 """What an administrator puts away of a coordinator's log: expired months, data keys.
 
-Runs where the coordinator's configuration and keys are, and may run beside the daemon. What may
-be put away, and under which signatures, the coordinator's own rules decide.
+Runs where the coordinator's configuration and keys are, all but ``rewrap`` beside the daemon. What
+may be put away, and under which signatures, the coordinator's own rules decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from matl.terminal import console, errors_in_one_line, print_json, table
+from matl_common.durable import FolderInUseError, owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.key_places import (
     create_wrapping_key,
@@ -124,8 +125,9 @@ def rewrap(
     """
     with errors_in_one_line(_WRONG_USE):
         key = load_wrapping_key(parse_key_place(new_key))
-    with _retention(config, database) as retention:
-        logged = retention.rewrap_keys(key, reason=reason)
+        folder = load_config(config).state_dir
+        with _stopped(folder), _retention(config, database) as retention:
+            logged = retention.rewrap_keys(key, reason=reason)
     _print_done(f"Every data key is under key {key.name}, {key.holder}", logged)
     typer.echo(f"Set log.encryption_key to {new_key} before the coordinator starts again.")
 
@@ -150,6 +152,24 @@ def key(*, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Show which key wraps the log's data keys, what holds it, and what that does not promise."""
     with errors_in_one_line(_WRONG_USE):
         _print_key(load_wrapping_key(load_config(config).log_encryption_key))
+
+
+@contextmanager
+def _stopped(folder: Path) -> Iterator[None]:
+    """Hold a coordinator's folder, so that none runs: one that did would know the old key only.
+
+    Raises:
+        FolderInUseError: it is running.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned_folder(folder))
+        except FolderInUseError as error:
+            raise FolderInUseError(
+                f"the coordinator of {folder} is running; stop it first: it would go on with the "
+                "old key, which opens nothing afterwards"
+            ) from error
+        yield
 
 
 def _print_key(key: KeyEncryptionKey) -> None:

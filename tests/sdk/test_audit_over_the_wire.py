@@ -97,6 +97,12 @@ def test_what_an_operator_read_is_summed_up_when_the_coordinator_stops(tmp_path:
         assert json.loads(newest.stdout)["event"] == "log_read"
 
 
+def test_an_entry_beyond_the_end_is_no_verdict_on_the_log(desk: Desk) -> None:
+    found = desk.run("show", "99999")
+    assert found.exit_code == 2
+    assert "there is no entry 99999" in found.stderr
+
+
 def test_an_entry_that_was_dropped_is_not_proved(desk: Desk, tmp_path: Path) -> None:
     found = desk.run("prove", "7", "-o", str(tmp_path), *desk.log_key)
     assert found.exit_code == 2

@@ -83,3 +83,15 @@ def test_any_bytes_in_any_file_of_a_bundle_give_a_domain_error_and_no_other(
     (bundle / name).write_bytes(whole[:begin] + data.draw(st.binary(max_size=40)) + whole[end:])
     with suppress(MatlError):
         verify_log(BundleSource(bundle), Believed(KEY))
+
+
+def test_what_others_put_into_a_bundle_is_no_checkpoint_and_none_at_all_is_named(
+    sound: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(sound, bundle)
+    (bundle / "matl/checkpoints/.DS_Store").write_bytes(b"mine")
+    assert verify_log(BundleSource(bundle), Believed(KEY)).tally.checkpoints == 1
+    shutil.rmtree(bundle / "matl/checkpoints")
+    with pytest.raises(IntegrityError, match="lacks matl/checkpoints"):
+        verify_log(BundleSource(bundle), Believed(KEY))

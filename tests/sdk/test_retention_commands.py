@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from matl.cli import app
 from matl.retention_commands import retention_app
 from matl.terminal import EXIT_FAILED, EXIT_WRONG_USE
+from matl_common.durable import owned_folder
 from matl_common.identity.key_places import create_wrapping_key, load_wrapping_key
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.wrapping import create_key_file
@@ -227,6 +228,20 @@ def test_the_key_that_wraps_the_others_is_replaced(office: Office, tmp_path: Pat
     assert done.exit_code == 0
     assert str(path) in done.stdout.replace("\n", "")
     assert office.run("months").exit_code == EXIT_WRONG_USE
+
+
+def test_the_key_is_not_replaced_under_a_coordinator_that_is_running(
+    office: Office, tmp_path: Path
+) -> None:
+    path = tmp_path / "new.key"
+    create_key_file(path)
+    before = office.events()
+    with owned_folder(office.site.config.state_dir):
+        refused = office.run("rewrap", "--new-key", str(path), "--reason", "custodian left")
+    assert refused.exit_code == EXIT_WRONG_USE
+    assert "is running; stop it first" in refused.stderr
+    assert office.run("months").exit_code == 0
+    assert office.events() == before
 
 
 @pytest.mark.parametrize(
