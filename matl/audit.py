@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from matl_common.durable import owned_folder, write_atomically
@@ -64,6 +65,8 @@ class AuditLogger:
         """
         if not encrypt:
             raise ConfigurationError("encrypt=False: every log is encrypted; leave it out")
+        if not isinstance(retention_years, int) or isinstance(retention_years, bool):
+            raise ConfigurationError(f"retention_years={retention_years!r}: give whole years")
         if retention_years < MINIMUM_YEARS:
             raise ConfigurationError(
                 f"retention_years={retention_years}: 45 CFR 164.316(b)(2)(i) asks for "
@@ -73,6 +76,7 @@ class AuditLogger:
         self._folder = Path(folder).absolute()
         self._origin = log_origin(parse_federation_id(name))
         self._lock = threading.Lock()
+        self._closed = False
         self._owned = owned_folder(self._folder)
         self._owned.__enter__()
         try:
@@ -92,16 +96,20 @@ class AuditLogger:
 
         Args:
             event: what happened, in a word.
-            **facts: strings, numbers, booleans, and lists and mappings of these; ``node`` and
-                ``round`` can be filtered by later. Never patient data.
+            **facts: strings, numbers (NumPy's scalars too), booleans, and lists and mappings of
+                these; ``node`` and ``round`` can be filtered by later. Never patient data.
 
         Raises:
             InvalidInputError: a fact is of another kind, not finite, or too long.
+            ConfigurationError: the log was closed.
             StoreError: the database did not confirm; the entry may be there or not.
         """
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        written = entry_of({**facts, "v": 1, "event": event, "at": moment})
+        told = {name: _plain(fact) for name, fact in facts.items()}
+        written = entry_of({**told, "v": 1, "event": event, "at": moment})
         with self._lock:
+            if self._closed:
+                raise ConfigurationError("this log was closed; open another AuditLogger")
             try:
                 (logged,) = self._store.commit([], [written])
             except MatlError:
@@ -145,12 +153,14 @@ class AuditLogger:
 
     def is_active(self) -> bool:
         """Whether the log answers and holds its newest entry; looked up, not remembered."""
+        if self._closed:
+            return False
         try:
             head = self._store.log_head()
             if head.size == 0:
                 return True
             (newest,) = self._store.log_entries(start=head.size - 1, limit=1)
-            if newest.leaf_hash != leaf_hash(newest.leaf).hex():
+            if newest.damage is not None:
                 return False
             verify_inclusion(
                 index=newest.index,
@@ -169,9 +179,13 @@ class AuditLogger:
         return log_key(self._origin, self._private_key.public_key()).vkey
 
     def close(self) -> None:
-        """Let go of the database and the folder."""
-        self._store.close()
-        self._owned.__exit__(None, None, None)
+        """Let go of the database and the folder; doing it again changes nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._store.close()
+            self._owned.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -202,3 +216,15 @@ class AuditLogger:
         raise ConfigurationError(
             f"backend={backend!r}: use 'sqlite', without a url, or 'postgresql'"
         )
+
+
+def _plain(fact: object) -> object:
+    """A fact with Python's own numbers in the place of NumPy's."""
+    match fact:
+        case np.generic():
+            return fact.item()
+        case Mapping():
+            return {name: _plain(each) for name, each in fact.items()}
+        case list() | tuple():
+            return [_plain(each) for each in fact]
+    return fact

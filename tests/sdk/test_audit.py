@@ -3,7 +3,9 @@
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from matl.audit import AuditLogger
@@ -88,3 +90,35 @@ def test_a_log_that_was_tampered_with_is_not_called_active(tmp_path: Path) -> No
         with sqlite3.connect(tmp_path / "log" / "audit.db") as connection:
             connection.execute("UPDATE log_nodes SET hash = zeroblob(32) WHERE node_index = 1")
         assert not logger.is_active()
+
+
+def test_numpy_numbers_are_logged_as_numbers(tmp_path: Path) -> None:
+    with AuditLogger(folder=tmp_path) as log:
+        log.audit_log("g", trust_score=np.float32(0.5), round=np.int64(3), all=[np.float64(0.25)])
+        (told,) = log.get_recent()
+    assert (told["trust_score"], told["round"], told["all"]) == (0.5, 3, [0.25])
+
+
+def test_a_log_that_was_closed_takes_no_more_and_says_so(tmp_path: Path) -> None:
+    log = AuditLogger(folder=tmp_path)
+    log.audit_log("g")
+    log.close()
+    log.close()
+    with pytest.raises(ConfigurationError, match="was closed"):
+        log.audit_log("g")
+    assert not log.is_active()
+
+
+@pytest.mark.parametrize("years", ["7", 7.5, None, True])
+def test_years_that_are_no_number_are_refused(tmp_path: Path, years: Any) -> None:
+    with pytest.raises(ConfigurationError, match="whole years"):
+        AuditLogger(folder=tmp_path, retention_years=years)
+
+
+def test_a_newest_entry_that_was_changed_is_not_called_active(tmp_path: Path) -> None:
+    with AuditLogger(folder=tmp_path) as log:
+        log.audit_log("g")
+        with sqlite3.connect(tmp_path / "audit.db") as connection:
+            connection.execute("UPDATE log_entries SET payload = x'00'")
+        assert not log.is_active()
+        assert log.get_recent() == []
