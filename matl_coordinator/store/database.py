@@ -29,6 +29,10 @@ class LockedError(StoreError):
     """Another transaction kept its lock for longer than this one waits; nothing was done."""
 
 
+class UndecodableError(StoreError):
+    """SQLite was made to hold a text that is not UTF-8."""
+
+
 def create_database_engine(url: str, *, limits: TimeLimits = DEFAULT_LIMITS) -> Engine:
     """Make an engine; nothing is opened yet.
 
@@ -98,6 +102,9 @@ def _translated(engine: Engine) -> Iterator[None]:
         # Whatever broke may have broken every idle connection with it.
         engine.dispose()
         kind = LockedError if _code_of(error) in _LOCK_CODES else StoreError
+        # The driver itself says so, without a code of SQLite's.
+        if str(_cause_of(error)).startswith("Could not decode to UTF-8"):
+            kind = UndecodableError
         # Without its cause: a driver's text may quote hosts, values and statements.
         raise kind(
             f"the {engine.dialect.name} database did not confirm ({_kind_of(error)}); "

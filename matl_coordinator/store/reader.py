@@ -5,11 +5,12 @@ Pages of rows, never the whole table; a reader needs no more than the right to S
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import starmap
 from types import NoneType
 from typing import Any, Final
 
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import Column, Connection, Engine, func, or_, select
 
 from matl_common.errors import IntegrityError
 from matl_common.identity.wrapping import KeyEncryptionKey
@@ -20,7 +21,7 @@ from matl_common.tlog.verification import StoredLeaf
 from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.store import log
 from matl_coordinator.store.data_keys import DataKeys
-from matl_coordinator.store.database import driver_rows, reading
+from matl_coordinator.store.database import UndecodableError, driver_rows, reading
 from matl_coordinator.store.schema import (
     log_checkpoints,
     log_cosignatures,
@@ -33,6 +34,26 @@ PAGE = 5_000
 """Leaves read at once: about 5 MB."""
 _BYTES: Final[frozenset[type]] = frozenset({bytes})
 _BYTES_OR_NULL: Final[frozenset[type]] = frozenset({bytes, NoneType})
+
+
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection]:
+    try:
+        with reading(engine) as connection:
+            yield connection
+    except UndecodableError:
+        raise IntegrityError(
+            "one of the log's tables holds text that is not UTF-8: somebody changed it"
+        ) from None
+
+
+def _check_kinds(values: Iterable[Any], *kinds: type, column: Column[Any]) -> None:
+    """See that SQLite holds in a column what belongs there, and not whatever was put into it."""
+    if set(map(type, values)) - set(kinds):
+        raise IntegrityError(
+            f"column {column.name} of {column.table.name} holds what does not belong there: "
+            "somebody changed it"
+        )
 
 
 def _blob(value: object) -> bytes:
@@ -48,6 +69,15 @@ def _check_blobs(values: Iterable[Any], *, known: frozenset[type]) -> None:
         raise IntegrityError("one of the log's tables holds text where bytes belong")
 
 
+def _check_key_rows(connection: Connection) -> None:
+    columns = log_keys.c
+    query = select(columns.name, columns.month, columns.wrapped_by, columns.wrapped)
+    rows = driver_rows(connection, query)
+    for at, column in enumerate((columns.name, columns.month, columns.wrapped_by)):
+        _check_kinds((row[at] for row in rows), str, column=column)
+    _check_kinds((row[3] for row in rows), bytes, NoneType, column=columns.wrapped)
+
+
 class LogReader:
     """Reads a log's tables on an engine of ``create_database_engine``."""
 
@@ -56,8 +86,12 @@ class LogReader:
 
     def size(self) -> int:
         """Leaves in the tree."""
-        with reading(self._engine) as connection:
-            return log.read_size(connection)
+        with _reading(self._engine) as connection:
+            newest = select(func.max(log_nodes.c.node_index)).where(log_nodes.c.level == 0)
+            last = connection.execute(newest).scalar_one()
+        # What is no number is larger than every number to SQLite.
+        _check_kinds([last], int, NoneType, column=log_nodes.c.node_index)
+        return 0 if last is None else last + 1
 
     def node(self, level: int, index: int) -> bytes:
         """One stored hash.
@@ -65,7 +99,7 @@ class LogReader:
         Raises:
             IntegrityError: there is none at this address.
         """
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             return log.read_node(connection, level, index)
 
     def pages(self, *, start: int = 0, end: int | None = None) -> Iterator[list[StoredLeaf]]:
@@ -86,8 +120,9 @@ class LogReader:
             .order_by(leaves.node_index)
             .limit(limit)
         )
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             page = list(starmap(StoredLeaf, driver_rows(connection, query)))
+        _check_kinds((each.index for each in page), int, column=leaves.node_index)
         _check_blobs((each.hash for each in page), known=_BYTES)
         _check_blobs((each.leaf for each in page), known=_BYTES_OR_NULL)
         _check_blobs((each.payload for each in page), known=_BYTES_OR_NULL)
@@ -102,7 +137,7 @@ class LogReader:
             .join(log_nodes, is_leaf, isouter=True)
             .where(log_nodes.c.node_index.is_(None))
         )
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             return int(connection.execute(query).scalar_one())
 
     def nodes(self, wanted: Sequence[NodeRun]) -> list[NodeRun]:
@@ -117,7 +152,7 @@ class LogReader:
                 for run in wanted
             )
         )
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             query = select(nodes.level, nodes.node_index, nodes.hash).where(lies)
             rows = driver_rows(connection, query)
         _check_blobs((value for _, _, value in rows), known=_BYTES)
@@ -136,7 +171,7 @@ class LogReader:
 
     def checkpoints(self) -> list[CheckpointRecord]:
         """Every signed checkpoint with its cosignatures, the smallest first."""
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             lines: dict[int, dict[NodeId, bytes]] = {}
             # Read to the end: SQLite keeps a connection open under a query that was left.
             for row in connection.execute(
@@ -144,6 +179,7 @@ class LogReader:
                     log_cosignatures.c.size, log_cosignatures.c.node_id
                 )
             ).all():
+                _check_kinds([row.node_id], str, column=log_cosignatures.c.node_id)
                 lines.setdefault(row.size, {})[NodeId(row.node_id)] = _blob(row.line)
             newest_last = select(log_checkpoints).order_by(log_checkpoints.c.size)
             rows = connection.execute(newest_last).all()
@@ -153,7 +189,7 @@ class LogReader:
 
     def checkpoint_sizes(self) -> list[int]:
         """The sizes that checkpoints are filed under, the smallest first."""
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             sizes = select(log_checkpoints.c.size).order_by(log_checkpoints.c.size)
             return list(connection.scalars(sizes))
 
@@ -164,10 +200,12 @@ class LogReader:
         )
         lines = lines.order_by(log_cosignatures.c.size, log_cosignatures.c.node_id).limit(1)
         ends = select(log_nodes.c.level, func.max(log_nodes.c.node_index).label("last"))
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             # One statement, so that nothing is appended in between.
             last = {row.level: row.last for row in connection.execute(ends.group_by("level"))}
             stray = connection.execute(lines).one_or_none()
+        _check_kinds(last, int, column=log_nodes.c.level)
+        _check_kinds(last.values(), int, column=log_nodes.c.node_index)
         size = last.get(0, -1) + 1
         for level, index in sorted(last.items()):
             if index >= size >> level:
@@ -180,9 +218,11 @@ class LogReader:
 
     def data_key_names(self) -> set[str]:
         """Names of the data keys that were not erased."""
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
             held = select(log_keys.c.name).where(log_keys.c.wrapped.is_not(None))
-            return set(connection.scalars(held))
+            names = list(connection.scalars(held))
+        _check_kinds(names, str, column=log_keys.c.name)
+        return set(names)
 
     def data_keys(self, key: KeyEncryptionKey) -> dict[str, DataKey]:
         """Every data key that was not erased and unwraps.
@@ -191,12 +231,14 @@ class LogReader:
             ConfigurationError: another key-encryption key has wrapped all.
         """
         keys = DataKeys(key)
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
+            _check_key_rows(connection)
             keys.check(connection)
             names = connection.execute(select(log_keys.c.name)).scalars().all()
             return keys.read(connection, names)
 
     def data_key_damage(self, key: KeyEncryptionKey) -> str | None:
         """What is wrong with the first row of data keys that is not as it was written."""
-        with reading(self._engine) as connection:
+        with _reading(self._engine) as connection:
+            _check_key_rows(connection)
             return DataKeys(key).damage(connection)

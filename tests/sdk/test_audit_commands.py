@@ -582,6 +582,28 @@ def test_an_entry_that_does_not_open_ends_neither_reading_nor_verifying(place: P
 
 
 @pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("UPDATE log_nodes SET node_index = 'x' WHERE level = 0 AND node_index = 9", "node_index"),
+        ("UPDATE log_nodes SET node_index = x'00' WHERE level = 1 AND node_index = 9", "node"),
+        ("UPDATE log_keys SET name = x'00'", "column name of log_keys"),
+        ("UPDATE log_keys SET wrapped = 1.5", "column wrapped of log_keys"),
+        (
+            "UPDATE log_entries SET month = CAST(x'ff' AS TEXT) WHERE leaf_index = 9",
+            "text that is not UTF-8",
+        ),
+    ],
+)
+def test_a_column_that_holds_what_it_cannot_is_named(place: Place, change: str, told: str) -> None:
+    place.intrude(sql(change))
+    found = place.verify()
+    assert found.exit_code == 1, found.output
+    assert isinstance(found.exception, SystemExit)
+    assert told in found.stderr
+
+
+@pytest.mark.hostile
 def test_entries_that_are_none_are_passed_over_for_a_replay(place: Place) -> None:
     index, told = junk(place), list[str]()
     place.intrude(sql("UPDATE log_entries SET leaf = x'00' WHERE leaf_index = 7"))
