@@ -57,7 +57,7 @@ async def blocked(store: SlowStore, register: Register) -> asyncio.Task[object]:
     return first
 
 
-def told(store: FaultyStore) -> list[str]:
+def told(store: FaultyStore | FakeStore) -> list[str]:
     return events_of(store.log_entries(start=0, limit=10_000))
 
 
@@ -186,11 +186,12 @@ async def test_a_register_that_was_superseded_never_writes_again() -> None:
     store = SlowStore(FakeStore(database))
     register = Register(store)
     await register.decide(said("mine"))
-    FakeStore(database).load()
+    newer = FakeStore(database)
+    newer.load()
     for _ in range(2):
         with pytest.raises(StaleWriterError):
             await register.decide(said("stale"))
-    assert told(store) == ["mine"]
+    assert told(newer) == ["mine"]
 
 
 async def test_a_decision_without_changes_writes_nothing() -> None:

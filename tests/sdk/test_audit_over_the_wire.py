@@ -67,9 +67,9 @@ def desk(pruned: Site) -> Iterator[Desk]:
 def test_a_log_of_which_a_month_was_dropped_is_verified_over_the_wire_and_that_is_logged(
     desk: Desk,
 ) -> None:
-    unread = desk.run("verify", *desk.log_key)
+    unread = desk.run("verify", *desk.log_key, "--sealed")
     assert (unread.exit_code, "--allow-unread-orders" in unread.stderr) == (2, True)
-    found = desk.run("verify", *desk.log_key, "--allow-unread-orders", "--json")
+    found = desk.run("verify", *desk.log_key, "--json")
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
     assert (report["tally"]["dropped"], report["tally"]["first_gone"]) == (300, 0)
