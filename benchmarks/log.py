@@ -6,6 +6,7 @@ bare loop has no log: one INSERT of 400 bytes an entry and a COMMIT a batch, the
 without waiting for answers; another waits for each. Prints tables and writes out/bench/log.json.
 """
 
+import asyncio
 import json
 import os
 import shlex
@@ -48,6 +49,7 @@ from matl_common.tlog.merkle import (
     verify_inclusion,
 )
 from matl_common.tlog.verification import LogVerifier
+from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.reader import PAGE, LogReader
 from matl_coordinator.store.sql import SqlStore
@@ -56,6 +58,8 @@ from tests.postgres import fresh_database, running_postgres
 from tests.store.roles import READER, WRITER, prepare, url_of
 
 BATCHES: Final = (1, 16, 64, 256, 1024)
+CALLERS: Final = (1, 16, 64)
+"""Who append one entry each, and the next once the one before is durable."""
 PAYLOAD_BYTES: Final = 400
 SECONDS: Final = 3.0
 ROUNDS: Final = 3
@@ -220,6 +224,34 @@ def _check_gapless(store: SqlStore) -> None:
         raise BenchmarkFailedError("the log that was measured has a gap, or another root")
 
 
+def measure_callers(server: str, *, seconds: float) -> dict[int, Speed]:
+    """Single appends by many at once, as calls reach a coordinator: its register groups them."""
+    runs: dict[int, list[tuple[float, list[float]]]] = {}
+    for _ in range(ROUNDS):
+        for callers in CALLERS:
+            with fresh_database(server) as url:
+                prepare(url)
+                with closing(SqlStore.connect(url_of(url, WRITER), **LOG)) as store:
+                    run = asyncio.run(_called(store, callers=callers, seconds=seconds))
+                    runs.setdefault(callers, []).append(run)
+                    _check_gapless(store)
+    return {callers: _speed(found) for callers, found in runs.items()}
+
+
+async def _called(store: SqlStore, *, callers: int, seconds: float) -> tuple[float, list[float]]:
+    register, latencies, written = Register(store), list[float](), (an_entry(0),)
+    await register.state()
+    began = time.perf_counter()
+
+    async def call() -> None:
+        while (asked := time.perf_counter()) - began < seconds:
+            await register.decide(lambda _: Decision(None, (), written))
+            latencies.append(time.perf_counter() - asked)
+
+    await asyncio.gather(*(call() for _ in range(callers)))
+    return len(latencies) / (time.perf_counter() - began), latencies
+
+
 def measure_proofs(server: str, *, leaves: int) -> Proofs:
     """Inclusion proofs through the store, from a tree whose leaves are hashes of numbers."""
     with fresh_database(server) as url:
@@ -347,7 +379,10 @@ def plain(url: str) -> str:
 
 
 def document(
-    speeds: dict[str, dict[int, Speed]], proofs: Proofs, verified: Verified
+    speeds: dict[str, dict[int, Speed]],
+    called: dict[int, Speed],
+    proofs: Proofs,
+    verified: Verified,
 ) -> dict[str, object]:
     """``log.json`` as a value."""
     append, bare = speeds["append"], speeds["bare"]
@@ -369,6 +404,8 @@ def document(
             "best_batch": best,
             "single_append_p50_ms": append[1].p50_ms,
             "single_append_p99_ms": append[1].p99_ms,
+            "single_append_p99_ms_under_load": called[CALLERS[-1]].p99_ms,
+            "called": {str(callers): asdict(each) for callers, each in called.items()},
             "proof_ms_at_10m": proofs.p50_ms,
             "verify_leaves_per_second": verified.whole,
             "verification": asdict(verified),
@@ -387,7 +424,11 @@ def document(
 
 
 def show(
-    console: Console, speeds: dict[str, dict[int, Speed]], proofs: Proofs, verified: Verified
+    console: Console,
+    speeds: dict[str, dict[int, Speed]],
+    called: dict[int, Speed],
+    proofs: Proofs,
+    verified: Verified,
 ) -> None:
     """Print the tables."""
     table = Table(
@@ -410,6 +451,12 @@ def show(
             f"{ours.p99_ms:.2f}",
         )
     console.print(table)
+    for callers, each in called.items():
+        console.print(
+            f"Single appends through the coordinator's register, {callers} at once: "
+            f"{each.rate:,.0f} entries/s, p50 {each.p50_ms:.2f} ms, p99 {each.p99_ms:.2f} ms.",
+            highlight=False,
+        )
     console.print(
         f"Inclusion proof among {proofs.leaves:,} leaves: {proofs.p50_ms:.2f} ms (p99 "
         f"{proofs.p99_ms:.2f}), reading {proofs.hashes_read} hashes; target {PROOF_TARGET} ms.\n"
@@ -452,14 +499,15 @@ def command(
     try:
         with server_url(database) as server:
             speeds = measure_appends(server, seconds=seconds)
+            called = measure_callers(server, seconds=seconds)
             verified = measure_verification(server, leaves=VERIFIED_LEAVES)
             proofs = measure_proofs(server, leaves=leaves)
     except MatlError as error:
         console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(EXIT_FAILED) from None
-    show(console, speeds, proofs, verified)
+    show(console, speeds, called, proofs, verified)
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document(speeds, proofs, verified), indent=2, allow_nan=False)
+    text = json.dumps(document(speeds, called, proofs, verified), indent=2, allow_nan=False)
     write_atomically(out / "log.json", [text.encode() + b"\n"], mode=0o644)
     console.print(f"Figures: {out / 'log.json'}", soft_wrap=True)
 
