@@ -7,7 +7,9 @@ conductor goes on where the last process stopped, however it stopped.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
+import os
 import secrets
 import signal
 import sys
@@ -617,7 +619,17 @@ def _refusals_in_one_line() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of ``matl-coordinator``."""
-    app()
+    faulthandler.enable()
+    status: int | str | None = 0
+    try:
+        app()
+    except SystemExit as ended:
+        status = ended.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed and durable. gRPC's threads may outlive the connections of hostile clients,
+    # and crash while the interpreter takes itself apart around them.
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 if __name__ == "__main__":
