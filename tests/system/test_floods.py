@@ -1,5 +1,6 @@
 """Attacks on what a coordinator holds and does, while honest hospitals finish their round."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
