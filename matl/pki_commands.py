@@ -50,7 +50,8 @@ from matl_common.ids import parse_digest, parse_federation_id, parse_node_id
 pki_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Enrol nodes, renew and revoke their keys. A hospital's private keys never leave its machine.",
+    help="Enrol nodes, renew and revoke their keys. A hospital's private keys never leave its "
+    "machine.",
 )
 
 SOFTWARE_HELD: Final = "software-held: whoever can read the file has the key"
