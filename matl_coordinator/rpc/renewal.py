@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -15,11 +14,9 @@ from matl_common.identity.keys import spki_pin
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.renewal import expiry_warning, time_left
 from matl_common.identity.tls import ServerIdentity
-from matl_coordinator.ports import Meter, StoreError
+from matl_coordinator.ports import Meter
 from matl_coordinator.service.entries import Fact
-
-POLL_SECONDS = 2.0
-"""How often the files are read again; a signal has them read at once."""
+from matl_coordinator.service.following import follow
 
 REMIND_SECONDS = 24 * 3600.0
 
@@ -55,18 +52,14 @@ class CertificateFiles:
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except StoreError as error:
-                log.error("renewal_not_logged", reason=str(error))
-            except Exception as error:
-                log.critical("tls_files_not_followed", exc_info=error)
-                self._meter.file_refused("tls", refused=True)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._asked.wait()
-            self._asked.clear()
+        await follow(
+            self.look,
+            asked=self._asked,
+            meter=self._meter,
+            file="tls",
+            not_logged="renewal_not_logged",
+            not_followed="tls_files_not_followed",
+        )
 
     async def look(self) -> None:
         """Read the files and offer new connections what is new in them.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import partial
@@ -28,16 +27,14 @@ from matl_common.identity.allowlist import (
 from matl_common.ids import NodeId, digest_of
 from matl_common.tlog.entry import Entry
 from matl_coordinator.core.rounds import NodeRemoved, Phase, Round, advance
-from matl_coordinator.ports import Change, Meter, PutRound, PutStudy, State, StoreError
+from matl_coordinator.ports import Change, Meter, PutRound, PutStudy, State
 from matl_coordinator.roster import Roster
 from matl_coordinator.service.entries import entry, round_entries
+from matl_coordinator.service.following import follow
 from matl_coordinator.service.register import Decision, Register
 
 PIECE_CHARACTERS = 48 << 10
 """Of an allow-list in one entry; escapes and everything else have room beside them."""
-
-POLL_SECONDS = 2.0
-"""How often the file is read again; a signal has it read at once."""
 
 MAX_REASON = 500
 
@@ -150,18 +147,14 @@ class EnrolmentFile:
 
     async def run(self) -> None:
         """Follow the file until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except StoreError as error:
-                log.error("allowlist_not_logged", reason=str(error))
-            except Exception as error:
-                log.critical("allowlist_not_followed", exc_info=error)
-                self._meter.file_refused("allowlist", refused=True)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._asked.wait()
-            self._asked.clear()
+        await follow(
+            self.look,
+            asked=self._asked,
+            meter=self._meter,
+            file="allowlist",
+            not_logged="allowlist_not_logged",
+            not_followed="allowlist_not_followed",
+        )
 
     async def look(self) -> None:
         """Read the file, and do what follows from it and from earlier readings.

@@ -217,7 +217,7 @@ async def test_a_file_that_cannot_be_used_changes_nothing_and_says_so_once(
 async def test_a_fault_that_nobody_thought_of_does_not_end_the_following(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("matl_coordinator.service.enrolment.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("matl_coordinator.service.following.POLL_SECONDS", 0.01)
     async with followed(tmp_path) as (coordinator, _):
         faults = iter([RuntimeError("unthought of")])
 
