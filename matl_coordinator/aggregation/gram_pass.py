@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,25 +156,24 @@ def _of_groups(
         values = chunk.values[:, start : start + GROUP_ELEMENTS]
         group = (chunk.start + start) // GROUP_ELEMENTS
         bad = np.zeros(len(values) - 1, dtype=np.int64)
-        wide: Float32Array | Float64Array = values
         if precision is np.float64:
             finite = np.isfinite(values)
             bad = np.count_nonzero(~finite[:-1], axis=1)
             if bad.any():
                 # One NaN would poison the row and column of every honest update.
                 values[~finite] = 0.0
-            wide = values.astype(np.float64)
-        matrices = [_products(wide)]
+        matrices = [_products(values, precision)]
         for subset in range(samples.subsets):
             chosen = subset_of(samples, subset, group=group, length=values.shape[1])
-            matrices.append(_products(values[:, chosen].astype(np.float64)))
+            matrices.append(_products(values[:, chosen], np.float64))
         yield _Measured(np.stack(matrices), bad, samples.count(values, group=group))
 
 
-def _products(values: Float32Array | Float64Array) -> Float64Array:
+def _products(values: Float32Array, precision: type[np.float32] | type[np.float64]) -> Float64Array:
     """Inner products of all rows but the last, which is 0; only the upper half is whole.
 
-    Cut into tiles and runs: every product is small enough for one thread of OpenBLAS.
+    Cut into tiles and runs: every product is small enough for one thread of OpenBLAS, and
+    only two tiles at a time are held in the wider precision.
     """
     n = len(values) - 1
     tiles = -(-n // _TILE_ROWS)
@@ -186,8 +185,8 @@ def _products(values: Float32Array | Float64Array) -> Float64Array:
         for left in range(top, n, tile):
             # One row more than asked for: numpy hands a product with its own transpose to
             # another routine of OpenBLAS, which is slower at this size.
-            high = values[top : min(n, top + tile) + 1]
-            wide = values[left : min(n, left + tile)]
+            high: NDArray[Any] = values[top : min(n, top + tile) + 1].astype(precision, copy=False)
+            wide: NDArray[Any] = values[left : min(n, left + tile)].astype(precision, copy=False)
             with np.errstate(over="ignore", invalid="ignore"):
                 products = np.matmul(
                     high[:, :whole].reshape(len(high), -1, run).transpose(1, 0, 2),
