@@ -85,7 +85,7 @@ def plot_medical_fl_results(history: History, path: Path, *, title: str, note: s
 def _plot_accuracy(axes: Axes, history: History) -> None:
     _dress(axes, "Accuracy on the test images", "Accuracy (%)")
     threshold = 100 * history.clinical_threshold
-    _draw_level(axes, threshold, _GREEN, f"clinical threshold, {threshold:.0f} %", at_left=True)
+    _draw_level(axes, threshold, _GREEN, f"clinical threshold, {threshold:.0f} %")
     for (name, values), (colour, line) in zip(
         history.references.items(), _REFERENCE_STYLES, strict=False
     ):
@@ -161,7 +161,7 @@ def _plot_budget(axes: Axes, history: History) -> None:
         return
     budget, warning = history.epsilon_budget, history.epsilon_warning
     text = f"half of the budget: {warning:.2f} of ε = {budget:g}"
-    _draw_level(axes, budget - warning, _ORANGE, text, at_left=True)
+    _draw_level(axes, budget - warning, _ORANGE, text)
     for names, values in _grouped(history.epsilon_remaining):
         colour, marker = _style_of(names[0], history)
         axes.plot(
@@ -186,10 +186,10 @@ def _plot_contributions(axes: Axes, history: History) -> None:
     _draw_thresholds(axes)
     names = list(history.trust)
     final = [history.trust[name][-1] for name in names]
-    bars = axes.bar(names, final, color=[_verdict(value)[1] for value in final], width=0.62)
+    bars = axes.bar(names, final, color=[verdict(value)[1] for value in final], width=0.62)
     for bar, value in zip(bars, final, strict=True):
         axes.annotate(
-            f"{value:.2f}\n{_verdict(value)[0]}",
+            f"{value:.2f}\n{verdict(value)[0]}",
             (bar.get_x() + bar.get_width() / 2, value),
             xytext=(0, 5),
             textcoords="offset points",
@@ -202,8 +202,7 @@ def _plot_contributions(axes: Axes, history: History) -> None:
         )
     axes.set_ylim(0, 1.18)
     axes.set_yticks(_TRUST_TICKS)
-    # Room on the right for what the lines mean.
-    axes.set_xlim(-0.6, len(names) + 0.45)
+    axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 _LEGEND: Final = {"frameon": True, "framealpha": 0.94, "edgecolor": _GRID, "fontsize": 10.5}
@@ -227,20 +226,33 @@ def _count_rounds(axes: Axes, history: History) -> None:
 
 
 def _draw_thresholds(axes: Axes) -> None:
-    _draw_level(axes, TRUSTED_FROM, _GREEN, f"trusted above {TRUSTED_FROM}")
-    _draw_level(axes, EXCLUDED_BELOW, _RED, f"excluded below {EXCLUDED_BELOW}")
+    """Dashed lines, named beside the plot, where no hospital's line can hide the names."""
+    for value, colour, text in (
+        (TRUSTED_FROM, _GREEN, f"trusted\nfrom {TRUSTED_FROM}"),
+        (EXCLUDED_BELOW, _RED, f"excluded\nbelow {EXCLUDED_BELOW}"),
+    ):
+        axes.axhline(value, color=colour, linestyle="--", linewidth=1.4, zorder=1)
+        axes.annotate(
+            text,
+            (1.01, value),
+            xycoords=("axes fraction", "data"),
+            ha="left",
+            va="center",
+            color=colour,
+            fontsize=10.5,
+        )
 
 
-def _draw_level(axes: Axes, value: float, colour: str, text: str, *, at_left: bool = False) -> None:
+def _draw_level(axes: Axes, value: float, colour: str, text: str) -> None:
     """A dashed line across, with its meaning written on it."""
     axes.axhline(value, color=colour, linestyle="--", linewidth=1.4, zorder=1)
     axes.annotate(
         text,
-        (0.012 if at_left else 0.988, value),
+        (0.012, value),
         xycoords=("axes fraction", "data"),
         xytext=(0, 5),
         textcoords="offset points",
-        ha="left" if at_left else "right",
+        ha="left",
         color=colour,
         fontsize=10.5,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
@@ -248,11 +260,11 @@ def _draw_level(axes: Axes, value: float, colour: str, text: str, *, at_left: bo
     )
 
 
-def _verdict(trust: float) -> tuple[str, str]:
+def verdict(trust: float) -> tuple[str, str]:
     """The tutorial's word and colour for a trust score."""
-    if trust > TRUSTED_FROM:
+    if trust >= TRUSTED_FROM:
         return "trusted", _GREEN
-    return ("marginal", _ORANGE) if trust > EXCLUDED_BELOW else ("excluded", _RED)
+    return ("marginal", _ORANGE) if trust >= EXCLUDED_BELOW else ("excluded", _RED)
 
 
 def _with_last(name: str, values: Sequence[float]) -> str:

@@ -347,7 +347,10 @@ def print_summary(console: Console, report: Report, layout: Layout) -> None:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    # A title wider than its table would be wrapped.
+    table.min_width = len(title)
+    return table
 
 
 def _rounds_table(report: Report) -> Table:
@@ -372,7 +375,8 @@ def _rounds_table(report: Report) -> Table:
 def _hospitals_table(report: Report) -> Table:
     relation = f"{Adjacency.ADD_OR_REMOVE_ONE} {PrivacyUnit.PATIENT}"
     table = _table(f"Hospitals, after the last round (ε at δ = {RECIPE.delta:g}, {relation})")
-    for column in ("Hospital", "Patients", "Trust", "ε spent", "Of the budget", "Rounds left"):
+    # Broken by hand, so that no column of an 80-column terminal is cut.
+    for column in ("Hospital", "Patients", "Trust", "ε spent", "Of the\nbudget", "Rounds\nleft"):
         is_text = column == "Hospital"
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     standing = {each.node_id: each for each in report.findings.participants}
@@ -436,7 +440,7 @@ def _remarks(report: Report) -> list[str]:
         f"{display_name(each.node_id)} is {each.state}: "
         f"{each.reason.partition(': ')[2] or each.reason}."
         for each in report.findings.participants
-        if each.trust <= TRUSTED_FROM
+        if each.trust < TRUSTED_FROM
     ]
     if settings.is_private:
         remarks.append(

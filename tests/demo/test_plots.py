@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from matl.plots import History, plot_medical_fl_results
+from matl.plots import History, plot_medical_fl_results, verdict
+from matl_coordinator.core.trust_record import DEFAULT_POLICY, TrustState, state_of
 
 NAMES = [f"Hospital {letter}" for letter in "ABCDE"]
 HISTORY = History(
@@ -78,7 +79,7 @@ def test_each_figure_moves_its_own_plot(
 
 
 @pytest.mark.parametrize(
-    ("trust", "colour"), [(0.71, (42, 157, 92)), (0.7, (232, 144, 26)), (0.4, (209, 54, 47))]
+    ("trust", "colour"), [(0.7, (42, 157, 92)), (0.69, (232, 144, 26)), (0.39, (209, 54, 47))]
 )
 def test_a_contribution_has_the_colour_of_its_trust(
     tmp_path: Path, trust: float, colour: tuple[int, int, int]
@@ -102,3 +103,13 @@ def test_a_study_of_one_round_can_be_drawn(tmp_path: Path) -> None:
 def test_a_study_without_privacy_says_so_instead_of_plotting_infinity(tmp_path: Path) -> None:
     without = replace(HISTORY, epsilon_budget=float("inf"), epsilon_remaining={})
     assert differing_quarters(drawn(HISTORY, tmp_path), drawn(without, tmp_path)) == {"budget"}
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.39, 0.4, 0.69, 0.7, 1.0])
+def test_a_bar_says_of_a_score_what_the_coordinator_made_of_it(trust: float) -> None:
+    words = {
+        TrustState.TRUSTED: "trusted",
+        TrustState.MARGINAL: "marginal",
+        TrustState.QUARANTINED: "excluded",
+    }
+    assert verdict(trust)[0] == words[state_of(trust, DEFAULT_POLICY)]
