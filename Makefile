@@ -95,7 +95,7 @@ endif
 
 # Evidence is a figure that a claim rests on: benchmarks/evidence_robust.py is `make evidence-robust`.
 
-.PHONY: evidence-robust evidence-robust-quick evidence-privacy
+.PHONY: evidence-robust evidence-robust-quick evidence-privacy evidence-soak
 evidence-robust: $(VENV)/dev.stamp ## Every attack against every rule, on two data sets; tens of minutes
 	@$(RUN) -m benchmarks.evidence_robust $(ARGS)
 
@@ -104,6 +104,9 @@ evidence-robust-quick: $(VENV)/dev.stamp ## The same on little data, in a minute
 
 evidence-privacy: $(VENV)/dev.stamp ## Attack the privacy promise, check its accounting, and measure what it costs; an hour or two
 	@$(RUN) -m benchmarks.evidence_privacy $(ARGS)
+
+evidence-soak: $(VENV)/dev.stamp ## 500 rounds under random faults, and what grows with them; 20 minutes
+	@$(RUN) -m benchmarks.evidence_soak $(ARGS)
 
 # Others' dependencies differ from ours, so what is compared with them runs in environments of their own.
 

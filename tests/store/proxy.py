@@ -51,7 +51,11 @@ class Proxy:
                 if self.mode is Mode.CUT:
                     client.close()
                     continue
-                server = socket.create_connection(self._target)
+                try:
+                    server = socket.create_connection(self._target)
+                except OSError:
+                    client.close()
+                    continue
                 self._sockets += [client, server]
                 for function in (self._upstream, self._downstream):
                     threading.Thread(target=function, args=(client, server), daemon=True).start()
@@ -91,5 +95,15 @@ def proxied(url: str) -> Iterator[tuple[str, Proxy]]:
     through = parsed.set(host="127.0.0.1", port=proxy.port)
     try:
         yield through.render_as_string(hide_password=False), proxy
+    finally:
+        proxy.close()
+
+
+@contextmanager
+def proxied_port(port: int) -> Iterator[Proxy]:
+    """Yield a proxy in front of a port of this machine."""
+    proxy = Proxy("127.0.0.1", port)
+    try:
+        yield proxy
     finally:
         proxy.close()

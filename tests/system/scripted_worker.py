@@ -3,7 +3,8 @@
     python scripted_worker.py <node> <control> <direction.f32>
 
 Its updates depend on the node and the round alone, so that two studies can be compared
-by their models: a step along the direction, with a disturbance of the hospital's own.
+by their models: a step along the direction, with a disturbance of the hospital's own. After
+a few rounds steps become shorter, as they do in training, or a long study would overshoot.
 Every training is noted in ``<control>.jobs``; while the control file exists and says
 ``wait``, a training does not end.
 """
@@ -24,6 +25,7 @@ from matl_common.worker import Message, ReportProgress, serve
 
 NODE, CONTROL, DIRECTION = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 STEP, DISTURBANCE = 0.05, 0.2
+FULL_STEPS = 4
 
 
 def handle(request: Message, report: ReportProgress) -> Message:
@@ -51,7 +53,8 @@ def handle(request: Message, report: ReportProgress) -> Message:
     update *= DISTURBANCE / float(np.linalg.norm(update))
     if DIRECTION.exists():
         update += np.fromfile(DIRECTION, dtype="<f4")
-    out.write_bytes((STEP * update).astype("<f4").tobytes())
+    step = STEP * min(1.0, (FULL_STEPS / round_id) ** 2)
+    out.write_bytes((step * update).astype("<f4").tobytes())
     return {"bytes": out.stat().st_size}
 
 

@@ -1,0 +1,1 @@
+"""What a federation uses, round after round, while faults hit it."""

@@ -1,0 +1,56 @@
+"""Growth a round: told from noise, and not hidden by restarts."""
+
+import pytest
+
+from benchmarks.soak.usage import Slope, Usage, slope_of
+
+
+def lives_of(per_round: float, *, lives: int, rounds: int, node: str = "a") -> list[Usage]:
+    """A process that grows by so much a round, with noise of ±1, and starts at 100 in each life."""
+    return [
+        Usage(
+            node,
+            life,
+            life * rounds + age,
+            {"memory": 100.0 + per_round * age + (1.0 if age % 2 else -1.0)},
+        )
+        for life in range(lives)
+        for age in range(rounds)
+    ]
+
+
+@pytest.mark.parametrize("lives", [1, 5])
+def test_growth_is_found_however_often_the_process_starts_again(lives: int) -> None:
+    slope = slope_of(lives_of(0.5, lives=lives, rounds=60), "memory", settle_rounds=10)
+    assert slope is not None
+    assert slope.per_round == pytest.approx(0.5, abs=0.05)
+    assert not slope.is_flat
+
+
+def test_taken_as_one_life_restarts_would_hide_it() -> None:
+    usages = lives_of(0.5, lives=5, rounds=60)
+    slope = slope_of(usages, "memory", settle_rounds=10, across_lives=True)
+    assert slope is not None
+    assert slope.per_round < 0.1
+
+
+def test_noise_is_not_growth() -> None:
+    slope = slope_of(lives_of(0.0, lives=2, rounds=60), "memory", settle_rounds=10)
+    assert slope is not None
+    assert slope.is_flat
+
+
+def test_what_a_life_begins_with_does_not_count() -> None:
+    filling = [Usage("a", 0, age, {"memory": min(age, 20)}) for age in range(80)]
+    slope = slope_of(filling, "memory", settle_rounds=20)
+    assert slope is not None
+    assert slope.per_round == pytest.approx(0.0)
+
+
+def test_lives_too_short_to_tell_say_nothing() -> None:
+    assert slope_of(lives_of(1.0, lives=9, rounds=12), "memory", settle_rounds=10) is None
+
+
+def test_growth_that_is_sure_but_tiny_counts_as_flat() -> None:
+    assert Slope(per_round=1e-4, interval=1e-6, median=100.0, rounds=500).is_flat
+    assert not Slope(per_round=1e-1, interval=1e-6, median=100.0, rounds=500).is_flat
