@@ -31,8 +31,9 @@ from matl_common.identity.enrolling import (
     parse_request,
 )
 from matl_common.identity.ephemeral import create_node_authority
-from matl_common.identity.federation_folder import Facts, FederationFolder, install
+from matl_common.identity.federation_folder import Facts, FederationFolder
 from matl_common.identity.held_keys import KeyKind, generate_key, load_tls_key
+from matl_common.identity.installing import install
 from matl_common.identity.key_places import parse_key_place
 from matl_common.identity.keys import generate_private_key, spki_pin
 from matl_common.identity.node_folder import (
@@ -40,6 +41,7 @@ from matl_common.identity.node_folder import (
     NodeFolder,
     keys_at,
     keys_in,
+    make_keys_anew,
     make_missing_keys,
     write_private_key,
     write_public,
@@ -225,6 +227,14 @@ def request(
             "in use.",
         ),
     ] = False,
+    replace_keys: Annotated[
+        bool,
+        typer.Option(
+            "--replace-keys",
+            help="Make all keys anew, TLS, signing and witness, beside those in use: after a "
+            "theft, or for another signing or witness key.",
+        ),
+    ] = False,
     tls_key: TokenKey = None,
     signing_key: TokenKey = None,
     witness_key: TokenKey = None,
@@ -242,14 +252,26 @@ def request(
 
     With `--tls-key`, `--signing-key` and `--witness-key` the keys stay in their token, where
     `matl keygen` has made them; the folder then gets no private key.
+
+    New keys are used from `matl pki install` on. A daemon reads a TLS key again by itself, others
+    at its next start.
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         name = SpiffeId(parse_federation_id(federation), Role(role), parse_node_id(node))
+        if new_key and replace_keys:
+            raise ConfigurationError("--replace-keys makes a new TLS key, too; leave out --new-key")
         if tls_key or signing_key or witness_key:
+            if new_key or replace_keys:
+                raise ConfigurationError(
+                    "make new keys in a token with matl keygen, and name them here"
+                )
             keys, held = _in_token(name, tls_key, signing_key, witness_key)
             made: tuple[Path, ...] = ()
         else:
-            keys, made = _in_folder(NodeFolder(folder), name, new_key=new_key)
+            mine = NodeFolder(folder)
+            keys, made = (
+                _made_anew(mine, name) if replace_keys else _in_folder(mine, name, new_key=new_key)
+            )
             held = SOFTWARE_HELD
         document = make_request(name, keys)
         path = out or Path(f"{name.node_id}.request.json")
@@ -271,6 +293,11 @@ def _in_folder(mine: NodeFolder, name: SpiffeId, *, new_key: bool) -> tuple[Keys
         write_private_key(mine.next_tls_key)
         made = (*made, mine.next_tls_key)
     return keys_in(mine, name, next_tls_key=new_key), made
+
+
+def _made_anew(mine: NodeFolder, name: SpiffeId) -> tuple[Keys, tuple[Path, ...]]:
+    made = make_keys_anew(mine, name.role)
+    return keys_in(mine.next, name), made
 
 
 def _in_token(
@@ -308,7 +335,9 @@ def approve(
     replace_keys: Annotated[
         bool,
         typer.Option(
-            "--replace-keys", help="The node has a new signing or witness key, or another role."
+            "--replace-keys",
+            help="The node has a new signing or witness key, or another role. Keys that others "
+            "take the place of are never enrolled again.",
         ),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Default: NODE.answer.json here.")] = None,
@@ -417,15 +446,17 @@ def revoke(
     folder: Federation,
     reason: Annotated[str, typer.Option(help="Why; it is kept, and shown by `matl pki list`.")],
     pin: Annotated[
-        str | None, typer.Option(help="Shut out this key only, such as one that was replaced.")
+        str | None,
+        typer.Option(help="Shut out this TLS key only, such as one that was replaced."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Shut a node out, or one of its keys. Run it at the coordinator's operator.
+    """Shut a node out, or one of its TLS keys. Run it at the coordinator's operator.
 
     A running coordinator ends its calls within 5 seconds, and what it sent in a round that was
-    not scored does not count. The other hospitals notice nothing. A revoked TLS key is never
-    approved again; to let the node in once more, approve a request with a new key.
+    not scored does not count. The other hospitals notice nothing. None of its keys, TLS, signing
+    and witness, is ever approved again, under whatever name; to let the node in once more,
+    approve a request made with `--replace-keys`.
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         federation = FederationFolder(folder)
@@ -439,6 +470,8 @@ def revoke(
         "node": revoked.node_id,
         "revoked": "the node" if revoked.whole else "one key",
         "pins": sorted(revoked.pins),
+        "signing key": revoked.signing_key,
+        "witness key": revoked.witness_key,
         "reason": revoked.reason,
         "allowlist": str(federation.coordinator.allowlist),
     }
@@ -467,6 +500,8 @@ def list_command(*, folder: Federation, as_json: Json = False) -> None:
             {
                 "node": each.node_id,
                 "pins": sorted(each.pins),
+                "signing_key": each.signing_key,
+                "witness_key": each.witness_key,
                 "at": each.at.isoformat(timespec="seconds"),
                 "reason": each.reason,
             }
@@ -480,10 +515,25 @@ def list_command(*, folder: Federation, as_json: Json = False) -> None:
     if revoked:
         console().print(
             table(
-                ("revoked", "pins", "at", "reason"),
-                [[_cell(cell) for cell in row.values()] for row in revoked],
+                ("revoked", "TLS", "signing", "witness", "at", "reason"),
+                [
+                    (
+                        each.node_id,
+                        _as_refused(*sorted(each.pins)),
+                        _as_refused(each.signing_key),
+                        _as_refused(each.witness_key),
+                        f"{each.at:%Y-%m-%d %H:%M} UTC",
+                        each.reason,
+                    )
+                    for each in federation.revoked()
+                ],
             )
         )
+
+
+def _as_refused(*keyids: str | None) -> str:
+    """Keys as ``approve`` names them when it refuses one."""
+    return " ".join(each[:16] for each in keyids if each is not None) or "none"
 
 
 def _until(certificate: Any) -> str:
@@ -498,6 +548,8 @@ def _cell(value: object) -> str:
             return "yes" if value else "no"
         case list():
             return " ".join(map(str, value)) or "none"
+        case None:
+            return "none"
         case _:
             return str(value)
 

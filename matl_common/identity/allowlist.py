@@ -4,7 +4,6 @@ The operator writes ``allowlist.toml``; its values are the only source of a node
 role, pins, signing key and weight. Deciding is pure; reading the file is separate.
 """
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import PeerCertificate, Role
-from matl_common.identity.keys import parse_public_key, public_key_pem, spki_pin
+from matl_common.identity.keys import (
+    parse_public_key,
+    public_key_pem,
+    spki_pin,
+    witness_keyid,
+)
 from matl_common.ids import (
     FederationId,
     NodeId,
@@ -72,6 +76,11 @@ class AllowedNode:
     def signing_keyid(self) -> str:
         """The ``keyid`` of envelopes this node signs."""
         return spki_pin(self.signing_key)
+
+    @property
+    def witness_keyid(self) -> str | None:
+        """What tells its witness key from others, if it has one."""
+        return None if self.witness_key is None else witness_keyid(self.witness_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +205,7 @@ def enrol(federation: FederationId, nodes: Iterable[AllowedNode]) -> Allowlist:
             raise InvalidInputError(f"the allow-list names {node.node_id} twice")
         listed[node.node_id] = node
         # The signing key too: one key for two uses would let one stand for the other.
-        witness = () if node.witness_key is None else (_digest_of_key(node.witness_key),)
+        witness = () if node.witness_keyid is None else (node.witness_keyid,)
         for key in (*sorted(node.pins), node.signing_keyid, *witness):
             if key in owner_of_key:
                 raise InvalidInputError(
@@ -233,11 +242,6 @@ def encode_allowlist(allowlist: Allowlist) -> bytes:
             lines.append(f"witness_key = {json.dumps(node.witness_key.vkey)}")
         tables.append("\n".join(lines) + "\n")
     return "\n".join(tables).encode()
-
-
-def _digest_of_key(key: VerifierKey) -> str:
-    # For a P-256 key the same as its pin, so one that serves another use, too, is found.
-    return hashlib.sha256(key.public_key).hexdigest()
 
 
 def _witness_key(federation: FederationId, table: _NodeTable) -> VerifierKey | None:

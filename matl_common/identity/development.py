@@ -28,7 +28,8 @@ from matl_common.identity.enrolling import (
     parse_answer,
     parse_request,
 )
-from matl_common.identity.federation_folder import Facts, FederationFolder, install
+from matl_common.identity.federation_folder import Facts, FederationFolder
+from matl_common.identity.installing import install
 from matl_common.identity.node_folder import (
     NodeFolder,
     keys_in,

@@ -37,6 +37,7 @@ from matl_common.identity.keys import (
     parse_public_key,
     public_key_pem,
     spki_pin,
+    witness_keyid,
 )
 from matl_common.signing import Signer
 from matl_common.tlog.cosignature import COSIGNATURE_TYPES
@@ -61,6 +62,14 @@ class Request:
     witness_key: VerifierKey | None
     fingerprint: str
     """SHA-256 over everything in it; for people to compare."""
+
+    @property
+    def keyids(self) -> Mapping[str, str]:
+        """Its keys' digests, by what people call their use."""
+        keys = {"TLS key": spki_pin(self.tls_key), "signing key": spki_pin(self.signing_key)}
+        if self.witness_key is not None:
+            keys["witness key"] = witness_keyid(self.witness_key)
+        return keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +178,11 @@ def parse_request(data: bytes) -> Request:
         wanted = witness_name(spiffe_id.federation, spiffe_id.node_id)
         if witness_key.name != wanted or spiffe_id.role is not Role.PARTICIPANT:
             raise InvalidInputError(f"the witness key is not one of participant {wanted!r}")
-    pins = [spki_pin(tls_key), spki_pin(signing_key)]
-    if witness_key is not None:
-        pins.append(hashlib.sha256(witness_key.public_key).hexdigest())
-    if len(set(pins)) != len(pins):
-        raise InvalidInputError("the request uses one key for two uses; make one for each")
     statement = _statement(found.model_dump(exclude={"proofs"}))
+    fingerprint = hashlib.sha256(statement).hexdigest()
+    request = Request(spiffe_id, tls_key, signing_key, witness_key, fingerprint)
+    if len(set(request.keyids.values())) != len(request.keyids):
+        raise InvalidInputError("the request uses one key for two uses; make one for each")
     _check(tls_key, "tls", found.proofs.tls, statement)
     _check(signing_key, "signing", found.proofs.signing, statement)
     if witness_key is not None:
@@ -183,8 +191,7 @@ def parse_request(data: bytes) -> Request:
             witness_key.signature_type.load(witness_key.public_key)(statement, proof)
         except (InvalidSignature, InvalidInputError) as error:
             raise _unproved("witness") from error
-    fingerprint = hashlib.sha256(statement).hexdigest()
-    return Request(spiffe_id, tls_key, signing_key, witness_key, fingerprint)
+    return request
 
 
 def make_answer(answer: Answer) -> bytes:

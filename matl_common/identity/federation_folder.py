@@ -10,7 +10,6 @@ folder alone, and the rest is better kept where it is not. Every change is one f
 whole, so that the coordinator may follow the allow-list while this is used.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -34,7 +33,6 @@ from matl_common.identity.certificates import (
     COORDINATOR_ROLES,
     PARTICIPANT_ROLES,
     CertificateAuthority,
-    PeerCertificate,
     Role,
     SpiffeId,
     create_authority,
@@ -42,13 +40,12 @@ from matl_common.identity.certificates import (
     parse_peer_certificate,
 )
 from matl_common.identity.enrolling import Answer, Request
-from matl_common.identity.held_keys import load_tls_key
+from matl_common.identity.installing import put_in_place
 from matl_common.identity.keys import (
     TLS_CURVES,
     load_ed25519_private_key,
     load_private_key,
     private_key_pem,
-    public_key_pem,
     spki_pin,
 )
 from matl_common.identity.node_folder import (
@@ -58,7 +55,7 @@ from matl_common.identity.node_folder import (
     write_private_key,
     write_public,
 )
-from matl_common.identity.pkcs11.uri import TokenUri
+from matl_common.identity.revocations import Revoked, read_revoked, refuse_revoked, write_revoked
 from matl_common.ids import FederationId, NodeId
 from matl_common.signing import load_pem_signer
 from matl_common.tlog.checkpoint import log_key
@@ -78,17 +75,6 @@ class Facts:
 
     patients: int | None = None
     label_histogram: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Revoked:
-    """A node, or one of its pins, that was shut out."""
-
-    node_id: NodeId
-    pins: frozenset[str]
-    whole: bool
-    reason: str
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +201,14 @@ class FederationFolder:
         requests = tuple(requests)
         with one_at_a_time(self.folder):
             nodes = dict(self.allowlist().nodes)
+            revoked = self.revoked()
             for request, facts in requests:
-                self._check(request)
+                self._check(request, revoked)
                 node_id = request.spiffe_id.node_id
-                nodes[node_id] = _enrolled(nodes.get(node_id), request, facts, replace_keys)
+                known = nodes.get(node_id)
+                nodes[node_id] = _enrolled(known, request, facts, replace_keys)
+                if gone := _replaced(known, nodes[node_id], now=now):
+                    revoked += (gone,)
             after = enrol(self.federation, nodes.values())
             authority = _authority(self.folder, _PARTICIPANT)
             answers = tuple(
@@ -229,6 +219,8 @@ class FederationFolder:
             )
             for answer in answers:
                 self._keep(answer.certificate, answer.node.node_id)
+            if revoked != self.revoked():
+                write_revoked(self._revoked_file, revoked)
             write_public(self.coordinator.allowlist, encode_allowlist(after))
         return answers
 
@@ -244,7 +236,7 @@ class FederationFolder:
     def revoke(
         self, node_id: NodeId, *, reason: str, now: datetime, pin: str | None = None
     ) -> Revoked:
-        """Shut a node out, or one key of it; a revoked key is never approved again.
+        """Shut a node out with all its keys, or one TLS key of it; they are never approved again.
 
         Raises:
             ConfigurationError: it is not enrolled, or has no such pin, or no other.
@@ -264,11 +256,15 @@ class FederationFolder:
         if not whole and gone == node.pins:
             raise ConfigurationError(f"{pin} is the only pin of {node_id}; revoke the node")
         revoked = Revoked(node_id, gone, whole, reason, now)
+        if whole:
+            revoked = replace(
+                revoked, signing_key=node.signing_keyid, witness_key=node.witness_keyid
+            )
         kept = [each for each in before.nodes.values() if each.node_id != node_id]
         if not whole:
             kept.append(replace(node, pins=node.pins - gone))
         # On record first: a crash in between leaves a key refused that is still enrolled.
-        self._write_revoked((*self.revoked(), revoked))
+        write_revoked(self._revoked_file, (*self.revoked(), revoked))
         write_public(self.coordinator.allowlist, encode_allowlist(enrol(self.federation, kept)))
         return revoked
 
@@ -283,7 +279,8 @@ class FederationFolder:
         """Issue the coordinator's certificate anew, for its key or a new one, and put it in place.
 
         Raises:
-            ConfigurationError: a key or certificate of the folder is missing.
+            ConfigurationError: a key or certificate of the folder is missing, or the key was
+                revoked as a node's.
         """
         with one_at_a_time(self.folder):
             return self._renew(
@@ -297,9 +294,11 @@ class FederationFolder:
         if new_key:
             write_private_key(node.next_tls_key)
         path = node.next_tls_key if node.next_tls_key.exists() else node.tls.private_key
+        key = load_private_key(path, curves=TLS_CURVES).public_key()
+        refuse_revoked({"TLS key": spki_pin(key)}, self.revoked())
         certificate = _issue(
             _authority(self.folder, _COORDINATOR),
-            load_private_key(path, curves=TLS_CURVES).public_key(),
+            key,
             self.coordinator_id,
             now=now,
             validity=validity,
@@ -331,14 +330,9 @@ class FederationFolder:
         Raises:
             ConfigurationError: the file is damaged.
         """
-        path = self.folder / "revoked.jsonl"
-        try:
-            lines = path.read_text("utf-8").splitlines() if path.exists() else []
-            return tuple(map(_parse_revoked, lines))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(f"{path} is damaged; restore it from a backup") from error
+        return read_revoked(self._revoked_file)
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: Request, revoked: tuple[Revoked, ...]) -> None:
         found = request.spiffe_id
         if found.federation != self.federation:
             raise ConfigurationError(
@@ -346,13 +340,7 @@ class FederationFolder:
             )
         if found.node_id == self.coordinator_id.node_id:
             raise ConfigurationError(f"{found.node_id} is the coordinator's own name")
-        pin = spki_pin(request.tls_key)
-        for each in self.revoked():
-            if pin in each.pins:
-                raise ConfigurationError(
-                    f"the request's TLS key was revoked on {each.at:%Y-%m-%d} ({each.reason}); "
-                    "ask for a request with a new key"
-                )
+        refuse_revoked(request.keyids, revoked)
 
     def _keep(self, certificate: x509.Certificate, node_id: NodeId) -> None:
         folder = self.folder / "issued"
@@ -363,66 +351,9 @@ class FederationFolder:
     def _log_key(self) -> VerifierKey:
         return parse_verifier_key(self.coordinator.log_verifier_key.read_text("utf-8").strip())
 
-    def _write_revoked(self, revoked: tuple[Revoked, ...]) -> None:
-        lines = (json.dumps(_revoked_table(each)) + "\n" for each in revoked)
-        write_atomically(self.folder / "revoked.jsonl", (line.encode() for line in lines))
-
-
-def install(
-    node: NodeFolder, answer: Answer, *, now: datetime, tls_key: TokenUri | None = None
-) -> PeerCertificate:
-    """Put an answer's parts beside the keys it was made for, or here for one in a token.
-
-    Raises:
-        ConfigurationError: its certificate is for no key of the folder, or not for that one, or
-            not valid now.
-        TokenError: the token cannot be reached.
-    """
-    if tls_key is None:
-        put_in_place(node, answer.certificate, now=now)
-    else:
-        check_validity(answer.certificate, now=now)
-        if spki_pin(answer.certificate) != load_tls_key(tls_key).keyid:
-            raise ConfigurationError(f"the answer's certificate is for another key than {tls_key}")
-        node.folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
-        write_public(node.tls.certificate_chain, _pem(answer.certificate))
-    write_public(node.tls.trusted_authority, _pem(answer.coordinator_authority))
-    signing_key = public_key_pem(answer.coordinator_signing_key)
-    write_public(node.coordinator_signing_key, signing_key)
-    write_public(node.log_verifier_key, answer.log_key.vkey.encode() + b"\n")
-    return answer.node
-
-
-def check_validity(certificate: x509.Certificate, *, now: datetime) -> None:
-    """See that a certificate is valid now.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-        raise ConfigurationError(
-            f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; look at this machine's clock"
-        )
-
-
-def put_in_place(
-    node: NodeFolder, certificate: x509.Certificate, *, now: datetime | None = None
-) -> None:
-    """Put a certificate in place, and its key where that is the next one."""
-    if now is not None:
-        check_validity(certificate, now=now)
-    pin = spki_pin(certificate)
-    for path in (node.tls.private_key, node.next_tls_key):
-        if path.exists() and spki_pin(load_private_key(path, curves=TLS_CURVES)) == pin:
-            # The key first: a process that looks in between keeps what it had.
-            path.replace(node.tls.private_key)
-            write_public(node.tls.certificate_chain, _pem(certificate))
-            return
-    raise ConfigurationError(
-        f"the certificate is for key {pin}, which is neither tls.key nor next-tls.key in "
-        f"{node.folder}; was the answer made for another node, or an earlier request?"
-    )
+    @property
+    def _revoked_file(self) -> Path:
+        return self.folder / "revoked.jsonl"
 
 
 def _enrolled(
@@ -463,6 +394,18 @@ def _enrolled(
             f"say how many patients {node.node_id} has enrolled (--patients): they weigh it"
         )
     return node
+
+
+def _replaced(before: AllowedNode | None, after: AllowedNode, *, now: datetime) -> Revoked | None:
+    """The keys that others took the place of; one that was only left out may come back."""
+    if before is None:
+        return None
+    signing = before.signing_keyid if before.signing_keyid != after.signing_keyid else None
+    is_other = after.witness_keyid not in {None, before.witness_keyid}
+    witness = before.witness_keyid if is_other else None
+    if signing is None and witness is None:
+        return None
+    return Revoked(after.node_id, frozenset(), False, "replaced", now, signing, witness)
 
 
 def _coordinator_in(folder: Path) -> SpiffeId:
@@ -523,23 +466,6 @@ def _served(certificate: x509.Certificate) -> tuple[str, ...]:
         *names.get_values_for_type(x509.DNSName),
         *map(str, names.get_values_for_type(x509.IPAddress)),
     )
-
-
-def _revoked_table(revoked: Revoked) -> dict[str, object]:
-    return {
-        "at": revoked.at.isoformat(),
-        "node": revoked.node_id,
-        "pins": sorted(revoked.pins),
-        "whole": revoked.whole,
-        "reason": revoked.reason,
-    }
-
-
-def _parse_revoked(line: str) -> Revoked:
-    table = json.loads(line)
-    at = datetime.fromisoformat(table["at"])
-    pins = frozenset(map(str, table["pins"]))
-    return Revoked(NodeId(table["node"]), pins, bool(table["whole"]), str(table["reason"]), at)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

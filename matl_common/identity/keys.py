@@ -146,6 +146,11 @@ def spki_pin(
     return hashlib.sha256(spki).hexdigest()
 
 
+def witness_keyid(key: VerifierKey) -> str:
+    """SHA-256 of a witness's public key, in hexadecimal; of a P-256 key the same as its pin."""
+    return hashlib.sha256(key.public_key).hexdigest()
+
+
 def _load_any_private_key(path: Path) -> object:
     try:
         pem = path.read_bytes()

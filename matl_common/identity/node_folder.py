@@ -1,12 +1,14 @@
 """Where a node keeps its keys and what it trusts, and how its keys are made.
 
-tls.key tls.crt trusted-ca.crt      mutual TLS; next-tls.key while a key is replaced
+tls.key tls.crt trusted-ca.crt      mutual TLS; next-tls.key while that key is replaced
 signing.key signing.pub             DSSE envelopes
 witness.key                         a participant's cosignatures of the log
 coordinator-signing.pub log.vkey    what a node trusts the coordinator by
 allowlist.toml log.key              the coordinator's alone
+next/                               a folder like this one, while all keys are replaced
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,11 @@ class NodeFolder:
         return self.folder / "next-tls.key"
 
     @property
+    def next(self) -> "NodeFolder":
+        """The keys that will replace all of those in use."""
+        return NodeFolder(self.folder / "next")
+
+    @property
     def signing_key(self) -> Path:
         """The private key of the node's envelopes."""
         return self.folder / "signing.key"
@@ -109,6 +116,17 @@ def make_missing_keys(node: NodeFolder, role: Role) -> tuple[Path, ...]:
     public = public_key_pem(load_private_key(node.signing_key).public_key())
     write_public(node.signing_public_key, public)
     return made
+
+
+def make_keys_anew(node: NodeFolder, role: Role) -> tuple[Path, ...]:
+    """Make a full set of next keys, even where there is one already; returns them.
+
+    They take the place of those in use once the certificate for them is put in place.
+    """
+    node.folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+    if node.next.folder.exists():
+        shutil.rmtree(node.next.folder)
+    return make_missing_keys(node.next, role)
 
 
 def keys_in(node: NodeFolder, spiffe_id: SpiffeId, *, next_tls_key: bool = False) -> Keys:

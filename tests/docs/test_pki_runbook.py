@@ -82,10 +82,15 @@ def test_the_runbook_works_from_the_first_key_to_the_last(tmp_path: Path) -> Non
     runbook.run("Renewal")
     (new,) = runbook.pins()
     assert new != old
+    assert not (tmp_path / "hospital_b" / "next").joinpath("signing.key").exists()
     assert runbook.answer("hospital_b") == "participant hospital_b"
 
     runbook.run("Shutting out")
     assert runbook.answer("hospital_b") == "unlisted"
     assert runbook.answer("operator_a") == "operator operator_a"
     lines = (tmp_path / "federation" / "revoked.jsonl").read_text().splitlines()
-    assert [json.loads(line)["reason"] for line in lines] == ["replaced", "laptop stolen"]
+    reasons = [json.loads(line)["reason"] for line in lines]
+    assert reasons == ["replaced", "replaced", "replaced", "laptop stolen"]
+
+    runbook.run("A node comes back")
+    assert runbook.answer("hospital_b") == "participant hospital_b"

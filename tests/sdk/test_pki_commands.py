@@ -12,13 +12,14 @@ from matl_common.identity.keys import load_private_key, permission_warning
 
 pytestmark = pytest.mark.certificates
 RUNNER = CliRunner()
+ASK = ("pki", "request", "-f", "b", "--federation", "dr-study", "--node", "hospital_b")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     call("pki", "init", "-f", "fed", "--federation", "dr-study")
-    call("pki", "request", "-f", "b", "--federation", "dr-study", "--node", "hospital_b")
+    call(*ASK)
     return tmp_path
 
 
@@ -55,8 +56,24 @@ def test_errors_are_one_line_that_says_what_to_do(folder: Path) -> None:
         (("pki", "list", "-f", "b"), "matl pki init makes one"),
         (("pki", "revoke", "hospital_z", "-f", "fed", "--reason", "r"), "not enrolled"),
         (("pki", "init", "-f", "fed", "--federation", "dr-study"), "not empty"),
+        ((*ASK, "--new-key", "--replace-keys"), "leave out --new-key"),
+        ((*ASK, "--tls-key", "pkcs11:object=x", "--new-key"), "matl keygen"),
     ):
         assert text in call(*arguments, status=2)
+
+
+def test_a_revoked_nodes_keys_are_listed_and_refused(folder: Path) -> None:
+    approve = ("pki", "approve", "hospital_b.request.json", "-f", "fed", "--patients", "9", "--yes")
+    call(*approve)
+    (row,) = json.loads(call("pki", "list", "-f", "fed", "--json"))["enrolled"]
+    call("pki", "revoke", "hospital_b", "-f", "fed", "--reason", "stolen")
+    (gone,) = json.loads(call("pki", "list", "-f", "fed", "--json"))["revoked"]
+    assert (gone["pins"], gone["signing_key"]) == ([row["pin"]], row["signing_key"])
+    assert gone["witness_key"][:16] in call("pki", "list", "-f", "fed")
+    call(*ASK, "--new-key")
+    assert f"signing key {row['signing_key'][:16]} was revoked" in call(*approve, status=2)
+    call(*ASK, "--replace-keys")
+    call(*approve)
 
 
 def test_a_key_is_made_once_and_called_software_held(folder: Path) -> None:
