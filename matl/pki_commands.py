@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from matl.terminal import console, errors_in_one_line, print_json, printable, table
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.identity.authorities import AUTHORITY_VALIDITY, CERTIFICATE_VALIDITY
 from matl_common.identity.certificates import CLOCK_SKEW, Role, SpiffeId
 from matl_common.identity.enrolling import (
     MAX_DOCUMENT_BYTES,
@@ -39,6 +40,7 @@ from matl_common.identity.keys import generate_private_key, spki_pin
 from matl_common.identity.node_folder import (
     PUBLIC_MODE,
     NodeFolder,
+    TokenKeys,
     keys_at,
     keys_in,
     make_keys_anew,
@@ -71,6 +73,15 @@ NodeFolderOption = Annotated[
     Path, typer.Option("--folder", "-f", help="The node's own folder, with its keys.")
 ]
 Days = Annotated[int, typer.Option(min=1, max=3660, help="How long the certificate is valid.")]
+CoordinatorDays = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=3660,
+        help="How long the coordinator's certificate is valid. Default: 365; five years for a TLS "
+        "key in a token, whose certificate is an authority's.",
+    ),
+]
 ServerName = Annotated[
     list[str] | None,
     typer.Option("--server-name", help="A further DNS name or IP address of the coordinator."),
@@ -179,8 +190,11 @@ def init(
     folder: Annotated[Path, typer.Option("--folder", "-f", help="To be made; empty or absent.")],
     federation: Annotated[str, typer.Option(help="The federation's name, such as dr-study.")],
     coordinator: Annotated[str, typer.Option(help="The coordinator's name.")] = "coordinator",
-    days: Days = 365,
+    days: CoordinatorDays = None,
     server_name: ServerName = None,
+    tls_key: TokenKey = None,
+    signing_key: TokenKey = None,
+    log_key: TokenKey = None,
     as_json: Json = False,
 ) -> None:
     """Make a federation: two authorities, the coordinator's keys, and an allow-list of nobody.
@@ -190,24 +204,35 @@ def init(
     goes to its machine; the two `-ca.key` files need not, and are better kept where they are not.
 
     Then a hospital runs `matl pki request`, you run `matl pki approve`, and it `matl pki install`.
+
+    Keys of the coordinator that `matl keygen` has made in a token are named with `--tls-key`,
+    `--signing-key` and `--log-key`; hospitals get the public ones with their answers. A TLS key
+    in a token is itself the authority that certifies the coordinator.
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         name = SpiffeId(
             parse_federation_id(federation), Role.COORDINATOR, parse_node_id(coordinator)
         )
+        uris = {"TLS": tls_key, "signing": signing_key, "log": log_key}
+        places = {use: None if uri is None else parse_token_uri(uri) for use, uri in uris.items()}
+        tokens = TokenKeys(places["TLS"], places["signing"], places["log"])
         made = FederationFolder.found(
             folder,
             name,
             now=_now(),
-            validity=timedelta(days=days),
+            validity=None if days is None else timedelta(days=days),
             server_names=tuple(server_name or ()),
+            tokens=tokens,
         )
     facts = {
         "federation": name.federation,
         "coordinator": str(name),
         "folder": str(made.coordinator.folder),
         "allowlist": str(made.coordinator.allowlist),
-        "keys": SOFTWARE_HELD,
+        "keys": {
+            use: SOFTWARE_HELD if uri is None else f"in the token of {uri}"
+            for use, uri in places.items()
+        },
     }
     _say(facts, as_json=as_json)
 
@@ -413,7 +438,8 @@ def renew(
     *,
     folder: Federation,
     new_key: Annotated[bool, typer.Option("--new-key", help="Also replace its TLS key.")] = False,
-    days: Days = 365,
+    tls_key: TokenKey = None,
+    days: CoordinatorDays = None,
     server_name: ServerName = None,
     as_json: Json = False,
 ) -> None:
@@ -421,15 +447,28 @@ def renew(
 
     A hospital's is renewed by another `matl pki request` and `matl pki approve`. A running
     coordinator shows the new certificate to new connections within seconds.
+
+    With `--tls-key` it is the authority's certificate that is made anew, for the key in a token
+    that the authority is. Hospitals get it with their next answers.
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         federation = FederationFolder(folder)
-        certificate = federation.renew(
-            now=_now(),
-            validity=timedelta(days=days),
-            new_key=new_key,
-            server_names=tuple(server_name or ()),
-        )
+        if tls_key is None:
+            certificate = federation.renew(
+                now=_now(),
+                validity=CERTIFICATE_VALIDITY if days is None else timedelta(days=days),
+                new_key=new_key,
+                server_names=tuple(server_name or ()),
+            )
+        elif new_key:
+            raise ConfigurationError("a key in a token is not replaced by --new-key; leave it out")
+        else:
+            certificate = federation.renew_in_token(
+                parse_token_uri(tls_key),
+                now=_now(),
+                validity=AUTHORITY_VALIDITY if days is None else timedelta(days=days),
+                server_names=tuple(server_name or ()),
+            )
     facts = {
         "node": str(federation.coordinator_id),
         "pin": spki_pin(certificate),
@@ -548,6 +587,8 @@ def _cell(value: object) -> str:
             return "yes" if value else "no"
         case list():
             return " ".join(map(str, value)) or "none"
+        case dict():
+            return "\n".join(f"{key}: {each}" for key, each in value.items())
         case None:
             return "none"
         case _:

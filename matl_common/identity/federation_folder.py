@@ -1,6 +1,6 @@
 """A federation's authorities and allow-list in the folder of its coordinator's operator.
 
-    coordinator-ca.{crt,key}  participant-ca.{crt,key}   the two authorities
+    coordinator-ca.crt  participant-ca.crt  and .key     the two authorities
     issued/<node>-<serial>.crt                           every certificate that was issued
     revoked.jsonl                                        who was shut out, when and why
     <coordinator>/                                       a ``NodeFolder``
@@ -16,10 +16,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from matl_common.durable import one_at_a_time, write_atomically
+from matl_common.durable import one_at_a_time
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.allowlist import (
     AllowedNode,
@@ -28,45 +27,51 @@ from matl_common.identity.allowlist import (
     enrol,
     load_allowlist,
 )
+from matl_common.identity.authorities import (
+    AUTHORITY_VALIDITY,
+    CERTIFICATE_VALIDITY,
+    COORDINATOR_SIDE,
+    PARTICIPANT_SIDE,
+    SIDES,
+    is_rooted_in_token,
+    issue,
+    load_authority,
+    make_authority,
+    names_served,
+    read_certificate,
+)
 from matl_common.identity.certificates import (
     CLOCK_SKEW,
-    COORDINATOR_ROLES,
-    PARTICIPANT_ROLES,
-    CertificateAuthority,
     Role,
     SpiffeId,
-    create_authority,
-    issue_certificate,
     parse_peer_certificate,
 )
 from matl_common.identity.enrolling import Answer, Request
+from matl_common.identity.ephemeral import coordinator_of, create_node_authority
+from matl_common.identity.held_keys import load_ed25519_key, load_p256_key
 from matl_common.identity.installing import put_in_place
 from matl_common.identity.keys import (
     TLS_CURVES,
-    load_ed25519_private_key,
     load_private_key,
-    private_key_pem,
+    parse_public_key,
+    public_key_pem,
     spki_pin,
 )
 from matl_common.identity.node_folder import (
+    NO_TOKEN,
     PRIVATE_FOLDER_MODE,
     NodeFolder,
+    TokenKeys,
     make_missing_keys,
     write_private_key,
     write_public,
 )
+from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.identity.revocations import Revoked, read_revoked, refuse_revoked, write_revoked
 from matl_common.ids import FederationId, NodeId
-from matl_common.signing import load_pem_signer
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.names import log_origin
 from matl_common.tlog.note import VerifierKey, parse_verifier_key
-
-AUTHORITY_VALIDITY = timedelta(days=5 * 365)
-CERTIFICATE_VALIDITY = timedelta(days=365)
-
-_COORDINATOR, _PARTICIPANT = "coordinator", "participant"
-_ROLES = {_COORDINATOR: COORDINATOR_ROLES, _PARTICIPANT: PARTICIPANT_ROLES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,43 +120,70 @@ class FederationFolder:
         *,
         now: datetime,
         authority_validity: timedelta = AUTHORITY_VALIDITY,
-        validity: timedelta = CERTIFICATE_VALIDITY,
+        validity: timedelta | None = None,
         server_names: tuple[str, ...] = (),
+        tokens: TokenKeys = NO_TOKEN,
         remark: str = "",
     ) -> "FederationFolder":
         """Make the authorities, the coordinator's keys, and an allow-list of nobody.
 
+        Keys in ``tokens`` are there already, and what others need to know of them is written; a
+        TLS key among them is the coordinators' authority itself.
+
+        Args:
+            folder: empty, or to be made.
+            coordinator: its name.
+            now: aware.
+            authority_validity: of both authorities.
+            validity: of the coordinator's certificate; by default ``CERTIFICATE_VALIDITY``, and
+                the authorities' for a TLS key in a token, which is one.
+            server_names: further DNS names or IP addresses of the coordinator.
+            tokens: its keys that are in a token.
+            remark: at the end of the authorities' names.
+
         Raises:
-            ConfigurationError: the folder holds something already.
+            ConfigurationError: the folder holds something already, or a key in a token is not as
+                configured or serves two uses.
+            TokenError: a token cannot be reached.
         """
         if folder.exists() and any(folder.iterdir()):
             raise ConfigurationError(f"{folder} is not empty; choose another folder")
+        tokens.check()
         folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
-        for side, roles in _ROLES.items():
-            authority = create_authority(
-                f"{coordinator.federation} {side} authority{remark}",
-                roles=roles,
-                not_before=now - CLOCK_SKEW,
-                not_after=now + authority_validity,
-            )
-            write_public(folder / f"{side}-ca.crt", _pem(authority.certificate))
-            write_atomically(folder / f"{side}-ca.key", [private_key_pem(authority.private_key)])
+        begin, end = now - CLOCK_SKEW, now + authority_validity
+        for side in SIDES if tokens.tls is None else (PARTICIPANT_SIDE,):
+            name = f"{coordinator.federation} {side} authority{remark}"
+            make_authority(folder, side, name, not_before=begin, not_after=end)
         node = NodeFolder(folder / coordinator.node_id)
-        make_missing_keys(node, Role.COORDINATOR)
-        log_private_key = load_ed25519_private_key(node.log_key)
-        vkey = log_key(log_origin(coordinator.federation), log_private_key.public_key()).vkey
+        make_missing_keys(node, Role.COORDINATOR, elsewhere=tokens.files_of(node))
+        if tokens.signing is not None:
+            signing = load_p256_key(tokens.signing).public_key
+            write_public(node.signing_public_key, public_key_pem(signing))
+        log = load_ed25519_key(tokens.log or node.log_key).public_key
+        vkey = log_key(log_origin(coordinator.federation), log).vkey
         write_public(node.log_verifier_key, vkey.encode() + b"\n")
-        write_public(node.tls.trusted_authority, (folder / f"{_PARTICIPANT}-ca.crt").read_bytes())
-        write_public(node.allowlist, encode_allowlist(Allowlist(coordinator.federation, {})))
-        key = load_private_key(node.tls.private_key)
-        certificate = _issue(
-            _authority(folder, _COORDINATOR),
-            key.public_key(),
-            coordinator,
-            now=now,
-            validity=validity,
-            server_names=server_names,
+        write_public(
+            node.tls.trusted_authority, (folder / f"{PARTICIPANT_SIDE}-ca.crt").read_bytes()
         )
+        write_public(node.allowlist, encode_allowlist(Allowlist(coordinator.federation, {})))
+        if tokens.tls is None:
+            certificate = issue(
+                load_authority(folder, COORDINATOR_SIDE),
+                load_private_key(node.tls.private_key).public_key(),
+                coordinator,
+                now=now,
+                validity=validity or CERTIFICATE_VALIDITY,
+                server_names=server_names,
+            )
+        else:
+            certificate = create_node_authority(
+                tokens.tls,
+                coordinator,
+                not_before=begin,
+                not_after=end if validity is None else now + validity,
+                server_names=server_names,
+            )
+            write_public(folder / f"{COORDINATOR_SIDE}-ca.crt", _pem(certificate))
         write_public(node.tls.certificate_chain, _pem(certificate))
         return cls(folder)
 
@@ -210,10 +242,10 @@ class FederationFolder:
                 if gone := _replaced(known, nodes[node_id], now=now):
                     revoked += (gone,)
             after = enrol(self.federation, nodes.values())
-            authority = _authority(self.folder, _PARTICIPANT)
+            authority = load_authority(self.folder, PARTICIPANT_SIDE)
             answers = tuple(
                 self._answer(
-                    _issue(authority, each.tls_key, each.spiffe_id, now=now, validity=validity)
+                    issue(authority, each.tls_key, each.spiffe_id, now=now, validity=validity)
                 )
                 for each, _ in requests
             )
@@ -228,8 +260,10 @@ class FederationFolder:
         return Answer(
             certificate=certificate,
             coordinator=self.coordinator_id,
-            coordinator_authority=_certificate(self.folder / f"{_COORDINATOR}-ca.crt"),
-            coordinator_signing_key=load_pem_signer(self.coordinator.signing_key).public_key,
+            coordinator_authority=read_certificate(self.folder / f"{COORDINATOR_SIDE}-ca.crt"),
+            coordinator_signing_key=parse_public_key(
+                self.coordinator.signing_public_key.read_bytes()
+            ),
             log_key=self._log_key(),
         )
 
@@ -279,13 +313,57 @@ class FederationFolder:
         """Issue the coordinator's certificate anew, for its key or a new one, and put it in place.
 
         Raises:
-            ConfigurationError: a key or certificate of the folder is missing, or the key was
-                revoked as a node's.
+            ConfigurationError: a key or certificate of the folder is missing, the key was revoked
+                as a node's, or it is in a token.
         """
         with one_at_a_time(self.folder):
+            if self.rooted_in_token:
+                raise ConfigurationError(
+                    "the coordinator's TLS key is in a token, from which the coordinator renews "
+                    "its certificate by itself; name the key with --tls-key to make the "
+                    "authority's certificate anew"
+                )
             return self._renew(
                 now=now, validity=validity, new_key=new_key, server_names=server_names
             )
+
+    def renew_in_token(
+        self,
+        key: TokenUri,
+        *,
+        now: datetime,
+        validity: timedelta = AUTHORITY_VALIDITY,
+        server_names: tuple[str, ...] = (),
+    ) -> x509.Certificate:
+        """Make the certificate of the authority that is the coordinator's key in a token anew.
+
+        Raises:
+            ConfigurationError: the authority is another key.
+            TokenError: the token cannot be used.
+        """
+        with one_at_a_time(self.folder):
+            path = self.folder / f"{COORDINATOR_SIDE}-ca.crt"
+            before = read_certificate(path)
+            certificate = create_node_authority(
+                key,
+                self.coordinator_id,
+                not_before=now - CLOCK_SKEW,
+                not_after=now + validity,
+                server_names=server_names or names_served(before),
+            )
+            if spki_pin(certificate) != spki_pin(before):
+                raise ConfigurationError(
+                    f"hospitals trust another key than {key} as the coordinator's authority; "
+                    "for a new one, see 'New authority' in docs/certificates.md"
+                )
+            write_public(path, _pem(certificate))
+            write_public(self.coordinator.tls.certificate_chain, _pem(certificate))
+            return certificate
+
+    @property
+    def rooted_in_token(self) -> bool:
+        """Whether the coordinators' authority is the coordinator's own key, in a token."""
+        return is_rooted_in_token(self.folder, self.coordinator)
 
     def _renew(
         self, *, now: datetime, validity: timedelta, new_key: bool, server_names: tuple[str, ...]
@@ -296,13 +374,13 @@ class FederationFolder:
         path = node.next_tls_key if node.next_tls_key.exists() else node.tls.private_key
         key = load_private_key(path, curves=TLS_CURVES).public_key()
         refuse_revoked({"TLS key": spki_pin(key)}, self.revoked())
-        certificate = _issue(
-            _authority(self.folder, _COORDINATOR),
+        certificate = issue(
+            load_authority(self.folder, COORDINATOR_SIDE),
             key,
             self.coordinator_id,
             now=now,
             validity=validity,
-            server_names=server_names or _served(_certificate(node.tls.certificate_chain)),
+            server_names=server_names or names_served(read_certificate(node.tls.certificate_chain)),
         )
         put_in_place(node, certificate)
         return certificate
@@ -315,7 +393,7 @@ class FederationFolder:
         """
         issued: dict[str, x509.Certificate] = {}
         for path in sorted(self.folder.glob("issued/*.crt")):
-            certificate = _certificate(path)
+            certificate = read_certificate(path)
             known = issued.get(spki_pin(certificate))
             if known is None or known.not_valid_after_utc < certificate.not_valid_after_utc:
                 issued[spki_pin(certificate)] = certificate
@@ -412,60 +490,13 @@ def _coordinator_in(folder: Path) -> SpiffeId:
     try:
         (path,) = (each.parent for each in folder.glob("*/allowlist.toml"))
         pem = NodeFolder(path).tls.certificate_chain.read_bytes()
-        found = parse_peer_certificate(pem).spiffe_id
-    except (OSError, ValueError, InvalidInputError) as error:
+        if is_rooted_in_token(folder, NodeFolder(path)):
+            return coordinator_of(x509.load_pem_x509_certificate(pem))[0]
+        return parse_peer_certificate(pem).spiffe_id
+    except (OSError, ValueError, ConfigurationError, InvalidInputError) as error:
         raise ConfigurationError(
             f"{folder} is not a federation's folder; matl pki init makes one"
         ) from error
-    return found
-
-
-def _authority(folder: Path, side: str) -> CertificateAuthority:
-    certificate = _certificate(folder / f"{side}-ca.crt")
-    key = load_private_key(folder / f"{side}-ca.key")
-    if spki_pin(certificate) != spki_pin(key):
-        raise ConfigurationError(f"{side}-ca.crt and {side}-ca.key in {folder} do not fit")
-    return CertificateAuthority(certificate, key, _ROLES[side])
-
-
-def _issue(
-    authority: CertificateAuthority,
-    key: ec.EllipticCurvePublicKey,
-    spiffe_id: SpiffeId,
-    *,
-    now: datetime,
-    validity: timedelta,
-    server_names: tuple[str, ...] = (),
-) -> x509.Certificate:
-    issuer = authority.certificate
-    if now >= issuer.not_valid_after_utc:
-        raise ConfigurationError(
-            f"the authority's certificate expired on {issuer.not_valid_after_utc:%Y-%m-%d}"
-        )
-    return issue_certificate(
-        authority,
-        key,
-        spiffe_id,
-        not_before=max(now - CLOCK_SKEW, issuer.not_valid_before_utc),
-        # One that outlives its authority would be refused then without a word of warning.
-        not_after=min(now + validity, issuer.not_valid_after_utc),
-        server_names=server_names,
-    )
-
-
-def _certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot read a certificate from {path}") from error
-
-
-def _served(certificate: x509.Certificate) -> tuple[str, ...]:
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return (
-        *names.get_values_for_type(x509.DNSName),
-        *map(str, names.get_values_for_type(x509.IPAddress)),
-    )
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

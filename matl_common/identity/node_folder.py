@@ -9,6 +9,7 @@ next/                               a folder like this one, while all keys are r
 """
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from matl_common.durable import write_atomically
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.enrolling import Keys
-from matl_common.identity.held_keys import load_ed25519_key, load_p256_key
+from matl_common.identity.held_keys import load_ed25519_key, load_p256_key, refuse_shared_keys
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import (
     TLS_CURVES,
@@ -32,7 +33,6 @@ from matl_common.identity.pkcs11.certifying import TokenPrivateKey
 from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
 from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.identity.tls import TlsFiles
-from matl_common.signing import load_pem_signer
 from matl_common.tlog.cosignature import witness_key
 from matl_common.tlog.names import witness_name
 
@@ -101,8 +101,48 @@ class NodeFolder:
         return self.folder / "log.vkey"
 
 
-def make_missing_keys(node: NodeFolder, role: Role) -> tuple[Path, ...]:
+@dataclass(frozen=True, slots=True)
+class TokenKeys:
+    """Which of a coordinator's keys are in a token, where files are made of the others."""
+
+    tls: TokenUri | None = None
+    signing: TokenUri | None = None
+    log: TokenUri | None = None
+
+    def files_of(self, node: NodeFolder) -> frozenset[Path]:
+        """The files that the folder does not need for that."""
+        pairs = (
+            (self.tls, node.tls.private_key),
+            (self.signing, node.signing_key),
+            (self.log, node.log_key),
+        )
+        return frozenset(path for uri, path in pairs if uri is not None)
+
+    def check(self) -> None:
+        """See that each key is there, and none serves two uses.
+
+        Raises:
+            ConfigurationError: one is not as configured, or does.
+            TokenError: a token cannot be reached.
+        """
+        named = {"the TLS key": self.tls, "the signing key": self.signing}
+        refuse_shared_keys({use: load_p256_key(uri) for use, uri in named.items() if uri})
+        if self.log is not None:
+            load_ed25519_key(self.log)
+
+
+NO_TOKEN = TokenKeys()
+
+
+def make_missing_keys(
+    node: NodeFolder, role: Role, *, elsewhere: Collection[Path] = ()
+) -> tuple[Path, ...]:
     """Make the private keys that a node of this role needs and does not have; returns them.
+
+    Args:
+        node: where.
+        role: what the node takes part as.
+        elsewhere: files of the folder whose keys are in a token instead.
 
     Raises:
         ConfigurationError: a signing key that is there is not one.
@@ -110,11 +150,14 @@ def make_missing_keys(node: NodeFolder, role: Role) -> tuple[Path, ...]:
     node.folder.mkdir(mode=PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
     ed25519 = {Role.COORDINATOR: node.log_key, Role.PARTICIPANT: node.witness_key}.get(role)
     wanted = (node.tls.private_key, node.signing_key, ed25519)
-    made = tuple(path for path in wanted if path is not None and not path.exists())
+    made = tuple(
+        path for path in wanted if path is not None and path not in elsewhere and not path.exists()
+    )
     for path in made:
         write_private_key(path, Ed25519PrivateKey.generate() if path == ed25519 else None)
-    public = public_key_pem(load_private_key(node.signing_key).public_key())
-    write_public(node.signing_public_key, public)
+    if node.signing_key not in elsewhere:
+        public = public_key_pem(load_private_key(node.signing_key).public_key())
+        write_public(node.signing_public_key, public)
     return made
 
 
@@ -143,7 +186,7 @@ def keys_in(node: NodeFolder, spiffe_id: SpiffeId, *, next_tls_key: bool = False
     tls_key = node.next_tls_key if next_tls_key else node.tls.private_key
     return Keys(
         tls=load_private_key(tls_key, curves=TLS_CURVES),
-        signing=load_pem_signer(node.signing_key),
+        signing=load_p256_key(node.signing_key),
         witness=witness,
     )
 

@@ -4,6 +4,7 @@
 import matl_common  # noqa: F401, I001
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 
 from matl.cli import app
 from matl_common.identity.allowlist import load_allowlist
+from matl_common.identity.enrolling import parse_answer
 from matl_common.identity.ephemeral import coordinator_of
 from matl_common.identity.held_keys import load_ed25519_key, load_p256_key
 from matl_common.identity.keys import spki_pin
+from matl_common.identity.pkcs11.uri import parse_token_uri
 from matl_common.identity.tls import TokenTls, channel_credentials
 from matl_common.ids import NodeId
 from tests.softhsm import PIN, TokenFolder
@@ -80,6 +83,85 @@ def test_a_coordinators_key_in_a_token_becomes_its_authority(
     assert str(node) == "spiffe://dr-study/coordinator/coordinator"
     assert "matl.example.org" in served
     assert spki_pin(certificate) == made["pin"]
+
+
+def coordinators_keys(tokens: TokenFolder) -> dict[str, str]:
+    uris = {use: tokens.uri_text("hsm", f"c {use}") for use in ("tls", "signing", "log")}
+    for use, uri in uris.items():
+        matl("keygen", uri, "--kind", "ed25519" if use == "log" else "p256")
+    return uris
+
+
+def options(uris: dict[str, str]) -> list[str]:
+    return [part for use, uri in uris.items() for part in (f"--{use}-key", uri)]
+
+
+def test_hospitals_are_given_the_public_keys_of_a_coordinator_whose_keys_are_in_a_token(
+    tmp_path: Path, tokens: TokenFolder
+) -> None:
+    folder, answer = tmp_path / "federation", tmp_path / "answer.json"
+    uris = coordinators_keys(tokens)
+    init = ("pki", "init", "--folder", str(folder), "--federation", "dr-study")
+    made = told(*init, *options(uris), "--server-name", "matl.example.org")
+    assert all(
+        uri in made["keys"][use] for use, uri in zip(made["keys"], uris.values(), strict=True)
+    )
+    assert {each.name for each in folder.rglob("*.key")} == {"participant-ca.key"}
+    request = tmp_path / "request.json"
+    matl("pki", "request", "--folder", str(tmp_path / "b"), *NODE, "--out", str(request))
+    approve = ("--folder", str(folder), "--patients", "9", "--yes", "--out", str(answer))
+    matl("pki", "approve", str(request), *approve)
+    found = parse_answer(answer.read_bytes())
+    assert (
+        spki_pin(found.coordinator_authority) == load_p256_key(parse_token_uri(uris["tls"])).keyid
+    )
+    signing = load_p256_key(parse_token_uri(uris["signing"]))
+    assert spki_pin(found.coordinator_signing_key) == signing.keyid
+    log = load_ed25519_key(parse_token_uri(uris["log"]))
+    assert found.log_key.public_key == log.public_key.public_bytes_raw()
+    node, served = coordinator_of(found.coordinator_authority)
+    assert node == found.coordinator
+    assert "matl.example.org" in served
+
+
+def test_an_authority_in_a_token_is_certified_anew_and_stays_the_same_key(
+    tmp_path: Path, tokens: TokenFolder
+) -> None:
+    folder, uris = tmp_path / "federation", coordinators_keys(tokens)
+    init = ("pki", "init", "--folder", str(folder), "--federation", "dr-study")
+    matl(*init, *options(uris), "--days", "30", "--server-name", "matl.example.org")
+    before = x509.load_pem_x509_certificate((folder / "coordinator-ca.crt").read_bytes())
+    renew = ("pki", "renew", "--folder", str(folder))
+    assert "--tls-key" in matl(*renew, expect=2)
+    assert "leave it out" in matl(*renew, "--tls-key", uris["tls"], "--new-key", expect=2)
+    assert "another key" in matl(*renew, "--tls-key", uris["signing"], expect=2)
+    unchanged = (folder / "coordinator-ca.crt").read_bytes()
+    assert x509.load_pem_x509_certificate(unchanged) == before
+    matl(*renew, "--tls-key", uris["tls"])
+    after = x509.load_pem_x509_certificate((folder / "coordinator-ca.crt").read_bytes())
+    assert spki_pin(after) == spki_pin(before)
+    assert coordinator_of(after) == coordinator_of(before)
+    assert after.not_valid_after_utc - before.not_valid_after_utc > timedelta(days=1000)
+    mine = folder / "coordinator" / "tls.crt"
+    assert mine.read_bytes() == (folder / "coordinator-ca.crt").read_bytes()
+    # As after a crash between the two files.
+    mine.write_bytes(unchanged)
+    matl(*renew, "--tls-key", uris["tls"])
+    matl("pki", "list", "--folder", str(folder))
+
+
+def test_a_federation_is_not_founded_where_a_key_of_the_coordinator_is_missing_or_shared(
+    tmp_path: Path, tokens: TokenFolder
+) -> None:
+    folder, uris = tmp_path / "federation", coordinators_keys(tokens)
+    init = ("pki", "init", "--folder", str(folder), "--federation", "dr-study")
+    shared = options({**uris, "signing": uris["tls"]})
+    assert "are the same key" in matl(*init, *shared, expect=2)
+    missing = options({**uris, "log": tokens.uri_text("hsm", "none")})
+    assert "there is no private" in matl(*init, *missing, expect=2)
+    wrong = options({**uris, "log": uris["tls"]})
+    assert "is not an Ed25519 key" in matl(*init, *wrong, expect=2)
+    assert not folder.exists()
 
 
 def test_what_a_token_cannot_do_is_said_in_one_line(tmp_path: Path, tokens: TokenFolder) -> None:

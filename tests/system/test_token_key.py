@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from typer.testing import CliRunner
 
+from matl.cli import app
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.enrolling import Keys, make_request, parse_request
-from matl_common.identity.ephemeral import create_node_authority
 from matl_common.identity.federation_folder import Facts, FederationFolder
 from matl_common.identity.held_keys import (
     KeyKind,
@@ -21,7 +24,7 @@ from matl_common.identity.held_keys import (
     load_ed25519_key,
     load_p256_key,
 )
-from matl_common.identity.keys import load_ed25519_private_key, load_private_key
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.pkcs11.certifying import TokenPrivateKey
 from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
@@ -33,12 +36,12 @@ from matl_participant.core.account import AttemptState
 from tests.softhsm import PIN, TokenFolder
 from tests.system.federation import (
     COORDINATOR,
-    COORDINATOR_NAME,
     FEDERATION,
     OPERATOR,
     PATIENTS,
     Federation,
     Material,
+    Scalar,
     found_federation,
     logged_events,
 )
@@ -176,36 +179,43 @@ def test_one_key_for_tls_and_signing_is_refused_in_one_line(
     assert "identity.tls_key and identity.signing_key are the same key" in alone.output
 
 
-def move_into_token(federation: Federation, tokens: TokenFolder) -> None:
-    """Put the coordinator's signing keys into the token, and root its TLS there."""
-    mine = federation.keys[COORDINATOR]
-    tokens.put("hsm", "signing", load_private_key(mine.signing_key))
-    tokens.put("hsm", "log", load_ed25519_private_key(mine.log_key))
-    node = tokens.uri("hsm", "node")
-    generate_key(node, KeyKind.P256)
-    now = datetime.now(UTC)
-    authority = create_node_authority(
-        node, COORDINATOR_NAME, not_before=now, not_after=now + timedelta(days=90)
-    ).public_bytes(Encoding.PEM)
-    chain = federation.folder / "coordinator-ca.crt"
-    chain.write_bytes(authority)
-    for each in (*federation.hospitals, OPERATOR):
-        federation.keys[each].tls.trusted_authority.write_bytes(authority)
-    for path in (mine.signing_key, mine.log_key, mine.tls.private_key):
-        path.unlink()
-    federation.identities[COORDINATOR] = {
-        "tls_key": str(node),
-        "tls_certificate": str(chain),
-        "signing_key": tokens.uri_text("hsm", "signing"),
-        "log_key": tokens.uri_text("hsm", "log"),
+def matl(*arguments: str | Path) -> None:
+    """Run a command as people type it."""
+    finished = CliRunner().invoke(app, list(map(str, arguments)))
+    assert finished.exit_code == 0, finished.output
+    assert PIN not in finished.output
+
+
+def found_in_token(folder: Path, material: Material, tokens: TokenFolder) -> Federation:
+    """Found a federation whose coordinator has all its keys in the token, by commands alone."""
+    uris = {use: tokens.uri_text("hsm", f"c {use}") for use in ("tls", "signing", "log")}
+    for use, uri in uris.items():
+        matl("keygen", uri, "--kind", "ed25519" if use == "log" else "p256")
+    federation = found_federation(folder, material)
+    operators = folder / "operators"
+    named = [part for use, uri in uris.items() for part in (f"--{use}-key", uri)]
+    matl("pki", "init", "--folder", operators, "--federation", FEDERATION, *named)
+    assert not list((operators / COORDINATOR).glob("*.key"))
+    keys = {COORDINATOR: NodeFolder(operators / COORDINATOR)}
+    for node in (*federation.hospitals, OPERATOR):
+        mine, request, answer = folder / f"{node} keys", folder / "request", folder / "answer"
+        role = "operator" if node == OPERATOR else "participant"
+        ask = ("--folder", mine, "--federation", FEDERATION, "--node", node, "--role", role)
+        matl("pki", "request", *ask, "--out", request)
+        facts = () if node == OPERATOR else ("--patients", PATIENTS)
+        matl("pki", "approve", request, "--folder", operators, *facts, "--out", answer, "--yes")
+        matl("pki", "install", answer, "--folder", mine, "--yes")
+        keys[node] = NodeFolder(mine)
+    identities: dict[NodeId, Mapping[str, Scalar]] = {
+        COORDINATOR: {f"{use}_key": uri for use, uri in uris.items()}
     }
+    return replace(federation, keys=keys, identities=identities)
 
 
-def test_a_study_is_run_by_a_coordinator_whose_keys_are_all_in_a_token(
+def test_a_federation_is_founded_and_run_with_all_keys_of_its_coordinator_in_a_token(
     tmp_path: Path, material: Material, tokens: TokenFolder, running: ExitStack
 ) -> None:
-    federation = found_federation(tmp_path / "federation", material)
-    move_into_token(federation, tokens)
+    federation = found_in_token(tmp_path / "federation", material, tokens)
     coordinator = running.enter_context(federation.start_coordinator())
     uses = ("tls_key", "signing_key", "log_key")
     holders = {use: coordinator.wait_for("key", use=use)["holder"] for use in uses}
