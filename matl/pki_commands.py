@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl.terminal import console, errors_in_one_line, print_json, printable, table
@@ -36,7 +34,7 @@ from matl_common.identity.federation_folder import Facts, FederationFolder
 from matl_common.identity.held_keys import KeyKind, generate_key, load_tls_key
 from matl_common.identity.installing import install
 from matl_common.identity.key_places import parse_key_place
-from matl_common.identity.keys import generate_private_key, spki_pin
+from matl_common.identity.keys import spki_pin
 from matl_common.identity.node_folder import (
     PUBLIC_MODE,
     NodeFolder,
@@ -93,14 +91,6 @@ TokenKey = Annotated[
 ]
 
 
-class Kind(StrEnum):
-    """What a key is made on."""
-
-    P256 = "p256"
-    P384 = "p384"
-    ED25519 = "ed25519"
-
-
 class Client(StrEnum):
     """Whom a request can be for."""
 
@@ -115,12 +105,12 @@ def keygen(
     ],
     *,
     kind: Annotated[
-        Kind,
+        KeyKind,
         typer.Option(
             help="`p256` for TLS and for signing updates, `p384` for TLS alone, `ed25519` for a "
             "log or its witness."
         ),
-    ] = Kind.P256,
+    ] = KeyKind.P256,
     as_json: Json = False,
 ) -> None:
     """Make one private key, in a file that its owner alone can read or in a token.
@@ -130,26 +120,14 @@ def keygen(
     """
     with errors_in_one_line():
         where = parse_key_place(place)
-        if isinstance(where, TokenUri):
-            _say(_made_in_token(where, kind), as_json=as_json)
-            return
-        path = where
-        if path.exists():
-            raise ConfigurationError(f"{path} exists; a key is never overwritten")
-        key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey
-        if kind is Kind.ED25519:
-            key = Ed25519PrivateKey.generate()
-        else:
-            key = generate_private_key(ec.SECP384R1 if kind is Kind.P384 else ec.SECP256R1)
-        write_private_key(path, key)
-    _say({"file": str(path), "kind": kind.value, "held": SOFTWARE_HELD}, as_json=as_json)
-
-
-def _made_in_token(uri: TokenUri, kind: Kind) -> dict[str, Any]:
-    if kind is Kind.P384:
-        raise ConfigurationError("a key in a token is p256 or ed25519")
-    key = generate_key(uri, KeyKind(kind.value))
-    return {"uri": str(uri), "kind": kind.value, "held": key.holder, "pin": key.keyid}
+        key = generate_key(where, kind)
+    facts = {
+        "uri" if isinstance(where, TokenUri) else "file": str(where),
+        "kind": kind.value,
+        "held": key.holder if isinstance(where, TokenUri) else SOFTWARE_HELD,
+        "pin": key.keyid,
+    }
+    _say(facts, as_json=as_json)
 
 
 @pki_app.command()
@@ -180,7 +158,7 @@ def authority(
             not_after=now + timedelta(days=days),
             server_names=tuple(server_name or ()),
         )
-        write_public(out, certificate.public_bytes(Encoding.PEM))
+        write_public(_target(out, ""), certificate.public_bytes(Encoding.PEM))
     _say({"file": str(out), "for": str(name), "pin": spki_pin(certificate)}, as_json=as_json)
 
 
@@ -283,6 +261,7 @@ def request(
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         name = SpiffeId(parse_federation_id(federation), Role(role), parse_node_id(node))
+        path = _target(out, f"{name.node_id}.request.json")
         if new_key and replace_keys:
             raise ConfigurationError("--replace-keys makes a new TLS key, too; leave out --new-key")
         if tls_key or signing_key or witness_key:
@@ -299,7 +278,6 @@ def request(
             )
             held = SOFTWARE_HELD
         document = make_request(name, keys)
-        path = out or Path(f"{name.node_id}.request.json")
         write_atomically(path, [document], mode=PUBLIC_MODE)
         found = parse_request(document).fingerprint
     facts = {
@@ -381,6 +359,7 @@ def approve(
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         federation = FederationFolder(folder)
         found = parse_request(_read(path))
+        target = _target(out, f"{found.spiffe_id.node_id}.answer.json")
         _compare(f"Request of {found.spiffe_id}", found.fingerprint, yes=yes)
         answer = federation.approve(
             found,
@@ -390,7 +369,6 @@ def approve(
             replace_keys=replace_keys,
         )
         document = make_answer(answer)
-        target = out or Path(f"{found.spiffe_id.node_id}.answer.json")
         write_atomically(target, [document], mode=PUBLIC_MODE)
     facts = {
         "answer": str(target),
@@ -588,7 +566,7 @@ def _cell(value: object) -> str:
         case list():
             return " ".join(map(str, value)) or "none"
         case dict():
-            return "\n".join(f"{key}: {each}" for key, each in value.items())
+            return "; ".join(f"{key}: {each}" for key, each in value.items())
         case None:
             return "none"
         case _:
@@ -628,6 +606,14 @@ def _read(path: Path) -> bytes:
             return file.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _target(out: Path | None, default: str) -> Path:
+    """Where a file goes; nothing is done whose result could not be written."""
+    path = out or Path(default)
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {path.parent} for {path.name}; make it first")
+    return path
 
 
 def _now() -> datetime:

@@ -48,7 +48,7 @@ def errors_in_one_line(
     try:
         yield
     except (MatlError, OSError) as error:
-        typer.echo(f"matl: {printable(str(error))}", err=True)
+        typer.echo(f"matl: {printable(_text(error))}", err=True)
         status = EXIT_WRONG_USE if isinstance(error, wrong_use) else EXIT_FAILED
         raise typer.Exit(status) from None
 
@@ -63,9 +63,16 @@ def verdict_in_one_line() -> Iterator[None]:
     try:
         yield
     except (MatlError, OSError) as error:
-        typer.echo(f"matl: {printable(str(error))}", err=True)
+        typer.echo(f"matl: {printable(_text(error))}", err=True)
         is_bad = isinstance(error, IntegrityError | InvalidInputError)
         raise typer.Exit(EXIT_FAILED if is_bad else EXIT_WRONG_USE) from None
+
+
+def _text(error: MatlError | OSError) -> str:
+    """What went wrong, without the system's number for it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def printable_json(value: object) -> str:

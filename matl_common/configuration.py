@@ -26,6 +26,7 @@ from pydantic import (
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.key_places import KeyPlace, parse_key_place
 from matl_common.ids import parse_federation_id, parse_node_id
+from matl_common.validation import problems_in
 
 LABELS_FILE = "labels_deidentified.csv"
 _FOLDER = "folder"
@@ -115,11 +116,7 @@ def load(
     try:
         return kind.model_validate(table, context={_FOLDER: path.resolve().parent})
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}"
-            for each in error.errors(include_input=False, include_url=False)
-        )
-        raise ConfigurationError(f"{path}: {problems}") from None
+        raise ConfigurationError(f"{path}: {problems_in(error, whole='file')}") from None
 
 
 def _override(table: dict[str, Any], section: str, key: str, value: str | None) -> None:

@@ -27,6 +27,7 @@ from matl_common.tlog.checkpoint import Checkpoint, verify_checkpoint
 from matl_common.tlog.merkle import verify_consistency
 from matl_common.tlog.note import Note, VerifierKey, decode_base64, parse_note
 from matl_common.tlog.submission import Claim, Shown, Worth, judge
+from matl_common.validation import problems_in
 from matl_common.wire.documents import parse_receipt
 
 MAX_EVIDENCE_BYTES = 4 << 20
@@ -283,7 +284,8 @@ def parse_evidence(data: bytes) -> LogEvidence:
     try:
         document = _Document.model_validate_json(data)
     except ValidationError as error:
-        raise InvalidInputError(f"the file is not evidence about a log: {error}") from error
+        problems = problems_in(error, whole="file")
+        raise InvalidInputError(f"the file is not evidence about a log: {problems}") from error
     shown = document.shown
     return LogEvidence(
         kind=document.kind,

@@ -133,14 +133,14 @@ def verify(envelope: Envelope, public_key: ec.EllipticCurvePublicKey, payload_ty
     """
     if envelope.payload_type != payload_type:
         raise IntegrityError(
-            f"the envelope holds {envelope.payload_type[:80]!r}; expected {payload_type!r}"
+            f"the envelope holds {envelope.payload_type[:80]!r}; expected '{payload_type}'"
         )
     signed = pre_authentication_encoding(payload_type, envelope.payload)
     try:
         public_key.verify(envelope.signature, signed, ec.ECDSA(SHA256()))
     except InvalidSignature as error:
         raise IntegrityError(
-            f"the signature on a {payload_type!r} envelope does not verify with key "
+            f"the signature on a '{payload_type}' envelope does not verify with key "
             f"{keyid_of(public_key)}; check which key the sender signs with"
         ) from error
     return envelope.payload

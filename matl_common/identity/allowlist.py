@@ -34,6 +34,7 @@ from matl_common.ids import (
 from matl_common.tlog.cosignature import COSIGNATURE_TYPES
 from matl_common.tlog.names import witness_name
 from matl_common.tlog.note import MAX_SIGNATURES, VerifierKey, parse_verifier_key
+from matl_common.validation import problems_in
 
 MAX_ALLOWLIST_BYTES = 1 << 20
 MAX_NODES = 1000
@@ -184,7 +185,8 @@ def parse_allowlist(data: bytes) -> Allowlist:
     try:
         table = _AllowlistTable.model_validate(tomllib.loads(data.decode()))
     except ValidationError as error:
-        raise InvalidInputError(f"the allow-list is not valid: {error}") from error
+        problems = problems_in(error, whole="file")
+        raise InvalidInputError(f"the allow-list is not valid: {problems}") from error
     # tomllib also lets out what int() says of a number with thousands of digits.
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"the allow-list is not TOML: {error}") from error

@@ -170,8 +170,8 @@ def issue_certificate(
     """
     if spiffe_id.role not in authority.roles:
         raise ConfigurationError(
-            f"this authority certifies {sorted(authority.roles)}, not {spiffe_id.role}; the "
-            "coordinator and the participants have separate authorities"
+            f"this authority certifies {' and '.join(sorted(authority.roles))}, not "
+            f"{spiffe_id.role}; the coordinator and the participants have separate authorities"
         )
     names = node_names(spiffe_id, server_names)
     serves = spiffe_id.role is Role.COORDINATOR

@@ -44,6 +44,7 @@ from matl_common.tlog.cosignature import COSIGNATURE_TYPES
 from matl_common.tlog.names import log_origin, witness_name
 from matl_common.tlog.note import Signer as NoteSigner
 from matl_common.tlog.note import VerifierKey, parse_verifier_key
+from matl_common.validation import problems_in
 
 MAX_DOCUMENT_BYTES = 64 << 10
 
@@ -296,7 +297,8 @@ def _parsed(kind: type[_Kind], data: bytes, what: str) -> _Kind:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise InvalidInputError(f"not an enrolment {what}: {error}") from error
+        problems = problems_in(error, whole="file")
+        raise InvalidInputError(f"not an enrolment {what}: {problems}") from error
 
 
 def _text(data: bytes) -> str:

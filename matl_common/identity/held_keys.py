@@ -45,10 +45,12 @@ PublicKeyT_co = TypeVar(
 
 
 class KeyKind(StrEnum):
-    """The two kinds of keys that sign."""
+    """The kinds of keys that sign."""
 
     P256 = "p256"
     """TLS, and what a node signs: updates, plans, receipts."""
+    P384 = "p384"
+    """TLS alone, in a file."""
     ED25519 = "ed25519"
     """The log's checkpoints, and the cosignatures of witnesses."""
 
@@ -168,13 +170,16 @@ def generate_key(place: KeyPlace, kind: KeyKind) -> P256Key | Ed25519Key:
             return create_token_pair(place, P256)
         case TokenUri(), KeyKind.ED25519:
             return create_token_pair(place, ED25519)
-        case Path(), KeyKind.P256:
-            _write_new(place, private_key_pem(generate_private_key()))
-            return load_p256_key(place)
-        case _:
-            assert isinstance(place, Path)
+        case TokenUri(), KeyKind.P384:
+            raise ConfigurationError("a key in a token is p256 or ed25519")
+        case Path(), KeyKind.ED25519:
             _write_new(place, private_key_pem(Ed25519PrivateKey.generate()))
             return load_ed25519_key(place)
+        case _:
+            assert isinstance(place, Path)
+            curve = ec.SECP384R1 if kind is KeyKind.P384 else ec.SECP256R1
+            _write_new(place, private_key_pem(generate_private_key(curve)))
+            return load_tls_key(place)
 
 
 def refuse_shared_keys(keys: Mapping[str, P256Key]) -> None:
@@ -195,6 +200,10 @@ def refuse_shared_keys(keys: Mapping[str, P256Key]) -> None:
 def _write_new(path: Path, pem: bytes) -> None:
     if path.exists():
         raise ConfigurationError(f"{path} exists; a key that may be in use is never replaced")
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            f"there is no folder {path.parent} for the key; make it: mkdir -p -m 700 {path.parent}"
+        )
     try:
         write_atomically(path, [pem])
     except OSError as error:

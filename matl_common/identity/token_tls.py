@@ -11,7 +11,6 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from matl_common.errors import MatlError
-from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.pkcs11.signing import TokenSigningKey
 
 _ECDSA_P256 = grpc.experimental.PrivateKeySignatureAlgorithm.ECDSA_SECP256R1_SHA256
@@ -34,12 +33,17 @@ def signed_channel_credentials(
         authority: PEM; the only one that is trusted.
     """
 
-    def sign(data: bytes, algorithm: object, _: object) -> bytes:
-        if algorithm != _ECDSA_P256:
-            raise HandshakeError(f"a handshake wants a signature of type {algorithm}")
+    def sign(
+        data: bytes, algorithm: grpc.experimental.PrivateKeySignatureAlgorithm, _: object
+    ) -> bytes:
         try:
+            if algorithm != _ECDSA_P256:
+                raise HandshakeError(
+                    f"a handshake wants a signature of type {algorithm.name}, and a token's TLS "
+                    "key is on P-256; put the certificate of that key in place"
+                )
             return key.sign(data)
-        except TokenError as error:
+        except MatlError as error:
             # gRPC tells the caller only that the connection was not made.
             log.warning("tls_key_failed", reason=str(error))
             raise

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import Digest, parse_digest
+from matl_common.validation import problems_in
 from matl_common.vision.dataset import OnBadImage
 from matl_common.vision.images import VIEWS
 
@@ -63,8 +64,5 @@ def parse_strictly(adapter: TypeAdapter[RequestT], message: dict[str, Any]) -> R
     try:
         return adapter.validate_python(message)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'request'}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
-        )
+        problems = problems_in(error, whole="request")
         raise InvalidInputError(f"the request is malformed: {problems}") from None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.identity.keys import private_key_pem
+from matl_common.protocol import PayloadType
 from matl_common.signing import (
     MAX_ENVELOPE_BYTES,
     Envelope,
@@ -160,3 +161,12 @@ def test_keys_of_other_kinds_are_refused(tmp_path: Path) -> None:
         load_pem_signer(path)
     with pytest.raises(ConfigurationError, match="P-256"):
         SoftwareSigner(ec.generate_private_key(ec.SECP384R1()))
+
+
+def test_refusals_call_a_type_by_its_name_on_the_wire() -> None:
+    envelope = sign(PayloadType.RECEIPT, b"x", SIGNER)
+    for key, payload_type in ((OTHER.public_key, PayloadType.RECEIPT), (SIGNER.public_key, "t")):
+        with pytest.raises(IntegrityError, match=f"'{PayloadType.RECEIPT.value}'"):
+            verify(envelope, key, payload_type)
+    with pytest.raises(IntegrityError, match=f"expected '{PayloadType.RECEIPT.value}'"):
+        verify(replace(envelope, payload_type="t"), SIGNER.public_key, PayloadType.RECEIPT)

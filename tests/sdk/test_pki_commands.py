@@ -59,7 +59,25 @@ def test_errors_are_one_line_that_says_what_to_do(folder: Path) -> None:
         ((*ASK, "--new-key", "--replace-keys"), "leave out --new-key"),
         ((*ASK, "--tls-key", "pkcs11:object=x", "--new-key"), "matl keygen"),
     ):
-        assert text in call(*arguments, status=2)
+        said = call(*arguments, status=2)
+        assert text in said
+        assert len(said.splitlines()) == 1
+        assert "\N{REPLACEMENT CHARACTER}" not in said
+
+
+def test_nothing_is_done_whose_result_would_have_no_folder(folder: Path) -> None:
+    assert "mkdir -p -m 700 nodir" in call("keygen", "nodir/x.key", status=2)
+    approve = ("pki", "approve", "hospital_b.request.json", "-f", "fed", "--patients", "9", "--yes")
+    for command in (approve, (*ASK[:3], "new", *ASK[4:])):
+        assert "no folder nodir" in call(*command, "--out", "nodir/x.json", status=2)
+    assert json.loads(call("pki", "list", "-f", "fed", "--json"))["enrolled"] == []
+    assert not (folder / "new").exists()
+
+
+def test_an_error_of_the_system_names_the_file_and_no_number(folder: Path) -> None:
+    (folder / "file").write_text("")
+    ask = (*ASK[:3], "file", *ASK[4:])
+    assert call(*ask, status=1) == "matl: file: File exists\n"
 
 
 def test_a_revoked_nodes_keys_are_listed_and_refused(folder: Path) -> None:
@@ -82,5 +100,5 @@ def test_a_key_is_made_once_and_called_software_held(folder: Path) -> None:
     assert permission_warning(path) is None
     assert load_private_key(path, curves=[ec.SECP384R1]).curve.name == "secp384r1"
     before = path.read_bytes()
-    assert "never overwritten" in call("keygen", str(path), status=2)
+    assert "never replaced" in call("keygen", str(path), status=2)
     assert path.read_bytes() == before
