@@ -3,7 +3,7 @@
 Every method of every service needs a row in ``ROLES``; the server does not start
 without. The caller is taken from the connection's certificate and matched with the
 allow-list on every call, expiry included. When the list changes, calls under way of nodes
-that it no longer lets in are ended.
+that it no longer lets in are ended, and when a certificate expires, those made with it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from matl_coordinator.roster import Roster
 
 MAX_CALLS_PER_NODE = 16
 """Calls of one node that may be under way at once."""
+
+CLOCK_SECONDS = 2.0
+"""How long at most the clock is not looked at while a call is under way: it may be set."""
 
 _FEDERATION = "/matl.v1.FederationService/"
 _AUDIT = "/matl.v1.AuditService/"
@@ -102,6 +105,13 @@ class _Call:
     method: str
     task: asyncio.Task[object]
     ended_for: RefusalReason | None = None
+    expiry: asyncio.TimerHandle | None = None
+
+    def end(self, reason: RefusalReason) -> None:
+        """Cancel it, once."""
+        if self.ended_for is None:
+            self.ended_for = reason
+            self.task.cancel()
 
 
 class Guard:
@@ -123,11 +133,12 @@ class Guard:
     async def call(self, context: AuthenticatedContext, method: str) -> AsyncIterator[None]:
         """Make the node behind a connection the ``caller`` for the block, if it may call.
 
-        The block is cancelled when the roster no longer lets the node in.
+        The block is cancelled when the roster no longer lets the node in, or its certificate
+        expires.
 
         Raises:
             AccessDeniedError: it is not enrolled, or its role does not allow it, or it was
-                removed while the block ran.
+                removed or its certificate expired while the block ran.
             TooManyCallsError: it has as many calls under way as it may have.
         """
         peer, node = await self._authenticate(context, method)
@@ -138,6 +149,7 @@ class Guard:
         assert task is not None, "a handler runs in a task"
         call = _Call(peer, method, task)
         calls.add(call)
+        self._end_once_expired(call)
         _caller.set(node)
         try:
             yield
@@ -151,6 +163,8 @@ class Guard:
             task.uncancel()
         finally:
             calls.discard(call)
+            if call.expiry is not None:
+                call.expiry.cancel()
         if call.ended_for is not None:
             await self._on_denial(call.ended_for.value, peer.node_id, method)
             raise _refused(peer, call.ended_for)
@@ -178,9 +192,16 @@ class Guard:
         for calls in self._calls.values():
             for call in calls:
                 found = self._roster.admitting.authenticate(call.peer, now=now)
-                if isinstance(found, RefusalReason) and call.ended_for is None:
-                    call.ended_for = found
-                    call.task.cancel()
+                if isinstance(found, RefusalReason):
+                    call.end(found)
+
+    def _end_once_expired(self, call: _Call) -> None:
+        left = (call.peer.not_after - self._clock()).total_seconds()
+        if left <= 0:
+            call.end(RefusalReason.EXPIRED)
+            return
+        loop = asyncio.get_running_loop()
+        call.expiry = loop.call_later(min(left, CLOCK_SECONDS), self._end_once_expired, call)
 
 
 def _refused(peer: PeerCertificate, reason: RefusalReason) -> AccessDeniedError:

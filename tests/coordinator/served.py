@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 import grpc
@@ -46,7 +47,7 @@ class Served:
 
 
 @contextmanager
-def served(site: Site) -> Iterator[Served]:
+def served(site: Site, *, clock: Callable[[], datetime] = utc_now) -> Iterator[Served]:
     """Yield a served coordinator. Its loop runs in a thread, so that a test may block."""
     found: list[Served] = []
     ready, loop = threading.Event(), asyncio.new_event_loop()
@@ -54,7 +55,7 @@ def served(site: Site) -> Iterator[Served]:
 
     async def serve() -> None:
         async with running(site) as coordinator:
-            watch = Watch(register=coordinator.register, meter=coordinator.meter, clock=utc_now)
+            watch = Watch(register=coordinator.register, meter=coordinator.meter, clock=clock)
             server = build_server(
                 site.config,
                 use_cases=coordinator.use_cases,
@@ -62,7 +63,7 @@ def served(site: Site) -> Iterator[Served]:
                 roster=coordinator.roster,
                 watch=watch,
                 meter=coordinator.meter,
-                clock=utc_now,
+                clock=clock,
             )
             found.append(Served(site, coordinator, await server.start("127.0.0.1:0"), loop))
             ready.set()
