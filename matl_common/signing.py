@@ -12,15 +12,14 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.identity.keys import load_private_key, spki_pin
+from matl_common.errors import IntegrityError, InvalidInputError
+from matl_common.identity.keys import spki_pin
 
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_ENVELOPE_BYTES = 2 << 20
@@ -59,47 +58,6 @@ class Signer(Protocol):
         Raises:
             TokenError: a token that holds it cannot be used for now.
         """
-
-
-class SoftwareSigner:
-    """A signer whose key is held in this process's memory."""
-
-    def __init__(self, private_key: ec.EllipticCurvePrivateKey) -> None:
-        """Take a P-256 key.
-
-        Raises:
-            ConfigurationError: the key is on another curve.
-        """
-        if not isinstance(private_key.curve, ec.SECP256R1):
-            raise ConfigurationError(
-                f"the signing key is on curve {private_key.curve.name}; make a P-256 key"
-            )
-        self._private_key = private_key
-        self._public_key = private_key.public_key()
-        self._keyid = keyid_of(self._public_key)
-
-    @property
-    def public_key(self) -> ec.EllipticCurvePublicKey:
-        """The verification key."""
-        return self._public_key
-
-    @property
-    def keyid(self) -> str:
-        """``keyid_of(public_key)``."""
-        return self._keyid
-
-    def sign(self, data: bytes, /) -> bytes:
-        """Sign raw ``data`` with ECDSA and SHA-256; returns the DER signature."""
-        return self._private_key.sign(data, ec.ECDSA(SHA256()))
-
-
-def load_pem_signer(path: Path) -> SoftwareSigner:
-    """Load a signer from an unencrypted PEM private key.
-
-    Raises:
-        ConfigurationError: the file is missing, unreadable or not a P-256 private key.
-    """
-    return SoftwareSigner(load_private_key(path))
 
 
 def keyid_of(public_key: ec.EllipticCurvePublicKey) -> str:

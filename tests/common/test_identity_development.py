@@ -18,10 +18,11 @@ from matl_common.identity.development import (
     Enrolment,
     create_development_keys,
 )
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import FederationId, NodeId
-from matl_common.signing import load_pem_signer, sign, verify
+from matl_common.signing import sign, verify
 
 pytestmark = pytest.mark.certificates
 
@@ -57,7 +58,7 @@ def test_every_node_is_enrolled_with_the_keys_it_holds(folder: Path) -> None:
         assert peer.role is role
         enrolled = allowlist.lookup(node)
         assert enrolled is not None
-        signer = load_pem_signer(files.signing_key)
+        signer = load_p256_key(files.signing_key)
         assert verify(sign("text/x", b"x", signer), enrolled.signing_key, "text/x") == b"x"
     assert allowlist.lookup(A) is None
 
@@ -86,7 +87,7 @@ def test_the_two_sides_trust_each_others_authority_and_not_their_own(folder: Pat
 
 def test_participants_can_verify_the_coordinators_envelopes_and_checkpoints(folder: Path) -> None:
     coordinator, participant = NodeFolder(folder / A), NodeFolder(folder / B)
-    envelope = sign("text/x", b"start", load_pem_signer(coordinator.signing_key))
+    envelope = sign("text/x", b"start", load_p256_key(coordinator.signing_key))
     trusted = parse_public_key(participant.coordinator_signing_key.read_bytes())
     assert verify(envelope, trusted, "text/x") == b"start"
 

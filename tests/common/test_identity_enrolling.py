@@ -15,9 +15,9 @@ from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.enrolling import Keys, make_request, parse_answer, parse_request
 from matl_common.identity.keys import generate_private_key, spki_pin
 from matl_common.ids import FederationId, NodeId
-from matl_common.signing import SoftwareSigner
 from matl_common.tlog.cosignature import witness_key
 from matl_common.tlog.names import witness_name
+from tests.signers import SoftwareSigner
 
 pytestmark = pytest.mark.certificates
 FEDERATION = FederationId("dr-study")

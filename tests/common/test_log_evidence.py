@@ -28,7 +28,6 @@ from matl_common.log_evidence import (
     parse_evidence,
 )
 from matl_common.protocol import PayloadType, Receipt
-from matl_common.signing import SoftwareSigner
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.entry import entry_of
 from matl_common.tlog.merkle import consistency_proof, inclusion_proof, leaf_hash, merkle_root
@@ -37,6 +36,7 @@ from matl_common.tlog.sealing import data_key, seal
 from matl_common.tlog.submission import Shown
 from matl_common.wire.documents import format_receipt
 from tests.logs import MOMENT
+from tests.signers import SoftwareSigner
 
 ORIGIN = "dr-study.matl.internal/log"
 LOG_SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))

@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import private_key_pem
 from matl_common.protocol import PayloadType
 from matl_common.signing import (
     MAX_ENVELOPE_BYTES,
     Envelope,
-    SoftwareSigner,
     encode_envelope,
     keyid_of,
-    load_pem_signer,
     parse_envelope,
     pre_authentication_encoding,
     sign,
     verify,
 )
+from tests.signers import SoftwareSigner
 
 # Shared by all tests of this module; keys are never changed.
 SIGNER = SoftwareSigner(ec.generate_private_key(ec.SECP256R1()))
@@ -142,7 +142,7 @@ def test_a_signer_is_loaded_from_its_file(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     path = tmp_path / "signing.key"
     path.write_bytes(private_key_pem(key))
-    signer = load_pem_signer(path)
+    signer = load_p256_key(path)
     assert verify(sign(TYPE, b"x", signer), key.public_key(), TYPE) == b"x"
 
 
@@ -151,16 +151,17 @@ def test_a_file_that_is_no_key_says_what_to_do(tmp_path: Path, content: bytes) -
     path = tmp_path / "signing.key"
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match="openssl pkcs8"):
-        load_pem_signer(path)
+        load_p256_key(path)
 
 
 def test_keys_of_other_kinds_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "signing.key"
     path.write_bytes(private_key_pem(ed25519.Ed25519PrivateKey.generate()))
     with pytest.raises(ConfigurationError, match="P-256"):
-        load_pem_signer(path)
+        load_p256_key(path)
+    path.write_bytes(private_key_pem(ec.generate_private_key(ec.SECP384R1())))
     with pytest.raises(ConfigurationError, match="P-256"):
-        SoftwareSigner(ec.generate_private_key(ec.SECP384R1()))
+        load_p256_key(path)
 
 
 def test_refusals_call_a_type_by_its_name_on_the_wire() -> None:

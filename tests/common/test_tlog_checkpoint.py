@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from matl_common.errors import IntegrityError, InvalidInputError, MatlError
 from matl_common.identity.keys import generate_private_key
-from matl_common.signing import SoftwareSigner
 from matl_common.tlog.checkpoint import (
     Checkpoint,
     encode_checkpoint,
@@ -20,6 +19,7 @@ from matl_common.tlog.checkpoint import (
 )
 from matl_common.tlog.merkle import leaf_hash
 from matl_common.tlog.note import Note, NoteSignature, sign_note
+from tests.signers import SoftwareSigner
 
 ORIGIN = "dr-study.matl.internal/log"
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))

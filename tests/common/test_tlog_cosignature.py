@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.identity.keys import generate_private_key
-from matl_common.signing import SoftwareSigner
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.cosignature import (
     COSIGNATURE_TYPES,
@@ -34,6 +33,7 @@ from matl_common.tlog.note import (
     parse_verifier_key,
     sign_note,
 )
+from tests.signers import SoftwareSigner
 
 ORIGIN = "dr-study.matl.internal/log"
 LOG_SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from matl_common.errors import IntegrityError, InvalidInputError, MatlError
 from matl_common.identity.keys import generate_private_key, spki_pin
-from matl_common.signing import SoftwareSigner
 from matl_common.tlog.note import (
     ECDSA_P256,
     ED25519,
@@ -30,6 +29,7 @@ from matl_common.tlog.note import (
     sign_note,
     verified_signatures,
 )
+from tests.signers import SoftwareSigner
 
 # The example of C2SP signed-note.
 EXAMPLE_VKEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.identity.keys import generate_private_key
-from matl_common.signing import SoftwareSigner
 from matl_common.tlog.checkpoint import Checkpoint, SignedCheckpoint, log_key, sign_checkpoint
 from matl_common.tlog.cosignature import cosign, witness_key
 from matl_common.tlog.merkle import leaf_hash
@@ -27,6 +26,7 @@ from matl_common.tlog.policy import (
     quorum_met,
     threshold_policy,
 )
+from tests.signers import SoftwareSigner
 
 ORIGIN = "dr-study.matl.internal/log"
 LOG_SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(32))

@@ -38,7 +38,7 @@ from matl_common.protocol import (
     StudyPlan,
     UpdateManifest,
 )
-from matl_common.signing import Envelope, SoftwareSigner, load_pem_signer, sign
+from matl_common.signing import Envelope, Signer, sign
 from matl_common.tensors import (
     CHUNK_BYTES,
     MODEL_SUFFIX,
@@ -108,8 +108,8 @@ class Site:
     allowlist: Allowlist
     nodes: Mapping[NodeId, NodeFolder]
 
-    def signer(self, node_id: NodeId) -> SoftwareSigner:
-        return load_pem_signer(self.nodes[node_id].signing_key)
+    def signer(self, node_id: NodeId) -> Signer:
+        return load_p256_key(self.nodes[node_id].signing_key)
 
     def coordinator_key(self) -> EllipticCurvePublicKey:
         return load_p256_key(self.config.identity.signing_key).public_key

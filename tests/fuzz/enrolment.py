@@ -11,10 +11,10 @@ from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.enrolling import Keys, make_request, parse_answer, parse_request
 from matl_common.identity.keys import generate_private_key
 from matl_common.ids import FederationId, NodeId
-from matl_common.signing import SoftwareSigner
 from matl_common.tlog.cosignature import witness_key
 from matl_common.tlog.names import witness_name
 from tests.fuzz.target import Target
+from tests.signers import SoftwareSigner
 
 HOSPITAL = SpiffeId(FederationId("dr-study"), Role.PARTICIPANT, NodeId("hospital_b"))
 WITNESS = Ed25519PrivateKey.from_private_bytes(bytes(32))

@@ -20,8 +20,8 @@ from matl_common.protocol import (
     TrainingPlan,
     UpdateManifest,
 )
-from matl_common.signing import SoftwareSigner
 from matl_common.tensors import CHUNK_BYTES, TensorSpec, parse_schema
+from tests.signers import SoftwareSigner
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SCHEMA = parse_schema(

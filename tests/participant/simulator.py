@@ -27,6 +27,7 @@ from matl_common.identity.development import (
     Enrolment,
     create_development_keys,
 )
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import load_private_key, parse_public_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.tls import peer_certificate, server_credentials, server_options
@@ -43,7 +44,7 @@ from matl_common.protocol import (
     TrainingPlan,
     UpdateManifest,
 )
-from matl_common.signing import SoftwareSigner
+from matl_common.signing import Signer
 from matl_common.tensors import (
     TensorSpec,
     chunk_lengths,
@@ -174,8 +175,8 @@ class SimulatedCoordinator(FederationServiceServicer):
         self.port = 0
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
-        self._signer = signing.load_pem_signer(keys[COORDINATOR].signing_key)
-        self._other = signing.load_pem_signer(keys[STRANGER].signing_key)
+        self._signer = load_p256_key(keys[COORDINATOR].signing_key)
+        self._other = load_p256_key(keys[STRANGER].signing_key)
         self._participant_keys = {
             node: load_private_key(keys[node].signing_key).public_key()
             for node in (HOSPITAL, STRANGER)
@@ -407,7 +408,7 @@ class SimulatedCoordinator(FederationServiceServicer):
         return status
 
     def _signed(self, payload_type: PayloadType, payload: bytes) -> pb.Envelope:
-        signer: SoftwareSigner = self._other if self.faults.sign_with_other_key else self._signer
+        signer: Signer = self._other if self.faults.sign_with_other_key else self._signer
         return envelope_to_wire(signing.sign(payload_type, payload, signer))
 
     async def _admit_caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> NodeId:

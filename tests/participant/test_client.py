@@ -13,11 +13,11 @@ import pytest
 
 from matl_common.errors import IntegrityError
 from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import NodeId, digest_of
 from matl_common.protocol import PrivacySpend, RoundStart, UpdateManifest
-from matl_common.signing import load_pem_signer
 from matl_common.tensors import CHUNK_BYTES, chunk_lengths, hash_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_participant.client import (
@@ -104,7 +104,7 @@ def sealed_update(
         privacy=PrivacySpend(TERMS.noise_multiplier, TERMS.max_grad_norm, 1.0, 10),
         expires_at=start.deadline,
     )
-    return seal_manifest(manifest, file, load_pem_signer(keys[HOSPITAL].signing_key))
+    return seal_manifest(manifest, file, load_p256_key(keys[HOSPITAL].signing_key))
 
 
 async def test_hello_returns_the_signed_plan_and_the_clock(
@@ -398,7 +398,7 @@ async def test_a_sealed_update_is_taken_up_again_only_with_our_signature(
     start = coordinator.open_round(1)
     async with client_of(coordinator, keys) as client:
         sealed = sealed_update(tmp_path, keys, start, await greet(client))
-    ours = load_pem_signer(keys[HOSPITAL].signing_key).public_key
+    ours = load_p256_key(keys[HOSPITAL].signing_key).public_key
     again = read_sealed(sealed.envelope, sealed.file, ours)
     assert again.digest == sealed.digest
     assert again.manifest.round_id == sealed.manifest.round_id

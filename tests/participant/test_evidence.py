@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from matl_common import signing
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, NodeId, RoundId, digest_of
 from matl_common.protocol import PayloadType, Receipt
@@ -64,7 +65,7 @@ def test_the_files_of_a_study_are_evidence(tmp_path: Path, keys: dict[NodeId, No
     with state.owned():
         folder = state.study("study")
         assert folder.evidence() == ()
-        signer = signing.load_pem_signer(keys[COORDINATOR].signing_key)
+        signer = load_p256_key(keys[COORDINATOR].signing_key)
         told = Receipt(
             federation_id="dr-study",
             study_id="study",

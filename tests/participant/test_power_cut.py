@@ -9,10 +9,10 @@ import pytest
 
 from matl_common import signing
 from matl_common.durable import fsync_directory, write_named_by_digest
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import PayloadType, Receipt, RoundStart
-from matl_common.signing import load_pem_signer
 from matl_common.tensors import TensorSpec, parse_schema
 from matl_common.wire.documents import format_receipt, format_study_plan
 from matl_participant.client import SignedPlan
@@ -117,7 +117,7 @@ def test_a_sealed_update_and_its_manifest_survive_from_the_moment_they_may_be_se
     schema = parse_schema([TensorSpec("head.weight", (5, 300))])
     state = StateFolder(disk.root / "var")
     state.path.mkdir()
-    signer = load_pem_signer(keys[HOSPITAL].signing_key)
+    signer = load_p256_key(keys[HOSPITAL].signing_key)
     payload = format_study_plan(PLAN)
     envelope = signing.sign(PayloadType.STUDY_PLAN, payload, signer)
     plan = SignedPlan(replace(PLAN, schema=schema), digest_of(payload), envelope)
@@ -164,7 +164,7 @@ def test_a_receipt_survives_from_the_moment_it_is_acknowledged(
 ) -> None:
     state = StateFolder(disk.root / "var")
     state.path.mkdir()
-    signer = load_pem_signer(keys[COORDINATOR].signing_key)
+    signer = load_p256_key(keys[COORDINATOR].signing_key)
     told = Receipt(
         federation_id="dr-study",
         study_id="s",

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from matl_common import signing
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import load_private_key
 from matl_common.ids import RoundId, digest_of
 from matl_common.log_evidence import Kind, Weight, check_evidence, parse_evidence
@@ -134,7 +135,7 @@ class Desk:
             "admitted_at": datetime(2026, 11, 28, tzinfo=UTC),
         }
         receipt = Receipt(**{**fields, **changes})
-        signer = signing.load_pem_signer(self.hospital.keys[COORDINATOR].signing_key)
+        signer = load_p256_key(self.hospital.keys[COORDINATOR].signing_key)
         envelope = signing.sign(PayloadType.RECEIPT, format_receipt(receipt), signer)
         self.study.write_receipt(RoundId(number), envelope)
         return receipt

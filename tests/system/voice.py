@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.identity.tls import channel_credentials, channel_options
 from matl_common.ids import Digest, NodeId, digest_of
@@ -24,7 +25,7 @@ from matl_common.protocol import (
     StudyPlan,
     UpdateManifest,
 )
-from matl_common.signing import Envelope, SoftwareSigner, load_pem_signer, sign, verify
+from matl_common.signing import Envelope, Signer, sign, verify
 from matl_common.tensors import CHUNK_BYTES
 from matl_common.tlog.merkle import leaf_hash, merkle_root
 from matl_common.wire import federation_pb2 as pb
@@ -64,7 +65,7 @@ class Voice:
     def __init__(self, federation: Federation, node: NodeId, channel: grpc.Channel) -> None:
         self.node, self.channel = node, channel
         self.stub = FederationServiceStub(channel)
-        self.signer: SoftwareSigner = load_pem_signer(federation.keys[node].signing_key)
+        self.signer: Signer = load_p256_key(federation.keys[node].signing_key)
         self._key = parse_public_key(federation.keys[node].coordinator_signing_key.read_bytes())
 
     def plan(self) -> tuple[StudyPlan, Digest]:
