@@ -91,7 +91,7 @@ class Listed:
 
 
 class FederationFolder:
-    """The authorities, with their keys in files; owns nothing else."""
+    """The authorities, where their keys are in files, and who is enrolled; owns nothing else."""
 
     def __init__(self, folder: Path) -> None:
         """Open a folder that ``found`` has made.
