@@ -133,7 +133,9 @@ def keygen(
 @pki_app.command()
 def authority(
     *,
-    key: Annotated[str, typer.Option(help="The `pkcs11:` URI of the coordinator's TLS key.")],
+    key: Annotated[
+        str, typer.Option(help="The coordinator's key: its `pkcs11:` URI in a token, or its file.")
+    ],
     federation: Annotated[str, typer.Option(help="The federation's name, such as dr-study.")],
     coordinator: Annotated[str, typer.Option(help="The coordinator's name.")] = "coordinator",
     out: Annotated[Path, typer.Option(help="Where the certificate goes.")],
@@ -141,7 +143,7 @@ def authority(
     server_name: ServerName = None,
     as_json: Json = False,
 ) -> None:
-    """Make a coordinator's TLS key in a token the authority that hospitals trust.
+    """Make a coordinator's key, in a token or a file, the authority that hospitals trust.
 
     The certificate is the coordinator's `tls_certificate` and every hospital's `authority`. While
     it runs, the coordinator certifies a key in its memory with it, for a day at a time.
@@ -152,7 +154,7 @@ def authority(
         )
         now = _now()
         certificate = create_node_authority(
-            parse_token_uri(key),
+            parse_key_place(key),
             name,
             not_before=now - CLOCK_SKEW,
             not_after=now + timedelta(days=days),

@@ -329,6 +329,11 @@ class Attestation(Section):
     """AMD: VCEK or VLEK, ASK and ARK in PEM, where the host hands out none. Intel: the
     collateral as JSON, which expires about monthly. Read anew for every answer."""
 
+    @property
+    def is_genuine(self) -> bool:
+        """Whether hardware attests, so that it matters where the TLS key is."""
+        return self.attester != "SIMULATED"
+
 
 class Worker(Section):
     """The process that scores and evaluates."""
@@ -404,7 +409,7 @@ class Config(Section):
                 "[attestation] is about a coordinator that scores on a holdout set (MODE2); set "
                 "holdout.images"
             )
-        if self.attestation.attester == "SIMULATED" and self.log.compliance is Compliance.HIPAA:
+        if not self.attestation.is_genuine and self.log.compliance is Compliance.HIPAA:
             raise ValueError(
                 "attestation.attester SIMULATED proves nothing, and log.compliance is hipaa; use "
                 'a real attester, or say compliance = "none"'

@@ -126,7 +126,8 @@ class Coordinator:
         self._signer = load_p256_key(config.identity.signing_key)
         self._log = load_log_signer(config, self._allowlist)
         self._witnesses = configured_policy(config, self._allowlist, self._log)
-        self._tls = ServerIdentity(config.identity.tls)
+        is_genuine = config.attestation is not None and config.attestation.is_genuine
+        self._tls = ServerIdentity(config.identity.tls, only_in_memory=is_genuine)
         self._tls_key = load_tls_key(config.identity.tls_key)
         refuse_shared_keys(
             {"identity.tls_key": self._tls_key, "identity.signing_key": self._signer}

@@ -1,16 +1,19 @@
-"""HSM-rooted, ephemeral TLS keys: a coordinator's key in a token certifies keys in memory.
+"""Ephemeral TLS keys: a coordinator's authority certifies keys that are in memory alone.
 
-gRPC servers cannot sign handshakes in a token. So the token's key is the coordinator's own
-authority, which may certify no further authority and is all that participants trust; it issues a
-certificate for a day to a key that is in memory only, and another well before that ends. Whoever
+gRPC servers cannot sign handshakes in a token, and evidence of a machine is worth nothing for a
+TLS key that may be elsewhere too. So the coordinator's lasting key, in a token or a file, is its
+own authority, which may certify no further authority and is all that participants trust; it issues
+a certificate for a day to a key that is in memory only, and another well before that ends. Whoever
 copies this process's memory can stand for the coordinator until then, and no longer.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -26,18 +29,27 @@ from matl_common.identity.certificates import (
     node_names,
     parse_spiffe_id,
 )
-from matl_common.identity.keys import generate_private_key, private_key_pem, spki_pin
+from matl_common.identity.key_places import KeyPlace
+from matl_common.identity.keys import (
+    generate_private_key,
+    load_private_key,
+    private_key_pem,
+    spki_pin,
+)
 from matl_common.identity.pkcs11.certifying import TokenPrivateKey
 from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
-from matl_common.identity.pkcs11.uri import TokenUri
+from matl_common.identity.wrapping import SOFTWARE_HELD
 
 LEAF_VALIDITY = timedelta(hours=24)
 HSM_ROOTED = "HSM-rooted, ephemeral TLS key"
+FILE_ROOTED = "ephemeral TLS key of an authority in a file"
+
+_Key = Path | TokenSigningKey[ec.EllipticCurvePublicKey]
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A key in memory, and the chain from its certificate to the token's key."""
+    """A key in memory, and the chain from its certificate to the authority's."""
 
     key: bytes
     chain: bytes
@@ -46,29 +58,31 @@ class Leaf:
 
 
 class LeafIssuer:
-    """Certifies keys by a coordinator's key in a token. Not for several threads at once."""
+    """Certifies keys by a coordinator's authority. Not for several threads at once."""
 
-    def __init__(self, uri: TokenUri) -> None:
-        """Open the token.
+    def __init__(self, place: KeyPlace) -> None:
+        """Open the token, where the authority's key is in one; a file is read when it is needed.
 
         Raises:
             ConfigurationError: module, PIN or key is not as configured.
             TokenError: the token cannot be reached.
         """
-        self._uri = uri
-        self._key = TokenSigningKey(uri, P256)
+        self._place = place
+        self._key = _opened(place)
         self._last: Leaf | None = None
 
     @property
     def holder(self) -> str:
-        """What is in the token and what is not, for people to read."""
+        """What is where, for people to read."""
+        if isinstance(self._key, Path):
+            return f"{FILE_ROOTED}: {SOFTWARE_HELD}"
         return f"{HSM_ROOTED}: {self._key.holder}"
 
     def leaf(self, authority: x509.Certificate, *, now: datetime) -> Leaf:
         """The last leaf while half of its time is left, else a new one.
 
         Args:
-            authority: certifies the token's key as the coordinator's authority.
+            authority: certifies the key as the coordinator's authority.
             now: aware.
 
         Raises:
@@ -82,9 +96,10 @@ class LeafIssuer:
 
     def _issue(self, authority: x509.Certificate, now: datetime) -> Leaf:
         node, server_names = coordinator_of(authority)
-        if spki_pin(authority) != self._key.keyid:
+        issuer = _certifying(self._key)
+        if spki_pin(authority) != spki_pin(issuer):
             raise ConfigurationError(
-                f"the authority of {node} certifies another key than {self._uri}; put the "
+                f"the authority of {node} certifies another key than {self._place}; put the "
                 "certificate of that key in place"
             )
         if now >= authority.not_valid_after_utc:
@@ -94,7 +109,7 @@ class LeafIssuer:
             )
         key = generate_private_key()
         certificate = issue_certificate(
-            CertificateAuthority(authority, TokenPrivateKey(self._key), COORDINATOR_ROLES),
+            CertificateAuthority(authority, issuer, COORDINATOR_ROLES),
             key.public_key(),
             node,
             not_before=now - CLOCK_SKEW,
@@ -105,15 +120,23 @@ class LeafIssuer:
         return Leaf(private_key_pem(key), chain, certificate, authority)
 
 
+def _opened(place: KeyPlace) -> _Key:
+    return place if isinstance(place, Path) else TokenSigningKey(place, P256)
+
+
+def _certifying(key: _Key) -> ec.EllipticCurvePrivateKey:
+    return load_private_key(key) if isinstance(key, Path) else TokenPrivateKey(key)
+
+
 def create_node_authority(
-    uri: TokenUri,
+    place: KeyPlace,
     node: SpiffeId,
     *,
     not_before: datetime,
     not_after: datetime,
     server_names: Iterable[str] = (),
 ) -> x509.Certificate:
-    """Certify a coordinator's key in a token, by itself, as that coordinator's authority.
+    """Certify a coordinator's key, by itself, as that coordinator's authority.
 
     Raises:
         ConfigurationError: the node is no coordinator, or the key is not as configured.
@@ -121,12 +144,20 @@ def create_node_authority(
     """
     if node.role is not Role.COORDINATOR:
         raise ConfigurationError(f"{node} is no coordinator, and only one has its own authority")
-    key = TokenPrivateKey(TokenSigningKey(uri, P256))
+    key = _certifying(_opened(place))
     names = x509.SubjectAlternativeName(node_names(node, server_names))
     builder = authority_builder(
         f"{node.node_id} authority", key.public_key(), not_before=not_before, not_after=not_after
     )
     return builder.add_extension(names, critical=False).sign(key, SHA256())
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether what the certificate is for is certifying, not serving."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound):
+        return False
 
 
 def coordinator_of(authority: x509.Certificate) -> tuple[SpiffeId, tuple[str, ...]]:
@@ -150,8 +181,9 @@ def coordinator_of(authority: x509.Certificate) -> tuple[SpiffeId, tuple[str, ..
 
 def _no_authority() -> ConfigurationError:
     return ConfigurationError(
-        "a coordinator's TLS key in a token needs the certificate of an authority for that "
-        "coordinator alone (CA, path length 0, its SPIFFE id); make it with: matl pki authority"
+        "a key that certifies a coordinator's TLS keys needs the certificate of an authority for "
+        "that coordinator alone (CA, path length 0, its SPIFFE id); make it with: matl pki "
+        "authority"
     )
 
 

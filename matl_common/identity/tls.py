@@ -27,7 +27,7 @@ from matl_common.identity.certificates import (
     SpiffeId,
     parse_peer_certificate,
 )
-from matl_common.identity.ephemeral import LeafIssuer
+from matl_common.identity.ephemeral import LeafIssuer, is_authority
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import TLS_CURVES, load_private_key, private_key_pem, spki_pin
 from matl_common.identity.pkcs11.signing import P256, TokenSigningKey
@@ -70,6 +70,7 @@ class _Identity:
     authority: bytes
     certificate: x509.Certificate
     lasting: x509.Certificate
+    holder: str
 
 
 class AuthenticatedContext(Protocol):
@@ -116,9 +117,19 @@ class ServerIdentity:
     """
 
     def __init__(
-        self, files: TlsPlace, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        files: TlsPlace,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        only_in_memory: bool = False,
     ) -> None:
-        """Load the files, and have a key certified where the files name one in a token.
+        """Load the files, and have a key in memory certified where they are an authority's.
+
+        Args:
+            files: of the TLS key, or of an authority for this coordinator alone; which of them,
+                the certificate says. A key in a token is always the latter.
+            clock: the time.
+            only_in_memory: refuse a TLS key that exists anywhere but in this process.
 
         Raises:
             ConfigurationError: a file is missing or does not fit the others, or gRPC was
@@ -127,8 +138,8 @@ class ServerIdentity:
         """
         self._files = files
         self._clock = clock
-        # For a key in a token.
-        self._issuer = LeafIssuer(files.private_key) if isinstance(files, TokenTls) else None
+        self._only_in_memory = only_in_memory
+        self._issuer = LeafIssuer(files.private_key)
         self._identity = self._load()
         # Replaced whole, so that gRPC's threads need no lock.
         self._configuration = _configuration(self._identity)
@@ -148,13 +159,13 @@ class ServerIdentity:
 
     @property
     def lasting(self) -> x509.Certificate:
-        """What an operator has to renew: that certificate, or a token's authority."""
+        """What an operator has to renew: that certificate, or the authority that issued it."""
         return self._identity.lasting
 
     @property
     def holder(self) -> str:
         """What holds the key, for people to read."""
-        return SOFTWARE_HELD if self._issuer is None else self._issuer.holder
+        return self._identity.holder
 
     def renew(self) -> bool:
         """Load the files again; whether anything in them is new, or a new key was due.
@@ -170,14 +181,22 @@ class ServerIdentity:
         return True
 
     def _load(self) -> _Identity:
-        if isinstance(self._files, TlsFiles):
-            return _load(self._files)
-        assert self._issuer is not None
+        files = self._files
         _check_suites()
-        _, (certificate, *_rest) = _read_certificates(self._files.certificate_chain)
-        authority, _ = _read_certificates(self._files.trusted_authority)
+        _, (certificate, *_rest) = _read_certificates(files.certificate_chain)
+        if isinstance(files, TlsFiles) and not is_authority(certificate):
+            if self._only_in_memory:
+                raise ConfigurationError(
+                    f"{files.private_key} is a TLS key in a file, and whoever has a copy can serve "
+                    "with it on another machine than the attested one; let it be the key of an "
+                    "authority, which certifies keys in memory (matl pki authority)"
+                )
+            return _load(files)
+        authority, _ = _read_certificates(files.trusted_authority)
         leaf = self._issuer.leaf(certificate, now=self._clock())
-        return _Identity(leaf.key, leaf.chain, authority, leaf.certificate, certificate)
+        return _Identity(
+            leaf.key, leaf.chain, authority, leaf.certificate, certificate, self._issuer.holder
+        )
 
 
 def server_credentials(files: TlsPlace) -> grpc.ServerCredentials:
@@ -308,7 +327,8 @@ def _load(files: TlsFiles) -> _Identity:
     # That it is no RSA key is also what makes the suites above unusable.
     key = load_private_key(files.private_key, curves=TLS_CURVES)
     chain, authority, certificate = _certified(files, spki_pin(key))
-    return _Identity(private_key_pem(key), chain, authority, certificate, certificate)
+    pem = private_key_pem(key)
+    return _Identity(pem, chain, authority, certificate, certificate, SOFTWARE_HELD)
 
 
 def _certified(files: TlsPlace, pin: str) -> tuple[bytes, bytes, x509.Certificate]:

@@ -47,9 +47,9 @@ class Subject:
     tls_certificates: Callable[[], bytes]
     """The chain that the server presents now, in PEM, its own certificate first."""
 
-    def binding(self, nonce: bytes) -> Binding:
-        """What a report for this nonce is bound to."""
-        leaf = x509.load_pem_x509_certificates(self.tls_certificates())[0]
+    def binding(self, nonce: bytes, *, chain: bytes) -> Binding:
+        """What a report for this nonce is bound to, ``chain`` being what the server presents."""
+        leaf = x509.load_pem_x509_certificates(chain)[0]
         return Binding(tls_spki(leaf), nonce, self.federation_id, self.config_digest)
 
 
@@ -84,7 +84,8 @@ async def attest_itself(
     Raises:
         ConfigurationError: there is none, or it does not satisfy the coordinator's own policy.
     """
-    binding = subject.binding(secrets.token_bytes(NONCE_BYTES))
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    binding = subject.binding(nonce, chain=subject.tls_certificates())
     try:
         evidence = await asyncio.to_thread(attester.attest, binding.report_data)
         return verify_evidence(evidence, policy=policy, binding=binding, now=now)
@@ -134,7 +135,9 @@ class Attesting:
             AttesterError: the hardware refused.
             StoreError: the log did not confirm.
         """
-        binding = self._subject.binding(nonce)
+        # Once: it may be renewed while the hardware signs.
+        chain = self._subject.tls_certificates()
+        binding = self._subject.binding(nonce, chain=chain)
         report_data = binding.report_data
         self._count(node_id)
         # The firmware takes one question at a time, too.
@@ -152,7 +155,7 @@ class Attesting:
             config_digest=binding.config_digest,
         )
         await self._register.decide(lambda _: Decision(None, (), (written,)))
-        return Shown(evidence, self._subject.tls_certificates(), binding.config_digest)
+        return Shown(evidence, chain, binding.config_digest)
 
     def _count(self, node_id: NodeId) -> None:
         hour = self._clock().replace(minute=0, second=0, microsecond=0)

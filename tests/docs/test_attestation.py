@@ -1,15 +1,21 @@
-"""The policy for trying SIMULATED attestation in the documentation is one that accepts it."""
+"""The policies and commands in the documentation of attestation do what it says."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from matl.cli import app
 from matl_common.attestation.evidence import Technology
 from matl_common.attestation.policy import load_policy
 from matl_common.attestation.simulated import MEASUREMENT
 from matl_common.attestation.snp_chain import AMD_ROOTS
+from matl_common.identity.tls import ServerIdentity, TlsFiles
 
 PAGE = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text("utf-8")
 
@@ -30,6 +36,22 @@ def test_the_policy_shown_is_one_once_its_measurements_are_filled_in(tmp_path: P
     path = tmp_path / "attestation.toml"
     path.write_text(filled)
     assert load_policy(path).technologies == (Technology.SEV_SNP, Technology.TDX)
+
+
+def test_the_commands_shown_make_an_authority_that_certifies_a_key_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"or in a file\.\n\n((?:    .*\n)+)", PAGE)
+    for line in textwrap.dedent(block).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "matl"
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+    # Any certificate will do for the authority of participants.
+    files = TlsFiles(Path("node.key"), Path("coordinator-ca.crt"), Path("coordinator-ca.crt"))
+    identity = ServerIdentity(files, only_in_memory=True)
+    identity.certificate.verify_directly_issued_by(identity.lasting)
 
 
 def test_the_products_named_are_those_whose_roots_are_pinned() -> None:
