@@ -8,13 +8,10 @@ a channel that is pinned to somebody else's key.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
@@ -25,17 +22,10 @@ from matl_common.attestation.policy import Policy
 from matl_common.attestation.verifier import verify_evidence
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import SpiffeId
-from matl_common.identity.tls import TlsPlace
 from matl_common.ids import Digest
 from matl_participant.attestation_client import ask_for_evidence
-from matl_participant.client import UntrustedCoordinatorError, connect
-
-
-class UsesChannel(Protocol):
-    """A client whose calls can move to another channel."""
-
-    def use(self, channel: grpc.aio.Channel) -> None:
-        """Make every later call over this channel."""
+from matl_participant.client import UntrustedCoordinatorError
+from matl_participant.connection import RenewingChannel
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +34,17 @@ class Attested:
 
     verdict: Verdict
     config_digest: Digest
-    tls_certificate: bytes
-    """Of the coordinator, PEM."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Attestation:
-    """Asks, judges, and pins the channel. Whoever makes one closes it."""
+    """Asks, judges, and pins the channel."""
 
-    address: str
-    files: TlsPlace
+    channel: RenewingChannel
+    """Of all calls to the coordinator."""
     coordinator: SpiffeId
     policy: Policy
-    clients: Sequence[UsesChannel]
-    """Whose calls follow the pinned channel."""
     nonce: Callable[[], bytes] = lambda: secrets.token_bytes(NONCE_BYTES)
-    _pinned: bytes = field(default=b"", init=False)
-    _channels: list[AsyncExitStack] = field(default_factory=list, init=False)
-    """The pinned one last, and the one before it, on which calls may still be under way."""
 
     async def attest(self, now: datetime) -> Attested:
         """Have new evidence made, verify it, and speak to nobody else from now on.
@@ -74,38 +57,18 @@ class Attestation:
             ConfigurationError: what verifies this kind of evidence is not installed.
         """
         nonce = self.nonce()
-        async with connect(self.address, self.files, self.coordinator) as channel:
+        async with self.channel.unpinned() as channel:
             said = await ask_for_evidence(channel, nonce)
         leaf = coordinators_leaf(
             said.tls_certificates,
-            authority=self.files.trusted_authority.read_bytes(),
+            authority=self.channel.authority,
             server_name=self.coordinator.server_name,
             now=now,
         )
         binding = Binding(tls_spki(leaf), nonce, self.coordinator.federation, said.config_digest)
         verdict = verify_evidence(said.evidence, policy=self.policy, binding=binding, now=now)
-        certificate = leaf.public_bytes(Encoding.PEM)
-        await self._pin(certificate)
-        return Attested(verdict, said.config_digest, certificate)
-
-    async def close(self) -> None:
-        """Close the pinned channel."""
-        while self._channels:
-            await self._channels.pop().aclose()
-
-    async def _pin(self, certificate: bytes) -> None:
-        if certificate == self._pinned:
-            return
-        opened = AsyncExitStack()
-        channel = await opened.enter_async_context(
-            connect(self.address, self.files, self.coordinator, only=certificate)
-        )
-        self._channels.append(opened)
-        for client in self.clients:
-            client.use(channel)
-        self._pinned = certificate
-        while len(self._channels) > 2:
-            await self._channels.pop(0).aclose()
+        self.channel.pin(leaf.public_bytes(Encoding.PEM))
+        return Attested(verdict, said.config_digest)
 
 
 def coordinators_leaf(

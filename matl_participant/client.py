@@ -11,7 +11,6 @@ With ``log_client``, the only module of the participant that sees protobuf and g
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,8 +22,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from matl_common import signing
 from matl_common.durable import fsync_directory
 from matl_common.errors import IntegrityError, MatlError
-from matl_common.identity.certificates import SpiffeId
-from matl_common.identity.tls import TlsPlace, channel_credentials, channel_options
 from matl_common.ids import Digest, NodeId, digest_of, digest_of_file
 from matl_common.protocol import (
     PayloadType,
@@ -178,30 +175,6 @@ def read_sealed(
     return SealedUpdate(parse_update_manifest(payload), digest_of(payload), envelope, file)
 
 
-@asynccontextmanager
-async def connect(
-    address: str, files: TlsPlace, coordinator: SpiffeId, *, only: bytes | None = None
-) -> AsyncIterator[grpc.aio.Channel]:
-    """Open a channel over which only this coordinator can answer; dials when first used.
-
-    Args:
-        address: ``host:port``.
-        files: our key and certificate, and the authority of coordinators.
-        coordinator: whose certificate it must be.
-        only: the one certificate in PEM that it must be, where that is known.
-
-    Raises:
-        ConfigurationError: a key or certificate file does not work.
-    """
-    channel = grpc.aio.secure_channel(
-        address, channel_credentials(files, only=only), options=channel_options(coordinator)
-    )
-    try:
-        yield channel
-    finally:
-        await channel.close(grace=None)
-
-
 class FederationClient:
     """Speaks to one coordinator as one node."""
 
@@ -228,10 +201,6 @@ class FederationClient:
         self._federation_id = federation_id
         self._key = coordinator_key
         self._timeouts = timeouts or Timeouts()
-
-    def use(self, channel: grpc.aio.Channel) -> None:
-        """Make every later call over another channel."""
-        self._stub = FederationServiceStub(channel)
 
     async def hello(self, *, version: str, device: str) -> Welcome:
         """Introduce ourselves and receive the signed study plan.

@@ -1,27 +1,23 @@
 """The connection to the coordinator, which outlives the certificate it was opened with.
 
 The files are looked at before every call. Once they have changed and fit each other, the call
-and those after it use a new channel; those under way end on the old one.
+and those after it use a new channel; those under way end on the old one. Which server may answer,
+once that is narrowed to one certificate, outlives them too.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import grpc
-from cryptography import x509
 
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.renewal import expiry_warning, stamps_of, time_left
-from matl_common.identity.tls import (
-    TlsPlace,
-    channel_credentials,
-    channel_options,
-    own_certificate,
-)
+from matl_common.identity.tls import TlsPlace, channel_options, load_client_identity
 from matl_participant.reports import Reports
 
 GRACE_SECONDS = 3600.0
@@ -44,21 +40,59 @@ class RenewingChannel(grpc.aio.Channel):
         self._options = channel_options(coordinator)
         self._reports = reports
         self._stamps = stamps_of(files)
-        self._certificate, self._channel = self._open()
+        self._identity = load_client_identity(files)
+        # The one server's certificate that passes, once it is known.
+        self._only: bytes | None = None
+        self._channel = self._open(self._only)
         self._closing: set[asyncio.Task[None]] = set()
         self._report_expiry()
 
-    def _open(self) -> tuple[x509.Certificate, grpc.aio.Channel]:
-        credentials = channel_credentials(self._files)
-        channel = grpc.aio.secure_channel(self._address, credentials, options=self._options)
-        return own_certificate(self._files), channel
+    @property
+    def authority(self) -> bytes:
+        """Of coordinators, in PEM, as it was at the last call."""
+        return self._identity.authority
+
+    def pin(self, certificate: bytes) -> None:
+        """Let nobody answer a later call but the server with this certificate.
+
+        Args:
+            certificate: PEM. Nothing else is asked of it: not its issuer, not its dates.
+        """
+        if certificate != self._only:
+            self._only = certificate
+            self._exchange()
+
+    @asynccontextmanager
+    async def unpinned(self) -> AsyncIterator[grpc.aio.Channel]:
+        """A connection apart, to whoever the authority certified as this coordinator."""
+        self._follow()
+        channel = self._open(None)
+        try:
+            yield channel
+        finally:
+            await channel.close(grace=None)
+
+    def _open(self, only: bytes | None) -> grpc.aio.Channel:
+        credentials = self._identity.credentials(only=only)
+        return grpc.aio.secure_channel(self._address, credentials, options=self._options)
+
+    def _exchange(self) -> None:
+        """Make later calls on a new channel; those under way end on the one before."""
+        before, self._channel = self._channel, self._open(self._only)
+        task = asyncio.create_task(before.close(GRACE_SECONDS))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _current(self) -> grpc.aio.Channel:
         """The channel of the files as they are, or were when they last fitted each other."""
+        self._follow()
+        return self._channel
+
+    def _follow(self) -> None:
         stamps = stamps_of(self._files)
         if stamps != self._stamps:
             try:
-                before, (self._certificate, self._channel) = self._channel, self._open()
+                self._identity = load_client_identity(self._files)
             except TokenError as error:
                 # Nothing is wrong with the files: the next call tries again.
                 self._reports.certificate_refused(error)
@@ -67,17 +101,15 @@ class RenewingChannel(grpc.aio.Channel):
                 self._reports.certificate_refused(error)
             else:
                 self._stamps = stamps
-                task = asyncio.create_task(before.close(GRACE_SECONDS))
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
-                self._reports.certificate_renewed(self._certificate.not_valid_after_utc)
+                self._exchange()
+                self._reports.certificate_renewed(self._identity.certificate.not_valid_after_utc)
         self._report_expiry()
-        return self._channel
 
     def _report_expiry(self) -> None:
         now = datetime.now(UTC)
-        left = time_left(self._certificate, now=now)
-        self._reports.certificate_valid(left, expiry_warning(self._certificate, now=now))
+        certificate = self._identity.certificate
+        left = time_left(certificate, now=now)
+        self._reports.certificate_valid(left, expiry_warning(certificate, now=now))
 
     async def __aenter__(self) -> Self:
         """Nothing is opened that was not before."""

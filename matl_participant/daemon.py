@@ -87,7 +87,7 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
             coordinator_key=_coordinator_key(coordinator.signing_key),
         )
         witness = witness_of(config, channel, reports)
-        attestation = attestation_of(config, client, witness)
+        attestation = attestation_of(config, channel)
         participant = Participant(
             config=config,
             client=client,
@@ -100,11 +100,7 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
             attestation=attestation,
         )
         _drain_on_signals(participant)
-        try:
-            return await participant.run()
-        finally:
-            if attestation is not None:
-                await attestation.close()
+        return await participant.run()
 
 
 def witness_of(config: Config, channel: grpc.aio.Channel, reports: Reports) -> Witness | None:
@@ -132,9 +128,7 @@ def witness_of(config: Config, channel: grpc.aio.Channel, reports: Reports) -> W
     )
 
 
-def attestation_of(
-    config: Config, client: FederationClient, witness: Witness | None
-) -> Attestation | None:
+def attestation_of(config: Config, channel: RenewingChannel) -> Attestation | None:
     """What the configuration requires of the coordinator's machine.
 
     Raises:
@@ -150,13 +144,7 @@ def attestation_of(
             why="the attestation policy has allow_simulated = true: evidence that proves nothing "
             "is accepted; never with real patients",
         )
-    return Attestation(
-        address=config.coordinator.address,
-        files=config.tls,
-        coordinator=config.coordinator.name,
-        policy=policy,
-        clients=[client] if witness is None else [client, witness.client],
-    )
+    return Attestation(channel, config.coordinator.name, policy)
 
 
 def _drain_on_signals(participant: Participant) -> None:

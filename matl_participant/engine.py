@@ -300,7 +300,9 @@ class Participant:
         self.reports.unattested()
         attested = await attestation.attest(asked_at)
         run.attested_until = asked_at + timedelta(seconds=settings.period_seconds)
-        self.reports.attested(attested, until=run.attested_until)
+        self.reports.attested(
+            attested.verdict, config_digest=attested.config_digest, until=run.attested_until
+        )
 
     async def _hello(self) -> None:
         run, config = self._run, self.config

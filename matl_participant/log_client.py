@@ -39,10 +39,6 @@ class LogClient:
         self._log_key = log_key
         self._seconds = call_seconds
 
-    def use(self, channel: grpc.aio.Channel) -> None:
-        """Make every later call over another channel."""
-        self._stub = AuditServiceStub(channel)
-
     async def checkpoint(self, *, old_size: int) -> Offer:
         """The checkpoint to cosign, for a witness whose last one has ``old_size`` leaves.
 

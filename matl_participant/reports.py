@@ -9,14 +9,13 @@ from typing import Any
 
 import structlog
 
-from matl_common.attestation.evidence import EvidenceRefusedError
+from matl_common.attestation.evidence import EvidenceRefusedError, Verdict
 from matl_common.errors import InvalidInputError
 from matl_common.identity.held_keys import Ed25519Key, P256Key
 from matl_common.ids import Digest, RoundId
 from matl_common.log_evidence import Kind, LogEvidence
 from matl_common.protocol import EvaluationTerms, Receipt, RoundStart, Standing
 from matl_common.worker import Message
-from matl_participant.attestation import Attested
 from matl_participant.client import (
     CallError,
     NotAllowedError,
@@ -73,10 +72,9 @@ class Reports:
             coordinator_version=welcome.version,
         )
 
-    def attested(self, attested: Attested, *, until: datetime) -> None:
+    def attested(self, verdict: Verdict, *, config_digest: Digest, until: datetime) -> None:
         """Say what the coordinator's machine showed; loudly where that is SIMULATED."""
         self.metrics.attested.set(1)
-        verdict = attested.verdict
         event = "participant.coordinator_attested"
         tell = self._log.warning if verdict.simulated else self._log.info
         tell(
@@ -86,7 +84,7 @@ class Reports:
             measurement=verdict.measurement,
             report=verdict.report_digest,
             policy=verdict.policy_digest,
-            config_digest=attested.config_digest,
+            config_digest=config_digest,
             until=until.isoformat(timespec="seconds"),
         )
 

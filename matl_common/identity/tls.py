@@ -208,13 +208,27 @@ def server_credentials(files: TlsPlace) -> grpc.ServerCredentials:
     return ServerIdentity(files).credentials
 
 
-def channel_credentials(files: TlsPlace, *, only: bytes | None = None) -> grpc.ChannelCredentials:
-    """Credentials of a client. Use them with ``channel_options``, which pins the server.
+@dataclass(frozen=True, slots=True)
+class ClientIdentity:
+    """What a client shows and whom it trusts, as its files were when they fitted each other."""
 
-    Args:
-        files: our own key and certificate, and the authority of coordinators.
-        only: a server's certificate in PEM that is the only one to pass, in place of all that
-            the authority issued; gRPC takes a leaf for a trust anchor.
+    certificate: x509.Certificate
+    authority: bytes
+    """Of coordinators, in PEM."""
+    _trusting: Callable[[bytes], grpc.ChannelCredentials]
+
+    def credentials(self, *, only: bytes | None = None) -> grpc.ChannelCredentials:
+        """Credentials; use them with ``channel_options``, which pins the server's name.
+
+        Args:
+            only: a server's certificate in PEM that is the only one to pass, in place of all that
+                the authority issued; gRPC takes a leaf for a trust anchor.
+        """
+        return self._trusting(only or self.authority)
+
+
+def load_client_identity(files: TlsPlace) -> ClientIdentity:
+    """Read a client's files, and open its token where the key is in one.
 
     Raises:
         ConfigurationError: as ``server_credentials``.
@@ -223,23 +237,31 @@ def channel_credentials(files: TlsPlace, *, only: bytes | None = None) -> grpc.C
     if isinstance(files, TokenTls):
         _check_suites()
         key = TokenSigningKey(files.private_key, P256)
-        chain, authority, _ = _certified(files, key.keyid)
-        return signed_channel_credentials(key, chain=chain, authority=only or authority)
+        chain, authority, certificate = _certified(files, key.keyid)
+        return ClientIdentity(
+            certificate,
+            authority,
+            lambda trusted: signed_channel_credentials(key, chain=chain, authority=trusted),
+        )
     identity = _load(files)
-    return grpc.ssl_channel_credentials(
-        root_certificates=only or identity.authority,
-        private_key=identity.key,
-        certificate_chain=identity.chain,
+    return ClientIdentity(
+        identity.certificate,
+        identity.authority,
+        lambda trusted: grpc.ssl_channel_credentials(
+            root_certificates=trusted,
+            private_key=identity.key,
+            certificate_chain=identity.chain,
+        ),
     )
 
 
-def own_certificate(files: TlsPlace) -> x509.Certificate:
-    """The certificate a node shows.
+def channel_credentials(files: TlsPlace) -> grpc.ChannelCredentials:
+    """Credentials of a client that trusts the authority in its files.
 
     Raises:
-        ConfigurationError: the file does not hold one.
+        ConfigurationError, TokenError: as ``load_client_identity``.
     """
-    return _read_certificates(files.certificate_chain)[1][0]
+    return load_client_identity(files).credentials()
 
 
 def peer_certificate(context: AuthenticatedContext) -> PeerCertificate:

@@ -4,14 +4,24 @@ import asyncio
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl_common.errors import ConfigurationError
-from matl_common.identity.keys import load_private_key
+from matl_common.identity.certificates import COORDINATOR_ROLES, issue_certificate
+from matl_common.identity.held_keys import load_tls_key
+from matl_common.identity.keys import generate_private_key, load_private_key, spki_pin
 from matl_common.identity.pkcs11.uri import TokenUri
-from matl_common.identity.tls import TokenTls, channel_credentials, channel_options, own_certificate
+from matl_common.identity.tls import (
+    TokenTls,
+    channel_credentials,
+    channel_options,
+    load_client_identity,
+)
 from tests.common.test_identity_tls import (
     COORDINATOR,
+    DAY,
     METHOD,
+    NOW,
     TIMEOUT_SECONDS,
     Federation,
     ask,
@@ -83,4 +93,24 @@ def test_a_certificate_of_another_key_is_refused_before_any_handshake(
     )
     with pytest.raises(ConfigurationError, match="does not begin with the certificate"):
         channel_credentials(other)
-    assert own_certificate(place)
+    held = load_tls_key(place.private_key).keyid
+    assert spki_pin(load_client_identity(place).certificate) == held
+
+
+def test_with_a_key_in_a_token_too_one_servers_certificate_can_be_the_only_one(
+    federation: Federation, tokens: TokenFolder
+) -> None:
+    identity = load_client_identity(in_token(federation, tokens))
+    served = federation.coordinator.tls.certificate_chain.read_bytes()
+    assert ask(federation, identity.credentials(only=served)).endswith("TLSv1.3")
+    key = generate_private_key().public_key()
+    namesake = issue_certificate(
+        federation.authority("coordinator", COORDINATOR_ROLES),
+        key,
+        COORDINATOR,
+        not_before=NOW - DAY,
+        not_after=NOW + DAY,
+    ).public_bytes(Encoding.PEM)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        ask(federation, identity.credentials(only=namesake))
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

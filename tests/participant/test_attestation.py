@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
@@ -22,18 +23,30 @@ from matl_common.attestation.simulated import MEASUREMENT, simulate
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import (
     COORDINATOR_ROLES,
+    PARTICIPANT_ROLES,
     CertificateAuthority,
+    Role,
+    SpiffeId,
     create_authority,
     issue_certificate,
 )
-from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
+from matl_common.identity.keys import (
+    generate_private_key,
+    load_private_key,
+    private_key_pem,
+    spki_pin,
+)
 from matl_common.identity.node_folder import NodeFolder
-from matl_common.identity.tls import channel_credentials, channel_options
+from matl_common.identity.tls import channel_credentials, channel_options, peer_certificate
 from matl_common.ids import NodeId, digest_of
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
 from matl_participant.attestation import coordinators_leaf
 from matl_participant.client import UntrustedCoordinatorError
+from matl_participant.connection import RenewingChannel
+from matl_participant.daemon import attestation_of
+from matl_participant.metrics import Metrics
+from matl_participant.reports import Reports
 from tests.participant.simulator import COORDINATOR, HOSPITAL, SPIFFE, SimulatedCoordinator
 from tests.participant.test_daemon import ACKNOWLEDGED, SEALED, Hospital, Running, running, until
 
@@ -178,6 +191,80 @@ async def test_a_renewed_tls_key_is_found_and_attested_without_a_restart(
     assert run.participant.attestation is not None
 
 
+async def test_to_a_renewed_tls_key_nothing_is_said_before_its_evidence_is_verified(
+    tmp_path: Path, keys: Keys
+) -> None:
+    async with (
+        watched_hospital(tmp_path, keys) as (hospital, coordinator),
+        running(hospital) as run,
+    ):
+        await until(lambda: coordinator.hellos == 1)
+        await coordinator.stop()
+        coordinator.keys = with_another_leaf(keys, tmp_path / "renewed")
+        simulation, coordinator.simulation = coordinator.simulation, None
+        coordinator.open_round(1)
+        before, asked = coordinator.other_calls, failures(run, "attest")
+        await coordinator.start()
+        await until(lambda: failures(run, "attest") >= asked + 2)
+        assert coordinator.other_calls == before
+        coordinator.simulation = simulation
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+
+
+async def test_the_pinned_channel_follows_the_hospitals_own_renewed_key(
+    tmp_path: Path, keys: Keys
+) -> None:
+    async with watched_hospital(tmp_path, keys) as (hospital, coordinator):
+        files = hospital.keys[HOSPITAL].tls
+        hospital.extra = section(period_seconds=0.2) + "[daemon]\npoll_seconds = 1\n"
+        key, certificate = another_key_of_the_hospital(keys)
+        with capture_logs() as logs:
+            async with running(hospital):
+                await until(lambda: coordinator.hellos == 1)
+                old = coordinator.pins[-1]
+                # Between the two files nothing fits, and evidence is asked for all the same.
+                files.private_key.write_bytes(private_key_pem(key))
+                asked = len(coordinator.nonces)
+                await until(lambda: len(coordinator.nonces) >= asked + 2)
+                assert set(coordinator.pins) == {old}
+                files.certificate_chain.write_bytes(certificate)
+                coordinator.open_round(1)
+                await until(lambda: hospital.states() == [ACKNOWLEDGED])
+        assert set(coordinator.pins[-3:]) == {spki_pin(key)} != {old}
+        assert coordinator.hellos == 1
+    events = [each["event"] for each in logs]
+    assert events.count("participant.tls_renewed") == 1
+    assert "participant.tls_files_refused" in events
+
+
+async def test_with_its_renewed_key_too_the_hospital_speaks_to_nobody_but_who_was_attested(
+    tmp_path: Path, keys: Keys
+) -> None:
+    async with watched_hospital(tmp_path, keys) as (hospital, coordinator):
+        files = hospital.keys[HOSPITAL].tls
+        channel = RenewingChannel(coordinator.address, files, SPIFFE, reports=Reports(Metrics()))
+        attestation = attestation_of(hospital.config, channel)
+        assert attestation is not None
+        async with channel:
+            await attestation.attest(datetime.now(UTC))
+            hello = FederationServiceStub(channel).Hello
+            await hello(pb.HelloRequest(version="1"))
+            # The same name and authority at the same address, and another key than was attested.
+            await coordinator.stop()
+            coordinator.keys = with_another_leaf(keys, tmp_path / "another")
+            await coordinator.start()
+            key, certificate = another_key_of_the_hospital(keys)
+            files.private_key.write_bytes(private_key_pem(key))
+            files.certificate_chain.write_bytes(certificate)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await hello(pb.HelloRequest(version="1"))
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert coordinator.hellos == 1
+            await attestation.attest(datetime.now(UTC))
+            await hello(pb.HelloRequest(version="1"))
+        assert coordinator.pins[-1] == spki_pin(key)
+
+
 # Somebody between, with a certificate of the same authority for the same name.
 
 
@@ -244,6 +331,59 @@ def test_only_the_coordinators_own_certificate_can_be_pinned(keys: Keys) -> None
 
 
 DAY = timedelta(days=1)
+
+
+class Watched(SimulatedCoordinator):
+    """Writes down by which key it was called, each time."""
+
+    def __init__(self, keys: Keys) -> None:
+        super().__init__(keys)
+        self.simulation = simulate(datetime.now(UTC))
+        self.pins: list[str] = []
+        self._attests = 0
+
+    @property
+    def other_calls(self) -> int:
+        """How often anything but evidence was asked for."""
+        return len(self.pins) - self._attests
+
+    async def Attest(  # noqa: N802 - gRPC names
+        self, request: pb.AttestRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.AttestResponse:
+        self._attests += 1
+        return await super().Attest(request, context)
+
+    async def _admit_caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> NodeId:
+        self.pins.append(peer_certificate(context).pin)
+        return await super()._admit_caller(context)
+
+
+@asynccontextmanager
+async def watched_hospital(folder: Path, keys: Keys) -> AsyncIterator[tuple[Hospital, Watched]]:
+    """A hospital with files of its own, which a test may change."""
+    shutil.copytree(keys[HOSPITAL].folder, folder / "mine")
+    mine = {**keys, HOSPITAL: NodeFolder(folder / "mine")}
+    (folder / "attestation.toml").write_text(POLICY)
+    async with Watched(keys) as coordinator:
+        yield Hospital(folder, mine, coordinator.address, extra=section()), coordinator
+
+
+def another_key_of_the_hospital(keys: Keys) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A new key, and its certificate in PEM."""
+    folder, key, now = keys[HOSPITAL].folder.parent, generate_private_key(), datetime.now(UTC)
+    authority = CertificateAuthority(
+        x509.load_pem_x509_certificate((folder / "participant-ca.crt").read_bytes()),
+        load_private_key(folder / "participant-ca.key"),
+        PARTICIPANT_ROLES,
+    )
+    certificate = issue_certificate(
+        authority,
+        key.public_key(),
+        SpiffeId(SPIFFE.federation, Role.PARTICIPANT, HOSPITAL),
+        not_before=now - timedelta(minutes=5),
+        not_after=now + DAY,
+    )
+    return key, certificate.public_bytes(Encoding.PEM)
 
 
 class Relay(SimulatedCoordinator):

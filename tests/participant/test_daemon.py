@@ -171,7 +171,7 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
             coordinator_key=coordinator_key(hospital.keys),
         )
         witness = witness_of(config, channel, reports)
-        attestation = attestation_of(config, client, witness)
+        attestation = attestation_of(config, channel)
         participant = Participant(
             config=config,
             client=client,
@@ -191,8 +191,6 @@ async def running(hospital: Hospital, *, memory_bytes: int = 1 << 30) -> AsyncIt
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
-            if attestation is not None:
-                await attestation.close()
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 15.0) -> None:

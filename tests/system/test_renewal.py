@@ -44,6 +44,7 @@ from tests.system.federation import (
 )
 from tests.system.processes import until
 from tests.system.story import finish, of, start_hospitals
+from tests.system.test_attestation import attested
 
 pytestmark = [pytest.mark.system, pytest.mark.certificates]
 CHANGING = HOSPITALS[0]
@@ -155,11 +156,62 @@ def test_a_round_goes_on_while_both_sides_replace_their_keys(
             federation.control(node).unlink()
         finish(federation, coordinator, hospitals)
 
+    check_two_whole_rounds(federation, new_server_key)
+
+
+def test_in_attested_mode_a_round_goes_on_too_and_the_new_key_is_attested_before_it_is_used(
+    tmp_path: Path, material: Material
+) -> None:
+    federation = attested(found_federation(tmp_path, material, study={"rounds": 2}))
+    new_key, new_server_key = generate_private_key(), generate_private_key()
+    old_pin = spki_pin(load_private_key(federation.keys[CHANGING].tls.private_key))
+    with ExitStack() as running:
+        for node in HOSPITALS:
+            federation.control(node).write_text("wait")
+        coordinator = running.enter_context(federation.start_coordinator())
+        coordinator.wait_for("coordinator_ready")
+        hospitals = {
+            node: running.enter_context(federation.start_scripted(node, policy="development"))
+            for node in HOSPITALS
+        }
+        coordinator.wait_for("round_phase", round=1, phase="collecting")
+        until(lambda: federation.trainings(CHANGING) == [1], what="the hospital trains")
+        replace_files(federation, COORDINATOR, new_server_key)
+        coordinator.read_again()
+        coordinator.wait_for("tls_renewed", pin=spki_pin(new_server_key))
+        # The hospital's new key is a new connection, and that ends at the coordinator's new one.
+        enrol_pins(federation, frozenset({old_pin, spki_pin(new_key)}))
+        coordinator.wait_for("allowlist_changed", changed=[CHANGING])
+        replace_files(federation, CHANGING, new_key)
+        hospitals[CHANGING].wait_for("participant.tls_renewed")
+        enrol_pins(federation, frozenset({spki_pin(new_key)}))
+        for node in HOSPITALS:
+            federation.control(node).unlink()
+        finish(federation, coordinator, hospitals)
+        reports = [
+            line["report"]
+            for line in hospitals[CHANGING].events("participant.coordinator_attested_SIMULATED")
+        ]
+
+    check_two_whole_rounds(federation, new_server_key)
+    events = logged_events(federation)
+    (renewed,) = of(events, "tls_renewed")
+    since = events[events.index(renewed) :]
+    shown = [each["report"] for each in of(since, "evidence_shown", node=CHANGING)]
+    assert shown
+    assert set(shown) < set(reports)
+    told = [each["event"] for each in since if each.get("node") == CHANGING]
+    assert told.index("evidence_shown") < told.index("update_admitted")
+
+
+def check_two_whole_rounds(
+    federation: Federation, new_server_key: ec.EllipticCurvePrivateKey
+) -> None:
+    """Nobody trained twice for a round, or was left out of one."""
     events = logged_events(federation)
     assert len(of(events, "model_released")) == 2
     assert len(of(events, "tls_renewed", pin=spki_pin(new_server_key))) == 1
     for node in HOSPITALS:
-        # Nobody trained twice for a round, or was left out of one.
         assert federation.trainings(node) == [1, 2]
     assert len(of(events, "collection_closed")) == 2
     for closed in of(events, "collection_closed"):
