@@ -361,7 +361,7 @@ class Coordinator:
         """What this coordinator may claim, said once at start."""
         protection = self._protection_now(plan, machine)
         log.info(
-            "protection", mode=protection.mode.value, rule=protection.rule, claim=protection.claim
+            "protection", mode=protection.mode_name, rule=protection.rule, claim=protection.claim
         )
         for warning in protection.warnings:
             log.warning("protection_weaker", reason=warning)

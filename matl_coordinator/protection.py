@@ -26,6 +26,13 @@ class Protection:
     """Against how many hostile hospitals, given what."""
     warnings: tuple[str, ...] = ()
     """Where the configuration asks for more than can be claimed."""
+    is_simulated: bool = False
+    """Whether the evidence of MODE2 is SIMULATED, which proves nothing."""
+
+    @property
+    def mode_name(self) -> str:
+        """The mode for machines to read, who must not take a SIMULATED one for MODE2."""
+        return f"{self.mode.value}-SIMULATED" if self.is_simulated else self.mode.value
 
 
 def protection_of(
@@ -56,7 +63,13 @@ def protection_of(
         warnings = (*warnings, beyond)
     claim = _claim(config, mode, f=min(tolerated, config.rounds.byzantine), enrolled=enrolled)
     sentence = f"{mode.value.upper()}{_attested(attested)}: {claim}"
-    return Protection(mode, config.rounds.aggregator.describe(), sentence, warnings)
+    return Protection(
+        mode,
+        config.rounds.aggregator.describe(),
+        sentence,
+        warnings,
+        is_simulated=attested is not None and attested.simulated,
+    )
 
 
 def _attested(verdict: Verdict | None) -> str:

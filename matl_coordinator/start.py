@@ -24,7 +24,7 @@ def started_facts(config: Config, protection: Protection, policy: Policy) -> dic
     trust_policy: dict[str, Fact] = asdict(config.trust.policy)
     return {
         "version": __version__,
-        "mode": protection.mode.value,
+        "mode": protection.mode_name,
         "rule": protection.rule,
         "claim": protection.claim,
         "warnings": list(protection.warnings),

@@ -35,7 +35,11 @@ class Metrics:
             "connected", "1 while the coordinator answers and its plan is the ledger's."
         )
         self.attested = self._gauge(
-            "coordinator_attested", "1 while evidence of the coordinator's machine counts."
+            "coordinator_attested", "1 while genuine evidence of the coordinator's machine counts."
+        )
+        self.attested_simulated = self._gauge(
+            "coordinator_attested_SIMULATED",
+            "1 while SIMULATED evidence counts, which proves nothing; then the other one is 0.",
         )
         self.certificate_valid = self._gauge(
             "tls_certificate_valid_seconds", "Until this hospital's certificate expires."

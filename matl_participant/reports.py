@@ -74,7 +74,8 @@ class Reports:
 
     def attested(self, verdict: Verdict, *, config_digest: Digest, until: datetime) -> None:
         """Say what the coordinator's machine showed; loudly where that is SIMULATED."""
-        self.metrics.attested.set(1)
+        self.metrics.attested.set(not verdict.simulated)
+        self.metrics.attested_simulated.set(verdict.simulated)
         event = "participant.coordinator_attested"
         tell = self._log.warning if verdict.simulated else self._log.info
         tell(
@@ -90,6 +91,7 @@ class Reports:
 
     def unattested(self) -> None:
         self.metrics.attested.set(0)
+        self.metrics.attested_simulated.set(0)
 
     def clock(self, ahead: timedelta) -> None:
         """Complain of a clock so wrong that deadlines mean something else here."""

@@ -71,9 +71,11 @@ class GetStatusResponse(_message.Message):
     active_participants: _builtins.int
     """heard from within two poll intervals"""
     mode: _builtins.str
-    """"mode0" compares peers, "mode1" has a holdout set"""
+    """"mode0" compares peers, "mode1" has a holdout set, "mode2" """
     rule: _builtins.str
-    """the aggregation, every parameter in it"""
+    """is attested; "mode2-SIMULATED" proves nothing
+    the aggregation, every parameter in it
+    """
     claim: _builtins.str
     """what it withstands, given what"""
     average_from: _builtins.int

@@ -64,7 +64,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             log_root=head.root,
             next_round_at_unix_ms=_unix_ms(facts.next_round_at),
             active_participants=facts.present,
-            mode=facts.protection.mode.value,
+            mode=facts.protection.mode_name,
             rule=facts.protection.rule,
             claim=facts.protection.claim,
             warnings=facts.protection.warnings,

@@ -285,6 +285,22 @@ def test_the_claim_with_a_holdout_set_names_its_conditions(tmp_path: Path) -> No
     assert protection.rule.startswith(DEFAULT_RULE)
 
 
+def test_an_attested_coordinator_is_called_so_and_never_by_simulated_evidence(
+    tmp_path: Path,
+) -> None:
+    config = loaded(tmp_path, f'{HOLDOUT}{ATTESTED}"sev-guest"')
+    for technology, name, claim in (
+        (Technology.TDX, "mode2", "MODE2 (attested by tdx, measurement abab"),
+        (Technology.SIMULATED, "mode2-SIMULATED", "MODE2 (SIMULATED attestation, proves nothing)"),
+    ):
+        is_simulated = technology is Technology.SIMULATED
+        verdict = Verdict(technology, "ab" * 48, "a platform", "cd" * 32, "ef" * 32, is_simulated)
+        protection = protection_of(config, enrolled=3, attested=verdict)
+        assert protection.mode is MATLMode.MODE2
+        assert protection.mode_name == name
+        assert protection.claim.startswith(claim)
+
+
 @pytest.mark.parametrize("rule", ["weighted_mean", "krum"])
 @pytest.mark.parametrize(("byzantine", "claimed"), [(0, 0), (1, 1), (3, 3), (9, 9), (10, 9)])
 def test_no_more_is_claimed_than_the_hospitals_that_are_configured_as_hostile(

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
+from matl_common.attestation.evidence import Technology, Verdict
 from matl_common.attestation.simulated import MEASUREMENT, simulate
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import (
@@ -95,12 +96,31 @@ async def test_with_valid_evidence_a_round_goes_as_without(
         async with running(hospital) as run:
             await until(lambda: hospital.states() == [ACKNOWLEDGED])
             metrics = generate_latest(run.participant.reports.metrics.registry).decode()
-    assert "matl_participant_coordinator_attested 1.0" in metrics
+    assert "matl_participant_coordinator_attested_SIMULATED 1.0" in metrics
+    assert "matl_participant_coordinator_attested 0.0" in metrics
     (attested,) = (e for e in logs if "coordinator_attested" in e["event"])
     assert attested["event"] == "participant.coordinator_attested_SIMULATED"
     assert attested["verdict"].startswith("SIMULATED, proves nothing")
     assert attested["config_digest"] == coordinator.config_digest
     assert len(coordinator.nonces) == 1
+
+
+def test_no_metric_takes_simulated_evidence_for_genuine() -> None:
+    reports = Reports(Metrics())
+    for technology in Technology:
+        is_simulated = technology is Technology.SIMULATED
+        verdict = Verdict(technology, "ab" * 48, "a platform", "cd" * 32, "ef" * 32, is_simulated)
+        reports.attested(verdict, config_digest=digest_of(b"x"), until=datetime.now(UTC))
+        genuine, simulated = attested_metrics(reports)
+        assert (genuine, simulated) == (not is_simulated, is_simulated)
+        reports.unattested()
+        assert attested_metrics(reports) == (0, 0)
+
+
+def attested_metrics(reports: Reports) -> tuple[float | None, float | None]:
+    """Genuine, and SIMULATED."""
+    name, registry = "matl_participant_coordinator_attested", reports.metrics.registry
+    return registry.get_sample_value(name), registry.get_sample_value(f"{name}_SIMULATED")
 
 
 @pytest.mark.parametrize("fault", ["not attested", "refused", "unbound", "wrong configuration"])

@@ -57,7 +57,9 @@ def test_simulated_evidence_is_accepted_where_it_is_asked_for_and_nowhere_else(
     coordinator.wait_for("coordinator_attested_SIMULATED")
     coordinator.wait_for("coordinator_ready")
     with federation.operator() as operator:
-        assert "MODE2 (SIMULATED attestation, proves nothing)" in operator.status().claim
+        status = operator.status()
+    assert "MODE2 (SIMULATED attestation, proves nothing)" in status.claim
+    assert status.mode == "mode2-SIMULATED"
     strict = running.enter_context(federation.start_scripted(C, policy="genuine"))
     refused = strict.wait_for("participant.retrying", action="attest")
     assert "is SIMULATED: software signed it, and it proves nothing" in refused["error"]
@@ -73,6 +75,7 @@ def test_simulated_evidence_is_accepted_where_it_is_asked_for_and_nowhere_else(
     strict.kill()
     events = logged_events(federation)
     (started,) = of(events, "coordinator_started")
+    assert started["mode"] == "mode2-SIMULATED"
     attestation = started["attestation"]
     assert isinstance(attestation, dict)
     assert (attestation["technology"], attestation["simulated"]) == ("SIMULATED", True)
