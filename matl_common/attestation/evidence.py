@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,11 +35,6 @@ class Evidence:
     """SEV-SNP and SIMULATED: certificates of leaf, intermediate and root in PEM. TDX: the
     collateral of Intel's certification service as JSON."""
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the report, in hexadecimal: what logs name it by."""
-        return hashlib.sha256(self.report).hexdigest()
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -52,6 +46,7 @@ class Verdict:
     platform: str
     """Product, firmware versions or status, for people."""
     report_digest: str
+    """What logs name the report by: SHA-256 of what its signature covers."""
     policy_digest: str
     simulated: bool
     """Whether software signed the report, so that it proves nothing."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from enum import KEEP, IntFlag
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -78,12 +81,40 @@ class TdMeasurements(Section):
     rtmr3: Sha384 | None = None
 
 
+class TdAttribute(IntFlag, boundary=KEEP):
+    """Bits of a TD's ATTRIBUTES that can be accepted (Intel TDX Module ABI Specification)."""
+
+    SEPT_VE_DISABLE = 1 << 28
+    """The host cannot raise exceptions in the TD by taking its pages away."""
+    PKS = 1 << 30
+    """Protection keys for supervisor pages."""
+    KL = 1 << 31
+    """Key Locker."""
+    PERFMON = 1 << 63
+    """Performance counters."""
+
+
 class TdxPolicy(Section):
     """Accepted Intel TDX guests."""
 
     measurements: Annotated[tuple[TdMeasurements, ...], Field(strict=False, max_length=MAX_ALLOWED)]
     statuses: Annotated[tuple[str, ...], Field(strict=False, max_length=16)] = ("UpToDate",)
     """Of the platform's TCB, in Intel's words: ``SWHardeningNeeded``, for example."""
+    allowed_attributes: Annotated[
+        tuple[Literal["PKS", "KL", "PERFMON"], ...], Field(strict=False, max_length=3)
+    ] = ()
+    """That a TD may have beyond SEPT_VE_DISABLE, which it must have."""
+    allowed_xfam: int = Field(default=0x61AE7, ge=0x3, le=(1 << 63) - 1)
+    """Bits of XFAM that may be set. Default: x87, SSE, AVX, AVX-512, PKRU, CET and AMX; tracing,
+    user interrupts and branch records are not among them."""
+    mr_seams: Annotated[tuple[Sha384, ...], Field(strict=False, max_length=MAX_ALLOWED)] = ()
+    """Accepted TDX modules, by MRSEAM; any of Intel's whose status is accepted, if empty."""
+
+    @property
+    def accepted_attributes(self) -> TdAttribute:
+        """``allowed_attributes`` and SEPT_VE_DISABLE as bits."""
+        allowed = (TdAttribute[each] for each in self.allowed_attributes)
+        return reduce(or_, allowed, TdAttribute.SEPT_VE_DISABLE)
 
 
 class Policy(Section):

@@ -19,6 +19,7 @@ from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Tec
 from matl_common.attestation.policy import Policy, SnpPolicy
 from matl_common.attestation.snp_chain import AMD_ROOTS, Endorsement, verify_chain
 from matl_common.attestation.snp_report import SigningKey, SnpReport, parse_snp_report
+from matl_common.ids import digest_of
 
 
 def verify_snp(
@@ -47,7 +48,7 @@ def verify_snp(
         technology=evidence.technology,
         measurement=report.measurement,
         platform=f"{product} {report.signing_key.name} ({report.reported_tcb})",
-        report_digest=evidence.digest,
+        report_digest=digest_of(report.signed),
         policy_digest=policy.digest,
         simulated=evidence.technology is Technology.SIMULATED,
     )

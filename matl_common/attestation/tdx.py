@@ -12,19 +12,31 @@ from typing import Any
 
 from matl_common.attestation.binding import Binding
 from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Verdict
-from matl_common.attestation.policy import Policy, TdMeasurements, TdxPolicy
+from matl_common.attestation.policy import Policy, TdAttribute, TdMeasurements, TdxPolicy
+from matl_common.attestation.tdx_quote import parse_quote_frame
 from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.ids import digest_of
 
 
 @dataclass(frozen=True, slots=True)
 class Td:
     """What a verified quote says of a TD."""
 
-    attributes: bytes
-    """8 bytes, little-endian."""
+    attributes: int
+    """ATTRIBUTES, by bit."""
+    xfam: int
+    """XFAM, by bit: which extended features of the processor the TD has."""
     mr_td: str
     rtmrs: tuple[str, str, str, str]
     report_data: bytes
+    mr_seam: str
+    """Of the TDX module."""
+    mr_signer_seam: str
+    """Of who signed the TDX module; zeros for Intel."""
+    seam_attributes: int
+    """Of the TDX module; zero for one in production."""
+    service_td: str
+    """Of a service TD that is bound to this one; zeros for none."""
     status: str
     """Of the platform's TCB, in Intel's words."""
     advisories: tuple[str, ...]
@@ -52,7 +64,7 @@ def verify_tdx(evidence: Evidence, *, policy: Policy, binding: Binding, now: dat
         technology=evidence.technology,
         measurement=td.mr_td,
         platform=f"{td.status}{advisories}",
-        report_digest=evidence.digest,
+        report_digest=digest_of(parse_quote_frame(evidence.report).signed),
         policy_digest=policy.digest,
         simulated=False,
     )
@@ -72,13 +84,16 @@ def read_verified_quote(evidence: Evidence, *, now: datetime) -> Td:
         raise InvalidInputError("the TDX quote or its collateral is malformed") from error
     if not quote.is_tdx():
         raise EvidenceRefusedError("the quote is not one of a TD")
+    parse_quote_frame(evidence.report)
     try:
         verified = dcap_qvl.verify(evidence.report, collateral, int(now.timestamp()))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
+        # The latter for a time before 1970.
         raise EvidenceRefusedError(f"the TDX quote does not verify: {str(error)[:200]}") from error
     report = quote.report
     return Td(
-        attributes=report.td_attributes,
+        attributes=int.from_bytes(report.td_attributes, "little"),
+        xfam=int.from_bytes(report.xfam, "little"),
         mr_td=report.mr_td.hex(),
         rtmrs=(
             report.rt_mr0.hex(),
@@ -87,6 +102,11 @@ def read_verified_quote(evidence: Evidence, *, now: datetime) -> Td:
             report.rt_mr3.hex(),
         ),
         report_data=report.report_data,
+        mr_seam=report.mr_seam.hex(),
+        mr_signer_seam=report.mr_signer_seam.hex(),
+        seam_attributes=int.from_bytes(report.seam_attributes, "little"),
+        # A report of TDX 1.0 knows of none.
+        service_td=getattr(report, "mr_service_td", bytes(48)).hex(),
         status=verified.status,
         advisories=tuple(verified.advisory_ids),
     )
@@ -96,11 +116,11 @@ def check_td(td: Td, policy: TdxPolicy) -> None:
     """Judge a TD that is genuine.
 
     Raises:
-        EvidenceRefusedError: debugging or profiling is on, or the policy does not accept it.
+        EvidenceRefusedError: debugging or profiling is on, the TDX module is not one of Intel's in
+            production, or the policy does not accept it.
     """
-    # TUD, the lowest byte: debugging and profiling (Intel TDX Module Base Spec, ATTRIBUTES).
-    if td.attributes[0]:
-        raise EvidenceRefusedError("the TD runs with debugging on, so its host can read its memory")
+    _check_attributes(td, policy)
+    _check_module(td, policy)
     if td.status not in policy.statuses:
         raise EvidenceRefusedError(
             f"the TDX platform's status is {td.status}; the policy accepts "
@@ -110,6 +130,43 @@ def check_td(td: Td, policy: TdxPolicy) -> None:
         raise EvidenceRefusedError(
             f"the TD with MRTD {td.mr_td} and RTMRs {', '.join(td.rtmrs)} is not one that the "
             "policy accepts"
+        )
+
+
+def _check_attributes(td: Td, policy: TdxPolicy) -> None:
+    # TUD, the lowest byte: debugging and profiling.
+    if td.attributes & 0xFF:
+        raise EvidenceRefusedError("the TD runs with debugging on, so its host can read its memory")
+    attributes = TdAttribute(td.attributes)
+    if TdAttribute.SEPT_VE_DISABLE not in attributes:
+        raise EvidenceRefusedError(
+            "the TD runs without SEPT_VE_DISABLE, so its host can raise exceptions in it"
+        )
+    # A TD that may be migrated has a bit there that no policy can allow.
+    if further := attributes & ~policy.accepted_attributes:
+        raise EvidenceRefusedError(
+            f"the TD's ATTRIBUTES are {td.attributes:#x}; the policy does not allow {further:#x} "
+            "of them"
+        )
+    if features := td.xfam & ~policy.allowed_xfam:
+        raise EvidenceRefusedError(
+            f"the TD's XFAM is {td.xfam:#x}; the policy does not allow {features:#x} of it"
+        )
+    if int(td.service_td, 16):
+        raise EvidenceRefusedError(
+            f"the service TD {td.service_td} is bound to the TD and may move it"
+        )
+
+
+def _check_module(td: Td, policy: TdxPolicy) -> None:
+    if int(td.mr_signer_seam, 16) or td.seam_attributes:
+        raise EvidenceRefusedError(
+            "the TDX module is not one of Intel's in production: its MRSIGNERSEAM is "
+            f"{td.mr_signer_seam}, its SEAM attributes {td.seam_attributes:#x}"
+        )
+    if policy.mr_seams and td.mr_seam not in policy.mr_seams:
+        raise EvidenceRefusedError(
+            f"the TDX module measures {td.mr_seam}, which the policy does not accept"
         )
 
 

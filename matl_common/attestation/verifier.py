@@ -9,7 +9,10 @@ from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Tec
 from matl_common.attestation.policy import Policy
 from matl_common.attestation.simulated import verify_simulated
 from matl_common.attestation.snp import verify_snp
+from matl_common.attestation.snp_report import parse_snp_report
 from matl_common.attestation.tdx import load_dcap_qvl, verify_tdx
+from matl_common.attestation.tdx_quote import parse_quote_frame
+from matl_common.ids import Digest, digest_of
 
 
 def check_available(policy: Policy) -> None:
@@ -20,6 +23,20 @@ def check_available(policy: Policy) -> None:
     """
     if Technology.TDX in policy.technologies:
         load_dcap_qvl()
+
+
+def report_digest(evidence: Evidence) -> Digest:
+    """SHA-256 of what the report's signature covers, whatever became of the rest.
+
+    An ECDSA signature can be changed into another one that holds, and the same report would have
+    two names.
+
+    Raises:
+        InvalidInputError: it is malformed.
+    """
+    if evidence.technology is Technology.TDX:
+        return digest_of(parse_quote_frame(evidence.report).signed)
+    return digest_of(parse_snp_report(evidence.report).signed)
 
 
 def verify_evidence(

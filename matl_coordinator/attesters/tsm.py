@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matl_common.attestation.evidence import Evidence, Technology
+from matl_common.attestation.tdx_quote import without_padding
+from matl_common.errors import InvalidInputError
 from matl_coordinator.attesters.certificate_table import pem_of_table
 from matl_coordinator.attesters.sev_guest import read_endorsements
 from matl_coordinator.ports import AttesterError
@@ -71,7 +73,7 @@ def evidence_of(
         endorsements: the operator's file, which goes before the host's.
 
     Raises:
-        AttesterError: an unknown provider, or nothing to verify the report with.
+        AttesterError: an unknown provider, no quote, or nothing to verify the report with.
     """
     technology = _PROVIDERS.get(provider)
     if technology is None:
@@ -79,6 +81,8 @@ def evidence_of(
             f"the kernel's attestation provider is {provider[:40]!r}; known are "
             f"{', '.join(_PROVIDERS)}"
         )
+    if technology is Technology.TDX:
+        report = _quote(report)
     if endorsements is not None:
         return Evidence(technology, report, read_endorsements(endorsements))
     if technology is Technology.TDX:
@@ -86,3 +90,10 @@ def evidence_of(
             "a TDX quote needs Intel's collateral; name its JSON file in attestation.endorsements"
         )
     return Evidence(technology, report, pem_of_table(table))
+
+
+def _quote(answered: bytes) -> bytes:
+    try:
+        return without_padding(answered)
+    except InvalidInputError as error:
+        raise AttesterError(f"the kernel's driver answered with no quote: {error}") from error

@@ -19,7 +19,7 @@ from cryptography import x509
 from matl_common.attestation.binding import NONCE_BYTES, Binding, tls_spki
 from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Technology, Verdict
 from matl_common.attestation.policy import Policy
-from matl_common.attestation.verifier import verify_evidence
+from matl_common.attestation.verifier import report_digest, verify_evidence
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.ids import Digest, NodeId
 from matl_coordinator.ports import Attester, AttesterError
@@ -150,12 +150,19 @@ class Attesting:
             node=node_id,
             technology=evidence.technology.value,
             simulated=is_simulated,
-            report=evidence.digest,
+            report=self._digest(evidence),
             nonce=nonce.hex(),
             config_digest=binding.config_digest,
         )
         await self._register.decide(lambda _: Decision(None, (), (written,)))
         return Shown(evidence, chain, binding.config_digest)
+
+    @staticmethod
+    def _digest(evidence: Evidence) -> Digest:
+        try:
+            return report_digest(evidence)
+        except InvalidInputError as error:
+            raise AttesterError(f"what the hardware answered is no report: {error}") from error
 
     def _count(self, node_id: NodeId) -> None:
         hour = self._clock().replace(minute=0, second=0, microsecond=0)

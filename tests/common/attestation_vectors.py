@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl_common.attestation.evidence import Evidence, Technology
+from matl_common.attestation.tdx_quote import without_padding
 
 VECTORS = Path(os.environ.get("MATL_VECTORS", "../shared/vectors")) / "attestation"
 
@@ -50,9 +51,10 @@ def google_evidence() -> Evidence:
 
 
 def tdx_evidence(name: str = "tdx_quote") -> Evidence:
-    """A quote with its collateral."""
+    """A quote with its collateral, as an attester hands it over."""
+    quote = (VECTORS / "tdx" / name).read_bytes()
     return Evidence(
         Technology.TDX,
-        (VECTORS / "tdx" / name).read_bytes(),
+        without_padding(quote) if name.startswith("tdx") else quote,
         (VECTORS / "tdx" / f"{name.removesuffix('.dat')}_collateral.json").read_bytes(),
     )

@@ -19,7 +19,8 @@ from matl_common.attestation.evidence import (
 )
 from matl_common.attestation.policy import Policy, SnpPolicy, Tcb, load_policy
 from matl_common.attestation.simulated import MEASUREMENT, Simulation, simulate
-from matl_common.attestation.verifier import verify_evidence
+from matl_common.attestation.snp_report import SIGNED_BYTES
+from matl_common.attestation.verifier import report_digest, verify_evidence
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.ids import Digest
 
@@ -30,6 +31,11 @@ BINDING = Binding(b"a key", bytes(range(32)), "dr-study", Digest("ab" * 32))
 SNP = SnpPolicy(measurements=(MEASUREMENT,), minimum_tcb=Tcb())
 DEVELOPMENT = Policy(allow_simulated=True, sev_snp=SNP)
 
+P384_ORDER = int(
+    "ffffffffffffffffffffffffffffffffffffffffffffffff"
+    "c7634d81f4372ddf581a0db248b0a77aecec196accc52973",
+    16,
+)
 KNOWN = (
     "5ec7983c2cded9f8fee86623bc579afcff8225adf5a8c989b11823d2637bd160"
     "53c5744a032e3d6e4734173091e0f984320f9a7b68e8a5b6a8ab42cb39bdba5e"
@@ -79,6 +85,25 @@ def test_simulated_evidence_is_accepted_only_where_the_policy_asks_for_it(
     assert str(verdict).startswith("SIMULATED, proves nothing: SIMULATED ")
     with pytest.raises(EvidenceRefusedError, match="is SIMULATED: software signed it"):
         verify_evidence(evidence, policy=Policy(sev_snp=SNP), binding=BINDING, now=NOW)
+
+
+def test_another_signature_that_holds_gives_the_same_report_no_other_name(
+    simulation: Simulation,
+) -> None:
+    evidence = simulation.evidence(BINDING.report_data)
+    at = slice(SIGNED_BYTES + 72, SIGNED_BYTES + 144)
+    twin = bytearray(evidence.report)
+    twin[at] = (P384_ORDER - int.from_bytes(twin[at], "little")).to_bytes(72, "little")
+    assert bytes(twin) != evidence.report
+    first, second = (
+        verify_evidence(
+            replace(evidence, report=report), policy=DEVELOPMENT, binding=BINDING, now=NOW
+        )
+        for report in (evidence.report, bytes(twin))
+    )
+    assert first.report_digest == second.report_digest == report_digest(evidence)
+    other = simulation.evidence(replace(BINDING, nonce=bytes(32)).report_data)
+    assert report_digest(other) != first.report_digest
 
 
 def test_simulated_evidence_does_not_pass_for_genuine(simulation: Simulation) -> None:

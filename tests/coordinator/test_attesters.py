@@ -24,6 +24,8 @@ pytestmark = pytest.mark.attestation
 VCEK = "63da758d-e664-4564-adc5-f4b93be8accd"
 VLEK = "a8074bc2-a25a-483e-aae6-39c045a0b8a1"
 ASK = "4ab7b379-bbac-4fe4-a02f-05aef327c782"
+# Version 4, with one byte of signature.
+QUOTE = b"\4\0" + bytes(630) + struct.pack("<I", 1) + b"s"
 ARK = "c0b406a4-a803-4952-9743-3fb6014cd0ae"
 
 
@@ -139,11 +141,14 @@ def test_the_kernels_answer_needs_something_to_verify_it_with(tmp_path: Path) ->
     assert snp.endorsements.count(b"BEGIN CERTIFICATE") == 3
     file = tmp_path / "collateral.json"
     with pytest.raises(AttesterError, match="needs Intel's collateral"):
-        evidence_of("tdx_guest", b"quote", b"", endorsements=None)
+        evidence_of("tdx_guest", QUOTE, b"", endorsements=None)
     with pytest.raises(AttesterError, match="cannot read"):
-        evidence_of("tdx_guest", b"quote", b"", endorsements=file)
+        evidence_of("tdx_guest", QUOTE, b"", endorsements=file)
     file.write_bytes(b"{}")
-    tdx = evidence_of("tdx_guest", b"quote", b"", endorsements=file)
-    assert (tdx.technology, tdx.endorsements) == (Technology.TDX, b"{}")
+    tdx = evidence_of("tdx_guest", QUOTE + bytes(70), b"", endorsements=file)
+    assert (tdx.technology, tdx.report, tdx.endorsements) == (Technology.TDX, QUOTE, b"{}")
+    for answered in (b"quote", QUOTE[:-1], QUOTE + b"x"):
+        with pytest.raises(AttesterError, match="answered with no quote"):
+            evidence_of("tdx_guest", answered, b"", endorsements=file)
     with pytest.raises(AttesterError, match="provider is 'arm_cca_guest'"):
         evidence_of("arm_cca_guest", b"", b"", endorsements=file)

@@ -15,6 +15,7 @@ from matl_common.attestation.binding import Binding, tls_spki
 from matl_common.attestation.evidence import Evidence
 from matl_common.attestation.policy import Policy, SnpPolicy, Tcb
 from matl_common.attestation.simulated import MEASUREMENT, simulate
+from matl_common.attestation.snp_report import SIGNED_BYTES
 from matl_common.attestation.verifier import verify_evidence
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import Role, SpiffeId
@@ -71,7 +72,7 @@ async def test_what_is_shown_verifies_for_who_asked_and_is_in_the_log(tmp_path: 
         (entry,) = logged(run)
     assert entry["node"] == A
     assert (entry["technology"], entry["simulated"]) == ("SIMULATED", True)
-    assert entry["report"] == digest_of(shown.evidence.report)
+    assert entry["report"] == digest_of(shown.evidence.report[:SIGNED_BYTES])
     assert entry["nonce"] == nonce.hex()
     assert entry["config_digest"] == shown.config_digest
 
