@@ -2,16 +2,15 @@
 
 gRPC tells a client that was refused "Socket closed" and no more. This looks at every file and
 goes every step of a connection by itself, and names the first link that does not hold. It changes
-nothing, and what it sends, the daemon would send as well.
+nothing, and shows nobody more than the daemon would.
 """
 
 from __future__ import annotations
 
-import socket
-import ssl
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -19,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl_common.errors import MatlError
+from matl_common.identity.allowlist import RefusalReason
 from matl_common.identity.certificates import (
     PeerCertificate,
     Role,
@@ -26,18 +26,23 @@ from matl_common.identity.certificates import (
     parse_peer_certificate,
 )
 from matl_common.identity.ephemeral import coordinator_of
-from matl_common.identity.held_keys import load_tls_key
+from matl_common.identity.held_keys import load_p256_key, load_tls_key
 from matl_common.identity.key_places import KeyPlace
-from matl_common.identity.keys import (
-    permission_warning,
-    spki_pin,
-)
+from matl_common.identity.keys import permission_warning, spki_pin
+from matl_common.identity.pkcs11.promises import pin_weaknesses
+from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.identity.renewal import expiry_warning
-from matl_common.identity.tls import TlsFiles, TlsPlace, TokenTls
+from matl_common.identity.tls import TlsPlace, TokenTls
 
-SECONDS = 15.0
-"""Bounds every step that waits for another machine."""
-LARGEST_CLOCK_ERROR = timedelta(minutes=1)
+SENT_TO_OPERATOR = "send the request of matl pki request to the coordinator's operator"
+REMEDIES = {
+    RefusalReason.UNLISTED: f"it is not enrolled, or no longer: {SENT_TO_OPERATOR}",
+    RefusalReason.PIN_MISMATCH: f"it is enrolled with another TLS key: {SENT_TO_OPERATOR}",
+    RefusalReason.WRONG_ROLE: "it is enrolled in another role; have the certificate issued anew",
+    RefusalReason.WRONG_FEDERATION: "the certificate is another federation's; use that one's files",
+    RefusalReason.EXPIRED: "renew the certificate: matl pki request",
+}
+"""What to do where the allow-list does not admit a node."""
 
 
 class BrokenLinkError(MatlError):
@@ -81,7 +86,9 @@ def examine(links: tuple[Link, ...]) -> Iterator[Finding]:
         except BrokenLinkError as error:
             yield Finding(link.name, "broken", str(error), error.remedy)
         except (MatlError, OSError) as error:
-            yield Finding(link.name, "broken", str(error), "see the message")
+            # Ours say what to do after what is wrong.
+            found, _, remedy = str(error).partition("; ")
+            yield Finding(link.name, "broken", found, remedy or "see the message")
         else:
             held.add(link.name)
             yield Finding(link.name, "ok", found)
@@ -90,9 +97,44 @@ def examine(links: tuple[Link, ...]) -> Iterator[Finding]:
 def key_found(place: KeyPlace) -> str:
     """The TLS key is there, of the right kind, and its owner's alone."""
     key = load_tls_key(place)
-    if isinstance(place, Path) and (warning := permission_warning(place)):
-        raise BrokenLinkError(warning.partition(";")[0], f"chmod 600 {place}")
+    check_private(place)
     return f"{key.public_key.curve.name}, {key.holder}, pin {key.keyid}"
+
+
+def signing_key_found(place: KeyPlace, tls_key: KeyPlace) -> str:
+    """The key that signs documents is there, another than TLS's, and its owner's alone."""
+    key = load_p256_key(place)
+    if key.keyid == load_tls_key(tls_key).keyid:
+        raise BrokenLinkError("the signing key is the TLS key", "use a key for each use")
+    check_private(place)
+    return f"{key.holder}, {key.keyid}"
+
+
+def check_private(place: KeyPlace) -> None:
+    """See that no other account can use a key, or the PIN of its token.
+
+    Raises:
+        BrokenLinkError: one can.
+    """
+    warnings = (
+        pin_weaknesses(place) if isinstance(place, TokenUri) else (permission_warning(place),)
+    )
+    for warning in filter(None, warnings):
+        found, _, remedy = warning.partition("; run: ")
+        raise BrokenLinkError(found, remedy)
+
+
+def check_closed(path: Path, what: str) -> None:
+    """See that accounts that share neither owner nor group with something cannot read it.
+
+    Raises:
+        BrokenLinkError: they can, and get to it through every folder above.
+    """
+    readable = path.stat().st_mode & stat.S_IROTH
+    if readable and all(each.stat().st_mode & stat.S_IXOTH for each in path.resolve().parents):
+        raise BrokenLinkError(
+            f"every account of this machine can read {what}, {path}", f"chmod o-rwx {path}"
+        )
 
 
 def certificate_found(files: TlsPlace) -> str:
@@ -167,84 +209,6 @@ def issued_by(certificate: x509.Certificate, path: Path) -> bool:
     return False
 
 
-def address_found(address: str) -> str:
-    """The name resolves."""
-    host, port = split_address(address)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise BrokenLinkError(
-            f"{host} has no address: {error.strerror}", "correct the address, or the name service"
-        ) from error
-    return ", ".join(sorted({str(each[4][0]) for each in found}))
-
-
-def connection_found(address: str) -> str:
-    """Something listens."""
-    try:
-        socket.create_connection(split_address(address), timeout=SECONDS).close()
-    except OSError as error:
-        raise BrokenLinkError(
-            f"nobody answers at {address}: {error.strerror or error}",
-            "see that the coordinator runs, and that no firewall is between",
-        ) from error
-    return f"something listens at {address}"
-
-
-def shown_certificate(
-    address: str, *, name: SpiffeId, trusted: Path | None, files: TlsFiles | None = None
-) -> x509.Certificate:
-    """Shake hands over TLS 1.3, and take the certificate that is shown.
-
-    Raises:
-        BrokenLinkError: one side refused the other; says which and why.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["h2"])
-    if trusted is None:
-        # The caller compares the certificate with one it knows.
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    else:
-        context.load_verify_locations(trusted)
-    if files is not None:
-        context.load_cert_chain(files.certificate_chain, files.private_key)
-    try:
-        with (
-            socket.create_connection(split_address(address), timeout=SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=name.server_name) as secure,
-        ):
-            shown = secure.getpeercert(binary_form=True)
-            # What the server thinks of us comes after its own part of the handshake.
-            if files is not None and not secure.recv(1):
-                raise _refused_by_coordinator()
-    except ssl.SSLCertVerificationError as error:
-        raise BrokenLinkError(
-            f"this machine refuses the coordinator's certificate: {error.verify_message}",
-            "see that coordinator.authority and coordinator.spiffe_id are the coordinator's, and "
-            "that nobody answers in its place",
-        ) from error
-    except ssl.SSLError as error:
-        if "ALERT" in (error.reason or ""):
-            raise _refused_by_coordinator() from error
-        raise BrokenLinkError(
-            f"the TLS handshake fails: {error.reason or error}",
-            "see that the address is the coordinator's, and that no proxy is between",
-        ) from error
-    assert shown is not None, "a server shows its certificate"
-    return x509.load_der_x509_certificate(shown)
-
-
-def _refused_by_coordinator() -> BrokenLinkError:
-    # gRPC hangs up without saying why; what else it could be was looked at before.
-    return BrokenLinkError(
-        "the coordinator refuses this node's certificate: it is not of the participants' "
-        "authority, or not valid by the coordinator's clock",
-        "compare clocks, and have the certificate issued by this federation (matl pki request); "
-        "the coordinator's log has the reason (handshake_refused)",
-    )
-
-
 def first_certificate(path: Path) -> x509.Certificate:
     """The certificate a chain begins with."""
     return authorities_in(path)[0]
@@ -263,12 +227,6 @@ def authorities_in(path: Path) -> list[x509.Certificate]:
 def parsed(certificate: x509.Certificate) -> PeerCertificate:
     """What a node's certificate says."""
     return parse_peer_certificate(certificate.public_bytes(Encoding.PEM))
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _shown(moment: datetime) -> str:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from matl.doctor import Finding, Link, examine
-from matl.doctor_sides import coordinator_links, participant_links
+from matl.doctor_coordinator import coordinator_links
+from matl.doctor_participant import participant_links
 from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, table
 from matl_common.errors import ConfigurationError
 from matl_coordinator.config import load_config as load_coordinator
@@ -33,8 +34,9 @@ def doctor(
     """Say which link between a node and its coordinator does not hold, and what to do.
 
     Runs on either side, beside the daemon or without it, as the daemon's own account, with the
-    daemon's files: keys, certificate, dates, name, authority, address, TCP, TLS, enrolment, the
-    coordinator's signing key, clocks, the log's key. It changes nothing.
+    daemon's files: keys and who can use them, certificate, dates, name, authority, address, TCP,
+    TLS, enrolment, attestation, the coordinator's signing key, clocks, the log's key. It changes
+    nothing.
 
     Exit status: 0 every link holds; 1 one does not; 2 the configuration cannot be read.
     """
@@ -59,7 +61,7 @@ def _links(config: Path, peer: Path | None) -> tuple[Link, ...]:
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{config} is not TOML: {error}") from error
     if "federation" in sections:
-        return coordinator_links(load_coordinator(config), peer=peer)
+        return coordinator_links(load_coordinator(config), file=config, peer=peer)
     if peer is not None:
         raise ConfigurationError("--peer is for the coordinator's side, which has the allow-list")
     return participant_links(load_participant(config))

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from matl.doctor import shown_certificate
+from matl.doctor_handshake import shown_certificate
 from matl_common.identity.allowlist import Allowlist, encode_allowlist, enrol, load_allowlist
 from matl_common.identity.certificates import (
     COORDINATOR_ROLES,

@@ -1,11 +1,14 @@
 """Who is not let in, on a live coordinator in the middle of a round."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -33,6 +36,7 @@ from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
 from matl_coordinator.rpc.guard import ROLES
 from tests.system.federation import (
     COORDINATOR_NAME,
+    EXTRA_HOSPITALS,
     FEDERATION,
     HOSPITALS,
     OPERATOR,
@@ -47,7 +51,26 @@ from tests.system.story import finish, of, start_hospitals
 
 pytestmark = [pytest.mark.system, pytest.mark.certificates]
 PERMISSION_DENIED, UNAVAILABLE = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE
-KNOWN, UNKNOWN = HOSPITALS[0], NodeId("hospital_z")
+KNOWN, ABSENT, UNKNOWN = HOSPITALS[0], EXTRA_HOSPITALS[0], NodeId("hospital_z")
+HELLO, HEALTH = "/matl.v1.FederationService/Hello", "/grpc.health.v1.Health/Check"
+
+
+COUNTED = r'^matl_refused_peers_total\{reason="(\w+)"\} (\S+)$'
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """How somebody is not let in: in the handshake, or by the allow-list in a call."""
+
+    reason: str
+    node: NodeId | None = None
+    method: str | None = None
+
+    @property
+    def entry(self) -> tuple[object, ...]:
+        """What the log says of it."""
+        event = "handshake_refused" if self.method is None else "access_denied"
+        return event, self.reason, self.node, self.method
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,36 @@ class Live:
     def files(self, **changes: object) -> TlsFiles:
         """A hospital's TLS files, as they should be but for the changes."""
         return issued(self, **changes)  # type: ignore[arg-type]  # keyword arguments passed on
+
+    def noted(self) -> tuple[Counter[str], Counter[tuple[object, ...]]]:
+        """Refusals by reason as metrics count them, and by their facts as the log has them."""
+        with urlopen(f"http://127.0.0.1:{self.federation.metrics_port}/metrics") as answer:
+            counted = re.findall(COUNTED, answer.read().decode(), re.MULTILINE)
+        with self.federation.operator() as operator:
+            entries = [json.loads(each) for each in operator.newest_log_entries()]
+        return (
+            Counter({reason: int(float(count)) for reason, count in counted}),
+            Counter(
+                tuple(each.get(fact) for fact in ("event", "reason", "node", "method"))
+                for each in entries
+                if each["event"] in {"handshake_refused", "access_denied"}
+            ),
+        )
+
+    @contextmanager
+    def expecting(self, *refusals: Refusal) -> Iterator[None]:
+        """The block causes these refusals, each counted and logged, and no other one."""
+        counted, logged = self.noted()
+        wanted = (
+            counted + Counter(each.reason for each in refusals),
+            logged + Counter(each.entry for each in refusals),
+        )
+        yield
+        until(
+            lambda: self.noted() == wanted,
+            what=f"{refusals} and no other refusal, but {self.noted()} in place of {wanted}",
+        )
+        assert self.phase() == "1 collecting"
 
     def phase(self) -> str:
         with self.federation.operator() as operator:
@@ -108,9 +161,15 @@ def issued(
 def federation_in_a_round(
     tmp_path_factory: pytest.TempPathFactory, material: Material
 ) -> Iterator[tuple[Federation, Daemon]]:
-    federation = found_federation(
-        tmp_path_factory.mktemp("strangers"), material, study={"rounds": 1}
+    three = dict.fromkeys(("quorum", "minimum_participants", "maximum_participants"), 3)
+    everybody = found_federation(
+        tmp_path_factory.mktemp("strangers"),
+        material,
+        hospitals=(*HOSPITALS, ABSENT),
+        study={"rounds": 1},
+        rounds=three,
     )
+    federation = replace(everybody, hospitals=HOSPITALS)
     with ExitStack() as running:
         for node in HOSPITALS:
             federation.control(node).write_text("wait")
@@ -154,43 +213,11 @@ def code_of(
     return caught.value.code()
 
 
-def refusals(live: Live, event: str, **facts: object) -> int:
-    with live.federation.operator() as operator:
-        entries = operator.newest_log_entries()
-    return len(of([json.loads(each) for each in entries], event, **facts))
-
-
 def test_the_files_these_tests_start_from_are_let_in(live: Live) -> None:
     options = channel_options(COORDINATOR_NAME)
     credentials = channel_credentials(live.files())
     with grpc.secure_channel(live.federation.address, credentials, options=options) as channel:
         hello(channel)
-
-
-STRANGERS: dict[str, tuple[str, Callable[[Live], TlsFiles]]] = {
-    "unlisted": ("unlisted", lambda live: live.files(node=UNKNOWN)),
-    "right name, another key": (
-        "pin_mismatch",
-        lambda live: live.files(key=generate_private_key()),
-    ),
-    "right name and key, another role": (
-        "wrong_role",
-        lambda live: live.files(role=Role.OPERATOR),
-    ),
-    "another federation": ("wrong_federation", lambda live: live.files(federation="other-study")),
-}
-
-
-@pytest.mark.parametrize("case", STRANGERS)
-def test_a_certificate_of_the_right_authority_is_not_enough(live: Live, case: str) -> None:
-    reason, make = STRANGERS[case]
-    facts = {"reason": reason, "method": "/matl.v1.FederationService/Hello"}
-    before = refusals(live, "access_denied", **facts)
-    counted = live.federation.metric("matl_refused_peers_total", reason=reason)
-    assert code_of(live, channel_credentials(make(live)), hello) is PERMISSION_DENIED
-    assert refusals(live, "access_denied", **facts) == before + 1
-    assert live.federation.metric("matl_refused_peers_total", reason=reason) == counted + 1
-    assert live.phase() == "1 collecting"
 
 
 def other_authority() -> CertificateAuthority:
@@ -215,158 +242,225 @@ def minted(live: Live) -> TlsFiles:
     return files
 
 
-HANDSHAKES: dict[str, tuple[str, Callable[[Live], TlsFiles]]] = {
-    "expired": (
-        "expired",
-        lambda live: live.files(starts=timedelta(days=-2), ends=timedelta(minutes=-1)),
-    ),
-    "not yet valid": ("not_yet_valid", lambda live: live.files(starts=timedelta(hours=1))),
-    "another authority": (
-        "wrong_authority",
-        lambda live: live.files(authority=other_authority()),
-    ),
-    "the coordinators' authority": (
-        "wrong_authority",
-        lambda live: live.files(authority=live.authority("coordinator")),
-    ),
-    "a hospital that certifies another": ("wrong_authority", minted),
-}
-
-
-@pytest.mark.parametrize("case", HANDSHAKES)
-def test_tls_refuses_a_bad_certificate_and_the_log_says_why(live: Live, case: str) -> None:
-    reason, make = HANDSHAKES[case]
-    expect_refused_handshake(live, channel_credentials(make(live)), reason)
-
-
-def test_tls_refuses_a_peer_without_a_certificate(live: Live) -> None:
-    authority = live.federation.keys[KNOWN].tls.trusted_authority.read_bytes()
-    expect_refused_handshake(live, grpc.ssl_channel_credentials(authority), "no_certificate")
-
-
-def expect_refused_handshake(live: Live, credentials: grpc.ChannelCredentials, reason: str) -> None:
-    assert code_of(live, credentials, hello) is UNAVAILABLE
-    live.coordinator.wait_for("handshake_refused", reason=reason)
-    until(
-        lambda: refusals(live, "handshake_refused", reason=reason) > 0,
-        what="the refused handshake is in the log",
-    )
-    assert live.federation.metric("matl_refused_peers_total", reason=reason) > 0
-    assert live.phase() == "1 collecting"
-
-
-@pytest.mark.parametrize(
-    ("node", "call", "method"),
-    [
-        (OPERATOR, hello, "/matl.v1.FederationService/Hello"),
-        (KNOWN, status, "/matl.v1.OperationsService/GetStatus"),
-    ],
-)
-def test_each_role_may_call_its_own_service_only(
-    live: Live, node: NodeId, call: Callable[[grpc.Channel], None], method: str
-) -> None:
-    counted = live.federation.metric("matl_refused_peers_total", reason="role_not_allowed")
-    credentials = channel_credentials(live.federation.keys[node].tls)
-    assert code_of(live, credentials, call) is PERMISSION_DENIED
-    facts = {"reason": "role_not_allowed", "node": node, "method": method}
-    assert refusals(live, "access_denied", **facts) == 1
-    after = live.federation.metric("matl_refused_peers_total", reason="role_not_allowed")
-    assert after == counted + 1
-    assert live.phase() == "1 collecting"
-
-
 def without_certificate(live: Live) -> TlsFiles:
     files = live.files()
     files.certificate_chain.unlink()
     return files
 
 
-def without_key(live: Live) -> TlsFiles:
-    files = live.files()
-    files.private_key.write_bytes(private_key_pem(generate_private_key()))
-    return files
+@dataclass(frozen=True)
+class Row:
+    """A row of the certificate matrix: who is not let in, how, and what the doctor says of it."""
+
+    make: Callable[[Live], TlsFiles]
+    reason: str
+    at_hospital: tuple[str, str]
+    """The link that the hospital's doctor names, and words of what it says."""
+    at_coordinator: tuple[str, str]
+    """The same of the coordinator's, shown the certificate."""
+    in_handshake: bool = True
+    node: NodeId = KNOWN
+
+    def refusal(self, method: str = HELLO) -> Refusal:
+        """How it is refused when it calls a method."""
+        if self.in_handshake:
+            return Refusal(self.reason)
+        return Refusal(self.reason, self.node, method)
 
 
-# Which link is broken, and what is said of it.
-EXPLAINED: dict[str, tuple[str, str, Callable[[Live], TlsFiles]]] = {
-    "no certificate": ("certificate", "cannot read", without_certificate),
-    "a certificate of another key": ("certificate", "another key", without_key),
-    "expired": ("certificate", "expired", HANDSHAKES["expired"][1]),
-    "not yet valid": ("certificate", "not valid before", HANDSHAKES["not yet valid"][1]),
-    "another authority": (
-        "handshake",
-        "participants' authority",
-        HANDSHAKES["another authority"][1],
+MATRIX: dict[str, Row] = {
+    "none": Row(
+        without_certificate,
+        "no_certificate",
+        ("certificate", "cannot read"),
+        ("peer's certificate", "cannot read"),
     ),
-    "the coordinators' authority": (
-        "handshake",
-        "participants' authority",
-        HANDSHAKES["the coordinators' authority"][1],
+    "another authority": Row(
+        lambda live: live.files(authority=other_authority()),
+        "wrong_authority",
+        ("handshake", "participants' authority"),
+        ("peer's authority", "did not issue"),
     ),
-    "minted": ("handshake", "authority", minted),
-    "unlisted": ("enrolment", "unlisted", STRANGERS["unlisted"][1]),
-    "right name, another key": (
-        "enrolment",
+    "the coordinators' authority": Row(
+        lambda live: live.files(authority=live.authority("coordinator")),
+        "wrong_authority",
+        ("handshake", "participants' authority"),
+        ("peer's authority", "did not issue"),
+    ),
+    "a hospital that certifies another": Row(
+        minted,
+        "wrong_authority",
+        ("handshake", "participants' authority"),
+        ("peer's authority", "did not issue"),
+    ),
+    "expired": Row(
+        lambda live: live.files(starts=timedelta(days=-2), ends=timedelta(minutes=-1)),
+        "expired",
+        ("certificate", "expired at"),
+        ("peer's certificate", "expired at"),
+    ),
+    "not yet valid": Row(
+        lambda live: live.files(starts=timedelta(hours=1)),
+        "not_yet_valid",
+        ("certificate", "not valid before"),
+        ("peer's certificate", "not valid before"),
+    ),
+    "unlisted": Row(
+        lambda live: live.files(node=UNKNOWN),
+        "unlisted",
+        ("enrolment", "unlisted"),
+        ("peer's enrolment", "unlisted"),
+        in_handshake=False,
+        node=UNKNOWN,
+    ),
+    "right name, another key": Row(
+        lambda live: live.files(key=generate_private_key()),
         "pin_mismatch",
-        STRANGERS["right name, another key"][1],
+        ("enrolment", "pin_mismatch"),
+        ("peer's enrolment", "pin_mismatch"),
+        in_handshake=False,
     ),
-    "another role": ("name", "operator", STRANGERS["right name and key, another role"][1]),
-    "another federation": ("name", "other-study", STRANGERS["another federation"][1]),
+    "right name and key, another role": Row(
+        lambda live: live.files(role=Role.OPERATOR),
+        "wrong_role",
+        ("name", "operator"),
+        ("peer's enrolment", "wrong_role"),
+        in_handshake=False,
+    ),
+    "another federation": Row(
+        lambda live: live.files(federation="other-study"),
+        "wrong_federation",
+        ("name", "other-study"),
+        ("peer's enrolment", "wrong_federation"),
+        in_handshake=False,
+    ),
 }
+"""Revocation in mid-stream is the row that ``test_enrolment`` has."""
 
 
-def diagnosis(live: Live, files: TlsFiles, *, node: NodeId = KNOWN, status: int = 1) -> list[Event]:
-    """What ``matl doctor`` says at a hospital with these files."""
-    mine = live.federation.keys[KNOWN]
-    text = live.federation.participant_config(KNOWN, address="", changes={}).read_text()
+def credentials_of(live: Live, files: TlsFiles) -> grpc.ChannelCredentials:
+    if files.certificate_chain.exists():
+        return channel_credentials(files)
+    return grpc.ssl_channel_credentials(files.trusted_authority.read_bytes())
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_who_does_not_belong_is_refused_counted_and_logged_once(live: Live, case: str) -> None:
+    row = MATRIX[case]
+    with live.expecting(row.refusal()):
+        code = code_of(live, credentials_of(live, row.make(live)), hello)
+    assert code is (UNAVAILABLE if row.in_handshake else PERMISSION_DENIED)
+
+
+@pytest.mark.parametrize(
+    ("node", "call", "method"),
+    [
+        (OPERATOR, hello, HELLO),
+        (KNOWN, status, "/matl.v1.OperationsService/GetStatus"),
+    ],
+)
+def test_each_role_may_call_its_own_service_only(
+    live: Live, node: NodeId, call: Callable[[grpc.Channel], None], method: str
+) -> None:
+    credentials = channel_credentials(live.federation.keys[node].tls)
+    with live.expecting(Refusal("role_not_allowed", node, method)):
+        assert code_of(live, credentials, call) is PERMISSION_DENIED
+
+
+def diagnosis(live: Live, config: Path, *extra: str) -> tuple[int, list[Event]]:
+    """What ``matl doctor`` says, and its status."""
+    result = CliRunner().invoke(app, ["doctor", "--config", str(config), "--json", *extra])
+    links: list[Event] = json.loads(result.output)["links"]
+    return result.exit_code, links
+
+
+def hospital_config(live: Live, files: TlsFiles, node: NodeId = KNOWN) -> Path:
+    """A hospital's configuration with other TLS files."""
+    enrolled = node if node in live.federation.keys else KNOWN
+    mine = live.federation.keys[enrolled]
+    text = live.federation.participant_config(enrolled, address="", changes={}).read_text()
     for old, new in (
         (mine.tls.private_key, files.private_key),
         (mine.tls.certificate_chain, files.certificate_chain),
-        (f'node_id = "{KNOWN}"', f'node_id = "{node}"'),
+        (f'node_id = "{enrolled}"', f'node_id = "{node}"'),
     ):
         text = text.replace(str(old), str(new))
     config = live.folder / "participant.toml"
     config.write_text(text)
-    result = CliRunner().invoke(app, ["doctor", "--config", str(config), "--json"])
-    assert result.exit_code == status, result.output
-    links: list[Event] = json.loads(result.output)["links"]
-    return links
+    return config
 
 
-@pytest.mark.parametrize("case", EXPLAINED)
-def test_the_doctor_names_the_link_that_is_broken(live: Live, case: str) -> None:
-    link, text, make = EXPLAINED[case]
-    files = make(live)
-    files.private_key.chmod(0o600)
-    links = diagnosis(live, files, node=UNKNOWN if case == "unlisted" else KNOWN)
+def is_explained(links: list[Event], link: str, text: str) -> bool:
+    """Whether this link is broken, for this reason, and no other link is."""
     broken = [each for each in links if each["status"] == "broken"]
     assert [each["link"] for each in broken] == [link], broken
-    assert text in str(broken[0]["found"])
     assert broken[0]["remedy"]
+    return text in str(broken[0]["found"])
 
 
-def test_the_doctor_finds_nothing_where_nothing_is_wrong(live: Live) -> None:
-    links = diagnosis(live, live.federation.keys[KNOWN].tls, status=0)
-    assert {each["status"] for each in links} == {"ok"}
-    assert len(links) == 13
+@pytest.mark.parametrize("case", MATRIX)
+def test_the_hospitals_doctor_names_the_link_and_is_refused_as_its_daemon_is(
+    live: Live, case: str
+) -> None:
+    row = MATRIX[case]
+    files = row.make(live)
+    files.private_key.chmod(0o600)
+    link, text = row.at_hospital
+    # What it finds on its own machine it shows to nobody.
+    refused = [row.refusal(HEALTH)] if link in {"handshake", "enrolment"} else []
+    with live.expecting(*refused):
+        status, links = diagnosis(live, hospital_config(live, files, row.node))
+    assert status == 1
+    assert is_explained(links, link, text)
 
 
-def test_the_doctor_at_the_coordinator_says_why_a_node_is_not_let_in(live: Live) -> None:
-    config = str(live.federation.folder / "coordinator.toml")
-    healthy = CliRunner().invoke(app, ["doctor", "--config", config])
-    assert healthy.exit_code == 0, healthy.output
-    for case, link in (
-        ("unlisted", "peer's enrolment"),
-        ("right name, another key", "peer's enrolment"),
-        ("expired", "peer's certificate"),
-        ("another authority", "peer's authority"),
-    ):
-        peer = str(EXPLAINED[case][2](live).certificate_chain)
-        arguments = ["doctor", "--config", config, "--json", "--peer", peer]
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 1, result.output
-        links = json.loads(result.output)["links"]
-        assert [each["link"] for each in links if each["status"] == "broken"] == [link]
+@pytest.mark.parametrize("case", MATRIX)
+def test_the_coordinators_doctor_says_why_a_node_is_not_let_in(live: Live, case: str) -> None:
+    row = MATRIX[case]
+    peer = row.make(live).certificate_chain
+    status, links = diagnosis(live, live.federation.coordinator_config, "--peer", str(peer))
+    assert status == 1
+    assert is_explained(links, *row.at_coordinator)
+
+
+def test_the_doctor_notices_a_certificate_of_another_key(live: Live) -> None:
+    files = live.files()
+    files.private_key.write_bytes(private_key_pem(generate_private_key()))
+    _, links = diagnosis(live, hospital_config(live, files))
+    assert [each["link"] for each in links if each["status"] == "broken"] == ["TLS key"]
+    files.private_key.chmod(0o600)
+    _, links = diagnosis(live, hospital_config(live, files))
+    assert is_explained(links, "certificate", "another key")
+
+
+def test_where_nothing_is_wrong_the_doctor_finds_nothing_and_no_alarm_is_raised(
+    live: Live,
+) -> None:
+    stranger = grpc.ssl_channel_credentials(
+        live.federation.keys[KNOWN].tls.trusted_authority.read_bytes()
+    )
+    # A stranger without a certificate counts, and the coordinator's own probe, without one, not.
+    with live.expecting(Refusal("no_certificate")):
+        for config, count in (
+            (live.federation.coordinator_config, 13),
+            (hospital_config(live, live.federation.keys[KNOWN].tls), 15),
+        ):
+            status, links = diagnosis(live, config)
+            assert status == 0, links
+            assert [each["status"] for each in links] == ["ok"] * count
+        assert code_of(live, stranger, hello) is UNAVAILABLE
+
+
+def test_the_doctor_does_not_make_a_hospital_present_whose_daemon_is_down(live: Live) -> None:
+    status, links = diagnosis(
+        live, hospital_config(live, live.federation.keys[ABSENT].tls, node=ABSENT)
+    )
+    assert status == 0, links
+    with live.federation.operator() as operator:
+        seen = {each.node_id: each.last_seen for each in operator.participants()}
+        assert operator.status().active_participants == len(HOSPITALS)
+    assert seen[ABSENT] is None
+    assert all(seen[node] for node in HOSPITALS)
 
 
 HOSPITAL_ONLY, OPERATOR_ONLY = {Role.PARTICIPANT}, {Role.OPERATOR}

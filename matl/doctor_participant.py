@@ -1,0 +1,275 @@
+"""A hospital's links, in the order in which taking part needs them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
+from grpc_health.v1 import health_pb2
+
+from matl.doctor import (
+    REMEDIES,
+    SENT_TO_OPERATOR,
+    BrokenLinkError,
+    Link,
+    authority_found,
+    certificate_found,
+    check_closed,
+    check_private,
+    key_found,
+    name_found,
+    parsed,
+    signing_key_found,
+    valid_until,
+)
+from matl.doctor_handshake import (
+    SECONDS,
+    address_found,
+    connection_found,
+    refused_by_coordinator,
+    show_certificate,
+    shown_certificate,
+)
+from matl_common.attestation.evidence import EvidenceRefusedError
+from matl_common.attestation.policy import load_policy
+from matl_common.attestation.verifier import check_available
+from matl_common.errors import InvalidInputError
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.held_keys import load_ed25519_key
+from matl_common.identity.keys import parse_public_key
+from matl_common.identity.tls import TlsFiles
+from matl_common.ids import FederationId, NodeId
+from matl_common.tlog.cosignature import witness_key
+from matl_common.tlog.names import witness_name
+from matl_participant.attestation import Attestation
+from matl_participant.client import (
+    CallError,
+    FederationClient,
+    NotAllowedError,
+    RefusedError,
+    UnavailableError,
+    UntrustedCoordinatorError,
+    Welcome,
+    connect,
+    one_try,
+)
+from matl_participant.config import Config
+from matl_participant.log_client import LogClient
+from matl_participant.witness import load_witness_keys
+
+LARGEST_CLOCK_ERROR = timedelta(minutes=1)
+
+_IN_ITS_LOG = "look at the coordinator's log"
+_Answer = TypeVar("_Answer")
+
+
+def participant_links(config: Config) -> tuple[Link, ...]:
+    """What a hospital needs to take part."""
+    files, coordinator = config.tls, config.coordinator
+    name = SpiffeId(
+        FederationId(coordinator.name.federation), Role.PARTICIPANT, NodeId(config.node_id)
+    )
+    signing_key, own = config.identity.signing_key, ("TLS key", "certificate")
+    return (
+        Link("TLS key", lambda: key_found(files.private_key)),
+        Link("certificate", lambda: certificate_found(files), ("TLS key",)),
+        Link("name", lambda: name_found(files, name), ("certificate",)),
+        Link("signing key", lambda: signing_key_found(signing_key, files.private_key)),
+        Link("witness key", lambda: _witness(config)),
+        Link("patients' data", lambda: _data(config)),
+        Link("authority", lambda: authority_found(coordinator.authority)),
+        Link("address", lambda: address_found(coordinator.address)),
+        Link("connection", lambda: connection_found(coordinator.address), ("address",)),
+        Link("handshake", lambda: _handshake(config), (*own, "authority", "connection")),
+        Link("enrolment", lambda: _enrolled(config), ("handshake", "name")),
+        Link("attestation", lambda: _attested(config), ("enrolment",)),
+        # Whoever demands evidence says nothing to a coordinator that shows none.
+        Link("coordinator's signing key", lambda: _plan(config), ("enrolment", "attestation")),
+        Link("clock", lambda: _clock(config), ("coordinator's signing key",)),
+        Link("log key", lambda: _log(config), ("enrolment", "attestation", "witness key")),
+    )
+
+
+def _witness(config: Config) -> str:
+    place = config.identity.witness_key
+    if place is None:
+        return "none: this hospital does not witness the log"
+    key = load_ed25519_key(place)
+    check_private(place)
+    name = witness_name(FederationId(config.coordinator.name.federation), config.node_id)
+    return f"{key.holder}, {witness_key(name, key.public_key).vkey}"
+
+
+def _data(config: Config) -> str:
+    check_closed(config.data.labels_file, "the labels")
+    check_closed(config.data.images, "the images")
+    return "labels and images are closed to other accounts"
+
+
+def _handshake(config: Config) -> str:
+    coordinator, files = config.coordinator, config.tls
+    shown = shown_certificate(
+        coordinator.address, name=coordinator.name, trusted=coordinator.authority
+    )
+    found = parsed(shown).spiffe_id
+    if found != coordinator.name:
+        raise BrokenLinkError(
+            f"the certificate shown is for {found}, and the configuration says {coordinator.name}",
+            "correct coordinator.spiffe_id, or find out who answers there",
+        )
+    # A token's key cannot sign this handshake; that of the next link can.
+    if isinstance(files, TlsFiles):
+        show_certificate(coordinator.address, name=coordinator.name, files=files)
+    return f"TLS 1.3 with {found}, {valid_until(shown, 'its certificate', 'matl pki renew, there')}"
+
+
+def _enrolled(config: Config) -> str:
+    async def ask(channel: grpc.aio.Channel) -> bool:
+        # Says nothing of this hospital, and does not make it present for a round.
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer = await one_try(check(health_pb2.HealthCheckRequest(), timeout=SECONDS))
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    try:
+        is_serving = _answered(config, ask)
+    except NotAllowedError as error:
+        for reason, remedy in REMEDIES.items():
+            if f": {reason.value}" in str(error):
+                raise BrokenLinkError(
+                    f"the coordinator does not let this node in: {reason.value}", remedy
+                ) from error
+        raise BrokenLinkError(str(error), SENT_TO_OPERATOR) from error
+    except CallError as error:
+        if isinstance(config.tls, TlsFiles) or not isinstance(error, UnavailableError):
+            raise BrokenLinkError(str(error), _IN_ITS_LOG) from error
+        # It did answer, before it was shown what only a token can show.
+        raise refused_by_coordinator() from error
+    return f"the coordinator lets this node in{'' if is_serving else ', and is stopping'}"
+
+
+def _attested(config: Config) -> str:
+    settings = config.attestation
+    if settings is None:
+        return "not asked for: [attestation] names no policy"
+    policy = load_policy(settings.policy)
+    check_available(policy)
+
+    async def ask() -> str:
+        coordinator = config.coordinator
+        attestation = Attestation(
+            coordinator.address, config.tls, coordinator.name, policy, clients=()
+        )
+        try:
+            attested = await attestation.attest(datetime.now(UTC))
+        finally:
+            await attestation.close()
+        return f"{attested.verdict}; configuration {attested.config_digest}"
+
+    try:
+        return asyncio.run(ask())
+    except RefusedError as error:
+        raise BrokenLinkError(
+            f"the coordinator shows no evidence: {error}",
+            "have it attested (MODE2), or take part without: remove [attestation] here",
+        ) from error
+    except (EvidenceRefusedError, InvalidInputError, UntrustedCoordinatorError) as error:
+        raise BrokenLinkError(
+            f"the coordinator's evidence is not accepted: {error}",
+            f"compare {settings.policy} with what the coordinator's operator says that its machine "
+            "runs, and take part in nothing until the two agree",
+        ) from error
+    except CallError as error:
+        raise BrokenLinkError(str(error), _IN_ITS_LOG) from error
+
+
+def _plan(config: Config) -> str:
+    try:
+        welcome = _hello(config, _coordinators_key(config))
+    except UntrustedCoordinatorError as error:
+        raise BrokenLinkError(
+            str(error),
+            "compare coordinator.signing_key with the key that the operator publishes",
+        ) from error
+    plan = welcome.signed_plan.plan
+    return f"signed the plan of study {plan.study_id}; version {welcome.version}"
+
+
+def _coordinators_key(config: Config) -> ec.EllipticCurvePublicKey:
+    path = config.coordinator.signing_key
+    try:
+        return parse_public_key(path.read_bytes())
+    except (OSError, InvalidInputError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BrokenLinkError(
+            f"coordinator.signing_key, {path}: {why}",
+            "put the public key there that the coordinator's operator publishes "
+            "(coordinator-signing.pub of matl pki install)",
+        ) from error
+
+
+def _clock(config: Config) -> str:
+    ahead = _hello(config, _coordinators_key(config)).clock_ahead
+    if abs(ahead) > LARGEST_CLOCK_ERROR:
+        raise BrokenLinkError(
+            f"the coordinator's clock is {ahead.total_seconds():+.0f} s ahead of this one",
+            "have both machines follow a time server",
+        )
+    return f"{abs(ahead).total_seconds():.1f} s apart at most"
+
+
+def _log(config: Config) -> str:
+    keys = load_witness_keys(config)
+    if keys is None:
+        return "not asked: no coordinator.log_key and witness_key are configured"
+    log = keys.log
+
+    async def ask(channel: grpc.aio.Channel) -> int:
+        offer = await LogClient(channel, log_key=log).checkpoint(old_size=0)
+        return offer.signed.checkpoint.size
+
+    try:
+        size = _asked(config, ask)
+    except UntrustedCoordinatorError as error:
+        remedy = (
+            "compare coordinator.log_key with the key that the coordinator's operator publishes"
+        )
+        raise BrokenLinkError(str(error), remedy) from error
+    return f"signed a checkpoint of {size} entries"
+
+
+def _hello(config: Config, key: ec.EllipticCurvePublicKey) -> Welcome:
+    async def ask(channel: grpc.aio.Channel) -> Welcome:
+        client = FederationClient(
+            channel,
+            node_id=NodeId(config.node_id),
+            federation_id=config.coordinator.name.federation,
+            coordinator_key=key,
+        )
+        return await client.hello(version="doctor", device="")
+
+    return _asked(config, ask)
+
+
+def _asked(config: Config, ask: Callable[[grpc.aio.Channel], Awaitable[_Answer]]) -> _Answer:
+    try:
+        return _answered(config, ask)
+    except CallError as error:
+        raise BrokenLinkError(str(error), _IN_ITS_LOG) from error
+
+
+def _answered(config: Config, ask: Callable[[grpc.aio.Channel], Awaitable[_Answer]]) -> _Answer:
+    coordinator = config.coordinator
+
+    async def scenario() -> _Answer:
+        async with connect(coordinator.address, config.tls, coordinator.name) as channel:
+            return await ask(channel)
+
+    return asyncio.run(scenario())
