@@ -15,9 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from typer.testing import CliRunner
 
-from matl.cli import app
 from matl_common.identity.certificates import (
     PARTICIPANT_ROLES,
     CertificateAuthority,
@@ -34,13 +32,13 @@ from matl_common.wire import operations_pb2 as ops
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
 from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
 from matl_coordinator.rpc.guard import ROLES
+from tests.system.diagnosis import broken, diagnosis
 from tests.system.federation import (
     COORDINATOR_NAME,
     EXTRA_HOSPITALS,
     FEDERATION,
     HOSPITALS,
     OPERATOR,
-    Event,
     Federation,
     Material,
     found_federation,
@@ -367,13 +365,6 @@ def test_each_role_may_call_its_own_service_only(
         assert code_of(live, credentials, call) is PERMISSION_DENIED
 
 
-def diagnosis(live: Live, config: Path, *extra: str) -> tuple[int, list[Event]]:
-    """What ``matl doctor`` says, and its status."""
-    result = CliRunner().invoke(app, ["doctor", "--config", str(config), "--json", *extra])
-    links: list[Event] = json.loads(result.output)["links"]
-    return result.exit_code, links
-
-
 def hospital_config(live: Live, files: TlsFiles, node: NodeId = KNOWN) -> Path:
     """A hospital's configuration with other TLS files."""
     enrolled = node if node in live.federation.keys else KNOWN
@@ -390,14 +381,6 @@ def hospital_config(live: Live, files: TlsFiles, node: NodeId = KNOWN) -> Path:
     return config
 
 
-def is_explained(links: list[Event], link: str, text: str) -> bool:
-    """Whether this link is broken, for this reason, and no other link is."""
-    broken = [each for each in links if each["status"] == "broken"]
-    assert [each["link"] for each in broken] == [link], broken
-    assert broken[0]["remedy"]
-    return text in str(broken[0]["found"])
-
-
 @pytest.mark.parametrize("case", MATRIX)
 def test_the_hospitals_doctor_names_the_link_and_is_refused_as_its_daemon_is(
     live: Live, case: str
@@ -409,28 +392,28 @@ def test_the_hospitals_doctor_names_the_link_and_is_refused_as_its_daemon_is(
     # What it finds on its own machine it shows to nobody.
     refused = [row.refusal(HEALTH)] if link in {"handshake", "enrolment"} else []
     with live.expecting(*refused):
-        status, links = diagnosis(live, hospital_config(live, files, row.node))
-    assert status == 1
-    assert is_explained(links, link, text)
+        links = diagnosis(hospital_config(live, files, row.node))
+    assert broken(links) == [link]
+    assert text in links[link]["found"]
 
 
 @pytest.mark.parametrize("case", MATRIX)
 def test_the_coordinators_doctor_says_why_a_node_is_not_let_in(live: Live, case: str) -> None:
     row = MATRIX[case]
     peer = row.make(live).certificate_chain
-    status, links = diagnosis(live, live.federation.coordinator_config, "--peer", str(peer))
-    assert status == 1
-    assert is_explained(links, *row.at_coordinator)
+    link, text = row.at_coordinator
+    links = diagnosis(live.federation.coordinator_config, "--peer", str(peer))
+    assert broken(links) == [link]
+    assert text in links[link]["found"]
 
 
 def test_the_doctor_notices_a_certificate_of_another_key(live: Live) -> None:
     files = live.files()
     files.private_key.write_bytes(private_key_pem(generate_private_key()))
-    _, links = diagnosis(live, hospital_config(live, files))
-    assert [each["link"] for each in links if each["status"] == "broken"] == ["TLS key"]
     files.private_key.chmod(0o600)
-    _, links = diagnosis(live, hospital_config(live, files))
-    assert is_explained(links, "certificate", "another key")
+    links = diagnosis(hospital_config(live, files))
+    assert broken(links) == ["certificate"]
+    assert "another key" in links["certificate"]["found"]
 
 
 def test_where_nothing_is_wrong_the_doctor_finds_nothing_and_no_alarm_is_raised(
@@ -445,22 +428,31 @@ def test_where_nothing_is_wrong_the_doctor_finds_nothing_and_no_alarm_is_raised(
             (live.federation.coordinator_config, 13),
             (hospital_config(live, live.federation.keys[KNOWN].tls), 15),
         ):
-            status, links = diagnosis(live, config)
-            assert status == 0, links
-            assert [each["status"] for each in links] == ["ok"] * count
+            links = diagnosis(config)
+            assert [each["status"] for each in links.values()] == ["ok"] * count, links
         assert code_of(live, stranger, hello) is UNAVAILABLE
 
 
 def test_the_doctor_does_not_make_a_hospital_present_whose_daemon_is_down(live: Live) -> None:
-    status, links = diagnosis(
-        live, hospital_config(live, live.federation.keys[ABSENT].tls, node=ABSENT)
-    )
-    assert status == 0, links
+    links = diagnosis(hospital_config(live, live.federation.keys[ABSENT].tls, node=ABSENT))
+    assert not broken(links)
     with live.federation.operator() as operator:
         seen = {each.node_id: each.last_seen for each in operator.participants()}
         assert operator.status().active_participants == len(HOSPITALS)
     assert seen[ABSENT] is None
     assert all(seen[node] for node in HOSPITALS)
+
+
+def test_the_doctor_says_that_a_coordinator_shows_no_evidence(live: Live) -> None:
+    config = hospital_config(live, live.federation.keys[KNOWN].tls)
+    policy = live.folder / "policy.toml"
+    policy.write_text("[sev_snp]\nmeasurements = []\nminimum_tcb = {}\n")
+    config.write_text(f'{config.read_text()}[attestation]\npolicy = "{policy}"\n')
+    links = diagnosis(config)
+    assert broken(links) == ["attestation"]
+    assert "not attested (MODE2)" in links["attestation"]["found"]
+    # A hospital that demands evidence says nothing without it.
+    assert links["coordinator's signing key"]["status"] == "skipped"
 
 
 HOSPITAL_ONLY, OPERATOR_ONLY = {Role.PARTICIPANT}, {Role.OPERATOR}
