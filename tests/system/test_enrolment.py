@@ -13,6 +13,7 @@ from matl_common.identity.allowlist import encode_allowlist, enrol, load_allowli
 from matl_common.identity.tls import channel_credentials, channel_options
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
+from tests.system.diagnosis import broken, diagnosis
 from tests.system.federation import (
     COORDINATOR,
     COORDINATOR_NAME,
@@ -27,7 +28,7 @@ from tests.system.story import finish, of
 
 pytestmark = [pytest.mark.system, pytest.mark.certificates]
 STAYING, LEAVING = HOSPITALS[:2], HOSPITALS[2]
-SERVICE = "/matl.v1.FederationService/"
+SERVICE, HEALTH = "/matl.v1.FederationService/", "/grpc.health.v1.Health/Check"
 
 
 def write_allowlist(federation: Federation, *, without: object = None) -> None:
@@ -99,6 +100,7 @@ def test_a_hospital_removed_is_cut_off_and_one_added_takes_part_without_any_rest
         coordinator.wait_for("allowlist_changed", removed=[LEAVING])
         assert federation.metric("matl_refused_peers_total", reason="unlisted") == 3
         assert federation.metric("matl_enrolled_participants") == 2
+        expect_explanations(federation)
 
         write_allowlist(federation)
         coordinator.read_again()
@@ -110,9 +112,8 @@ def test_a_hospital_removed_is_cut_off_and_one_added_takes_part_without_any_rest
 
     events = logged_events(federation)
     denied = of(events, "access_denied", reason="unlisted", node=LEAVING)
-    assert {each["method"] for each in denied} == {
-        SERVICE + name for name in ("AwaitRound", "PushChunks", "Hello")
-    }
+    methods = (*(SERVICE + name for name in ("AwaitRound", "Hello", "PushChunks")), HEALTH)
+    assert sorted(str(each["method"]) for each in denied) == sorted(methods)
     assert len(of(events, "enrolment_changed")) == 2
     assert len(of(events, "node_removed", node=LEAVING, round=1)) == 1
     assert len(of(events, "model_released")) == 2
@@ -121,6 +122,21 @@ def test_a_hospital_removed_is_cut_off_and_one_added_takes_part_without_any_rest
         # Neither connected anew nor trained again.
         assert federation.trainings(node) == [1, 2]
         assert not hospitals[node].events("participant.retrying")
+
+
+def expect_explanations(federation: Federation) -> None:
+    """Either side's doctor says why the hospital that was removed is not let in."""
+    certificate = str(federation.keys[LEAVING].tls.certificate_chain)
+    for config, link, arguments in (
+        (federation.participant_config(LEAVING, address="", changes={}), "enrolment", ()),
+        (federation.coordinator_config, "peer's enrolment", ("--peer", certificate)),
+    ):
+        links = diagnosis(config, *arguments)
+        assert broken(links) == [link]
+        assert "unlisted" in links[link]["found"]
+        assert "or no longer" in links[link]["remedy"]
+    # The hospital's own, which is refused like any other call.
+    assert federation.metric("matl_refused_peers_total", reason="unlisted") == 4
 
 
 def coordinator_sees(federation: Federation) -> None:
