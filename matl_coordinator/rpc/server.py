@@ -12,7 +12,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.tls import ServerIdentity, server_options
@@ -48,6 +48,8 @@ AUDIT_SERVICE = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 FEDERATION_SERVICE = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
 OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
 SERVICES = (FEDERATION_SERVICE, OPERATIONS_SERVICE, AUDIT_SERVICE)
+DESCRIBED = (*SERVICES, reflection.SERVICE_NAME)
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class GuardedServer:
         )
         audit_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(DESCRIBED, self._server)
+        self._server.add_generic_rpc_handlers((_reflection_v1(),))
 
     async def start(self, address: str) -> int:
         """Listen on ``host:port``; returns the port.
@@ -159,11 +162,26 @@ def _methods() -> Iterable[str]:
         operations_pb2.DESCRIPTOR.services_by_name,
         audit_pb2.DESCRIPTOR.services_by_name,
         health_pb2.DESCRIPTOR.services_by_name,
+        reflection_pb2.DESCRIPTOR.services_by_name,
     )
     for services in pools:
         for service in services.values():
             for method in service.methods:
                 yield f"/{service.full_name}/{method.name}"
+    yield f"/{REFLECTION_V1}/ServerReflectionInfo"
+
+
+def _reflection_v1() -> grpc.GenericRpcHandler:
+    """Reflection under its newer name; grpcio-reflection has v1alpha, whose messages are the same.
+
+    No descriptor goes with that name, so it is served and not listed.
+    """
+    method = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(DESCRIBED).ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(REFLECTION_V1, {"ServerReflectionInfo": method})
 
 
 class _GuardInterceptor(grpc.aio.ServerInterceptor):

@@ -15,7 +15,7 @@ from tests.system.processes import ROOT
 __all__ = ["material", "node_client", "running"]
 
 SOURCE = Path(__file__).parent / "node"
-FILES = ("package.json", "package-lock.json", "hospital.mjs")
+FILES = ("package.json", "package-lock.json", "hospital.mjs", "reflect.mjs")
 # npm's and Node's words for a registry that cannot be reached.
 UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH")
 

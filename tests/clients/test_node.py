@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId
+from matl_coordinator.rpc.guard import ROLES
 from tests.system.federation import (
     COORDINATOR_NAME,
     EXTRA_HOSPITALS,
     HOSPITALS,
+    OPERATOR,
     Federation,
     Material,
     found_federation,
@@ -31,9 +34,15 @@ def run_node_hospital(
     client: Path, federation: Federation, node: NodeId, update: Path
 ) -> subprocess.CompletedProcess[str]:
     """Take part in one round from JavaScript."""
-    mine = federation.keys[node]
-    settings = federation.folder / f"{node}.json"
-    settings.write_text(
+    return run_node(client, "hospital.mjs", federation, federation.keys[node], update=str(update))
+
+
+def run_node(
+    client: Path, script: str, federation: Federation, mine: NodeFolder, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script with a node's files."""
+    path = federation.folder / f"{mine.folder.name}.json"
+    path.write_text(
         json.dumps(
             {
                 "protos": str(ROOT / "proto"),
@@ -44,14 +53,33 @@ def run_node_hospital(
                 "tls_certificate": str(mine.tls.certificate_chain),
                 "signing_key": str(mine.signing_key),
                 "coordinator_signing_key": str(mine.coordinator_signing_key),
-                "update": str(update),
+                **settings,
             }
         )
     )
-    command = ["node", "hospital.mjs", str(settings)]
+    command = ["node", script, str(path)]
     return subprocess.run(
         command, cwd=client, capture_output=True, text=True, check=False, timeout=90
     )
+
+
+def test_a_generic_tool_finds_every_method_by_either_version_of_reflection(
+    node_client: Path, tmp_path: Path, material: Material, running: ExitStack
+) -> None:
+    federation = found_federation(tmp_path, material)
+    coordinator = running.enter_context(federation.start_coordinator())
+    coordinator.wait_for("coordinator_ready")
+
+    run = run_node(node_client, "reflect.mjs", federation, federation.keys[OPERATOR])
+
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    described = {
+        f"/{service}/{method}" for service, methods in told["v1"].items() for method in methods
+    }
+    unlisted = ("/grpc.health.", "/grpc.reflection.v1.")
+    assert described == {path for path in ROLES if not path.startswith(unlisted)}
+    assert told["v1alpha"] == told["v1"]
 
 
 def test_a_hospital_on_node_is_admitted_and_receipted_like_any_other(

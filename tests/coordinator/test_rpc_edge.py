@@ -62,6 +62,11 @@ METHODS = {
     for service in SERVICES
     for method in service.methods
 }
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+REFLECTION_V1 = REFLECTION.replace("v1alpha", "v1")
+# The same service under its newer name.
+METHODS[REFLECTION_V1] = METHODS[REFLECTION]
+LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="*").SerializeToString()
 # What a message that is well formed can be answered with; anything else is our fault.
 EXPECTED = frozenset(Code) - {Code.UNKNOWN, Code.INTERNAL, Code.UNAVAILABLE, Code.UNIMPLEMENTED}
 
@@ -182,6 +187,16 @@ def test_reflection_tells_an_enrolled_node_every_method(open_door: Served, node:
                 ]
 
 
+def test_both_versions_of_reflection_tell_the_same(open_door: Served) -> None:
+    with open_door.channel(OPERATOR) as channel:
+        told = [
+            list(raw_call(channel, path, iter([LIST_SERVICES])))
+            for path in (REFLECTION, REFLECTION_V1)
+        ]
+    assert told[0] == told[1]
+    assert b"matl.v1.OperationsService" in told[0][0]
+
+
 def test_reflection_tells_a_stranger_nothing(open_door: Served, tmp_path: Path) -> None:
     keys = open_door.site.folder / "keys"
     authority = CertificateAuthority(
@@ -205,10 +220,10 @@ def test_reflection_tells_a_stranger_nothing(open_door: Served, tmp_path: Path) 
     files.private_key.write_bytes(private_key_pem(key))
     files.certificate_chain.write_bytes(certificate.public_bytes(Encoding.PEM))
     with open_door.channel(HOSPITAL, files=files) as channel:
-        database = ProtoReflectionDescriptorDatabase(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            database.get_services()
-        assert caught.value.code() is Code.PERMISSION_DENIED
+        for path in (REFLECTION, REFLECTION_V1):
+            code, details = outcome(channel, path, [LIST_SERVICES])
+            assert code is Code.PERMISSION_DENIED
+            assert "matl.v1" not in details
 
 
 def test_metadata_that_is_too_long_ends_its_call_alone(open_door: Served) -> None:

@@ -35,7 +35,7 @@ CALL_SECONDS = 10.0
 # Those that wait for something are left before it comes.
 WAITING_SECONDS = 0.02
 WAITING = ("AwaitRound", "Watch")
-SERVED_METHODS = sorted(path for path in ROLES if ".reflection.v1." not in path)
+SERVED_METHODS = sorted(ROLES)
 OPEN_UPDATE = "/matl.v1.FederationService/OpenUpdate"
 Code = grpc.StatusCode
 OUR_FAULT = frozenset({Code.UNKNOWN, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS})
