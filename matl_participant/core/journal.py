@@ -121,6 +121,9 @@ def _holds_whole_value(tail: bytes) -> bool:
     """Whether this is more than the beginning of a line, which is all a crash leaves."""
     try:
         json.JSONDecoder().raw_decode(tail.decode(errors="replace"))
+    except RecursionError:
+        # No line of ours begins with such nesting, cut off or not.
+        return True
     except ValueError:
         return False
     return True

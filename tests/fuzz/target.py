@@ -7,6 +7,7 @@ or raises one of our own errors; it takes little memory, whatever the bytes.
 from __future__ import annotations
 
 import resource
+import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from dataclasses import dataclass
 from matl_common.errors import MatlError
 
 MAX_INPUT_BYTES = 64 << 10
-MAX_GROWTH_BYTES = 512 << 20
+MAX_GROWTH_PER_BYTE = 256
+"""What a byte of input may take: an empty dictionary of two characters is the dearest."""
+MAX_TRACED_BASE_BYTES = 256 << 10
+MAX_RESIDENT_BASE_BYTES = 24 << 20
+"""What the allocator keeps, and threads of a live target, are beside the input."""
 
 
 class PromiseBrokenError(Exception):
@@ -36,11 +41,14 @@ class Target:
 def try_input(target: Target, data: bytes) -> bool:
     """Run a target once; whether it took the input.
 
+    What Python allocates is bounded more closely than what is resident, where ``tracemalloc``
+    runs. Either is measured against what a target takes that has run before: see ``warm_up``.
+
     Raises:
         PromiseBrokenError: it failed in another way than by a domain error, or took memory.
     """
     forget_peak()
-    before = peak_bytes()
+    resident, traced = peak_bytes(), tracemalloc.get_traced_memory()[0]
     try:
         target.run(data)
         taken = True
@@ -48,13 +56,26 @@ def try_input(target: Target, data: bytes) -> bool:
         taken = False
     except Exception as error:
         raise PromiseBrokenError(f"{type(error).__name__}: {error}") from error
-    if (growth := peak_bytes() - before) > MAX_GROWTH_BYTES:
-        raise PromiseBrokenError(f"{len(data)} bytes of input took {growth >> 20} MiB")
+    for what, growth, base in (
+        ("resident", peak_bytes() - resident, MAX_RESIDENT_BASE_BYTES),
+        ("traced", tracemalloc.get_traced_memory()[1] - traced, MAX_TRACED_BASE_BYTES),
+    ):
+        if growth > base + MAX_GROWTH_PER_BYTE * len(data):
+            raise PromiseBrokenError(f"{len(data)} bytes of input took {growth >> 10} KiB, {what}")
     return taken
 
 
+def warm_up(target: Target) -> None:
+    """Have a target import and build what it does once."""
+    for seed in (*target.seeds, b""):
+        with suppress(MatlError):
+            target.run(seed)
+
+
 def forget_peak() -> None:
-    """Begin anew with what is resident now: an earlier peak would hide a lower one (proc(5))."""
+    """Begin anew with what is there now: an earlier peak would hide a lower one (proc(5))."""
+    if tracemalloc.is_tracing():
+        tracemalloc.reset_peak()
     with suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
         file.write(b"5")
 
