@@ -19,7 +19,7 @@ import matl_common  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 # Memory is libFuzzer's to watch, too: what it may grow by while it runs, its corpus included.
-MAX_GROWTH_MIB = 384
+MAX_GROWTH_MIB = 256
 
 with atheris.instrument_imports(
     include=["matl_common", "matl_coordinator", "matl_participant", "tests.fuzz"]
