@@ -10,13 +10,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import psutil
 import pytest
 from sqlalchemy import create_engine, inspect, make_url, text
 
+from matl_common.identity.keys import load_private_key
+from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 from tests.postgres import free_port, fresh_database
+from tests.softhsm import PIN, TokenFolder, token_folder
 from tests.system.canaries import found, key_secrets
 from tests.system.federation import (
     CLASSES,
@@ -33,10 +37,11 @@ from tests.system.listening_link import listening_link
 from tests.system.processes import ROOT, Daemon
 from tests.system.story import wait_for_the_end
 
-pytestmark = [pytest.mark.system, pytest.mark.hostile, pytest.mark.postgres]
+pytestmark = [pytest.mark.system, pytest.mark.hostile, pytest.mark.postgres, pytest.mark.hsm]
 WATCHED, *OTHERS = HOSPITALS
 IMAGE, PATIENT, BROKEN = "canaryimage", "canarypatient", "canarybroken"
 REASON = "canaryreason of the operator"
+ODD_PASSWORD = "canary/p@ss:word"
 PATIENTS = {"an image's name": IMAGE, "a patient's id": PATIENT, "a broken image's name": BROKEN}
 
 
@@ -119,11 +124,17 @@ def told_by(*argv: str, environment: Mapping[str, str] | None = None) -> bytes:
     return run.stdout + run.stderr
 
 
+def doctors(*configs: Path) -> bytes:
+    """What the doctor says on either side while nobody answers."""
+    run = ("-c", "from matl.cli import app; app()", "doctor", "--config")
+    return b"\n".join(told_by(*run, str(config)) for config in configs)
+
+
 def failures(federation: Federation, folder: Path, hospital: Path) -> bytes:
     """The error texts of daemons that cannot start because of a secret thing."""
     coordinator = federation.folder / "coordinator.toml"
     table = coordinator.read_text()
-    nobody = make_url(federation.database).set(port=free_port())
+    nobody = make_url(federation.database).set(port=free_port(), password=ODD_PASSWORD)
     unreachable = folder / "unreachable.toml"
     wrong = nobody.render_as_string(hide_password=False)
     unreachable.write_text(table.replace(json.dumps(federation.database), json.dumps(wrong)))
@@ -135,10 +146,16 @@ def failures(federation: Federation, folder: Path, hospital: Path) -> bytes:
     named.mkdir()
     (named / "labels_deidentified.csv").write_text(f"image_id,dr_level,{PATIENT}\n{IMAGE},1,x\n")
     strange.write_text(hospital.read_text().replace(str(federation.images / WATCHED), str(named)))
+    in_the_uri = folder / "pin-value.toml"
+    in_the_uri.write_text(table.replace("?module-path=", f"?pin-value={PIN}&module-path="))
+    coordinator_daemon = ("-m", "matl_coordinator.daemon", "-c")
     texts = {
-        "database did not confirm": told_by(
-            "-m", "matl_coordinator.daemon", "-c", str(unreachable)
+        "refuses the PIN": told_by(
+            *coordinator_daemon, str(coordinator), environment={PIN_VARIABLE: f"not-{PIN}"}
         ),
+        "has a PIN in it": told_by(*coordinator_daemon, str(in_the_uri)),
+        "database did not confirm": told_by(*coordinator_daemon, str(unreachable)),
+        "matl:***@": told_by(*coordinator_daemon, str(unreachable), "--print-config"),
         "unencrypted private key": told_by("-m", "matl_participant", "-c", str(no_key)),
         "remove column 3": told_by("-m", "matl_participant", "-c", str(strange)),
     }
@@ -151,11 +168,17 @@ def failures(federation: Federation, folder: Path, hospital: Path) -> bytes:
 def traces(
     tmp_path_factory: pytest.TempPathFactory, material: Material, postgres_url: str
 ) -> Iterator[Traces]:
-    with fresh_database(postgres_url) as database:
-        yield leave_traces(tmp_path_factory.mktemp("secrets"), material, database)
+    folder = tmp_path_factory.mktemp("secrets")
+    with (
+        fresh_database(postgres_url) as database,
+        pytest.MonkeyPatch.context() as patch,
+        token_folder(folder / "softhsm", patch) as tokens,
+    ):
+        tokens.add("hsm")
+        yield leave_traces(folder, material, database, tokens)
 
 
-def leave_traces(folder: Path, material: Material, database: str) -> Traces:
+def leave_traces(folder: Path, material: Material, database: str, tokens: TokenFolder) -> Traces:
     """Run a study with a round, and collect."""
     images = folder / "images"
     images.mkdir()
@@ -167,6 +190,8 @@ def leave_traces(folder: Path, material: Material, database: str) -> Traces:
         images=images,
     )
     keys, metrics_port = federation.keys, free_port()
+    tokens.put("hsm", "signing", load_private_key(keys[COORDINATOR].signing_key))
+    federation.identities[COORDINATOR] = {"signing_key": tokens.uri_text("hsm", "signing")}
     with ExitStack() as running:
         coordinator = running.enter_context(federation.start_coordinator())
         coordinator.wait_for("coordinator_ready")
@@ -210,6 +235,7 @@ def leave_traces(folder: Path, material: Material, database: str) -> Traces:
         "arguments of processes": arguments,
         "--print-config": printed,
         "error texts": failures(federation, folder, config),
+        "what the doctor says": doctors(federation.coordinator_config, config),
     }
     password = make_url(federation.database).password
     secrets = {
@@ -217,6 +243,9 @@ def leave_traces(folder: Path, material: Material, database: str) -> Traces:
         **key_secrets(folder / "keys"),
         "the log's encryption key": (state / encryption_key).read_bytes().strip(),
         "the database's password": str(password).encode(),
+        "a password with signs": ODD_PASSWORD.encode(),
+        "the same in a URL": quote(ODD_PASSWORD, safe="").encode(),
+        "the token's PIN": PIN.encode(),
     }
     controls = {
         "the coordinator's output": WATCHED.encode(),
@@ -230,6 +259,7 @@ def leave_traces(folder: Path, material: Material, database: str) -> Traces:
         "arguments of processes": str(config).encode(),
         "--print-config": str(keys[WATCHED].signing_key).encode(),
         "error texts": b"unencrypted private key",
+        "what the doctor says": WATCHED.encode(),
     }
     return Traces(federation, secrets, places, controls)
 
