@@ -25,14 +25,14 @@ from matl_common.identity.certificates import (
     SpiffeId,
     parse_peer_certificate,
 )
-from matl_common.identity.ephemeral import coordinator_of
+from matl_common.identity.ephemeral import coordinator_of, is_authority
 from matl_common.identity.held_keys import load_p256_key, load_tls_key
 from matl_common.identity.key_places import KeyPlace
 from matl_common.identity.keys import permission_warning, spki_pin
 from matl_common.identity.pkcs11.promises import pin_weaknesses
 from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.identity.renewal import expiry_warning
-from matl_common.identity.tls import TlsPlace, TokenTls
+from matl_common.identity.tls import TlsPlace
 
 SENT_TO_OPERATOR = "send the request of matl pki request to the coordinator's operator"
 REMEDIES = {
@@ -170,7 +170,7 @@ def valid_until(certificate: x509.Certificate, what: str, remedy: str) -> str:
 def name_found(files: TlsPlace, wanted: SpiffeId) -> str:
     """The certificate is for the node that the configuration says."""
     certificate = first_certificate(files.certificate_chain)
-    is_issuer = isinstance(files, TokenTls) and wanted.role is Role.COORDINATOR
+    is_issuer = wanted.role is Role.COORDINATOR and is_authority(certificate)
     found = coordinator_of(certificate)[0] if is_issuer else parsed(certificate).spiffe_id
     if found != wanted:
         raise BrokenLinkError(
@@ -184,12 +184,7 @@ def name_found(files: TlsPlace, wanted: SpiffeId) -> str:
 def authority_found(path: Path) -> str:
     """The authority trusted is one, and valid."""
     for certificate in authorities_in(path):
-        try:
-            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-            is_authority = constraints.value.ca
-        except x509.ExtensionNotFound:
-            is_authority = False
-        if not is_authority:
+        if not is_authority(certificate):
             raise BrokenLinkError(
                 f"{path} holds a certificate of a node, not of an authority",
                 "put the authority's own certificate there",

@@ -34,11 +34,11 @@ from matl_common.attestation.policy import load_policy
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import AllowedNode, load_allowlist
 from matl_common.identity.certificates import Role, SpiffeId
-from matl_common.identity.ephemeral import HSM_ROOTED
+from matl_common.identity.ephemeral import FILE_ROOTED, HSM_ROOTED, is_authority
 from matl_common.identity.held_keys import load_ed25519_key
 from matl_common.identity.key_places import KeyPlace, load_wrapping_key
 from matl_common.identity.keys import spki_pin
-from matl_common.identity.tls import TlsPlace, TokenTls
+from matl_common.identity.tls import ServerIdentity, TlsPlace, TokenTls
 from matl_common.ids import FederationId, NodeId
 from matl_coordinator.attesters.choice import make_attester
 from matl_coordinator.config import Config
@@ -126,8 +126,8 @@ def _attested(config: Config) -> str:
     settings = config.attestation
     if settings is None:
         return "not configured: this coordinator shows no evidence"
-    chain = config.identity.tls_certificate
-    subject = Subject(config.federation.id, config.digest, chain.read_bytes)
+    identity = ServerIdentity(config.identity.tls, only_in_memory=settings.is_genuine)
+    subject = Subject(config.federation.id, config.digest, lambda: identity.chain)
     attester = make_attester(settings, now=datetime.now(UTC))
     policy = load_policy(settings.policy)
     verdict = asyncio.run(attest_itself(attester, subject, policy, now=datetime.now(UTC)))
@@ -164,14 +164,15 @@ def _allowlist(config: Config) -> str:
 def _shows(address: str, name: SpiffeId, files: TlsPlace) -> str:
     path = files.certificate_chain
     shown, own = shown_certificate(address, name=name, trusted=None), first_certificate(path)
-    if isinstance(files, TokenTls):
+    if is_authority(own):
         if not issued_by(shown, path):
             raise BrokenLinkError(
-                f"what answers at {address} shows a certificate that the token's key did not issue",
+                f"what answers at {address} shows a certificate that {path} did not issue",
                 "another process has the port, or the daemon refused the files: look for "
                 "tls_files_refused in its log",
             )
-        return f"the daemon shows a certificate of the token's key: {HSM_ROOTED}, over TLS 1.3"
+        rooted = HSM_ROOTED if isinstance(files, TokenTls) else FILE_ROOTED
+        return f"the daemon shows a certificate of its authority: {rooted}, over TLS 1.3"
     if shown != own:
         raise BrokenLinkError(
             f"what answers at {address} shows another certificate than {path} "

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import grpc
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2
 
@@ -54,11 +55,13 @@ from matl_participant.client import (
     UnavailableError,
     UntrustedCoordinatorError,
     Welcome,
-    connect,
     one_try,
 )
 from matl_participant.config import Config
+from matl_participant.connection import RenewingChannel
 from matl_participant.log_client import LogClient
+from matl_participant.metrics import Metrics
+from matl_participant.reports import Reports
 from matl_participant.witness import load_witness_keys
 
 LARGEST_CLOCK_ERROR = timedelta(minutes=1)
@@ -163,14 +166,9 @@ def _attested(config: Config) -> str:
     check_available(policy)
 
     async def ask() -> str:
-        coordinator = config.coordinator
-        attestation = Attestation(
-            coordinator.address, config.tls, coordinator.name, policy, clients=()
-        )
-        try:
+        async with _channel(config) as channel:
+            attestation = Attestation(channel, config.coordinator.name, policy)
             attested = await attestation.attest(datetime.now(UTC))
-        finally:
-            await attestation.close()
         return f"{attested.verdict}; configuration {attested.config_digest}"
 
     try:
@@ -266,10 +264,16 @@ def _asked(config: Config, ask: Callable[[grpc.aio.Channel], Awaitable[_Answer]]
 
 
 def _answered(config: Config, ask: Callable[[grpc.aio.Channel], Awaitable[_Answer]]) -> _Answer:
-    coordinator = config.coordinator
-
     async def scenario() -> _Answer:
-        async with connect(coordinator.address, config.tls, coordinator.name) as channel:
+        async with _channel(config) as channel:
             return await ask(channel)
 
     return asyncio.run(scenario())
+
+
+def _channel(config: Config) -> RenewingChannel:
+    coordinator = config.coordinator
+    # What a daemon would log of its connection, the doctor finds by itself and says.
+    silent = structlog.wrap_logger(structlog.ReturnLogger(), processors=[])
+    reports = Reports(Metrics(), log=silent)
+    return RenewingChannel(coordinator.address, config.tls, coordinator.name, reports=reports)

@@ -48,9 +48,9 @@ _NEEDS_OPERATOR = (
 class Reports:
     """Logs and counts; decides nothing."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, log: Any = None) -> None:
         self.metrics = metrics
-        self._log: Any = structlog.get_logger("matl.participant")
+        self._log: Any = log or structlog.get_logger("matl.participant")
         self._standing: Standing | None = None
         self._warned_of_budget = False
         self._warned_of_certificate = False

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from matl.doctor import shown_certificate
+from matl.doctor_handshake import shown_certificate
 from matl_common.attestation.binding import Binding, tls_spki
 from matl_common.attestation.evidence import Evidence
 from matl_common.attestation.policy import Policy, SnpPolicy, Tcb

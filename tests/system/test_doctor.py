@@ -31,7 +31,7 @@ from tests.system.federation import (
     Material,
     found_federation,
 )
-from tests.system.test_token_key import enrol_in_token, move_into_token
+from tests.system.test_token_key import enrol_in_token, found_in_token
 
 pytestmark = [pytest.mark.system, pytest.mark.certificates]
 HOSPITAL = HOSPITALS[0]
@@ -279,9 +279,8 @@ def test_a_pin_that_other_accounts_can_read_is_a_broken_link(
 def test_either_side_is_examined_where_its_keys_are_in_a_token(
     tmp_path: Path, material: Material, tokens: TokenFolder, running: ExitStack
 ) -> None:
-    federation = found_federation(tmp_path / "federation", material)
+    federation = found_in_token(tmp_path / "federation", material, tokens)
     enrol_in_token(federation, tokens, HOSPITAL)
-    move_into_token(federation, tokens)
     coordinator = running.enter_context(federation.start_coordinator())
     coordinator.wait_for("coordinator_ready")
     config = federation.participant_config(HOSPITAL, address="", changes={})

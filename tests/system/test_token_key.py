@@ -129,7 +129,7 @@ def enrol_in_token(federation: Federation, tokens: TokenFolder, node: NodeId) ->
         signing=load_p256_key(places["signing"]),
         witness=(name, witness),
     )
-    answer = FederationFolder(federation.folder / "keys").approve(
+    answer = FederationFolder(federation.keys[COORDINATOR].folder.parent).approve(
         parse_request(make_request(spiffe_id, keys)),
         Facts(PATIENTS),
         now=datetime.now(UTC),
