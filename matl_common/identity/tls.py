@@ -10,6 +10,7 @@ imported, and by ``peer_certificate`` on every RPC.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,6 +50,8 @@ MAX_CONNECTION_IDLE_MS = 15 * 60_000
 # Bounds how long a connection outlives a change of trusted authorities.
 MAX_CONNECTION_AGE_MS = 60 * 60_000
 MAX_CONNECTION_AGE_GRACE_MS = 60_000
+HANDOVER_SECONDS = 0.25
+"""How long new connections wait when the server's certificate is exchanged."""
 RECONNECT_BACKOFF_MS = 500
 MAX_RECONNECT_BACKOFF_MS = 10_000
 
@@ -113,7 +116,7 @@ class ServerIdentity:
 
     gRPC asks for them at every handshake, and silently keeps the last ones it liked where it
     gets an error or a bad key. So it is only ever given what was checked here. Connections that
-    are open keep the keys they were opened with.
+    are open keep the keys they were opened with. For one port: what gRPC has is known of one.
     """
 
     def __init__(
@@ -143,8 +146,12 @@ class ServerIdentity:
         self._identity = self._load()
         # Replaced whole, so that gRPC's threads need no lock.
         self._configuration = _configuration(self._identity)
+        # What gRPC has. Only its threads read and write this, one at a time.
+        self._offered = self._configuration
         self.credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-            self._configuration, lambda: self._configuration, require_client_authentication=True
+            self._configuration,
+            self.news,  # type: ignore[arg-type]  # None is for "unchanged"; the stubs forget it
+            require_client_authentication=True,
         )
 
     @property
@@ -179,6 +186,19 @@ class ServerIdentity:
         self._identity = found
         self._configuration = _configuration(found)
         return True
+
+    def news(self) -> grpc.ServerCertificateConfiguration | None:
+        """What gRPC is to use from now on, where that is not what it has. It asks under a lock."""
+        configuration = self._configuration
+        if configuration is self._offered:
+            return None
+        # gRPC frees what it made of the last answer when it gets the next one, although other
+        # threads may have asked before and only be about to begin a handshake with it: a flood of
+        # connections ended the process (https://github.com/grpc/grpc/issues/36693). Nobody can ask
+        # while this answer is awaited, so those handshakes begin meanwhile.
+        time.sleep(HANDOVER_SECONDS)
+        self._offered = configuration
+        return configuration
 
     def _load(self) -> _Identity:
         files = self._files
@@ -312,7 +332,8 @@ def channel_options(coordinator: SpiffeId) -> ChannelOptions:
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
-        ("grpc.min_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
+        # gRPC's name for how long an attempt may take, its handshake included.
+        ("grpc.min_reconnect_backoff_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
         # Only the caller knows which calls may be repeated.
         ("grpc.enable_retries", 0),

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -45,6 +46,7 @@ from matl_common.identity.tls import (
     MAX_MESSAGE_BYTES,
     AuthenticatedContext,
     PeerRefusedError,
+    ServerIdentity,
     TlsFiles,
     channel_credentials,
     channel_options,
@@ -411,6 +413,26 @@ def test_a_connection_that_identifies_no_node_is_refused(
         peer_certificate(Connection(held))
     good = {"ssl_tls_version": [b"TLSv1.3"], "x509_pem_cert": [pem]}
     assert peer_certificate(Connection(good)).node_id == B
+
+
+def test_grpc_is_given_a_certificate_once_and_not_at_every_handshake(
+    federation: Federation, tmp_path: Path
+) -> None:
+    # From every answer it makes credentials anew, and frees those that others are about to use.
+    files = TlsFiles(*(tmp_path / name for name in ("key", "chain", "authority")))
+    put_in_place(federation.coordinator.tls, files)
+    identity = ServerIdentity(files)
+    assert not identity.renew()
+    assert identity.news() is None
+    put_in_place(federation.participant.tls, files)
+    assert identity.renew()
+    assert identity.news() is not None
+    assert identity.news() is None
+
+
+def put_in_place(found: TlsFiles, files: TlsFiles) -> None:
+    for source, target in zip(astuple(found), astuple(files), strict=True):
+        shutil.copyfile(source, target)
 
 
 def test_a_certificate_of_another_key_is_refused_before_serving(federation: Federation) -> None:

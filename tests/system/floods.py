@@ -6,11 +6,20 @@ import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
 from matl_common.identity.tls import TlsFiles
-from tests.system.frames import CANCEL, PING, RST_STREAM, frame, message, raw_connection
+from tests.system.frames import (
+    CANCEL,
+    PING,
+    RST_STREAM,
+    WAIT_SECONDS,
+    frame,
+    message,
+    raw_connection,
+)
 
 MEBIBYTE = 1 << 20
 BOMB_MEBIBYTES = 900
@@ -19,6 +28,7 @@ IDLE_STREAMS, IDLE_CONNECTIONS = 200, 5
 PINGS = 20_000
 RESETS = 2_000
 HALF_OPEN = 400
+BROKEN_OFF, AT_A_TIME, CALLERS = 1_000, 50, 4
 SERVICE = "/matl.v1.FederationService/"
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 3, 8
 # The beginning of a TLS record that says it is longer than what ever comes.
@@ -84,12 +94,26 @@ def flood_with_resets(port: int, files: TlsFiles) -> None:
             connection.send(frame(RST_STREAM, stream=stream, payload=cancel))
 
 
+def break_off_handshakes(port: int, files: TlsFiles) -> None:
+    """Begin handshakes from several sides, and go away."""
+
+    def call_and_go(_: int) -> None:
+        for _ in range(BROKEN_OFF // CALLERS // AT_A_TIME):
+            with ExitStack() as opened:
+                for _ in range(AT_A_TIME):
+                    opened.enter_context(_half_open(port, speaks=True))
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        list(callers.map(call_and_go, range(CALLERS)))
+
+
 AT_ONCE: Mapping[str, Callable[[int, TlsFiles], None]] = {
     "a gzip bomb": send_bomb,
     "ten million tiny tensors": send_tiny_tensors,
     "a message of 4 GiB": declare_length,
     "a flood of pings": flood_with_pings,
     "a flood of resets": flood_with_resets,
+    "a flood of handshakes broken off": break_off_handshakes,
 }
 """Attacks that are over when they return."""
 
@@ -110,7 +134,12 @@ def half_open_handshakes(port: int) -> Iterator[None]:
     """Connections of nobody that never speak, or stop after a few bytes."""
     with ExitStack() as opened:
         for number in range(HALF_OPEN):
-            plain = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
-            if number % 2:
-                plain.sendall(PART_OF_A_HELLO)
+            opened.enter_context(_half_open(port, speaks=number % 2 == 1))
         yield
+
+
+def _half_open(port: int, *, speaks: bool) -> socket.socket:
+    plain = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
+    if speaks:
+        plain.sendall(PART_OF_A_HELLO)
+    return plain

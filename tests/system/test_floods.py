@@ -1,9 +1,8 @@
 """Attacks on what a coordinator holds and does, while honest hospitals finish their round."""
 
-import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,14 +28,7 @@ from tests.system.story import of, start_hospitals
 from tests.system.test_hostile import expect_code
 from tests.system.voice import voice_of
 
-SIEGE = "MATL_SIEGE"
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.hostile,
-    # A coordinator under all floods at once dies of SIGSEGV inside gRPC in about every third run
-    # (docs/threat-model.md, "What remains"); what is durable stays, and it has to be started again.
-    pytest.mark.skipif(SIEGE not in os.environ, reason=f"gRPC may crash; set {SIEGE}=1 to try"),
-]
+pytestmark = [pytest.mark.system, pytest.mark.hostile]
 ATTACKER, _ = EXTRA_HOSPITALS
 Code = grpc.StatusCode
 MEBIBYTE = 1 << 20
@@ -136,13 +128,15 @@ def test_honest_hospitals_finish_their_round_under_all_attacks_at_once(siege: Si
         sealed = attacker.seal(attacker.next_round(), update)
         assert attacker.send(sealed).HasField("receipt")
     over = threading.Event()
-    broken: list[Exception] = []
+    broken: list[AssertionError] = []
 
     def go_on(name: str) -> None:
         try:
             while not over.wait(0.1):
-                AT_ONCE[name](federation.port, files)
-        except (AssertionError, OSError) as error:
+                # Whoever comes on top of too many others may find the door shut, or nobody in time.
+                with suppress(OSError):
+                    AT_ONCE[name](federation.port, files)
+        except AssertionError as error:
             broken.append(error)
 
     attackers = [threading.Thread(target=go_on, args=(name,)) for name in AT_ONCE]
