@@ -2,13 +2,15 @@
 
 Every method of every service needs a row in ``ROLES``; the server does not start
 without. The caller is taken from the connection's certificate and matched with the
-allow-list on every call, expiry included. When the list changes, calls under way of nodes
-that it no longer lets in are ended, and when a certificate expires, those made with it.
+allow-list on every call, expiry included. Who calls too often waits. When the list changes,
+calls under way of nodes that it no longer lets in are ended, and when a certificate expires,
+those made with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -21,6 +23,7 @@ from matl_common.identity.certificates import PeerCertificate, Role
 from matl_common.identity.tls import AuthenticatedContext, PeerRefusedError, peer_certificate
 from matl_common.ids import NodeId
 from matl_coordinator.roster import Roster
+from matl_coordinator.rpc.pace import Pace
 
 MAX_CALLS_PER_NODE = 16
 """Calls of one node that may be under way at once."""
@@ -121,12 +124,19 @@ class Guard:
     """
 
     def __init__(
-        self, *, roster: Roster, clock: Callable[[], datetime], on_denial: OnDenial
+        self,
+        *,
+        roster: Roster,
+        clock: Callable[[], datetime],
+        on_denial: OnDenial,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roster = roster
         self._clock = clock
+        self._monotonic = monotonic
         self._on_denial = on_denial
         self._calls: dict[NodeId, set[_Call]] = {}
+        self._paces: dict[NodeId, Pace] = {}
         roster.follow(self._end_calls)
 
     @asynccontextmanager
@@ -152,6 +162,7 @@ class Guard:
         self._end_once_expired(call)
         _caller.set(node)
         try:
+            await self._keep_pace(node.node_id)
             yield
             if call.ended_for is not None:
                 # The cancellation that came too late for the block is taken here.
@@ -186,6 +197,13 @@ class Guard:
             await self._on_denial("role_not_allowed", peer.node_id, method)
             raise AccessDeniedError(f"a {node.role.value} may not call {method}")
         return peer, node
+
+    async def _keep_pace(self, node: NodeId) -> None:
+        """Wait where the node calls too often. A call that is cut meanwhile does not count."""
+        pace = self._paces.setdefault(node, Pace())
+        if seconds := pace.wait(now=self._monotonic()):
+            await asyncio.sleep(seconds)
+        pace.take(now=self._monotonic())
 
     def _end_calls(self) -> None:
         now = self._clock()

@@ -1,7 +1,7 @@
 """Attacks on what a coordinator holds and does, while honest hospitals finish their round."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from matl_common.identity.tls import MAX_CONNECTIONS
+from matl_common.ids import NodeId
 from matl_common.protocol import PayloadType
 from matl_common.signing import MAX_PAYLOAD_BYTES, sign
 from tests.system.federation import (
@@ -42,6 +43,7 @@ class Siege:
 
     federation: Federation
     coordinator: Daemon
+    hospitals: Mapping[NodeId, Daemon]
     peak_before: int
 
     @property
@@ -78,11 +80,7 @@ def siege(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Itera
         peak = peak_bytes(coordinator)
         hospitals = start_hospitals(replace(federation, hospitals=HOSPITALS), running)
         coordinator.wait_for("round_phase", round=1, phase="collecting")
-        yield Siege(federation, coordinator, peak)
-        assert {node: each.wait() for node, each in hospitals.items()} == dict.fromkeys(
-            HOSPITALS, 0
-        )
-        assert coordinator.drain() == 0
+        yield Siege(federation, coordinator, hospitals, peak)
 
 
 @pytest.mark.parametrize("attack", AT_ONCE)
@@ -153,6 +151,9 @@ def test_honest_hospitals_finish_their_round_under_all_attacks_at_once(siege: Si
                 each.join()
     assert not broken, broken
     assert siege.growth < MAX_GROWTH_BYTES
+    ended = {node: each.wait() for node, each in siege.hospitals.items()}
+    assert ended == dict.fromkeys(HOSPITALS, 0)
+    assert coordinator.drain() == 0
     (closed,) = of(logged_events(federation), "collection_closed", round=1)
     assert isinstance(closed["admitted"], dict)
     assert set(closed["admitted"]) == {*HOSPITALS, ATTACKER}
