@@ -114,9 +114,14 @@ AT_ONCE: Mapping[str, Callable[[int, TlsFiles], None]] = {
     "a message of 4 GiB": declare_length,
     "a flood of pings": flood_with_pings,
     "a flood of resets": flood_with_resets,
+}
+"""Attacks that are over when they return, and that a round bears all at once."""
+
+ATTACKS: Mapping[str, Callable[[int, TlsFiles], None]] = {
+    **AT_ONCE,
     "a flood of handshakes broken off": break_off_handshakes,
 }
-"""Attacks that are over when they return."""
+"""The same, and one that a round may have to wait for while it lasts."""
 
 
 @contextmanager

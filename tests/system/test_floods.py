@@ -23,7 +23,7 @@ from tests.system.federation import (
     found_federation,
     logged_events,
 )
-from tests.system.floods import AT_ONCE, half_open_handshakes, idle_streams
+from tests.system.floods import AT_ONCE, ATTACKS, half_open_handshakes, idle_streams
 from tests.system.processes import Daemon
 from tests.system.story import of, start_hospitals
 from tests.system.test_hostile import expect_code
@@ -83,10 +83,10 @@ def siege(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Itera
         yield Siege(federation, coordinator, hospitals, peak)
 
 
-@pytest.mark.parametrize("attack", AT_ONCE)
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_costs_little_memory_and_nobody_else_anything(siege: Siege, attack: str) -> None:
     federation = siege.federation
-    AT_ONCE[attack](federation.port, federation.keys[ATTACKER].tls)
+    ATTACKS[attack](federation.port, federation.keys[ATTACKER].tls)
     assert siege.growth < MAX_GROWTH_BYTES
     with voice_of(federation, HOSPITALS[0]) as honest:
         honest.plan()
