@@ -417,6 +417,9 @@ def _report_rows(report: AuditReport) -> list[tuple[str, str]]:
         rows.append(("Decrypted", "none: the payloads agree with their leaves, unread"))
     else:
         rows.append(("Decrypted", f"{report.opened} entries, all as their leaves commit"))
+    if report.reigns:
+        starts = "1 start" if report.reigns == 1 else f"{report.reigns} starts"
+        rows.append(("Written", f"in {starts} of a coordinator, never by two at once"))
     rows += [("Warning", each) for each in report.warnings]
     return rows
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from matl.log_bundle import BundleSource
 from matl.log_gaps import Gaps
+from matl.log_reigns import Reigns
 from matl.log_sources import CoordinatorSource, DatabaseSource, LogSource
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.memory import without_collecting
@@ -64,6 +65,7 @@ class AuditReport:
         signed_size: leaves under the largest checkpoint; nothing vouches for later ones.
         witnessed_size: leaves under the largest checkpoint that a quorum cosigned.
         opened: entries that were decrypted and agree with their leaves; ``None`` without keys.
+        reigns: coordinators that wrote what was opened, one after the other.
         warnings: what was found that proves nothing wrong and deserves a look.
     """
 
@@ -72,6 +74,7 @@ class AuditReport:
     witnessed_size: int
     opened: int | None
     warnings: tuple[str, ...]
+    reigns: int = 0
 
 
 def verify_log(
@@ -85,7 +88,8 @@ def verify_log(
         on_progress: told of leaves as they are done.
 
     Raises:
-        LogDamagedError: a leaf or the tree is not what was signed; it says where.
+        LogDamagedError: a leaf or the tree is not what was signed, or two coordinators wrote at
+            once; it says where.
         IntegrityError: a checkpoint is not signed as it should be.
         InvalidInputError: a checkpoint is none.
         ConfigurationError: leaves are gone, and without data keys no order can be read.
@@ -104,7 +108,7 @@ def verify_log(
         _check_filed([each for each, _ in own], sizes)
         if strays := reader.stray_entries():
             raise IntegrityError(f"the table of entries holds {strays} that the tree does not know")
-    opened, gaps, closed = 0, Gaps(), list[LogDamagedError]()
+    opened, gaps, reigns, closed = 0, Gaps(), Reigns(), list[LogDamagedError]()
     in_tiles: list[NodeRun] = []
     # A checkpoint that is signed while this runs must not look like a log that was cut off.
     end = max((source.size(), *(each.checkpoint.size for each in signed)), default=0)
@@ -115,7 +119,7 @@ def verify_log(
                 runs = verifier.add(page)
             except LogDamagedError as error:
                 before = [each for each in page if each.index < error.first]
-                _open_all(before, read, gaps, closed)
+                _open_all(before, read, gaps, reigns, closed)
                 raise
             if reader is not None:
                 # The lowest level came with the page.
@@ -123,7 +127,7 @@ def verify_log(
                 check_nodes(inner, reader.nodes(inner))
             if isinstance(source, BundleSource):
                 in_tiles += [run for run in runs if run.level and run.level % TILE_LEVELS == 0]
-            opened += _open_all(page, read, gaps, closed)
+            opened += _open_all(page, read, gaps, reigns, closed)
             on_progress(len(page))
         tally = verifier.finish()
     if closed:
@@ -150,6 +154,7 @@ def verify_log(
             *gaps.warnings(),
             *_unknown_cosigners(signed, believed),
         ),
+        reigns=len(reigns.found),
     )
 
 
@@ -258,7 +263,11 @@ def _reading(source: LogSource, believed: Believed) -> _Read | None:
 
 
 def _open_all(
-    page: Iterable[StoredLeaf], read: _Read | None, gaps: Gaps, closed: list[LogDamagedError]
+    page: Iterable[StoredLeaf],
+    read: _Read | None,
+    gaps: Gaps,
+    reigns: Reigns,
+    closed: list[LogDamagedError],
 ) -> int:
     """How many entries could be opened; those that should have been are put into ``closed``."""
     opened = 0
@@ -266,7 +275,7 @@ def _open_all(
         return opened
     for stored in page:
         try:
-            opened += _open(stored, read, gaps)
+            opened += _open(stored, read, gaps, reigns)
         except LogDamagedError as error:
             # Whoever put it there may have done so to hide what is wrong further on.
             closed.append(error)
@@ -290,7 +299,7 @@ def _first_of(found: Sequence[LogDamagedError]) -> LogDamagedError:
     return LogDamagedError(told, first=first.first, last=max(each.last for each in found))
 
 
-def _open(stored: StoredLeaf, read: _Read, gaps: Gaps) -> bool:
+def _open(stored: StoredLeaf, read: _Read, gaps: Gaps, reigns: Reigns) -> bool:
     """Read an entry and compare it with its leaf; False where that cannot be."""
     if stored.leaf is None or stored.payload is None:
         gaps.gone(stored.index)
@@ -312,6 +321,7 @@ def _open(stored: StoredLeaf, read: _Read, gaps: Gaps) -> bool:
             last=stored.index,
         )
     gaps.told(leaf.index, facts)
+    reigns.told(leaf.index, facts)
     return True
 
 

@@ -7,7 +7,7 @@ happened survives the power cord. Implementations are in ``store`` and ``scoring
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -253,6 +253,8 @@ class State:
     rounds_released: int
     latest_model: ModelRecord | None
     """The newest model put; the next round goes on from its ``base``."""
+    epoch: int = field(default=0, compare=False)
+    """Counts take-overs: the fencing token of the coordinator that loaded this."""
 
 
 class Store(Protocol):
@@ -263,9 +265,12 @@ class Store(Protocol):
     """
 
     def load(self) -> State:
-        """Read the state, taking over as the only writer.
+        """Read the state, the first time taking over as the only writer.
+
+        Later calls wait for a commit of unknown end, and do not take the study back.
 
         Raises:
+            StaleWriterError: another coordinator loaded after this one did at first.
             StoreError: the database cannot be reached.
         """
         ...

@@ -94,8 +94,12 @@ class FakeStore:
 
     def load(self) -> State:
         with self._database.lock:
-            self._database.epoch += 1
-            self._epoch = self._reign = self._database.epoch
+            if self._reign is None:
+                self._database.epoch += 1
+                self._reign = self._database.epoch
+            if self._reign != self._database.epoch:
+                raise StaleWriterError("another store was loaded after this one")
+            self._epoch = self._reign
             tables = self._database.tables
         newest = tables.rounds[max(tables.rounds)] if tables.rounds else None
         return State(
@@ -105,6 +109,7 @@ class FakeStore:
             updates=self.updates(newest.round_id) if newest else (),
             rounds_released=sum(each.phase is Phase.RELEASED for each in tables.rounds.values()),
             latest_model=tables.models[max(tables.models)] if tables.models else None,
+            epoch=self._reign,
         )
 
     def commit(

@@ -7,7 +7,7 @@ those JSON requires, no NaN or infinity. Nothing here decides which events exist
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matl_common.errors import InvalidInputError
 
@@ -80,6 +80,15 @@ def encode_entry(entry: Mapping[str, object]) -> bytes:
             f"the audit entry has {len(encoded)} bytes; at most {MAX_ENTRY_BYTES}"
         )
     return encoded
+
+
+def with_fact(entry: Entry, name: str, fact: int) -> Entry:
+    """The entry with one fact more.
+
+    Raises:
+        InvalidInputError: it has become too long.
+    """
+    return replace(entry, data=encode_entry({**json.loads(entry.data), name: fact}))
 
 
 def parse_entry(data: bytes) -> Mapping[str, object]:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from matl_common.tlog.entry import Entry
+from matl_common.tlog.entry import Entry, with_fact
 from matl_coordinator.core.rounds import Phase
 from matl_coordinator.ports import (
     Change,
@@ -48,6 +48,8 @@ class Decision(Generic[T]):
     entries: tuple[Entry, ...] = ()
 
 
+REIGN = "reign"
+"""The fact in every entry that tells which coordinator wrote it."""
 MAX_BATCH = 256
 """Decisions that one transaction makes durable at most."""
 
@@ -167,8 +169,9 @@ class Register:
         self, before: State, changes: Sequence[Change], entries: Sequence[Entry]
     ) -> tuple[LoggedEntry, ...]:
         self._state = None
+        stamped = [with_fact(each, REIGN, before.epoch) for each in entries]
         try:
-            logged = await asyncio.to_thread(self._store.commit, changes, entries)
+            logged = await asyncio.to_thread(self._store.commit, changes, stamped)
         except StaleWriterError as error:
             self._superseded = error
             raise

@@ -14,6 +14,9 @@ from matl_coordinator.store.schema import writer
 
 # log_take_over's own limit: nobody gets there by counting.
 _MAX_EPOCH = 2**53
+# Above every epoch in the log, for each start has written an entry; matl audit verify would find
+# two coordinators at once where the epochs in a log go back.
+_COUNT_ANEW = "UPDATE writer SET epoch = (SELECT count(*) FROM log_nodes WHERE level = 0)"
 # SQLite has no FOR UPDATE; its transaction began with the write lock.
 _HELD_EPOCH = select(writer.c.epoch).with_for_update()
 
@@ -29,7 +32,7 @@ def take_over(connection: Connection) -> int:
         raise IntegrityError(
             f"the database counts {current} starts of a coordinator, so somebody else wrote that; "
             "change the passwords that may, then, as the tables' owner or a superuser and while no "
-            "coordinator runs: UPDATE writer SET epoch = 0"
+            f"coordinator runs: {_COUNT_ANEW}"
         )
     if connection.dialect.name == POSTGRES:
         taken: int = connection.execute(select(func.log_take_over())).scalar_one()

@@ -31,7 +31,6 @@ from matl_coordinator.ports import (
     PutStudy,
     PutTrust,
     PutUpdate,
-    StaleReaderError,
     State,
     StoreError,
     StudyRecord,
@@ -71,7 +70,7 @@ class SqlStore:
         self._commit_lock = Lock()
         # Guarded by _commit_lock. None: nothing loaded yet, or a commit of unknown end.
         self._epoch: int | None = None
-        # Written under _commit_lock. The epoch that this store last took over with.
+        # Written under _commit_lock, once. The epoch that this store took over with.
         self._reign: int | None = None
 
     @classmethod
@@ -117,8 +116,13 @@ class SqlStore:
         with self._commit_lock:
             self._epoch = None
             with taking_turns(self._engine) as connection:
-                epoch = take_over(connection)
-                state = _read_state(connection)
+                # Whoever was replaced must not take the study back by reading it again.
+                if self._reign is None:
+                    epoch = take_over(connection)
+                else:
+                    epoch = self._reign
+                    require_epoch(connection, epoch)
+                state = _read_state(connection, epoch)
             self._epoch = self._reign = epoch
             return state
 
@@ -242,18 +246,7 @@ class SqlStore:
             # Afterwards: what was read is not older than this. Before the first load, nothing that
             # is read is given out.
             if reign is not None:
-                self._require_reign(connection, reign)
-
-    def _require_reign(self, connection: Connection, reign: int) -> None:
-        try:
-            require_reign(connection, reign)
-        except StaleReaderError:
-            # Or it is this store that took over once more, just now.
-            with self._commit_lock:
-                again = self._reign
-            if again is None or again == reign:
-                raise
-            require_reign(connection, again)
+                require_reign(connection, reign)
 
     @contextmanager
     def _writing_log(self) -> Iterator[Connection]:
@@ -313,7 +306,7 @@ def _with_decision(
     return replace(record, log_index=leaf.index, log_leaf_hash=leaf.leaf_hash)
 
 
-def _read_state(connection: Connection) -> State:
+def _read_state(connection: Connection, epoch: int) -> State:
     newest = _read_newest_round(connection)
     released = select(func.count()).select_from(rounds)
     released = released.where(rounds.c.phase == Phase.RELEASED.value)
@@ -324,6 +317,7 @@ def _read_state(connection: Connection) -> State:
         updates=() if newest is None else _read_updates(connection, newest.round_id),
         rounds_released=connection.execute(released).scalar_one(),
         latest_model=_read_newest_model(connection),
+        epoch=epoch,
     )
 
 

@@ -243,11 +243,22 @@ def test_a_store_that_was_replaced_shows_and_keeps_nothing_of_the_log(
     ):
         with pytest.raises(StaleWriterError):
             write()
-    # Whoever takes over again sees it all.
-    old.load()
-    assert entries_of(old) == ["old"]
+    # Not by reading the state once more: only another start takes over.
+    with pytest.raises(StaleWriterError):
+        old.load()
+    assert entries_of(new) == ["old"]
+    newest = open_store()
+    newest.load()
+    assert entries_of(newest) == ["old"]
     with pytest.raises(StaleReaderError):
         new.log_head()
+
+
+def test_every_take_over_has_an_epoch_of_its_own(open_store: OpenStore) -> None:
+    first, second = open_store(), open_store()
+    epoch = first.load().epoch
+    assert first.load().epoch == epoch
+    assert second.load().epoch > epoch
 
 
 def test_no_checkpoint_is_kept_before_a_load(open_store: OpenStore) -> None:
@@ -256,11 +267,11 @@ def test_no_checkpoint_is_kept_before_a_load(open_store: OpenStore) -> None:
 
 
 def test_only_one_of_two_writers_gets_through_at_once(open_store: OpenStore) -> None:
-    stores = [open_store() for _ in range(4)]
+    stores = [[open_store() for _ in range(6)] for _ in range(4)]
 
-    def write(store: Store) -> int:
+    def write(starts: list[Store]) -> int:
         written = 0
-        for _ in range(10):
+        for store in starts:
             try:
                 store.load()
                 store.commit([], some_entries("entry"))
@@ -272,8 +283,9 @@ def test_only_one_of_two_writers_gets_through_at_once(open_store: OpenStore) -> 
     with ThreadPoolExecutor(len(stores)) as pool:
         written = sum(pool.map(write, stores))
     assert written > 0
-    stores[0].load()
-    assert [each.index for each in stores[0].log_entries(start=0, limit=99)] == [*range(written)]
+    last = open_store()
+    last.load()
+    assert [each.index for each in last.log_entries(start=0, limit=99)] == [*range(written)]
 
 
 @pytest.mark.parametrize("batches", [(1,) * 17, (2, 3, 7, 64, 1, 1, 128, 5), (33, 31)])

@@ -168,15 +168,15 @@ async def test_a_coordinator_that_was_replaced_shows_no_witness_an_older_log(
         store.put_cosignature(1, NodeId(B), line)
 
 
-async def test_a_coordinator_that_takes_over_again_goes_on_from_what_the_other_signed(
+async def test_a_coordinator_that_takes_over_goes_on_from_what_the_other_signed(
     site: Site, store: Store
 ) -> None:
     store.commit([], some_entries("a"))
-    old = site.checkpoints(store)
-    assert (await old.newest()).size == 1
+    assert (await site.checkpoints(store).newest()).size == 1
     other = site.connect_store()
     other.load()
     other.commit([], some_entries("b"))
     shown = await site.checkpoints(other).newest()
-    store.load()
-    assert await old.latest() == shown
+    again = site.connect_store()
+    again.load()
+    assert await site.checkpoints(again).latest() == shown

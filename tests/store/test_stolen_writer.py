@@ -223,8 +223,9 @@ def test_a_thief_who_takes_over_stops_a_coordinator_until_its_next_start(
     postgres_database: str,
 ) -> None:
     prepare(postgres_database)
-    with closing(SqlStore.connect(url_of(postgres_database, WRITER), **LOG)) as store:
-        for count in range(1, 4):
+    url = url_of(postgres_database, WRITER)
+    for count in range(1, 4):
+        with closing(SqlStore.connect(url, **LOG)) as store:
             store.load()
             with connected(postgres_database, WRITER) as thief:
                 taken = thief.execute(text("SELECT log_take_over()")).scalar_one()
@@ -232,6 +233,7 @@ def test_a_thief_who_takes_over_stops_a_coordinator_until_its_next_start(
                 thief.commit()
             with pytest.raises(StaleWriterError, match="took over"):
                 store.commit([], [an_entry("late", at=BEFORE)])
+    with closing(SqlStore.connect(url, **LOG)) as store:
         store.load()
         store.commit([], [an_entry("in time", at=BEFORE)])
 
