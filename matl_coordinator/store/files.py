@@ -6,6 +6,8 @@ a file holds.
 
 import os
 import shutil
+from collections.abc import Callable
+from errno import ESTALE
 from pathlib import Path
 
 from matl_common.durable import PRIVATE_FILE_MODE, fsync_directory
@@ -53,3 +55,43 @@ class LocalFiles:
         """What an unprivileged process may still write to the disk that holds ``path``."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+
+class FencedFiles(LocalFiles):
+    """Changes nothing any more once somebody else may.
+
+    Asked before every change, so that a process that was stopped for a while and goes on does not
+    go on changing files. What a single change under way comes to, the stores have to stand: their
+    files are named by what is in them, or hold what anybody would have written there.
+    """
+
+    def __init__(self, is_ours: Callable[[], bool]) -> None:
+        self._is_ours = is_ours
+
+    def open(self, path: Path) -> int:
+        self._check()
+        return super().open(path)
+
+    def write(self, descriptor: int, data: bytes, *, offset: int) -> None:
+        self._check()
+        super().write(descriptor, data, offset=offset)
+
+    def truncate(self, descriptor: int, *, size: int) -> None:
+        self._check()
+        super().truncate(descriptor, size=size)
+
+    def make_folder(self, path: Path) -> None:
+        self._check()
+        super().make_folder(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._check()
+        super().rename(source, target)
+
+    def remove_tree(self, path: Path) -> None:
+        self._check()
+        super().remove_tree(path)
+
+    def _check(self) -> None:
+        if not self._is_ours():
+            raise OSError(ESTALE, "this coordinator leads no more")

@@ -9,6 +9,7 @@ whether an update is wanted.
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from threading import Lock
 from typing import Self
 
@@ -22,7 +23,8 @@ from matl_coordinator.store.sink import DiskSink
 
 PART_SUFFIX = ".part"
 COMPLETE_SUFFIX = ".update"
-SCRATCH = "scratch"
+SCRATCH_PREFIX = "scratch-"
+_TOKEN_BYTES = 8
 DEFAULT_QUOTA_BYTES = 20 << 30
 
 _Key = tuple[RoundId, NodeId]
@@ -41,6 +43,8 @@ class DiskSpool:
         self._quota_bytes = quota_bytes
         self._files = files
         self._lock = Lock()
+        # Its own: a coordinator that was replaced while it computed may write there still.
+        self._scratch = f"{SCRATCH_PREFIX}{token_hex(_TOKEN_BYTES)}"
         # Both guarded by _lock. Bytes that every file on disk has, or may grow to.
         self._reserved = reserved
         self._sinks: dict[_Key, DiskSink] = {}
@@ -109,7 +113,7 @@ class DiskSpool:
         Raises:
             SpoolError: the disk failed.
         """
-        folder = self._round_folder(round_id) / SCRATCH
+        folder = self._round_folder(round_id) / self._scratch
         with self._lock, _disk_errors("cannot make a scratch folder"):
             self._files.make_folder(folder.parent)
             self._files.make_folder(folder)
@@ -122,7 +126,18 @@ class DiskSpool:
             SpoolError: the disk failed.
         """
         with self._lock, _disk_errors("cannot clear a scratch folder"), suppress(FileNotFoundError):
-            self._files.remove_tree(self._round_folder(round_id) / SCRATCH)
+            self._files.remove_tree(self._round_folder(round_id) / self._scratch)
+
+    def drop_leftovers(self) -> None:
+        """Delete scratch folders of earlier processes; for the one that takes updates, at start.
+
+        Raises:
+            SpoolError: the disk failed.
+        """
+        with self._lock, _disk_errors("cannot clear scratch folders"):
+            for folder in _round_folders(self._folder):
+                for scratch in folder.glob(f"{SCRATCH_PREFIX}*"):
+                    self._files.remove_tree(scratch)
 
     def discard_before(self, round_id: RoundId) -> None:
         """Delete everything of rounds below ``round_id``, ending their open sinks.

@@ -243,9 +243,9 @@ def test_scratch_is_cleared_without_touching_updates(open_spool: OpenSpool) -> N
 
 
 def test_scratch_stays_while_the_round_does(open_spool: OpenSpool) -> None:
-    folder = open_spool(AMPLE).scratch(ROUND)
-    (folder / "row").write_bytes(b"row")
     spool = open_spool(AMPLE)
+    folder = spool.scratch(ROUND)
+    (folder / "row").write_bytes(b"row")
     assert spool.scratch(ROUND) == folder
     spool.discard_before(ROUND)
     assert (folder / "row").read_bytes() == b"row"

@@ -1,4 +1,5 @@
 import errno
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from matl_common.ids import NodeId, RoundId, digest_of
 from matl_common.tensors import CHUNK_BYTES
 from matl_common.tlog.merkle import leaf_hash
 from matl_coordinator.ports import SpoolError, SpoolFullError
-from matl_coordinator.store.files import LocalFiles
+from matl_coordinator.store.files import FencedFiles, LocalFiles
 from matl_coordinator.store.models import FileModelStore, ModelFileError
 from matl_coordinator.store.spool import DiskSpool
 from tests.store.faults import FaultyFiles, FullDisk, SmallDisk
@@ -295,3 +296,43 @@ def test_what_is_written_needs_no_room_again(tmp_path: Path) -> None:
     sink = spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
     assert sink.received_chunks == 1
     sink.close()
+
+
+def test_every_process_has_scratch_of_its_own_and_drops_that_of_those_before(
+    tmp_path: Path,
+) -> None:
+    before, now = (DiskSpool.open_folder(tmp_path / "spool") for _ in range(2))
+    theirs, ours = (spool.scratch(ROUND) for spool in (before, now))
+    (theirs / "row").write_bytes(b"theirs")
+    (ours / "row").write_bytes(b"ours")
+    # One that was replaced and goes on computing.
+    before.clear_scratch(ROUND)
+    assert (ours / "row").read_bytes() == b"ours"
+    _, path = receive(now)
+    DiskSpool.open_folder(tmp_path / "spool").drop_leftovers()
+    assert not ours.exists()
+    assert path.exists()
+
+
+def test_whoever_leads_no_more_changes_no_file(tmp_path: Path) -> None:
+    leads = True
+    spool = DiskSpool.open_folder(tmp_path / "spool", files=FencedFiles(lambda: leads))
+    chunk = CHUNKS[2]
+    sink = spool.open(ROUND, NODE, byte_count=len(chunk), chunk_hashes=leaf_hash(chunk))
+    leads = False
+    attempts: list[Callable[[], object]] = [
+        lambda: sink.append(0, chunk),
+        lambda: spool.scratch(ROUND),
+        lambda: spool.open(ROUND, NodeId("other"), byte_count=BYTES, chunk_hashes=HASHES),
+    ]
+    for attempt in attempts:
+        with pytest.raises(SpoolError, match="leads no more"):
+            attempt()
+    with pytest.raises(ConfigurationError, match="leads no more"):
+        FileModelStore.open(tmp_path / "models", files=FencedFiles(lambda: leads))
+    leads = True
+    sink.append(0, chunk)
+    leads = False
+    with pytest.raises(SpoolError, match="leads no more"):
+        sink.finish()
+    assert not list((tmp_path / "spool" / str(ROUND)).glob("*.update"))
