@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -76,7 +77,7 @@ def participant_links(config: Config) -> tuple[Link, ...]:
     name = SpiffeId(
         FederationId(coordinator.name.federation), Role.PARTICIPANT, NodeId(config.node_id)
     )
-    signing_key, own = config.identity.signing_key, ("TLS key", "certificate")
+    signing_key = config.identity.signing_key
     return (
         Link("TLS key", lambda: key_found(files.private_key)),
         Link("certificate", lambda: certificate_found(files), ("TLS key",)),
@@ -85,16 +86,33 @@ def participant_links(config: Config) -> tuple[Link, ...]:
         Link("witness key", lambda: _witness(config)),
         Link("patients' data", lambda: _data(config)),
         Link("authority", lambda: authority_found(coordinator.authority)),
-        Link("address", lambda: address_found(coordinator.address)),
-        Link("connection", lambda: connection_found(coordinator.address), ("address",)),
-        Link("handshake", lambda: _handshake(config), (*own, "authority", "connection")),
-        Link("enrolment", lambda: _enrolled(config), ("handshake", "name")),
+        *(link for each in coordinator.addresses for link in _way_to(config, each)),
+        Link("enrolment", lambda: _enrolled(config), ("name", *_handshakes(config))),
         Link("attestation", lambda: _attested(config), ("enrolment",)),
         # Whoever demands evidence says nothing to a coordinator that shows none.
         Link("coordinator's signing key", lambda: _plan(config), ("enrolment", "attestation")),
         Link("clock", lambda: _clock(config), ("coordinator's signing key",)),
         Link("log key", lambda: _log(config), ("enrolment", "attestation", "witness key")),
     )
+
+
+def _way_to(config: Config, address: str) -> tuple[Link, ...]:
+    """To one of the coordinator's addresses."""
+    where = f" {address}" if len(config.coordinator.addresses) > 1 else ""
+    return (
+        Link(f"address{where}", lambda: address_found(address)),
+        Link(f"connection{where}", lambda: connection_found(address), (f"address{where}",)),
+        Link(
+            f"handshake{where}",
+            lambda: _handshake(config, address),
+            ("TLS key", "certificate", "authority", f"connection{where}"),
+        ),
+    )
+
+
+def _handshakes(config: Config) -> tuple[str, ...]:
+    links = (link for each in config.coordinator.addresses for link in _way_to(config, each))
+    return tuple(each.name for each in links if each.name.startswith("handshake"))
 
 
 def _witness(config: Config) -> str:
@@ -113,11 +131,9 @@ def _data(config: Config) -> str:
     return "labels and images are closed to other accounts"
 
 
-def _handshake(config: Config) -> str:
+def _handshake(config: Config, address: str) -> str:
     coordinator, files = config.coordinator, config.tls
-    shown = shown_certificate(
-        coordinator.address, name=coordinator.name, trusted=coordinator.authority
-    )
+    shown = shown_certificate(address, name=coordinator.name, trusted=coordinator.authority)
     found = parsed(shown).spiffe_id
     if found != coordinator.name:
         raise BrokenLinkError(
@@ -126,12 +142,12 @@ def _handshake(config: Config) -> str:
         )
     # A token's key cannot sign this handshake; that of the next link can.
     if isinstance(files, TlsFiles):
-        show_certificate(coordinator.address, name=coordinator.name, files=files)
+        show_certificate(address, name=coordinator.name, files=files)
     return f"TLS 1.3 with {found}, {valid_until(shown, 'its certificate', 'matl pki renew, there')}"
 
 
 def _enrolled(config: Config) -> str:
-    async def ask(channel: grpc.aio.Channel) -> bool:
+    async def ask(channel: RenewingChannel) -> bool:
         # Says nothing of this hospital, and does not make it present for a round.
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
@@ -139,7 +155,10 @@ def _enrolled(config: Config) -> str:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         answer = await one_try(check(health_pb2.HealthCheckRequest(), timeout=SECONDS))
-        return answer.status == health_pb2.HealthCheckResponse.SERVING
+        is_serving: bool = answer.status == health_pb2.HealthCheckResponse.SERVING
+        if not is_serving and len(config.coordinator.addresses) > 1:
+            raise UnavailableError(f"{channel.address} stands by", code="UNAVAILABLE")
+        return is_serving
 
     try:
         is_serving = _answered(config, ask)
@@ -165,14 +184,13 @@ def _attested(config: Config) -> str:
     policy = load_policy(settings.policy)
     check_available(policy)
 
-    async def ask() -> str:
-        async with _channel(config) as channel:
-            attestation = Attestation(channel, config.coordinator.name, policy)
-            attested = await attestation.attest(datetime.now(UTC))
+    async def ask(channel: RenewingChannel) -> str:
+        attestation = Attestation(channel, config.coordinator.name, policy)
+        attested = await attestation.attest(datetime.now(UTC))
         return f"{attested.verdict}; configuration {attested.config_digest}"
 
     try:
-        return asyncio.run(ask())
+        return _answered(config, ask)
     except RefusedError as error:
         raise BrokenLinkError(
             f"the coordinator shows no evidence: {error}",
@@ -263,17 +281,22 @@ def _asked(config: Config, ask: Callable[[grpc.aio.Channel], Awaitable[_Answer]]
         raise BrokenLinkError(str(error), _IN_ITS_LOG) from error
 
 
-def _answered(config: Config, ask: Callable[[grpc.aio.Channel], Awaitable[_Answer]]) -> _Answer:
-    async def scenario() -> _Answer:
-        async with _channel(config) as channel:
+def _answered(config: Config, ask: Callable[[RenewingChannel], Awaitable[_Answer]]) -> _Answer:
+    async def scenario(address: str) -> _Answer:
+        async with _channel(config, address) as channel:
             return await ask(channel)
 
-    return asyncio.run(scenario())
+    *others, last = config.coordinator.addresses
+    for each in others:
+        # Whoever stands by there says so.
+        with suppress(UnavailableError):
+            return asyncio.run(scenario(each))
+    return asyncio.run(scenario(last))
 
 
-def _channel(config: Config) -> RenewingChannel:
+def _channel(config: Config, address: str) -> RenewingChannel:
     coordinator = config.coordinator
     # What a daemon would log of its connection, the doctor finds by itself and says.
     silent = structlog.wrap_logger(structlog.ReturnLogger(), processors=[])
     reports = Reports(Metrics(), log=silent)
-    return RenewingChannel(coordinator.address, config.tls, coordinator.name, reports=reports)
+    return RenewingChannel(address, config.tls, coordinator.name, reports=reports)

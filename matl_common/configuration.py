@@ -84,6 +84,21 @@ def _host_and_port(text: str) -> str:
     return text
 
 
+def addresses_of(text: str) -> tuple[str, ...]:
+    """The addresses in ``host:port, host:port, …``, in their order."""
+    return tuple(each.strip() for each in text.split(","))
+
+
+def _hosts_and_ports(text: str) -> str:
+    found = addresses_of(text)
+    for each in found:
+        if not _host_and_port(each):
+            raise ValueError("must look like host:port, or host:port, host:port for several")
+    if len(set(found)) < len(found):
+        raise ValueError("names an address twice")
+    return text
+
+
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_resolved)]
 KeyReference = Annotated[KeyPlace, PlainValidator(_key_place), PlainSerializer(str)]
 """The path of a file, or the ``pkcs11:`` URI of a key in a token."""
@@ -91,6 +106,8 @@ NodeName = Annotated[str, AfterValidator(_node_id)]
 FederationName = Annotated[str, AfterValidator(_federation_id)]
 Address = Annotated[str, AfterValidator(_host_and_port)]
 """``host:port``, or empty for nowhere."""
+AddressList = Annotated[str, AfterValidator(_hosts_and_ports)]
+"""``host:port``, or several with commas between them; see ``addresses_of``."""
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
 
 SectionT = TypeVar("SectionT", bound=Section)

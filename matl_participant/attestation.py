@@ -24,7 +24,7 @@ from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import SpiffeId
 from matl_common.ids import Digest
 from matl_participant.attestation_client import ask_for_evidence
-from matl_participant.client import UntrustedCoordinatorError
+from matl_participant.client import UnavailableError, UntrustedCoordinatorError
 from matl_participant.connection import RenewingChannel
 
 
@@ -56,9 +56,13 @@ class Attestation:
             UntrustedCoordinatorError: the certificate is not this coordinator's.
             ConfigurationError: what verifies this kind of evidence is not installed.
         """
-        nonce = self.nonce()
-        async with self.channel.unpinned() as channel:
-            said = await ask_for_evidence(channel, nonce)
+        nonce, address = self.nonce(), self.channel.address
+        try:
+            async with self.channel.unpinned() as channel:
+                said = await ask_for_evidence(channel, nonce)
+        except UnavailableError:
+            self.channel.failed(address)
+            raise
         leaf = coordinators_leaf(
             said.tls_certificates,
             authority=self.channel.authority,
@@ -67,7 +71,7 @@ class Attestation:
         )
         binding = Binding(tls_spki(leaf), nonce, self.coordinator.federation, said.config_digest)
         verdict = verify_evidence(said.evidence, policy=self.policy, binding=binding, now=now)
-        self.channel.pin(leaf.public_bytes(Encoding.PEM))
+        self.channel.pin(leaf.public_bytes(Encoding.PEM), address=address)
         return Attested(verdict, said.config_digest)
 
 

@@ -16,11 +16,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from matl_common.configuration import (
     Address,
+    AddressList,
     FilePath,
     KeyReference,
     NodeName,
     Seconds,
     Section,
+    addresses_of,
     labels_beside,
     load,
 )
@@ -49,12 +51,6 @@ def _coordinator(text: str) -> str:
     return text
 
 
-def _not_empty(text: str) -> str:
-    if not text:
-        raise ValueError("must not be empty")
-    return text
-
-
 class Identity(Section):
     """Who this hospital is."""
 
@@ -69,7 +65,8 @@ class Identity(Section):
 class Coordinator(Section):
     """The one coordinator this hospital speaks to, and how it is known."""
 
-    address: Annotated[Address, AfterValidator(_not_empty)]
+    address: AddressList
+    """``host:port``; of a coordinator with a standby both, with a comma between them."""
     spiffe_id: Annotated[str, AfterValidator(_coordinator)]
     authority: FilePath
     """The certificate authority of coordinators, which issues no other certificates."""
@@ -81,6 +78,10 @@ class Coordinator(Section):
     @property
     def name(self) -> SpiffeId:
         return parse_spiffe_id(self.spiffe_id)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return addresses_of(self.address)
 
 
 class Data(Section):

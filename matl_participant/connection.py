@@ -2,11 +2,12 @@
 
 The files are looked at before every call. Once they have changed and fit each other, the call
 and those after it use a new channel; those under way end on the old one. Which server may answer,
-once that is narrowed to one certificate, outlives them too.
+once that is narrowed to one certificate, outlives them too. The address changes in the same way, where
+the coordinator has several and nobody leads at the one in use.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -18,24 +19,37 @@ from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.renewal import expiry_warning, stamps_of, time_left
 from matl_common.identity.tls import TlsPlace, channel_options, load_client_identity
+from matl_participant.addresses import Addresses
 from matl_participant.reports import Reports
 
+_NOBODY_THERE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 GRACE_SECONDS = 3600.0
 """How long calls under way may go on with the credentials before."""
 
 
 class RenewingChannel(grpc.aio.Channel):
-    """A channel whose credentials follow their files. Runs on one event loop."""
+    """A channel whose credentials follow their files, and whose address follows who leads.
+
+    Runs on one event loop.
+    """
 
     def __init__(
         self, address: str, files: TlsPlace, coordinator: SpiffeId, *, reports: Reports
     ) -> None:
         """Load the files; dials when first used.
 
+        Args:
+            address: of the coordinator, or several with commas between them.
+            files: our key and certificate, and the authority of coordinators.
+            coordinator: whose certificate it must be, at each address.
+            reports: told of changes.
+
         Raises:
             ConfigurationError: a key or certificate file does not work.
         """
-        self._address = address
+        self._addresses = Addresses(address)
+        # Of the channel in use.
+        self._address = self._addresses.current
         self._files = files
         self._options = channel_options(coordinator)
         self._reports = reports
@@ -44,6 +58,7 @@ class RenewingChannel(grpc.aio.Channel):
         # The one server's certificate that passes, once it is known.
         self._only: bytes | None = None
         self._channel = self._open(self._only)
+        # Tasks that close channels, or look how a call ended.
         self._closing: set[asyncio.Task[None]] = set()
         self._report_expiry()
 
@@ -52,13 +67,24 @@ class RenewingChannel(grpc.aio.Channel):
         """Of coordinators, in PEM, as it was at the last call."""
         return self._identity.authority
 
-    def pin(self, certificate: bytes) -> None:
+    @property
+    def address(self) -> str:
+        """What the next call goes to."""
+        return self._addresses.current
+
+    def failed(self, address: str) -> None:
+        """Go on from an address where nobody answered, or nobody who leads."""
+        self._addresses.failed(address)
+
+    def pin(self, certificate: bytes, *, address: str) -> None:
         """Let nobody answer a later call but the server with this certificate.
 
         Args:
             certificate: PEM. Nothing else is asked of it: not its issuer, not its dates.
+            address: where it was shown.
         """
-        if certificate != self._only:
+        self._addresses.use(address)
+        if (certificate, address) != (self._only, self._address):
             self._only = certificate
             self._exchange()
 
@@ -74,14 +100,24 @@ class RenewingChannel(grpc.aio.Channel):
 
     def _open(self, only: bytes | None) -> grpc.aio.Channel:
         credentials = self._identity.credentials(only=only)
-        return grpc.aio.secure_channel(self._address, credentials, options=self._options)
+        return grpc.aio.secure_channel(self.address, credentials, options=self._options)
 
     def _exchange(self) -> None:
         """Make later calls on a new channel; those under way end on the one before."""
         before, self._channel = self._channel, self._open(self._only)
-        task = asyncio.create_task(before.close(GRACE_SECONDS))
+        self._do(before.close(GRACE_SECONDS))
+        if self._address != self.address:
+            self._address = self.address
+            self._reports.coordinator_address(self._address)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    async def _see(self, call: Any, address: str) -> None:
+        if await call.code() in _NOBODY_THERE:
+            self.failed(address)
 
     def _current(self) -> grpc.aio.Channel:
         """The channel of the files as they are, or were when they last fitted each other."""
@@ -103,6 +139,8 @@ class RenewingChannel(grpc.aio.Channel):
                 self._stamps = stamps
                 self._exchange()
                 self._reports.certificate_renewed(self._identity.certificate.not_valid_after_utc)
+        if self._address != self.address:
+            self._exchange()
         self._report_expiry()
 
     def _report_expiry(self) -> None:
@@ -157,6 +195,10 @@ class RenewingChannel(grpc.aio.Channel):
         self, kind: str, method: tuple[Any, ...], details: Mapping[str, Any]
     ) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            return getattr(self._current(), kind)(*method, **details)(*arguments, **options)
+            channel = self._current()
+            made = getattr(channel, kind)(*method, **details)(*arguments, **options)
+            if self._addresses.are_several:
+                self._do(self._see(made, self._address))
+            return made
 
         return call

@@ -275,7 +275,8 @@ class Participant:
     def _failed(self, name: str, error: Exception) -> None:
         run = self._run
         failures = run.failures[name] = run.failures.get(name, 0) + 1
-        wait = backoff(failures, chance=self.chance())
+        # Counted once for all addresses of a coordinator with a standby: the next may answer.
+        wait = backoff(-(-failures // len(self.config.coordinator.addresses)), chance=self.chance())
         run.retry_at = self.clock() + wait
         run.retry_reason = f"{name} failed: {text_of(error)}"
         if not isinstance(error, WorkerError | TokenError):

@@ -142,6 +142,9 @@ class Reports:
         self._warned_of_certificate = False
         self._log.info("participant.tls_renewed", not_after=not_after.isoformat())
 
+    def coordinator_address(self, address: str) -> None:
+        self._log.info("participant.coordinator_address", address=address)
+
     def certificate_refused(self, error: Exception) -> None:
         """Changed files do not fit; they may be in the middle of being exchanged."""
         self._log.warning("participant.tls_files_refused", error=text_of(error), in_use="as before")

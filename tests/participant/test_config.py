@@ -58,6 +58,12 @@ def test_the_smallest_file_gives_a_whole_configuration(tmp_path: Path) -> None:
     assert config.daemon.metrics == ""
 
 
+def test_a_coordinator_with_a_standby_has_two_addresses(tmp_path: Path) -> None:
+    assert load(tmp_path).coordinator.addresses == ("coordinator.example:8470",)
+    both = load(tmp_path, MATL_COORDINATOR_ADDRESS="first.example:1, second.example:2")
+    assert both.coordinator.addresses == ("first.example:1", "second.example:2")
+
+
 def test_what_a_hospital_insists_on_becomes_its_limits(tmp_path: Path) -> None:
     assert load(tmp_path).privacy.limits == PrivacyLimits(1.0, 1e-5)
     told = "[privacy]\nrequire_discrete_noise = true\nmin_send_after_seconds = 60.0\n"
@@ -86,6 +92,9 @@ def test_the_environment_takes_precedence(tmp_path: Path) -> None:
         ('"hospital_a"', '"Hospital A"', "identity.node_id"),
         ('"coordinator.example:8470"', '"coordinator.example"', "coordinator.address"),
         ('"coordinator.example:8470"', '""', "coordinator.address"),
+        ('"coordinator.example:8470"', '"a:1,b"', "coordinator.address"),
+        ('"coordinator.example:8470"', '"a:1,"', "coordinator.address"),
+        ('"coordinator.example:8470"', '"a:1, a:1"', "coordinator.address"),
         ("/coordinator/coordinator", "/participant/hospital_b", "coordinator.spiffe_id"),
         ('/etc/matl/signing.key"', 'a"\nwitness_key = "w.key"', "coordinator.log_key"),
         ("[data]", "[daemon]\nwitness_seconds = 0\n[data]", "daemon.witness_seconds"),
