@@ -20,18 +20,19 @@ _Result = TypeVar("_Result")
 
 
 def postgres_engine(url: URL, limits: TimeLimits) -> Engine:
+    defaults = {
+        # libpq counts whole seconds, and takes 1 for 2.
+        "connect_timeout": max(2, round(limits.connect_seconds)),
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(limits.silence_seconds * 1000),
+    }
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         hide_parameters=True,
-        connect_args={
-            # libpq counts whole seconds, and takes 1 for 2.
-            "connect_timeout": max(2, round(limits.connect_seconds)),
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": int(limits.silence_seconds * 1000),
-            **url.query,
-        },
+        # What the URL says goes before, and several hosts in it are SQLAlchemy's to take apart.
+        connect_args={name: each for name, each in defaults.items() if name not in url.query},
         **pool_options(),
     )
 
