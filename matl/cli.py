@@ -315,7 +315,7 @@ def status_table(status: Status) -> Table:
         *_averaging(status),
         ("Hospitals", f"{status.active_participants} present"),
         ("Log", f"{status.log_size} entries, root {status.log_root}"),
-        ("Coordinator", status.version),
+        ("Coordinator", f"{status.version}{_leading(status)}"),
     ]
     if status.claim:
         rows += [("Protection", status.claim), ("Rule", status.rule)]
@@ -335,6 +335,11 @@ def status_table(status: Status) -> Table:
             for each in current.contributions
         ]
     return table(None, rows)
+
+
+def _leading(status: Status) -> str:
+    leader = f", {status.leader} leads" if status.leader else ""
+    return f"{leader}, reign {status.reign}" if status.reign else leader
 
 
 def _hospital_says(evaluation: HospitalEvaluation) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from matl.operations import OperationsClient, connect_operator
 from matl.terminal import errors_in_one_line
-from matl_common.configuration import Address, FilePath, KeyReference, Section, load
+from matl_common.configuration import AddressList, FilePath, KeyReference, Section, load
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import Role, parse_spiffe_id
 from matl_common.identity.pkcs11.uri import is_token_uri
@@ -36,7 +36,7 @@ def _coordinator_id(text: str) -> str:
 class Connection(Section):
     """The ``[operator]`` table: where the coordinator is and how the operator proves itself."""
 
-    address: Annotated[Address, Field(min_length=1)]
+    address: AddressList
     coordinator: Annotated[str, AfterValidator(_coordinator_id)]
     key: KeyReference
     certificate: FilePath

@@ -7,16 +7,18 @@ decides, retries or prints.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
 import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from matl.audit_client import AuditClient
 from matl.calls import CALL_SECONDS, answered
+from matl_common.configuration import addresses_of
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.tls import TlsPlace, channel_credentials, channel_options
 from matl_common.wire import operations_pb2 as pb
@@ -116,6 +118,10 @@ class Status:
     warnings: tuple[str, ...] = ()
     average_from: int = 0
     """The first release, counted from 1, that is a mean of rounds' own models; 0 for none."""
+    leader: str = ""
+    """Which of the coordinator's daemons answered; empty for one without a standby."""
+    reign: int = 0
+    """Number of its take-over, which its log entries bear; 0 from one that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,8 @@ class OperationsClient:
             claim=answer.claim,
             warnings=tuple(answer.warnings),
             average_from=answer.average_from,
+            leader=answer.leader,
+            reign=answer.reign,
         )
 
     def rounds(self, *, after: int = 0) -> tuple[Round, ...]:
@@ -263,19 +271,42 @@ class OperationsClient:
 def connect_operator(
     address: str, files: TlsPlace, coordinator: SpiffeId
 ) -> Iterator[OperationsClient]:
-    """Open a connection over which only this coordinator can answer; dials when first used.
+    """Open a connection over which only this coordinator can answer.
 
     Args:
-        address: host:port of the coordinator.
+        address: host:port of the coordinator, or several with commas between them, of which the
+            first is taken where one leads.
         files: the operator's key and certificate, and the authority of coordinators.
         coordinator: the name that its certificate must carry.
 
     Raises:
         ConfigurationError: a key or certificate file does not work.
     """
-    options = channel_options(coordinator)
-    with grpc.secure_channel(address, channel_credentials(files), options=options) as channel:
-        yield OperationsClient(channel)
+    credentials, options = channel_credentials(files), channel_options(coordinator)
+    with ExitStack() as stack:
+        channels = [
+            stack.enter_context(grpc.secure_channel(each, credentials, options=options))
+            for each in addresses_of(address)
+        ]
+        yield OperationsClient(_leading(channels))
+
+
+def _leading(channels: Sequence[grpc.Channel]) -> grpc.Channel:
+    """The one behind which a coordinator leads; the last, whose answer tells why, if none does."""
+    *others, last = channels
+    for channel in others:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        try:
+            found = check(HealthCheckRequest(), timeout=CALL_SECONDS)
+        except grpc.RpcError:
+            continue
+        if found.status == HealthCheckResponse.SERVING:
+            return channel
+    return last
 
 
 def _round(message: pb.RoundSummary) -> Round:

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from matl.terminal import console, errors_in_one_line, print_json, table
-from matl_common.durable import FolderInUseError, owned_folder
+from matl_common.durable import FolderInUseError
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.key_places import (
     create_wrapping_key,
@@ -23,9 +23,10 @@ from matl_common.identity.key_places import (
     parse_key_place,
 )
 from matl_common.identity.wrapping import KeyEncryptionKey
-from matl_coordinator.config import load_config
+from matl_coordinator.config import Config, load_config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.retention import Retention
+from matl_coordinator.sole import stopped
 from matl_coordinator.upkeep import opened_retention
 
 DEFAULT_CONFIG: Final = Path("coordinator.toml")
@@ -125,8 +126,7 @@ def rewrap(
     """
     with errors_in_one_line(_WRONG_USE):
         key = load_wrapping_key(parse_key_place(new_key))
-        folder = load_config(config).state_dir
-        with _stopped(folder), _retention(config, database) as retention:
+        with _stopped(load_config(config)), _retention(config, database) as retention:
             logged = retention.rewrap_keys(key, reason=reason)
     _print_done(f"Every data key is under key {key.name}, {key.holder}", logged)
     typer.echo(f"Set log.encryption_key to {new_key} before the coordinator starts again.")
@@ -155,19 +155,19 @@ def key(*, config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @contextmanager
-def _stopped(folder: Path) -> Iterator[None]:
-    """Hold a coordinator's folder, so that none runs: one that did would know the old key only.
+def _stopped(config: Config) -> Iterator[None]:
+    """See that no coordinator runs meanwhile: one that did would know the old key only.
 
     Raises:
         FolderInUseError: it is running.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(owned_folder(folder))
+            stack.enter_context(stopped(config))
         except FolderInUseError as error:
             raise FolderInUseError(
-                f"the coordinator of {folder} is running; stop it first: it would go on with the "
-                "old key, which opens nothing afterwards"
+                f"the coordinator of {config.state_dir} is running; stop it first: it would go on "
+                "with the old key, which opens nothing afterwards"
             ) from error
         yield
 

@@ -121,13 +121,11 @@ def owned_folder(folder: Path) -> Iterator[None]:
         FolderInUseError: another process holds it.
         ConfigurationError: it cannot be written.
     """
+    make_state_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (folder / "lock").open("w")
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot use {folder} as state_dir: {error.strerror}; see who owns it"
-        ) from error
+        raise _unusable(folder, error) from error
     with lock:
         try:
             # Ends with the process, however that ends.
@@ -137,3 +135,21 @@ def owned_folder(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another daemon; stop it, or give this one its own state_dir"
             ) from error
         yield
+
+
+def make_state_folder(folder: Path) -> None:
+    """Make a daemon's state folder, private, where it is missing.
+
+    Raises:
+        ConfigurationError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot use {folder} as state_dir: {error.strerror}; see who owns it"
+    )

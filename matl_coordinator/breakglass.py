@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
@@ -19,6 +18,7 @@ from matl_coordinator.anchored import check_anchored
 from matl_coordinator.config import Config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.entries import entry
+from matl_coordinator.sole import stopped
 from matl_coordinator.store.sql import SqlStore
 
 PAGE = 500
@@ -42,7 +42,7 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
     """
     if not reason.strip():
         raise ConfigurationError("say why: the log keeps the reason for good")
-    with owned_folder(config.state_dir):
+    with stopped(config):
         check_anchored(config)
         origin = log_origin(load_allowlist(config.federation.allowlist).federation)
         store = SqlStore.connect(

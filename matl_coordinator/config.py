@@ -356,6 +356,26 @@ class Limits(Section):
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
 
 
+class Standby(Section):
+    """Two daemons with one database and one ``state_dir``: one leads, the other waits to."""
+
+    name: NodeName
+    """This daemon's; the other has another."""
+    poll_seconds: Seconds = 1.0
+    """How often the lock is asked for, or confirmed."""
+    lease_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 10.0
+    """How long the lock outlives its holder, and a leader its last confirmation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Standby:
+        if self.lease_seconds < 3 * self.poll_seconds:
+            raise ValueError(
+                f"standby.lease_seconds = {self.lease_seconds:g} leaves no room for a confirmation "
+                f"that gets lost; three times poll_seconds = {self.poll_seconds:g} at least"
+            )
+        return self
+
+
 class Config(Section):
     """The whole configuration of a coordinator."""
 
@@ -375,6 +395,8 @@ class Config(Section):
     log: Log = Log()
     worker: Worker = Worker()
     limits: Limits = Limits()
+    standby: Standby | None = None
+    """With it, this daemon leads only while no other one does."""
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -383,6 +405,13 @@ class Config(Section):
                 make_url(self.database)
             except ArgumentError as error:
                 raise ValueError("database is not a URL such as postgresql://host/name") from error
+        if self.standby is not None and not make_url(self.database_url).drivername.startswith(
+            "postgresql"
+        ):
+            raise ValueError(
+                "[standby] needs PostgreSQL, which two daemons can share: set database to "
+                "postgresql://…, or leave [standby] out"
+            )
         if self.rounds.collect_seconds <= self.study.send_after_seconds:
             raise ValueError(
                 f"rounds.collect_seconds = {self.rounds.collect_seconds:g} ends before any update "
@@ -458,6 +487,11 @@ class Config(Section):
         kept = {"retention_years", "compliance"}
         said = self.model_dump(mode="json", include={**whole, "log": kept})
         return digest_of(json.dumps(said, sort_keys=True, separators=(",", ":")).encode())
+
+    @property
+    def daemon(self) -> str:
+        """Which of the two this is; empty for a coordinator without a standby."""
+        return self.standby.name if self.standby is not None else ""
 
     @property
     def database_url(self) -> str:

@@ -13,11 +13,13 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, TypeVar
 
 import structlog
@@ -25,7 +27,7 @@ import typer
 
 from matl_common.attestation.policy import load_policy
 from matl_common.descriptors import raise_descriptor_limit
-from matl_common.durable import owned_folder
+from matl_common.durable import make_state_folder, owned_folder
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.held_keys import (
@@ -60,7 +62,8 @@ from matl_coordinator.protection import Protection, protection_of
 from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.renewal import CertificateFiles
-from matl_coordinator.rpc.server import build_server
+from matl_coordinator.rpc.server import GuardedServer, build_server
+from matl_coordinator.rpc.waiting import WaitingServer
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.assembly import Outside, assemble
 from matl_coordinator.service.attesting import (
@@ -77,10 +80,13 @@ from matl_coordinator.service.publication import Publication
 from matl_coordinator.service.readings import Readings
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.watch import Watch
+from matl_coordinator.standby import Leadership
 from matl_coordinator.start import log_schema, started_facts
 from matl_coordinator.store.anchor import FileAnchor, log_anchor
 from matl_coordinator.store.database import create_database_engine
+from matl_coordinator.store.files import FencedFiles, LocalFiles
 from matl_coordinator.store.histories import FileHistories
+from matl_coordinator.store.lock import LeaderLock
 from matl_coordinator.store.migrate import head, upgrade_apart, upgrade_to_head
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.releases import ReleaseFolder
@@ -122,6 +128,19 @@ class Coordinator:
             TokenError: a key's token cannot be reached.
         """
         self._config = config
+        self._metrics = Metrics()
+        self._stop = asyncio.Event()
+        # Where this daemon leads only while no other one does.
+        self._leadership: Leadership | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._files = LocalFiles()
+        # Called on SIGHUP.
+        self._readers: list[Callable[[], None]] = []
+        self._read_files()
+
+    def _read_files(self) -> None:
+        """Read keys and allow-list; once more where this daemon has waited, maybe for months."""
+        config = self._config
         self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
         self._signer = load_p256_key(config.identity.signing_key)
         self._log = load_log_signer(config, self._allowlist)
@@ -139,14 +158,10 @@ class Coordinator:
                 f"the allow-list is for federation {self._allowlist.federation}, "
                 f"the configuration for {config.federation.id}"
             )
-        self._metrics = Metrics()
         self._policy = (
             None if config.attestation is None else load_policy(config.attestation.policy)
         )
-        self._stop = asyncio.Event()
         self._roster = Roster(self._allowlist)
-        # Called on SIGHUP.
-        self._readers: list[Callable[[], None]] = []
 
     def stop(self) -> None:
         """Drain and return from ``run``."""
@@ -158,15 +173,16 @@ class Coordinator:
             read_now()
 
     async def run(self) -> None:
-        """Serve until stopped.
+        """Serve until stopped; where another daemon leads, once that one does no more.
 
         Raises:
             MatlError: the coordinator cannot go on; nothing durable is lost.
         """
         config = self._config
         async with AsyncExitStack() as stack:
-            stack.enter_context(owned_folder(config.state_dir))
+            stack.callback(self._metrics.close)
             self._serve_metrics()
+            end_waiting = await self._may_lead(stack)
             await asyncio.to_thread(upgrade_apart, config.database_url)
             machine = await self._attest_itself()
             wrapping_key = await asyncio.to_thread(self._wrapping_key)
@@ -184,7 +200,9 @@ class Coordinator:
                     lambda reason: loop.call_soon_threadsafe(watch.handshake_refused, reason)
                 )
             )
-            models = await asyncio.to_thread(FileModelStore.open, config.state_dir / "models")
+            models = await asyncio.to_thread(
+                FileModelStore.open, config.state_dir / "models", files=self._files
+            )
             scorer = self._scorer(models)
             stack.push_async_callback(scorer.close)
             self._show_start()
@@ -205,10 +223,10 @@ class Coordinator:
                 await asyncio.to_thread(compiled_loops)
             outside = Outside(
                 store=store,
-                spool=DiskSpool.open_folder(
-                    config.state_dir / "spool", quota_bytes=config.limits.spool_bytes
+                spool=await asyncio.to_thread(self._spool),
+                histories=FileHistories.open_folder(
+                    config.state_dir / "histories", files=self._files
                 ),
-                histories=FileHistories.open_folder(config.state_dir / "histories"),
                 models=models,
                 scorer=scorer,
                 signer=self._signer,
@@ -255,11 +273,11 @@ class Coordinator:
             stack.push_async_callback(use_cases.intake.close)
             stack.push_async_callback(_cancelled, asyncio.create_task(publication.run()))
             self._follow_files(stack, plan=plan, register=register, checkpoints=checkpoints)
-            stack.push_async_callback(
-                lambda: server.stop(grace_seconds=config.limits.drain_seconds)
-            )
+            stack.push_async_exit(partial(self._end, server))
+            await end_waiting()
             port = await server.start(config.listen.address)
             state = await register.state()
+            self._metrics.leads(state.epoch)
             if state.round is not None:
                 self._metrics.trust_changed(state.trust, state.round)
             log.info(
@@ -271,11 +289,52 @@ class Coordinator:
                 rounds_planned=config.study.rounds,
                 round=None if state.round is None else state.round.round_id,
                 phase=None if state.round is None else state.round.phase.value,
+                reign=state.epoch,
             )
-            try:
-                await self._unless_stopped(use_cases.conductor.run())
-            finally:
-                log.info("coordinator_draining", seconds_at_most=config.limits.drain_seconds)
+            await self._unless_stopped(use_cases.conductor.run())
+
+    async def _may_lead(self, stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:
+        """Return once this daemon may lead, with what ends its answers that it waits.
+
+        Raises:
+            FolderInUseError: another daemon has the folder, and neither is to stand by.
+            StoppedError: told to stop.
+        """
+        config, standby = self._config, self._config.standby
+        if standby is None:
+            stack.enter_context(owned_folder(config.state_dir))
+            return _nothing
+        lock = LeaderLock(
+            config.database_url, name=standby.name, lease_seconds=standby.lease_seconds
+        )
+        self._leadership = leadership = Leadership(
+            lock, poll_seconds=standby.poll_seconds, lease_seconds=standby.lease_seconds
+        )
+        stack.push_async_callback(leadership.close)
+        self._files = FencedFiles(leadership.is_ours)
+        waiting = WaitingServer(self._tls, meter=self._metrics, clock=utc_now)
+        await waiting.start(config.listen.address)
+        stack.push_async_callback(waiting.stop)
+        await self._unless_stopped(leadership.win())
+        log.info("coordinator_leads", name=standby.name)
+        make_state_folder(config.state_dir)
+        self._read_files()
+        self._keeping = asyncio.create_task(leadership.keep())
+        stack.push_async_callback(_ended, self._keeping)
+        return waiting.stop
+
+    async def _end(
+        self,
+        server: GuardedServer,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let calls finish, but not where another daemon waits for their callers."""
+        leads = not isinstance(error, StoreError)
+        grace_seconds = self._config.limits.drain_seconds if leads else 0.0
+        log.info("coordinator_draining", seconds_at_most=grace_seconds)
+        await server.stop(grace_seconds=grace_seconds)
 
     def _show_start(self) -> None:
         log.info("coordinator_starting", version=__version__, node=self._config.node_id)
@@ -306,12 +365,24 @@ class Coordinator:
         return key
 
     def _store(self, wrapping_key: KeyEncryptionKey) -> SqlStore:
-        return SqlStore.connect(
+        store = SqlStore.connect(
             self._config.database_url,
             log_origin=self._log.key.name,
             log_key=wrapping_key,
             report=self._foreign_row_found,
         )
+        if self._leadership is not None:
+            self._leadership.go_by(store.log_head)
+        return store
+
+    def _spool(self) -> DiskSpool:
+        spool = DiskSpool.open_folder(
+            self._config.state_dir / "spool",
+            quota_bytes=self._config.limits.spool_bytes,
+            files=self._files,
+        )
+        spool.drop_leftovers()
+        return spool
 
     def _foreign_row_found(self, row: ForeignRow) -> None:
         self._metrics.foreign_row_found(row.table)
@@ -326,7 +397,7 @@ class Coordinator:
     def _checkpoints(self, store: SqlStore) -> Checkpoints:
         return Checkpoints(
             store=store,
-            anchor=log_anchor(self._config.state_dir),
+            anchor=log_anchor(self._config.state_dir, daemon=self._config.daemon),
             log=self._log,
             policy=self._witnesses,
             clock=utc_now,
@@ -432,20 +503,24 @@ class Coordinator:
         return WorkerScorer(worker, config=self._config, model_path=models.path)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work, or leave it when told to stop.
+        """Do the work, or leave it when told to stop, or when another daemon may lead.
 
         Raises:
             StoppedError: told to stop.
+            LeadershipLostError: another daemon may lead.
         """
         working = asyncio.create_task(work)
         stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        ends = {working, stopping, *filter(None, [self._keeping])}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if working.done():
             return working.result()
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
+        if self._keeping is not None and self._keeping.done():
+            self._keeping.result()
         raise StoppedError("told to stop")
 
     def _serve_metrics(self) -> None:
@@ -499,6 +574,16 @@ class Coordinator:
             await register.decide(decide)
 
 
+async def _nothing() -> None:
+    pass
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Whatever it came to."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
@@ -523,6 +608,18 @@ def serve(config: Config) -> int:
     configure_logs(config.listen.logs, hidden=images)
     if (allowed := raise_descriptor_limit(OPEN_DESCRIPTORS)) < OPEN_DESCRIPTORS:
         log.warning("few_open_files", allowed=allowed, recommended=OPEN_DESCRIPTORS)
+    while True:
+        try:
+            return _serve_once(config)
+        except StoreError as error:
+            # Of one that leads, or began to: it starts anew, and waits.
+            log.error("leadership_lost", reason=str(error))
+            assert config.standby is not None, "without it, every error has an exit status"
+            time.sleep(config.standby.poll_seconds)
+
+
+def _serve_once(config: Config) -> int:
+    """Run one daemon to its end; raises StoreError where it is to stand by again."""
     try:
         coordinator = Coordinator(config)
     except (ConfigurationError, InvalidInputError, OSError) as error:
@@ -537,6 +634,8 @@ def serve(config: Config) -> int:
         log.error("configuration_does_not_work", reason=str(error))
         return EXIT_CONFIGURATION
     except MatlError as error:
+        if config.standby is not None and isinstance(error, StoreError):
+            raise
         took_over = isinstance(error, StaleWriterError)
         event = "another_coordinator_took_over" if took_over else "coordinator_failed"
         log.error(event, reason=str(error))

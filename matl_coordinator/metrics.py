@@ -6,7 +6,7 @@ allow-list. Nothing here changes what the coordinator does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
@@ -24,6 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # What ends serving, in order.
+        self._closing: Sequence[Callable[[], object]] = ()
         self._rounds = self._counter("rounds_total", "Rounds that ended.", "outcome")
         self._updates = self._counter("updates_total", "Updates by what became of them.", "outcome")
         self._refused_peers = self._counter(
@@ -31,6 +33,10 @@ class Metrics:
             "Connections and calls of peers that may not take part.",
             "reason",
         )
+        self._leader = self._gauge(
+            "coordinator_leader", "1 for the coordinator that leads, 0 for one that stands by."
+        )
+        self._reign = self._gauge("coordinator_reign", "Number of this coordinator's take-over.")
         self._enrolled = self._gauge("enrolled_participants", "Hospitals on the allow-list.")
         self._stale = self._gauge(
             "stale_files",
@@ -105,7 +111,18 @@ class Metrics:
         Raises:
             OSError: the port is taken.
         """
-        start_http_server(port, addr=address, registry=self.registry)
+        server, thread = start_http_server(port, addr=address, registry=self.registry)
+        self._closing = (server.shutdown, server.server_close, thread.join)
+
+    def close(self) -> None:
+        """Answer no more, and leave the port to others."""
+        while self._closing:
+            first, *self._closing = self._closing
+            first()
+
+    def leads(self, reign: int) -> None:
+        self._leader.set(1)
+        self._reign.set(reign)
 
     def update_decided(self, outcome: str) -> None:
         self._updates.labels(outcome=outcome).inc()

@@ -24,6 +24,7 @@ def started_facts(config: Config, protection: Protection, policy: Policy) -> dic
     trust_policy: dict[str, Fact] = asdict(config.trust.policy)
     return {
         "version": __version__,
+        "leader": config.daemon or None,
         "mode": protection.mode_name,
         "rule": protection.rule,
         "claim": protection.claim,

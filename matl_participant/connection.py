@@ -2,8 +2,8 @@
 
 The files are looked at before every call. Once they have changed and fit each other, the call
 and those after it use a new channel; those under way end on the old one. Which server may answer,
-once that is narrowed to one certificate, outlives them too. The address changes in the same way, where
-the coordinator has several and nobody leads at the one in use.
+once that is narrowed to one certificate, outlives them too. The address changes in the same way,
+where the coordinator has several and nobody leads at the one in use.
 """
 
 import asyncio

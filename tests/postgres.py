@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import NullPool, create_engine, make_url, text
@@ -64,13 +64,25 @@ def running_postgres() -> Iterator[str]:
         url = make_url(given).set(drivername="postgresql+psycopg")
         yield url.render_as_string(hide_password=False)
         return
+    with own_server() as server:
+        yield server.url
+
+
+@contextmanager
+def own_server() -> Iterator["Server"]:
+    """Run a server that a test may stop, start again and copy.
+
+    Raises:
+        PostgresUnavailableError: no server binaries, or the server does not start.
+    """
     binaries = find_binaries()
     account = server_account()
     with own_folder(account) as folder:
         binaries = reachable_binaries(binaries, folder=folder, account=account)
         password = initialise(binaries, folder=folder, account=account)
-        with started(binaries, folder=folder, account=account, password=password) as url_text:
-            yield url_text
+        server = Server(binaries, folder, account, password)
+        with server.running():
+            yield server
 
 
 @contextmanager
@@ -217,44 +229,103 @@ def initialise(binaries: Path, *, folder: Path, account: Account) -> str:
     return password
 
 
-@contextmanager
-def started(binaries: Path, *, folder: Path, account: Account, password: str) -> Iterator[str]:
-    """Start the server on a free port, wait until it answers, yield its URL, stop it."""
-    port = free_port()
-    log_path = folder / "server.log"
-    with log_path.open("wb") as log:
-        server = subprocess.Popen(
-            [
-                *(str(binaries / "postgres"), "-D", str(folder / "data"), "-k", str(folder)),
-                *("-h", "127.0.0.1", "-p", str(port), "-c", "fsync=on"),
-            ],
-            cwd=folder,
-            env=environment(),
-            user=account.name,
-            group=account.gid if account.name else None,
-            extra_groups=[] if account.name else None,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # The terminal's Ctrl-C is for the tests; they stop the server when they are done.
-            start_new_session=True,
-            # One system call between fork and exec.
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-        )
-    try:
-        url = f"postgresql+psycopg://matl:{password}@127.0.0.1:{port}/postgres"
-        wait_until_answering(url, server=server, log_path=log_path)
-        yield url
-    finally:
-        stop(server)
-
-
 def free_port() -> int:
     """Ask the kernel for a loopback port that nothing uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+@dataclass(slots=True)
+class Server:
+    """A cluster and the server process on it, of which there is one at a time."""
+
+    binaries: Path
+    folder: Path
+    account: Account
+    password: str
+    data: str = "data"
+    port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Of its administrator's database."""
+        return f"postgresql+psycopg://matl:{self.password}@127.0.0.1:{self.port}/postgres"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Start it, and stop it in the end if it runs by then."""
+        try:
+            self.start()
+            yield
+        finally:
+            if self._process is not None:
+                self.stop()
+
+    def start(self, *settings: str) -> None:
+        """Start it on its port, and wait until it answers.
+
+        Raises:
+            PostgresUnavailableError: it does not.
+        """
+        log_path = self.folder / "server.log"
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(str(self.binaries / "postgres"), "-D", str(self.folder / self.data)),
+                    *("-k", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port)),
+                    *("-c", "fsync=on"),
+                    *(part for each in settings for part in ("-c", each)),
+                ],
+                cwd=self.folder,
+                env=environment(),
+                user=self.account.name,
+                group=self.account.gid if self.account.name else None,
+                extra_groups=[] if self.account.name else None,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # The terminal's Ctrl-C is for the tests; they stop the server when they are done.
+                start_new_session=True,
+                # One system call between fork and exec.
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            )
+        wait_until_answering(self.url, server=self._process, log_path=log_path)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Shut down without waiting for clients (SIGINT, "fast"), or as in a crash (SIGQUIT)."""
+        process, self._process = self._process, None
+        assert process is not None, "the server does not run"
+        process.send_signal(how)
+        try:
+            process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    @contextmanager
+    def replica(self) -> Iterator["Server"]:
+        """A second server that follows this one by streaming, and confirms its commits."""
+        name = "matl_replica"
+        copy = replace(self, data=name, port=free_port(), _process=None)
+        command = [str(self.binaries / "pg_basebackup"), f"--pgdata={self.folder / name}"]
+        source = f"host=127.0.0.1 port={self.port} user=matl password={self.password}"
+        options = [f"--dbname={source} application_name={name}", "--checkpoint=fast", "--no-sync"]
+        options += ["--write-recovery-conf"]
+        run([*command, *options], folder=self.folder, account=self.account)
+        with copy.running():
+            for statement in (
+                f"ALTER SYSTEM SET synchronous_standby_names = '{name}'",
+                "SELECT pg_reload_conf()",
+            ):
+                execute(self.url, statement)
+            yield copy
+
+    def promote(self) -> None:
+        """Make a replica a server of its own."""
+        execute(self.url, "SELECT pg_promote(wait => true)")
 
 
 def end_with_parent() -> None:
@@ -277,13 +348,3 @@ def wait_until_answering(url: str, *, server: subprocess.Popen[bytes], log_path:
         else:
             return
     raise PostgresUnavailableError(f"PostgreSQL did not start: {log_path.read_text()[-2000:]}")
-
-
-def stop(server: subprocess.Popen[bytes]) -> None:
-    """Shut down without waiting for clients (PostgreSQL's fast shutdown), by force if need be."""
-    server.send_signal(signal.SIGINT)
-    try:
-        server.wait(timeout=STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()

@@ -55,6 +55,8 @@ class GetStatusResponse(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     AVERAGE_FROM_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    REIGN_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     federation_id: _builtins.str
     study_id: _builtins.str
@@ -80,6 +82,10 @@ class GetStatusResponse(_message.Message):
     """what it withstands, given what"""
     average_from: _builtins.int
     """as in the study plan"""
+    leader: _builtins.str
+    """which of two daemons answers; empty without a standby"""
+    reign: _builtins.int
+    """number of its take-over, which its log entries bear"""
     @_builtins.property
     def current_round(self) -> Global___RoundSummary:
         """absent between rounds"""
@@ -109,10 +115,12 @@ class GetStatusResponse(_message.Message):
         claim: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         average_from: _builtins.int = ...,
+        leader: _builtins.str = ...,
+        reign: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current_round", b"current_round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "average_from", b"average_from", "claim", b"claim", "current_round", b"current_round", "federation_id", b"federation_id", "latest_model", b"latest_model", "log_root", b"log_root", "log_size", b"log_size", "mode", b"mode", "next_round_at_unix_ms", b"next_round_at_unix_ms", "paused", b"paused", "rounds_planned", b"rounds_planned", "rounds_released", b"rounds_released", "rule", b"rule", "study_complete", b"study_complete", "study_id", b"study_id", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_participants", b"active_participants", "average_from", b"average_from", "claim", b"claim", "current_round", b"current_round", "federation_id", b"federation_id", "latest_model", b"latest_model", "leader", b"leader", "log_root", b"log_root", "log_size", b"log_size", "mode", b"mode", "next_round_at_unix_ms", b"next_round_at_unix_ms", "paused", b"paused", "reign", b"reign", "rounds_planned", b"rounds_planned", "rounds_released", b"rounds_released", "rule", b"rule", "study_complete", b"study_complete", "study_id", b"study_id", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,6 +69,8 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
             claim=facts.protection.claim,
             warnings=facts.protection.warnings,
             average_from=facts.average_from,
+            leader=facts.leader,
+            reign=state.epoch,
         )
 
     async def ListRounds(

@@ -144,6 +144,7 @@ def assemble(
         presence=presence,
         upload_fraction=intake.upload_fraction,
         waiting=conductor.waiting,
+        leader=config.daemon,
     )
     return UseCases(
         invitations=invitations,

@@ -33,6 +33,8 @@ class Facts:
     waiting_for: str
     next_round_at: datetime | None
     protection: Protection
+    leader: str
+    """Which of several daemons this is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,10 @@ class Overview:
         presence: Presence,
         upload_fraction: Callable[[NodeId], float],
         waiting: Callable[[State, datetime], tuple[str, datetime | None]],
+        leader: str = "",
     ) -> None:
         self._version = version
+        self._leader = leader
         self._plan = plan
         self._rounds_planned = rounds_planned
         self._protection = protection
@@ -91,6 +95,7 @@ class Overview:
             waiting_for=waiting_for,
             next_round_at=next_round_at,
             protection=self._protection(),
+            leader=self._leader,
         )
 
     async def declared(self) -> Callable[[NodeId], Declared]:

@@ -5,12 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 
 from matl_common.durable import write_atomically
+from matl_common.tlog.checkpoint import parse_checkpoint
+from matl_common.tlog.note import parse_note
 from matl_coordinator.ports import StoreError
 
+_LOG_ANCHORS = "log-checkpoint*.txt"
 
-def log_anchor(state_dir: Path) -> FileAnchor:
-    """Where a coordinator keeps the last checkpoint of its log that it signed."""
-    return FileAnchor(state_dir / "log-checkpoint.txt")
+
+def log_anchor(state_dir: Path, *, daemon: str = "") -> LogAnchor:
+    """Where a coordinator keeps the last checkpoint of its log that it signed.
+
+    ``daemon`` names the one of several daemons on ``state_dir`` that signs.
+    """
+    return LogAnchor(state_dir, daemon)
+
+
+class LogAnchor:
+    """A ``service.checkpoints.Anchor`` of one daemon, or of several that lead in turn.
+
+    Each writes a file of its own, so that what one of them writes too late, because it was
+    stopped for a while, takes nothing back; what counts is the largest checkpoint in any.
+    """
+
+    def __init__(self, folder: Path, daemon: str) -> None:
+        own = f"log-checkpoint.{daemon}.txt" if daemon else "log-checkpoint.txt"
+        self._folder = folder
+        self._own = FileAnchor(folder / own)
+
+    def read(self) -> bytes | None:
+        """The largest checkpoint that was written.
+
+        Raises:
+            InvalidInputError: one of several files holds none.
+            StoreError: one cannot be read.
+        """
+        found = [FileAnchor(path).read() for path in sorted(self._folder.glob(_LOG_ANCHORS))]
+        notes = [note for note in found if note is not None]
+        return max(notes, key=_size_of) if len(notes) > 1 else next(iter(notes), None)
+
+    def write(self, note: bytes) -> None:
+        self._own.write(note)
 
 
 class FileAnchor:
@@ -39,3 +73,7 @@ class FileAnchor:
             f"cannot {verb} {self._holds} {self._path}: {error.strerror}; "
             "check the disk and the file's owner"
         )
+
+
+def _size_of(note: bytes) -> int:
+    return parse_checkpoint(parse_note(note).text).size

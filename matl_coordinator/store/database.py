@@ -69,7 +69,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     Raises:
         StoreError: the database did not answer.
     """
-    with _translated(engine), engine.connect() as connection:
+    with translated(engine), engine.connect() as connection:
         yield connection
 
 
@@ -80,7 +80,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises:
         StoreError: the database did not confirm; the transaction may or may not count.
     """
-    with _translated(engine), engine.execution_options(**{_WRITES: True}).begin() as connection:
+    with translated(engine), engine.execution_options(**{_WRITES: True}).begin() as connection:
         yield connection
 
 
@@ -94,7 +94,12 @@ def driver_rows(connection: Connection, query: Select[Any]) -> list[tuple[Any, .
 
 
 @contextmanager
-def _translated(engine: Engine) -> Iterator[None]:
+def translated(engine: Engine) -> Iterator[None]:
+    """Let nothing of the driver's out of the block.
+
+    Raises:
+        StoreError: the database did not confirm.
+    """
     driver_error: type[Exception] = engine.dialect.loaded_dbapi.Error
     try:
         yield

@@ -90,6 +90,20 @@ def test_the_mode_follows_from_holdout_set_and_attestation(tmp_path: Path) -> No
     assert "set holdout.images" in refusal(tmp_path, f'{ATTESTED}"sev-guest"')
 
 
+def test_a_standby_needs_a_database_that_two_daemons_can_share(tmp_path: Path) -> None:
+    standby = f'{HOLDOUT}[standby]\nname = "first"\n'
+    assert "[standby] needs PostgreSQL" in refusal(tmp_path, standby)
+    path = written(tmp_path, standby)
+    path.write_text(f'database = "postgresql://matl@db/matl"\n{path.read_text()}')
+    config = load_config(path, environment={})
+    assert config.daemon == "first"
+    # Which daemon leads decides about no model.
+    assert config.digest == loaded(tmp_path, HOLDOUT).digest
+    assert loaded(tmp_path, HOLDOUT).daemon == ""
+    slow = f"{standby}poll_seconds = 4.0\n"
+    assert "three times poll_seconds = 4" in refusal(tmp_path, slow)
+
+
 @pytest.mark.attestation
 def test_a_simulated_attester_never_goes_with_compliance(tmp_path: Path) -> None:
     simulated = f'{HOLDOUT}{ATTESTED}"SIMULATED"\n'

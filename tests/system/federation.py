@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.request import urlopen
@@ -76,6 +76,8 @@ class Federation:
     """Further sections of the coordinator's configuration."""
     identities: dict[NodeId, Mapping[str, Scalar]] = field(default_factory=dict)
     """What a node's configuration says of its keys, where those are elsewhere."""
+    daemon: str = ""
+    """Which of several daemons of the coordinator this value starts and asks."""
 
     @property
     def address(self) -> str:
@@ -93,7 +95,18 @@ class Federation:
     @property
     def coordinator_config(self) -> Path:
         """The coordinator's configuration file, once it was started."""
-        return self.folder / "coordinator.toml"
+        return self.folder / f"coordinator{self.daemon}.toml"
+
+    def daemon_named(self, name: str, **standby: Scalar) -> Federation:
+        """The same with another daemon of the coordinator, on ports of its own."""
+        table = {"name": name, "poll_seconds": 0.2, "lease_seconds": 10.0, **standby}
+        return replace(
+            self,
+            port=free_port(),
+            metrics_port=free_port(),
+            daemon=name,
+            sections={**self.sections, "standby": table},
+        )
 
     def start_coordinator(self) -> Daemon:
         self.coordinator_config.write_text(toml_text(self._coordinator_table()))

@@ -104,6 +104,14 @@ class Daemon:
         self._process.wait()
         self._reader.join()
 
+    def suspend(self) -> None:
+        """Let it do nothing at all, while its connections stay open."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a suspension."""
+        self._process.send_signal(signal.SIGCONT)
+
     def terminate(self) -> None:
         """Ask it to drain."""
         self._process.send_signal(signal.SIGTERM)
