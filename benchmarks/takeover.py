@@ -127,7 +127,8 @@ def _connected(hospital: Daemon, *, since: datetime) -> Line:
     def later() -> list[Line]:
         return [each for each in hospital.events("participant.connected") if _time(each) > since]
 
-    until(later, what="a hospital has followed")
+    # By gRPC's pings only, where the leader was stopped.
+    until(later, what="a hospital has followed", seconds=300.0)
     return later()[0]
 
 

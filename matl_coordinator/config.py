@@ -405,9 +405,7 @@ class Config(Section):
                 make_url(self.database)
             except ArgumentError as error:
                 raise ValueError("database is not a URL such as postgresql://host/name") from error
-        if self.standby is not None and not make_url(self.database_url).drivername.startswith(
-            "postgresql"
-        ):
+        if self.standby is not None and not self.is_on_postgres:
             raise ValueError(
                 "[standby] needs PostgreSQL, which two daemons can share: set database to "
                 "postgresql://…, or leave [standby] out"
@@ -496,6 +494,10 @@ class Config(Section):
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.state_dir / 'coordinator.db'}"
+
+    @property
+    def is_on_postgres(self) -> bool:
+        return make_url(self.database_url).get_backend_name() == "postgresql"
 
     @property
     def log_encryption_key(self) -> KeyPlace:

@@ -1,11 +1,13 @@
 """The coordinator killed in every phase, its worker killed, and another database."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from matl_participant.core.account import AttemptState
+from tests.postgres import free_port
 from tests.system.conftest import STUDY_ROUNDS
 from tests.system.federation import Federation, Material, found_federation, logged_events
 from tests.system.processes import Daemon, until
@@ -61,6 +63,30 @@ def test_a_coordinator_killed_in_every_phase_ends_with_the_same_model_and_log(
         expected = [(number, AttemptState.ACKNOWLEDGED) for number in range(1, STUDY_ROUNDS + 1)]
         assert charges(federation, node) == expected
         assert federation.trainings(node) == [number for number, _ in expected]
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(300)
+def test_a_coordinator_that_moves_to_another_of_its_addresses_is_followed(
+    tmp_path: Path, material: Material, undisturbed: Story, running: ExitStack
+) -> None:
+    federation = found_federation(tmp_path, material, study={"rounds": STUDY_ROUNDS})
+    moved = replace(federation, port=free_port())
+    addresses = f"{federation.address}, {moved.address}"
+    coordinator = restarted(federation, running)
+    coordinator.wait_for("coordinator_ready")
+    hospitals = {
+        node: running.enter_context(federation.start_scripted(node, address=addresses))
+        for node in federation.hospitals
+    }
+    coordinator.wait_for("round_phase", round=2, phase="collecting")
+    coordinator.kill()
+    coordinator = restarted(moved, running)
+    coordinator.wait_for("coordinator_ready")
+    finish(moved, coordinator, hospitals)
+    for hospital in hospitals.values():
+        assert hospital.events("participant.coordinator_address", address=moved.address)
+    assert tell(moved) == undisturbed
 
 
 @pytest.mark.crash
