@@ -28,6 +28,7 @@ from matl_participant.client import (
     RefusedError,
     SealedUpdate,
     SignedPlan,
+    UnavailableError,
     UntrustedCoordinatorError,
     UpdateDamagedError,
 )
@@ -275,8 +276,9 @@ class Participant:
     def _failed(self, name: str, error: Exception) -> None:
         run = self._run
         failures = run.failures[name] = run.failures.get(name, 0) + 1
-        # Counted once for all addresses of a coordinator with a standby: the next may answer.
-        wait = backoff(-(-failures // len(self.config.coordinator.addresses)), chance=self.chance())
+        is_elsewhere = isinstance(error, UnavailableError)
+        addresses = len(self.config.coordinator.addresses) if is_elsewhere else 1
+        wait = backoff(failures, chance=self.chance(), addresses=addresses)
         run.retry_at = self.clock() + wait
         run.retry_reason = f"{name} failed: {text_of(error)}"
         if not isinstance(error, WorkerError | TokenError):

@@ -20,6 +20,7 @@ from matl_participant.core.sending import Look, may_speak_from
 from matl_participant.core.spending import ALONE, Shared, why_over_budget
 
 MAX_BACKOFF_SECONDS = 300.0
+MAX_BACKOFF_IN_TURN_SECONDS = 8.0
 _FIRST_BACKOFF_SECONDS = 1.0
 
 
@@ -286,13 +287,19 @@ def _was_sealed(attempts: tuple[Attempt, ...]) -> bool:
     return any(attempt.update_digest is not None for attempt in attempts)
 
 
-def backoff(failures: int, *, chance: float) -> timedelta:
+def backoff(failures: int, *, chance: float, addresses: int = 1) -> timedelta:
     """How long to wait after this many failures in a row (full jitter).
 
     Args:
         failures: at least 1.
         chance: a fresh random number in [0, 1), so that hospitals do not return together.
+        addresses: of the coordinator, tried in turn. With several, the next one may answer, and
+            where none does, one of its daemons is about to: nobody waits for long.
     """
-    ceiling = min(MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 32))
+    turns, left = divmod(failures, addresses)
+    most = MAX_BACKOFF_SECONDS if addresses == 1 else MAX_BACKOFF_IN_TURN_SECONDS
+    ceiling = min(most, _FIRST_BACKOFF_SECONDS * 2.0 ** min(turns - 1, 32))
+    if left:
+        ceiling = _FIRST_BACKOFF_SECONDS
     # Never less than a tenth: a coordinator that refuses at once is not hammered.
     return timedelta(seconds=ceiling * (0.1 + 0.9 * chance))

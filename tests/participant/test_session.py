@@ -348,3 +348,11 @@ def test_waiting_grows_to_a_bound_and_is_never_nothing() -> None:
         assert 0.1 <= waits[0] <= 1.0
         assert waits[-1] <= MAX_BACKOFF_SECONDS
     assert backoff(4, chance=0.0) < backoff(4, chance=0.5) < backoff(4, chance=0.99)
+
+
+def test_of_several_addresses_the_next_is_tried_soon_and_none_is_waited_for_long() -> None:
+    waits = [
+        backoff(failures, chance=1.0, addresses=2).total_seconds() for failures in range(1, 2000)
+    ]
+    assert waits[:8] == [1.0, 1.0, 1.0, 2.0, 1.0, 4.0, 1.0, 8.0]
+    assert max(waits) == 8.0
