@@ -105,7 +105,7 @@ def phase(daemons: Sequence[Daemon], number: int, name: str) -> Daemon:
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_leaders_killed_in_every_phase_are_followed_by_the_other_with_the_same_model(
     pair: Callable[..., Pair], undisturbed: Story
 ) -> None:
