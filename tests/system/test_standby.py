@@ -28,7 +28,7 @@ from tests.system.federation import (
     logged_events,
 )
 from tests.system.narrow_link import narrow_link
-from tests.system.processes import Daemon, until
+from tests.system.processes import PATIENCE_SECONDS, Daemon, until
 from tests.system.story import Story, charges, of, tell
 
 pytestmark = [pytest.mark.system, pytest.mark.postgres]
@@ -100,12 +100,13 @@ def phase(daemons: Sequence[Daemon], number: int, name: str) -> Daemon:
         ]
         return bool(found)
 
-    until(look, what=f"round {number} is in phase {name}")
+    # Hospitals may have to follow before, and a worker to start.
+    until(look, what=f"round {number} is in phase {name}", seconds=2 * PATIENCE_SECONDS)
     return found[0]
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_leaders_killed_in_every_phase_are_followed_by_the_other_with_the_same_model(
     pair: Callable[..., Pair], undisturbed: Story
 ) -> None:
@@ -131,7 +132,7 @@ def test_leaders_killed_in_every_phase_are_followed_by_the_other_with_the_same_m
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_upload_that_its_leader_did_not_live_to_see_goes_on_at_the_other(
     pair: Callable[..., Pair], material: Material, tmp_path: Path, running: ExitStack
 ) -> None:
@@ -165,7 +166,7 @@ def test_an_upload_that_its_leader_did_not_live_to_see_goes_on_at_the_other(
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_leader_that_was_stopped_for_longer_than_its_lease_writes_nothing_when_it_goes_on(
     pair: Callable[..., Pair], undisturbed: Story, running: ExitStack
 ) -> None:
@@ -230,7 +231,7 @@ class Ordered:
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "name"), list(enumerate(PHASES, start=1)))
 def test_a_database_that_crashes_and_restarts_in_any_phase_costs_nothing(
     pair: Callable[..., Pair], undisturbed: Story, number: int, name: str
@@ -246,7 +247,7 @@ def test_a_database_that_crashes_and_restarts_in_any_phase_costs_nothing(
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_database_that_is_away_for_longer_than_a_lease_is_waited_for(
     pair: Callable[..., Pair], undisturbed: Story
 ) -> None:
@@ -262,7 +263,7 @@ def test_a_database_that_is_away_for_longer_than_a_lease_is_waited_for(
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_database_that_fails_over_to_its_replica_is_followed(
     pair: Callable[..., Pair], undisturbed: Story
 ) -> None:
