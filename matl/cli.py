@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from matl.audit_commands import audit_app
+from matl.backup_commands import backup, restore
 from matl.connection import Flags, Invocation, connected
 from matl.doctor_commands import doctor
 from matl.evidence_commands import evidence
@@ -50,6 +51,8 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(pki_app, name="pki")
 app.command()(keygen)
 app.command()(doctor)
+app.command()(backup)
+app.command()(restore)
 audit_app.add_typer(retention_app, name="retention")
 
 

@@ -108,9 +108,9 @@ def log_place(
                 engine = create_database_engine(config.database_url)
                 stack.callback(engine.dispose)
                 reader = LogReader(engine)
-                believed = said or _configured(config)
+                believed = said or configured(config)
                 if with_keys and said is None:
-                    believed = _with_data_keys(believed, config, reader)
+                    believed = with_data_keys(believed, config, reader)
                 yield Place(
                     DatabaseSource(reader),
                     believed,
@@ -149,14 +149,14 @@ def _said(log_key_file: Path | None, policy_file: Path | None) -> Believed | Non
     return None
 
 
-def _configured(config: Config) -> Believed:
+def configured(config: Config) -> Believed:
     """Whom a coordinator's own configuration believes."""
     allowlist = load_allowlist(config.federation.allowlist)
     log = load_log_signer(config, allowlist)
     return Believed(log.key, configured_policy(config, allowlist, log))
 
 
-def _with_data_keys(believed: Believed, config: Config, reader: LogReader) -> Believed:
+def with_data_keys(believed: Believed, config: Config, reader: LogReader) -> Believed:
     """What a coordinator's entries can be read with, unless the file of the key is elsewhere."""
     place = config.log_encryption_key
     if isinstance(place, Path) and not place.exists():

@@ -59,6 +59,7 @@ from matl_coordinator.preflight import (
     rule_warnings,
 )
 from matl_coordinator.protection import Protection, protection_of
+from matl_coordinator.restore import refuse_unfinished
 from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.renewal import CertificateFiles
@@ -183,6 +184,7 @@ class Coordinator:
             stack.callback(self._metrics.close)
             self._serve_metrics()
             end_waiting = await self._may_lead(stack)
+            refuse_unfinished(config.state_dir)
             await asyncio.to_thread(upgrade_apart, config.database_url)
             machine = await self._attest_itself()
             wrapping_key = await asyncio.to_thread(self._wrapping_key)

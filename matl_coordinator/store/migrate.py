@@ -106,15 +106,27 @@ def schema_drift(engine: Engine) -> list[object]:
 
 def head() -> str:
     """The revision this version of the software works with: the newest file's number."""
-    return max(path.stem.split("_")[0] for path in (_HISTORY / "versions").glob("[0-9]*_*.py"))
+    return max(revisions())
+
+
+def revisions() -> frozenset[str]:
+    """Every revision that this version of the software can bring to its head."""
+    return frozenset(
+        path.stem.split("_")[0] for path in (_HISTORY / "versions").glob("[0-9]*_*.py")
+    )
+
+
+def schema_version(connection: Connection) -> str | None:
+    """The revision that a database's tables are of; ``None`` where it has none of ours."""
+    if not inspect(connection).has_table(_VERSION_TABLE):
+        return None
+    query = select(column("version_num", String)).select_from(table(_VERSION_TABLE))
+    return connection.scalars(query).one_or_none()
 
 
 def _is_at_head(engine: Engine) -> bool:
     with reading(engine) as connection:
-        if not inspect(connection).has_table(_VERSION_TABLE):
-            return False
-        query = select(column("version_num", String)).select_from(table(_VERSION_TABLE))
-        return list(connection.scalars(query)) == [head()]
+        return schema_version(connection) == head()
 
 
 def _take_turns(connection: Connection) -> None:

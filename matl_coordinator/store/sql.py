@@ -122,7 +122,7 @@ class SqlStore:
                 else:
                     epoch = self._reign
                     require_epoch(connection, epoch)
-                state = _read_state(connection, epoch)
+                state = read_state(connection, epoch)
             self._epoch = self._reign = epoch
             return state
 
@@ -306,7 +306,8 @@ def _with_decision(
     return replace(record, log_index=leaf.index, log_leaf_hash=leaf.leaf_hash)
 
 
-def _read_state(connection: Connection, epoch: int) -> State:
+def read_state(connection: Connection, epoch: int) -> State:
+    """The study as a database has it, to the writer of ``epoch``."""
     newest = _read_newest_round(connection)
     released = select(func.count()).select_from(rounds)
     released = released.where(rounds.c.phase == Phase.RELEASED.value)
