@@ -34,6 +34,7 @@ from matl_common.protocol import (
 from matl_common.signing import Envelope, Signer
 from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_chunks, iter_update_chunks
 from matl_common.tlog.merkle import merkle_root
+from matl_common.version import IncompatibleVersionError, check_compatible
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire.documents import (
     envelope_from_wire,
@@ -216,6 +217,14 @@ class FederationClient:
             version=version, device=device, sent_at_unix_ms=to_unix_ms(sent_at)
         )
         answer = await one_try(self._stub.Hello(request, timeout=self._timeouts.call_seconds))
+        try:
+            # An older coordinator may not look at ours.
+            check_compatible(version, answer.version)
+        except IncompatibleVersionError as error:
+            code = grpc.StatusCode.FAILED_PRECONDITION.name
+            raise RefusedError(
+                f"the coordinator is of another version: {error}", code=code
+            ) from error
         plan = self._verified_plan(envelope_from_wire(answer.study_plan))
         ahead = from_unix_ms(answer.answered_at_unix_ms) - sent_at
         receipt = None

@@ -70,7 +70,9 @@ class FederationServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Hello(self, request, context):
-        """Exchanges versions and hands out the signed study plan.
+        """Exchanges versions and hands out the signed study plan. Fails with FAILED_PRECONDITION where
+        the two are of different major versions, or more than one minor version apart. Within that,
+        either side does without fields that the other does not know.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,10 @@ class FederationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FederationServiceAsyncStub: ...
     Hello: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]
-    """Exchanges versions and hands out the signed study plan."""
+    """Exchanges versions and hands out the signed study plan. Fails with FAILED_PRECONDITION where
+    the two are of different major versions, or more than one minor version apart. Within that,
+    either side does without fields that the other does not know.
+    """
     Attest: _grpc.UnaryUnaryMultiCallable[_federation_pb2.AttestRequest, _federation_pb2.AttestResponse]
     """Shows what the coordinator's machine says of the program it runs. Fails with
     FAILED_PRECONDITION where the coordinator is not attested (it is not MODE2).
@@ -60,7 +63,10 @@ class FederationServiceStub:
 class FederationServiceAsyncStub(FederationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]  # type: ignore[assignment]
-    """Exchanges versions and hands out the signed study plan."""
+    """Exchanges versions and hands out the signed study plan. Fails with FAILED_PRECONDITION where
+    the two are of different major versions, or more than one minor version apart. Within that,
+    either side does without fields that the other does not know.
+    """
     Attest: _aio.UnaryUnaryMultiCallable[_federation_pb2.AttestRequest, _federation_pb2.AttestResponse]  # type: ignore[assignment]
     """Shows what the coordinator's machine says of the program it runs. Fails with
     FAILED_PRECONDITION where the coordinator is not attested (it is not MODE2).
@@ -85,7 +91,10 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.HelloRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.HelloResponse, _abc.Awaitable[_federation_pb2.HelloResponse]]:
-        """Exchanges versions and hands out the signed study plan."""
+        """Exchanges versions and hands out the signed study plan. Fails with FAILED_PRECONDITION where
+        the two are of different major versions, or more than one minor version apart. Within that,
+        either side does without fields that the other does not know.
+        """
 
     @_abc_1.abstractmethod
     def Attest(

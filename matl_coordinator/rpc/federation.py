@@ -13,6 +13,7 @@ import grpc
 from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_digest
 from matl_common.tensors import CHUNK_BYTES
+from matl_common.version import check_compatible
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire import federation_pb2_grpc as pb_grpc
 from matl_common.wire.documents import (
@@ -57,6 +58,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self._clock = clock
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
+        check_compatible(self._version, request.version)
         plan = await self._invitations.study_plan()
         receipt = await self._intake.last_receipt(caller())
         return pb.HelloResponse(

@@ -10,6 +10,7 @@ import grpc
 
 from matl_common.errors import InvalidInputError, MatlError
 from matl_common.identity.pkcs11.session import TokenError
+from matl_common.version import IncompatibleVersionError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.ports import (
     AttesterError,
@@ -55,6 +56,7 @@ ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (IdleError, Status.DEADLINE_EXCEEDED),
     (AskedTooOftenError, Status.RESOURCE_EXHAUSTED),
     (NotAttestedError, Status.FAILED_PRECONDITION),
+    (IncompatibleVersionError, Status.FAILED_PRECONDITION),
     (AttesterError, Status.UNAVAILABLE),
     (UnknownModelError, Status.NOT_FOUND),
     (UnknownUpdateError, Status.NOT_FOUND),

@@ -117,6 +117,15 @@ async def test_hello_returns_the_signed_plan_and_the_clock(
     assert abs(welcome.clock_ahead) < timedelta(seconds=5)
 
 
+async def test_a_coordinator_too_far_behind_is_refused_in_words(
+    coordinator: SimulatedCoordinator, keys: Keys
+) -> None:
+    async with client_of(coordinator, keys) as client:
+        # As every release before this check, it does not look at ours.
+        with pytest.raises(RefusedError, match=r"MATL 0\.1\.0 and MATL 0\.3\.0 do not work"):
+            await client.hello(version="0.3.0", device="cpu")
+
+
 async def test_a_round_is_offered_once_and_the_long_poll_ends_by_itself(
     coordinator: SimulatedCoordinator, keys: Keys
 ) -> None:
