@@ -5,6 +5,8 @@ import matl_common  # noqa: F401, I001
 
 from collections.abc import Iterator
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -62,7 +64,7 @@ def test_a_field_that_only_a_later_version_knows_is_passed_over(coordinator: Ser
     # Field 100, a text: it is none that this version has.
     request = pb.HelloRequest(version=__version__).SerializeToString() + b"\xa2\x06\x05later"
     with coordinator.channel(HOSPITAL) as channel:
-        call = channel.unary_unary(
+        call: Any = channel.unary_unary(
             "/matl.v1.FederationService/Hello",
             response_deserializer=pb.HelloResponse.FromString,
         )
