@@ -203,7 +203,7 @@ def _models(config: Config, named: frozenset[Digest], state: State) -> list[_Fil
             f"the study goes on from model {lost[0]}, and it is not in {config.state_dir}/models; "
             "restore it from another backup"
         )
-    # Others may have been put away by rounds.keep_models.
+    # Others may have been put away by limits.keep_models.
     return [each for each in files if each.source.is_file()]
 
 

@@ -348,9 +348,12 @@ class Worker(Section):
 
 
 class Limits(Section):
-    """Bounds on what others can make the coordinator hold."""
+    """Bounds on what the coordinator holds, and on what others can make it hold."""
 
     spool_bytes: int = Field(default=64 << 30, ge=1 << 20)
+    keep_models: int | None = Field(default=None, ge=1)
+    """Released rounds whose models stay on disk once they are published; all if unset. Their proofs
+    always stay, and so does what a replay of spooled rounds needs."""
     idle_seconds: Seconds = 60.0
     """A call from which nothing comes for this long is cut; an upload can be resumed."""
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0

@@ -77,6 +77,7 @@ from matl_coordinator.service.checkpoints import Checkpoints
 from matl_coordinator.service.enrolment import EnrolmentFile, log_allowlist
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.founding import found_or_resume
+from matl_coordinator.service.housekeeping import Housekeeping, Policy
 from matl_coordinator.service.publication import Publication
 from matl_coordinator.service.readings import Readings
 from matl_coordinator.service.register import Decision, Register
@@ -84,6 +85,7 @@ from matl_coordinator.service.watch import Watch
 from matl_coordinator.standby import Leadership
 from matl_coordinator.start import log_schema, started_facts
 from matl_coordinator.store.anchor import FileAnchor, log_anchor
+from matl_coordinator.store.copying import folder_bytes
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.files import FencedFiles, LocalFiles
 from matl_coordinator.store.histories import FileHistories
@@ -99,6 +101,8 @@ OPEN_DESCRIPTORS = MAX_CONNECTIONS + 1024
 
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
+HOUSEKEEPING_SECONDS = 5.0
+"""How often it is looked whether a round has left something to put away."""
 SUM_UP_SECONDS = 30.0
 """How often it is looked whether there are refusals or reads to sum up in the log."""
 
@@ -273,7 +277,8 @@ class Coordinator:
             )
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
-            stack.push_async_callback(_cancelled, asyncio.create_task(publication.run()))
+            for work in (publication, self._housekeeping(register, store, models)):
+                stack.push_async_callback(_cancelled, asyncio.create_task(work.run()))
             self._follow_files(stack, plan=plan, register=register, checkpoints=checkpoints)
             stack.push_async_exit(partial(self._end, server))
             await end_waiting()
@@ -337,6 +342,22 @@ class Coordinator:
         grace_seconds = self._config.limits.drain_seconds if leads else 0.0
         log.info("coordinator_draining", seconds_at_most=grace_seconds)
         await server.stop(grace_seconds=grace_seconds)
+
+    def _housekeeping(
+        self, register: Register, store: SqlStore, models: FileModelStore
+    ) -> Housekeeping:
+        config = self._config
+        return Housekeeping(
+            register=register,
+            store=store,
+            models=models,
+            published=ReleaseFolder.open_folder(config.state_dir / "released"),
+            policy=Policy(config.limits.keep_models, config.rounds.keep_spooled),
+            meter=self._metrics,
+            measure=partial(_disk_use, config.state_dir),
+            clock=utc_now,
+            tick_seconds=HOUSEKEEPING_SECONDS,
+        )
 
     def _show_start(self) -> None:
         log.info("coordinator_starting", version=__version__, node=self._config.node_id)
@@ -576,6 +597,7 @@ class Coordinator:
             await register.decide(decide)
 
 
+<<<<<<< HEAD
 async def _nothing() -> None:
     pass
 
@@ -584,6 +606,11 @@ async def _ended(task: asyncio.Task[None]) -> None:
     """Whatever it came to."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+=======
+def _disk_use(state_dir: Path) -> dict[str, int]:
+    """Bytes by kind; ``released`` holds the same files as ``models`` until those are put away."""
+    return {kind: folder_bytes(state_dir / kind) for kind in ("models", "released", "spool")}
+>>>>>>> 7fea281 (Put old models away by policy, once they are published)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -92,6 +92,10 @@ class Metrics:
             "Standard deviation of the noise in it.",
             "node",
         )
+        self._disk = self._gauge("disk_bytes", "Bytes on disk, by what they are of.", "kind")
+        self._put_away = self._counter(
+            "models_put_away_bytes_total", "Bytes of models deleted by limits.keep_models."
+        )
         self._log_size = self._gauge("log_entries", "Leaves of the log.")
         self._foreign_rows = self._counter(
             "log_foreign_rows_total",
@@ -193,6 +197,12 @@ class Metrics:
 
     def log_grew(self, size: int) -> None:
         self._log_size.set(size)
+
+    def disk_used(self, kind: str, size: int) -> None:
+        self._disk.labels(kind=kind).set(size)
+
+    def models_put_away(self, size: int) -> None:
+        self._put_away.inc(size)
 
     def foreign_row_found(self, table: str) -> None:
         self._foreign_rows.labels(table=table).inc()

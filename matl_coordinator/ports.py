@@ -458,6 +458,10 @@ class ModelStore(Protocol):
 
     def digests(self) -> Iterable[Digest]: ...
 
+    def remove(self, digest: Digest) -> None:
+        """Delete a model, durably; it may be gone already."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RootGradient:
@@ -574,3 +578,11 @@ class Meter(Protocol):
         ...
 
     def log_grew(self, size: int) -> None: ...
+
+    def disk_used(self, kind: str, size: int) -> None:
+        """Files of one kind take so many bytes."""
+        ...
+
+    def models_put_away(self, size: int) -> None:
+        """Models of so many bytes were deleted, by policy."""
+        ...

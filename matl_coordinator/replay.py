@@ -316,6 +316,9 @@ class _ScratchModels:
     def digests(self) -> Iterable[Digest]:
         return self._inner.digests()
 
+    def remove(self, digest: Digest) -> None:
+        pass
+
 
 class _ScratchSpool:
     """The coordinator's updates, with a scratch folder of its own."""

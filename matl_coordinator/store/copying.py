@@ -1,8 +1,10 @@
-"""Files copied durably, and hashed on the way. Nothing here knows what they are."""
+"""Files copied durably and hashed on the way, and counted. Nothing here knows what they are."""
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from matl_common.durable import PRIVATE_FILE_MODE, fsync_directory
 from matl_common.ids import Digest
@@ -38,3 +40,13 @@ def make_folders(folder: Path, *, below: Path) -> None:
         make_folders(folder.parent, below=below)
         folder.mkdir(mode=PRIVATE_FOLDER_MODE)
         fsync_directory(folder.parent)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder that need not be there; what vanishes meanwhile is none."""
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found += status.st_size if S_ISREG(status.st_mode) else 0
+    return found

@@ -98,6 +98,15 @@ class FileModelStore:
         found = (_digest_in_name(path) for path in self._folder.iterdir())
         return sorted(digest for digest in found if digest is not None)
 
+    def remove(self, digest: Digest) -> None:
+        """Delete a model, durably; it may be gone already.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        self.path(digest).unlink(missing_ok=True)
+        self._files.sync_folder(self._folder)
+
     def _sync_and_digest(self, source: Path) -> Digest:
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -1,6 +1,7 @@
 """Published models: one folder a round, complete or not there.
 
-    released/0003/<digest>.safetensors    the model; the same file as in the model folder
+    released/0003/<digest>.safetensors    the model; the same file as in the model folder, and
+                                          gone once ``limits.keep_models`` does not keep it
     released/0003/entry.json              what the log says of it
     released/0003/entry.tlog-proof        that the log says it, before a quorum of hospitals
     released/0003/policy                  the keys to check that by
@@ -15,6 +16,8 @@ from typing import Self
 
 from matl_common.durable import fsync_directory, write_atomically
 from matl_common.errors import ConfigurationError
+from matl_common.ids import RoundId
+from matl_common.tensors import MODEL_SUFFIX
 from matl_coordinator.ports import StoreError
 from matl_coordinator.service.publication import Release
 
@@ -54,8 +57,31 @@ class ReleaseFolder:
                 f"the folder of released models {self._folder} cannot be read: {error}"
             ) from error
 
+    def newest_round(self) -> int:
+        """The newest round whose model is published; 0 before the first.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        rounds = (int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return max(rounds, default=0)
+
+    def put_away(self, round_id: RoundId) -> None:
+        """Remove a round's model and leave its proof; it may be gone already.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        folder = self._place(round_id)
+        for model in folder.glob(f"*{MODEL_SUFFIX}"):
+            model.unlink(missing_ok=True)
+            fsync_directory(folder)
+
+    def _place(self, round_id: RoundId) -> Path:
+        return self._folder / f"{round_id:0{_DIGITS}d}"
+
     def put(self, release: Release) -> None:
-        final = self._folder / f"{release.round_id:0{_DIGITS}d}"
+        final = self._place(release.round_id)
         if final.exists():
             return
         part = final.with_suffix(_PART)

@@ -60,7 +60,8 @@ class Snapshot:
 
     def state(self) -> State:
         """The study."""
-        return read_state(self._connection)
+        epoch = self._connection.execute(select(writer.c.epoch)).scalar_one()
+        return read_state(self._connection, epoch)
 
     def models(self) -> frozenset[Digest]:
         """Every model that a round has released, or goes on from."""

@@ -62,3 +62,11 @@ def test_digests_lists_models_only(model_store: ModelStore) -> None:
         model_store.adopt(incoming(model_store, content))
     incoming(model_store, b"not yet", name=f"{DIGEST}.safetensors")
     assert list(model_store.digests()) == sorted(map(digest_of, contents))
+
+
+def test_a_removed_model_is_gone_and_removing_it_again_is_harmless(model_store: ModelStore) -> None:
+    model_store.adopt(incoming(model_store))
+    for _ in range(2):
+        model_store.remove(DIGEST)
+        assert not model_store.has(DIGEST)
+    assert model_store.adopt(incoming(model_store)) == DIGEST
