@@ -508,5 +508,8 @@ class FakeModelStore:
         source.rename(self.path(digest))
         return digest
 
+    def remove(self, digest: Digest) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
     def digests(self) -> Iterable[Digest]:
         return sorted(Digest(path.stem) for path in self._folder.glob(f"*{MODEL_SUFFIX}"))
