@@ -597,7 +597,6 @@ class Coordinator:
             await register.decide(decide)
 
 
-<<<<<<< HEAD
 async def _nothing() -> None:
     pass
 
@@ -606,11 +605,11 @@ async def _ended(task: asyncio.Task[None]) -> None:
     """Whatever it came to."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-=======
+
+
 def _disk_use(state_dir: Path) -> dict[str, int]:
     """Bytes by kind; ``released`` holds the same files as ``models`` until those are put away."""
     return {kind: folder_bytes(state_dir / kind) for kind in ("models", "released", "spool")}
->>>>>>> 7fea281 (Put old models away by policy, once they are published)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
