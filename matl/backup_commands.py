@@ -130,7 +130,10 @@ def restore(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Verify the backup, and write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Verify the backup, beside a running coordinator too; write nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +189,8 @@ def _tell(
         ("Done", end),
     ]
     if done.behind:
-        rows.append(("Warning", f"{done.behind} entries that were signed are lost"))
+        lost = "are not in it" if dry_run else "are lost"
+        rows.append(("Warning", f"{done.behind} entries that were signed {lost}"))
     rows += [("Warning", f"damaged as it was backed up: {each}") for each in dict.fromkeys(damage)]
     console().print(table(None, rows))
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from sqlalchemy import Engine, make_url
@@ -109,7 +110,7 @@ def restore(
         database: another user's URL of the database, who may make tables.
         older: accept that a checkpoint is of more entries than the backup's log has.
         replace: put what is in ``state_dir`` aside, in a folder of its own.
-        dry_run: write nothing.
+        dry_run: write nothing, and only say how far the backup is behind a checkpoint.
         report: told of progress.
 
     Raises:
@@ -124,9 +125,13 @@ def restore(
     wrapping_key = _wrapping_key(config, backup.manifest)
     log_key = load_log_signer(config, load_allowlist(config.federation.allowlist)).key
     with ExitStack() as stack:
-        stack.enter_context(owned_folder(config.state_dir))
+        if dry_run:
+            # Beside a coordinator that runs, and has signed more since.
+            stage = Path(stack.enter_context(TemporaryDirectory(prefix="matl-restore-"))) / _STAGE
+        else:
+            stack.enter_context(owned_folder(config.state_dir))
+            stage = config.state_dir / _STAGE
         own = log_anchor(config.state_dir).read()
-        stage = config.state_dir / _STAGE
         was_interrupted = (stage / _WRITING).exists()
         if not dry_run:
             _require_room(config, url, was_interrupted=was_interrupted, replace=replace)
@@ -136,7 +141,7 @@ def restore(
             backup.manifest,
             [open_checkpoint(each, [log_key]) for each in (*notes, *([own] if own else []))],
             log_key=log_key,
-            older=older,
+            older=older or dry_run,
         )
         verify(staged)
         if dry_run:

@@ -369,6 +369,10 @@ def test_a_backup_behind_a_signed_checkpoint_is_refused_unless_told_otherwise(
     shutil.copy(later, machine.state / "log-checkpoint.txt")
     before = machine.content()
     assert machine.restore().exit_code == EXIT_FAILED
+    with owned_folder(machine.state):
+        tried = machine.restore("--dry-run")
+    assert tried.exit_code == 0, tried.output
+    assert "entries that were signed are not in it" in tried.stdout
     assert machine.content() == before
     done = machine.restore("--older")
     assert done.exit_code == 0, done.output
