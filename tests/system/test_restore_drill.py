@@ -30,7 +30,6 @@ from tests.system.story import Story, charges, finish, of, start_hospitals, tell
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 VICTIM = NodeId("hospital_c")
-HALTED = 3
 
 
 def run_matl(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -54,7 +53,9 @@ def run_into_round_2(
     coordinator.wait_for("coordinator_ready")
     hospitals = start_hospitals(federation, running)
     with federation.operator() as operator:
-        coordinator.wait_for("round_phase", round=1, phase="collecting")
+        coordinator.wait_for(
+            "round_phase", round=1, phase="collecting", seconds=3 * PATIENCE_SECONDS
+        )
         operator.pause("so that the next round waits")
         coordinator.wait_for("model_published", round=1)
         federation.control(VICTIM).write_text("wait")
@@ -155,68 +156,3 @@ def test_a_coordinator_on_postgresql_with_roles_is_restored_into_another_databas
         story, _ = drill(before, after, running, backup=tmp_path / "backup")
         assert story.final_model == undisturbed.final_model
         check_nothing_was_charged_twice(after)
-
-
-@pytest.mark.timeout(500)
-def test_an_older_backup_costs_the_rounds_after_it_and_no_budget_comes_back(
-    tmp_path: Path, material: Material, running: ExitStack
-) -> None:
-    rounds = 3
-    federation = found_federation(tmp_path, material, study={"rounds": rounds})
-    coordinator = running.enter_context(federation.start_coordinator())
-    hospitals = start_hospitals(federation, running)
-    coordinator.wait_for("round_phase", round=1, phase="collecting")
-    config, backup = federation.coordinator_config, tmp_path / "backup"
-    with federation.operator() as operator:
-        operator.pause("to back up between two rounds")
-        coordinator.wait_for("model_published", round=1)
-        matl("backup", backup, "-c", config)
-        operator.resume("without another backup")
-    coordinator.wait_for("model_published", round=2)
-    coordinator.kill()
-    for each in hospitals.values():
-        each.kill()
-    spent = {node: charges(federation, node) for node in federation.hospitals}
-    last = max(number for each in spent.values() for number, _ in each)
-    lose_everything(federation)
-    refused = run_matl("restore", backup, "-c", config, *checkpoints(federation))
-    assert refused.returncode == 1
-    assert "refuse a log that went back" in refused.stderr
-    restored = matl("restore", backup, "-c", config, "--older", *checkpoints(federation))
-    assert int(str(restored["behind"])) > 0
-
-    # As the runbook says: shorter rounds, and no hospital follows a log that went back by itself.
-    federation = replace(federation, rounds={"collect_seconds": 25.0})
-    coordinator = running.enter_context(federation.start_coordinator())
-    coordinator.wait_for("coordinator_ready")
-    for each in start_hospitals(federation, running).values():
-        assert each.wait() == HALTED
-    for node in federation.hospitals:
-        settle(federation.folder / node)
-    hospitals = start_hospitals(federation, running)
-    with federation.operator() as operator:
-        operator.resume("all hospitals have agreed")
-    coordinator.wait_for("round_phase", round=2, phase="aborted", seconds=2 * PATIENCE_SECONDS)
-    coordinator.wait_for("round_phase", phase="released", seconds=2 * PATIENCE_SECONDS)
-    finish(federation, coordinator, hospitals)
-
-    events = logged_events(federation)
-    released = [int(str(each["round"])) for each in of(events, "model_released")]
-    assert len(released) == rounds
-    assert released[0] == 1
-    assert min(released[1:]) > 2
-    for node in federation.hospitals:
-        now = charges(federation, node)
-        # What was charged is still charged, and every round once.
-        assert [number for number, _ in now[: len(spent[node])]] == [n for n, _ in spent[node]]
-        assert len({number for number, _ in now}) == len(now)
-        assert last <= max(number for number, _ in now)
-
-
-def settle(state: Path) -> None:
-    """What a hospital does that has agreed to follow the restored log."""
-    evidence = state / "log-evidence"
-    (evidence / "settled").mkdir(exist_ok=True)
-    for file in [path for path in evidence.iterdir() if path.is_file()]:
-        file.rename(evidence / "settled" / file.name)
-    (state / "log-checkpoint.txt").unlink()
