@@ -18,7 +18,7 @@ from typing import Final
 
 from sqlalchemy import Engine, make_url
 
-from matl_common.durable import fsync_directory, owned_folder, write_atomically
+from matl_common.durable import fsync_directory, write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
@@ -39,6 +39,7 @@ from matl_coordinator.config import Config
 from matl_coordinator.log_identity import load_log_signer
 from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.service.entries import entry
+from matl_coordinator.sole import stopped
 from matl_coordinator.store.anchor import log_anchor
 from matl_coordinator.store.appending import append_beside
 from matl_coordinator.store.copying import copy_file, make_folders
@@ -129,7 +130,7 @@ def restore(
             # Beside a coordinator that runs, and has signed more since.
             stage = Path(stack.enter_context(TemporaryDirectory(prefix="matl-restore-"))) / _STAGE
         else:
-            stack.enter_context(owned_folder(config.state_dir))
+            stack.enter_context(stopped(config))
             stage = config.state_dir / _STAGE
         own = log_anchor(config.state_dir).read()
         was_interrupted = (stage / _WRITING).exists()
