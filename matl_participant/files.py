@@ -97,6 +97,7 @@ class StateFolder:
         folder = self.study_as_it_is(study_id)
         for each in (folder.sealed, folder.receipts, folder.proofs):
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for each in (folder.sealed, folder.receipts, folder.proofs, folder.path):
             remove_leftovers(each)
         for each in (folder.path, folder.path.parent, self.path):
             fsync_directory(each)
