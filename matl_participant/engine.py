@@ -8,7 +8,6 @@ and what the operator is told is in ``reports.py``.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -38,6 +37,7 @@ from matl_participant.core.evidence import Evidence, why_behind
 from matl_participant.core.limits import why_changed, why_images_refused, why_refused
 from matl_participant.core.sending import Look, is_late, may_speak_from
 from matl_participant.core.session import (
+    MAX_BACKOFF_SECONDS,
     Abandon,
     Action,
     Attest,
@@ -566,8 +566,8 @@ class Participant:
                 correct=correct,
                 signer=self.signer,
             )
-        except TokenError as error:
-            # It is paid for and on disk, and is signed when the token is back.
+        except (TokenError, OSError) as error:
+            # It is paid for and on disk, and is sealed when the token is back or the disk has room.
             run.correct, run.has_result = correct, True
             self._failed("seal", error)
             return
@@ -619,10 +619,20 @@ class Participant:
         return Outcome.HALTED
 
     async def _wait(self, until: datetime) -> None:
-        seconds = max(0.0, (until - self.clock()).total_seconds())
-        with suppress(TimeoutError):
+        """Wait for a moment, once: the clock may be put back before it comes."""
+        run = self._run
+        longest = self._send_after
+        if until == run.retry_at:
+            longest = timedelta(seconds=MAX_BACKOFF_SECONDS)
+        seconds = max(0.0, min(until - self.clock(), longest).total_seconds())
+        try:
             async with asyncio.timeout(seconds):
                 await self._draining.wait()
+        except TimeoutError:
+            if run.retry_at is not None and run.retry_at <= until:
+                run.retry_at = None
+            if run.looked is not None and may_speak_from(run.looked, self._send_after) <= until:
+                run.looked = None
 
     def _show_budget(self) -> None:
         self.reports.budget(_known(self._run.ledger).summary())

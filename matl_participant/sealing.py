@@ -58,6 +58,8 @@ def seal_result(
 ) -> Seal:
     """Make a training result durable, and sign what it is.
 
+    A call that failed may be repeated; what it has moved by then is taken from there.
+
     Args:
         result: of the training worker.
         study: where it is kept.
@@ -69,26 +71,28 @@ def seal_result(
 
     Raises:
         TokenError: the signer's token is away; the result is still where it was.
+        OSError: the disk failed.
         ResultUnusableError: there is no result, it has another size than the model, or there is
             an evaluation in it that was not charged, or none where one was.
     """
-    plan = signed_plan.plan
-    if not result.exists() or result.stat().st_size != plan.schema.update_bytes:
+    plan, taken = signed_plan.plan, study.update(start.round_id)
+    file = result if result.exists() or not taken.exists() else taken
+    if not file.exists() or file.stat().st_size != plan.schema.update_bytes:
         raise ResultUnusableError(
             f"the training worker left no update of {plan.schema.update_bytes} bytes for round "
             f"{start.round_id}; see its messages in the log"
         )
     evaluation = _evaluation(correct, attempt, plan.privacy)
     manifest = manifest_of(
-        result,
+        file,
         start=start,
         signed_plan=signed_plan,
         base_model=attempt.base_model,
         steps=attempt.steps,
         evaluation=evaluation,
     )
-    sealed = seal_manifest(manifest, study.update(start.round_id), signer)
-    study.take_result(result, start.round_id)
+    sealed = seal_manifest(manifest, taken, signer)
+    study.take_result(file, start.round_id)
     study.write_manifest(start.round_id, sealed.envelope)
     return Seal(sealed, digest_of_file(sealed.file))
 

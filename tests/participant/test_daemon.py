@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -783,10 +784,57 @@ async def test_a_full_disk_while_pulling_a_model_costs_a_wait(
         await until(lambda: hospital.states() == [ACKNOWLEDGED])
 
 
+async def test_a_full_disk_while_sealing_costs_a_wait_and_no_training(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    hospital.control(train="wait")
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: len(hospital.jobs("train")) == 1)
+        (sealed,) = hospital.files("studies/*/sealed")
+        # After the update was moved there, as late as it can fail before it is signed for.
+        obstacle = sealed / "round-000001.manifest.json"
+        obstacle.mkdir()
+        hospital.control()
+        await until(lambda: "seal" in run.participant._run.failures)
+        assert hospital.states() == [RESERVED]
+        assert hospital.files("work/*") == []
+        obstacle.rmdir()
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert len(hospital.jobs("train")) == 1
+
+
+async def test_a_clock_put_back_delays_neither_a_retry_nor_an_update(
+    tmp_path: Path, keys: Keys
+) -> None:
+    plan = replace(PLAN, send_after_seconds=0.3)
+    async with SimulatedCoordinator(keys, plan) as coordinator:
+        hospital = Hospital(tmp_path, keys, coordinator.address)
+        await put_the_clock_back(hospital, coordinator)
+
+
+async def put_the_clock_back(hospital: Hospital, coordinator: SimulatedCoordinator) -> None:
+    start = coordinator.open_round(1)
+    obstacle = hospital.folder / "state/models" / f"{start.base_model}.part"
+    obstacle.mkdir(parents=True)
+    async with running(hospital) as run:
+        registry = run.participant.reports.metrics.registry
+        await until(lambda: b'failures_total{action="pull_model"}' in generate_latest(registry))
+        hour = timedelta(hours=1)
+        run.participant.clock = lambda: datetime.now(UTC) - hour
+        obstacle.rmdir()
+        hospital.control(train="wait")
+        await until(lambda: len(hospital.jobs("train")) == 1)
+        run.participant.clock = lambda: datetime.now(UTC) - 2 * hour
+        hospital.control()
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+
+
 # Whole processes.
 
 PROGRAM = """
 import asyncio, sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from matl_participant.config import load_config
 from matl_participant.daemon import participate
