@@ -5,6 +5,7 @@ or ``kill -9`` leaves the old file, the new file, or a stray ``.tmp``, and never
 partial file under its final name. Nothing here interprets the bytes.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -95,6 +96,15 @@ def _write_and_sync(file: BinaryIO, blocks: Iterable[Buffer]) -> Digest:
     file.flush()
     os.fsync(file.fileno())
     return Digest(sha256.hexdigest())
+
+
+def lacks_room(error: BaseException | None) -> bool:
+    """Whether an error came about because a disk, or its user's share of it, is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 class FolderInUseError(ConfigurationError):

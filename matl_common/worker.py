@@ -14,6 +14,7 @@ afresh. This module never imports what a worker computes with.
 """
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from typing import Any
 
 import structlog
 
+from matl_common.durable import lacks_room
 from matl_common.errors import MatlError
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 
@@ -39,6 +41,8 @@ MAX_STDERR_LINE_CHARACTERS = 500
 _MEMORY_POLL_SECONDS = 0.1
 _GRACE_SECONDS = 5.0
 _CLOSED = "closed its output"
+NO_ROOM = "NoRoom"
+"""Told in place of an exception's type where a disk is full."""
 # A thread that waits for another gives up its core instead of spinning. Where a coordinator
 # and a hospital share a machine, spinning makes both slower by an order of magnitude.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -224,7 +228,9 @@ class WorkerProcess:
                 case {"result": dict(result)}:
                     return result
                 case {"error": {"type": str(remote_type), "message": str(message)}}:
-                    raise WorkerFailedError(remote_type, message)
+                    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    cause = full if remote_type == NO_ROOM else None
+                    raise WorkerFailedError(remote_type, message) from cause
                 case _:
                     raise await self._crashed(process, "sent an unknown message")
 
@@ -398,6 +404,8 @@ def serve(
         except Exception as error:  # noqa: BLE001
             _log_where(error)
             answer = _error_message(error, "its text is withheld because it might quote data")
+            if lacks_room(error):
+                answer = {"error": {"type": NO_ROOM, "message": "a disk is full"}}
         send(answer)
 
 

@@ -15,6 +15,7 @@ from datetime import datetime
 
 import structlog
 
+from matl_common.durable import lacks_room
 from matl_common.errors import MatlError
 from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.pkcs11.session import TokenError
@@ -275,6 +276,10 @@ class Conductor:
             # Waits for what is away, at no cost to the round.
             raise
         except (MatlError, OSError) as error:
+            if lacks_room(error):
+                # So does a full disk, which an operator empties.
+                self._meter.phase_failed(rnd.phase)
+                raise
             return await self._failed(rnd, error)
 
     async def _failed(self, rnd: Round, error: Exception) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from matl_common.durable import lacks_room
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 from matl_common.worker import (
     MAX_STDERR_LINE_CHARACTERS,
@@ -57,6 +58,9 @@ def handle(request, report):
             raise LabelsUnreadableError("column dr_level is missing")
         case "bug":
             raise ValueError(f"patient {4000 + 711}")
+        case "fill":
+            with open("/dev/full", "wb") as disk:
+                disk.write(b"x")
         case "hang":
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             report({"child": child.pid})
@@ -322,3 +326,13 @@ async def test_a_worker_does_not_inherit_the_pin_of_a_token(
         environment = psutil.Process(process.pid).environ()
     assert environment["MATL_UNRELATED"] == "inherited"
     assert PIN_VARIABLE not in environment
+
+
+async def test_a_full_disk_in_the_worker_is_told_apart(program: Write) -> None:
+    async with worker(program(PROGRAM)) as process:
+        with pytest.raises(WorkerFailedError) as full:
+            await process.run({"do": "fill"}, timeout_seconds=30)
+        assert lacks_room(full.value)
+        with pytest.raises(WorkerFailedError) as other:
+            await process.run({"do": "bug"}, timeout_seconds=30)
+        assert not lacks_room(other.value)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.protocol import PayloadType, RoundStart
 from matl_common.signing import verify
 from matl_common.wire.documents import parse_receipt
-from matl_common.worker import WorkerCrashedError
+from matl_common.worker import NO_ROOM, WorkerCrashedError, WorkerFailedError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.rounds import Phase
 from matl_coordinator.ports import SpoolError, StaleWriterError, State
@@ -336,6 +339,23 @@ async def test_a_phase_that_always_fails_ends_the_round_and_pauses_the_study(sit
         await playing
         names = [event["event"] for event in events_of(store)]
     assert names.count("round_aborted") == 1
+    assert names.count("model_released") == 2
+
+
+@pytest.mark.parametrize("kind", ["spool", "worker"])
+async def test_a_full_disk_costs_a_wait_and_no_round(site: Site, kind: str) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error: MatlError = SpoolError("cannot make a scratch folder")
+    if kind == "worker":
+        error = WorkerFailedError(NO_ROOM, "a disk is full")
+    error.__cause__ = full
+    store = site.connect_store()
+    async with running(site, store) as coordinator:
+        coordinator.scorer.fail_next = [error] * (site.config.worker.attempts + 2)
+        await play(coordinator)
+        names = [event["event"] for event in events_of(store)]
+    assert coordinator.scorer.fail_next == []
+    assert not {"round_aborted", "study_paused"} & set(names)
     assert names.count("model_released") == 2
 
 
