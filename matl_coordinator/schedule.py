@@ -43,8 +43,11 @@ Schedule = EveryInterval | ByCalendar | ByHand
 def next_due(schedule: Schedule, *, last_opened: datetime | None, now: datetime) -> datetime | None:
     """When the next round is due; ``None`` until an operator starts one.
 
-    A time missed while the coordinator was down is due at once, and once only.
+    A time missed while the coordinator was down is due at once, and once only. After a clock was
+    put back, the last round lies in the future and tells nothing.
     """
+    if last_opened is not None and last_opened > now:
+        last_opened = None
     match schedule:
         case EveryInterval(interval=interval):
             return now if last_opened is None else last_opened + interval
