@@ -487,8 +487,9 @@ class Participant:
         model = self.folder.model(start.base_model)
         try:
             await asyncio.to_thread(self.signer.sign, _TRIAL)
-        except TokenError as error:
-            # Before the reservation: what cannot be signed should not cost the budget anything.
+            self.folder.require_room(_known(run.signed_plan).plan.schema.update_bytes)
+        except (TokenError, OSError) as error:
+            # Before the reservation: what cannot be signed or kept should cost the budget nothing.
             self._failed("train", error)
             return
         if await asyncio.to_thread(digest_of_file, model) != start.base_model:

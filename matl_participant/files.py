@@ -6,6 +6,7 @@ When a method that writes returns, its file is durable. The ledger says which of
 files count; ``discard_others`` removes the rest. Nothing here decides or sends.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from matl_common.wire.documents import parse_receipt
 from matl_participant.core.evidence import Evidence
 
 _STUDY_CHARACTERS = 16
+_ROOM_BESIDE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,12 @@ class StateFolder:
         for file in self.models.iterdir():
             if not file.name.startswith(digest):
                 file.unlink(missing_ok=True)
+
+    def require_room(self, byte_count: int) -> None:
+        """Raises OSError unless so much may still be written here, and the ledger beside it."""
+        status = os.statvfs(self.path)
+        if status.f_bavail * status.f_frsize < byte_count + _ROOM_BESIDE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def result(self, round_id: RoundId) -> Path:
         """Where the worker writes what it trained."""

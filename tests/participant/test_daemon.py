@@ -804,6 +804,25 @@ async def test_a_full_disk_while_sealing_costs_a_wait_and_no_training(
     assert len(hospital.jobs("train")) == 1
 
 
+async def test_a_full_disk_is_noticed_before_a_training_is_paid_for(
+    hospital: Hospital, coordinator: SimulatedCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_disk = os.statvfs
+    with monkeypatch.context() as full:
+        full.setattr(os, "statvfs", lambda path: replaced_room(of_the_disk(path), blocks=1))
+        coordinator.open_round(1)
+        async with running(hospital) as run:
+            await until(lambda: "train" in run.participant._run.failures)
+            assert hospital.account().attempts == ()
+            full.undo()
+            await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert len(hospital.jobs("train")) == 1
+
+
+def replaced_room(found: os.statvfs_result, *, blocks: int) -> os.statvfs_result:
+    return os.statvfs_result((*found[:4], blocks, *found[5:]))
+
+
 async def test_a_clock_put_back_delays_neither_a_retry_nor_an_update(
     tmp_path: Path, keys: Keys
 ) -> None:
