@@ -95,7 +95,7 @@ endif
 
 # Evidence is a figure that a claim rests on: benchmarks/evidence_robust.py is `make evidence-robust`.
 
-.PHONY: evidence-robust evidence-robust-quick evidence-privacy evidence-soak
+.PHONY: evidence-robust evidence-robust-quick evidence-privacy evidence-soak evidence-faults
 evidence-robust: $(VENV)/dev.stamp ## Every attack against every rule, on two data sets; tens of minutes
 	@$(RUN) -m benchmarks.evidence_robust $(ARGS)
 
@@ -107,6 +107,10 @@ evidence-privacy: $(VENV)/dev.stamp ## Attack the privacy promise, check its acc
 
 evidence-soak: $(VENV)/dev.stamp ## 500 rounds under random faults, and what grows with them; 20 minutes
 	@$(RUN) -m benchmarks.evidence_soak $(ARGS)
+
+# Lines, disks and names that fail need root; kills do not.
+evidence-faults: $(VENV)/dev.stamp softhsm ## Kill every daemon inside every durable write, fill disks, cut lines; an hour, resumes where it stopped
+	@$(RUN) -m benchmarks.evidence_faults $(ARGS)
 
 # Others' dependencies differ from ours, so what is compared with them runs in environments of their own.
 

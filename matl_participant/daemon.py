@@ -240,13 +240,13 @@ def _print_budgets(config: Config) -> None:
         typer.echo(json.dumps(record(summary), ensure_ascii=False))
 
 
-def serve(config: Config) -> int:
+def serve(config: Config, *, worker_argv: Sequence[str] = WORKER) -> int:
     """Run the daemon in this process until its end; returns the exit status."""
     os.umask(0o077)
     bound_memory()
     configure_logs(config.daemon.logs, hidden=(config.data.images, config.data.labels_file))
     try:
-        outcome = asyncio.run(participate(config))
+        outcome = asyncio.run(participate(config, worker_argv=worker_argv))
     except asyncio.CancelledError:
         return EXIT_FAILED
     except MatlError as error:

@@ -108,13 +108,13 @@ class Federation:
             sections={**self.sections, "standby": table},
         )
 
-    def write_coordinator_config(self) -> None:
-        """For whoever needs it before the coordinator is started."""
-        self.coordinator_config.write_text(toml_text(self._coordinator_table()))
-
     def start_coordinator(self) -> Daemon:
         self.write_coordinator_config()
         return Daemon("-m", "matl_coordinator.daemon", "-c", str(self.coordinator_config))
+
+    def write_coordinator_config(self) -> Path:
+        self.coordinator_config.write_text(toml_text(self._coordinator_table()))
+        return self.coordinator_config
 
     def start_participant(self, node: NodeId, *, address: str = "", **changes: Scalar) -> Daemon:
         """The real daemon, training for real."""

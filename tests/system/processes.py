@@ -47,7 +47,7 @@ class Daemon:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             # One system call between fork and exec.
-            preexec_fn=_end_with_parent,  # noqa: PLW1509
+            preexec_fn=end_with_parent,  # noqa: PLW1509
         )
         # Guards _lines; notified with every line and at the end.
         self._changed = threading.Condition()
@@ -169,6 +169,6 @@ def _matching(lines: Iterable[str], event: str, facts: Mapping[str, object]) -> 
     return found
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child, before exec: be killed when the parent dies (prctl(2))."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -11,7 +11,7 @@ from matl.operations import OperationsClient
 from matl_common.ids import NodeId
 from matl_participant.core.account import AttemptState
 from tests.system.federation import Event, Federation, logged_events
-from tests.system.processes import Daemon, until
+from tests.system.processes import PATIENCE_SECONDS, Daemon, until
 
 # Once for each life of the coordinator, or when witnesses have come, so they differ between runs.
 _OF_ONE_RUN = (
@@ -72,10 +72,10 @@ def finish(federation: Federation, coordinator: Daemon, hospitals: dict[NodeId, 
     assert coordinator.drain() == 0, coordinator.output[-3000:]
 
 
-def wait_for_the_end(federation: Federation) -> None:
+def wait_for_the_end(federation: Federation, *, seconds: float = PATIENCE_SECONDS) -> None:
     """Ask the coordinator, which may be starting, until it says that the study is complete."""
     with federation.operator() as operator:
-        until(lambda: _is_complete(operator), what="the study is complete")
+        until(lambda: _is_complete(operator), what="the study is complete", seconds=seconds)
 
 
 def _is_complete(operator: OperationsClient) -> bool:

@@ -2,40 +2,24 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl.doctor_handshake import shown_certificate
 from matl_common.identity.allowlist import Allowlist, encode_allowlist, enrol, load_allowlist
-from matl_common.identity.certificates import (
-    COORDINATOR_ROLES,
-    PARTICIPANT_ROLES,
-    CertificateAuthority,
-    Role,
-    SpiffeId,
-    issue_certificate,
-)
-from matl_common.identity.development import LOOPBACK_NAMES
 from matl_common.identity.keys import (
     generate_private_key,
     load_private_key,
-    private_key_pem,
     spki_pin,
 )
 from matl_common.identity.tls import TlsFiles, channel_credentials, channel_options
-from matl_common.ids import NodeId
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
 from tests.system.federation import (
     COORDINATOR,
     COORDINATOR_NAME,
-    FEDERATION,
     HOSPITALS,
     Federation,
     Material,
@@ -43,40 +27,12 @@ from tests.system.federation import (
     logged_events,
 )
 from tests.system.processes import until
+from tests.system.renewing import replace_files
 from tests.system.story import finish, of, start_hospitals
 from tests.system.test_attestation import attested
 
 pytestmark = [pytest.mark.system, pytest.mark.certificates]
 CHANGING = HOSPITALS[0]
-
-
-def replace_files(
-    federation: Federation, node: NodeId, key: ec.EllipticCurvePrivateKey
-) -> x509.Certificate:
-    """Put a new key with its certificate in place, one file after the other."""
-    serves = node == COORDINATOR
-    side, roles = (
-        ("coordinator", COORDINATOR_ROLES) if serves else ("participant", PARTICIPANT_ROLES)
-    )
-    keys = federation.folder / "keys"
-    issuer = CertificateAuthority(
-        x509.load_pem_x509_certificate((keys / f"{side}-ca.crt").read_bytes()),
-        load_private_key(keys / f"{side}-ca.key"),
-        roles,
-    )
-    now = datetime.now(UTC)
-    certificate = issue_certificate(
-        issuer,
-        key.public_key(),
-        SpiffeId(FEDERATION, Role.COORDINATOR if serves else Role.PARTICIPANT, node),
-        not_before=now - timedelta(minutes=5),
-        not_after=now + timedelta(days=7),
-        server_names=LOOPBACK_NAMES if serves else (),
-    )
-    files = federation.keys[node].tls
-    files.private_key.write_bytes(private_key_pem(key))
-    files.certificate_chain.write_bytes(certificate.public_bytes(Encoding.PEM))
-    return certificate
 
 
 def enrol_pins(federation: Federation, pins: frozenset[str]) -> None:
