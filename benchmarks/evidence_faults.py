@@ -16,10 +16,11 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -162,23 +163,30 @@ def _run(console: Console, missing: list[Cell], scratch: Path, *, at_once: int) 
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bars:
+    # A process each: daemons are forked from here, and gRPC does not like that beside threads.
+    pool = ProcessPoolExecutor(at_once, mp_context=get_context("spawn"))
+    with Progress(*columns, console=console) as bars, warm_workers(scratch) as python, pool:
         bar = bars.add_task("the undisturbed study", total=len(missing))
         material = prepare_material(scratch / "material")
-        expected = undisturbed(scratch / "undisturbed", material)
-        with warm_workers(scratch) as python, ThreadPoolExecutor(at_once) as pool:
-            shared = Shared(material, expected, python)
-            running = {pool.submit(cell.run, scratch / cell.name, shared): cell for cell in missing}
-            for each in as_completed(running):
-                cell = running[each]
-                bars.update(bar, advance=1, description=cell.name)
-                if (error := each.exception()) is not None:
-                    console.print(f"[red]{cell.name}[/red] did not end: {str(error)[-2000:]}")
-                    continue
-                result = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **each.result()}
-                text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-                write_atomically(CELLS / f"{cell.name}.json", [text.encode()], mode=0o644)
-                shutil.rmtree(scratch / cell.name, ignore_errors=True)
+        expected = pool.submit(undisturbed, scratch / "undisturbed", material).result()
+        shared = Shared(material, expected, python)
+        running = {pool.submit(cell.run, scratch / cell.name, shared): cell for cell in missing}
+        for each in as_completed(running):
+            cell = running[each]
+            bars.update(bar, advance=1, description=cell.name)
+            if (error := each.exception()) is not None:
+                console.print(f"{cell.name} did not end: {str(error)[-4000:]}", markup=False)
+                continue
+            result = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **each.result()}
+            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+            write_atomically(CELLS / f"{cell.name}.json", [text.encode()], mode=0o644)
+            shutil.rmtree(scratch / cell.name, ignore_errors=True)
+
+
+def _run_cell(name: str, folder: Path, shared: Shared) -> Mapping[str, Any]:
+    """Run one study; by its name, because what it does cannot be sent to another process."""
+    (cell,) = (each for each in cells() if each.name == name)
+    return cell.run(folder, shared)
 
 
 def _summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
