@@ -31,6 +31,8 @@ ROUNDS = 2
 SPARE_ROUNDS = 60
 """The budget has to pay for every training that a kill costs."""
 PATIENCE_SECONDS = 1800.0
+TURNED_AWAY = ("access_denied", "handshake_refused")
+"""Logged of whoever comes without a valid certificate, as often as it comes."""
 ATTEMPTS_PER_ROUND = 10
 """As many trainings as a hospital may allow: most kills in one cost another."""
 LEDGER = re.compile(r"\.ledger\.jsonl")
@@ -125,7 +127,7 @@ def judge(
     log = [
         f"log: {key} {entries[key]} times instead of {undisturbed_entries[key]}"
         for key in entries.keys() | undisturbed_entries.keys()
-        if entries[key] != undisturbed_entries[key]
+        if entries[key] != undisturbed_entries[key] and key[0] not in TURNED_AWAY
     ]
     is_other = story.final_model != expected.story.final_model
     digests = [f"model: {story.final_model}"] if is_other else []

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class PacketLink:
             (self._ours, self._theirs, False),
         ):
             threading.Thread(
-                target=self._carry, args=(source, target, is_upstream), daemon=True
+                target=self._until_closed, args=(source, target, is_upstream), daemon=True
             ).start()
 
     def close(self) -> None:
@@ -91,6 +91,11 @@ class PacketLink:
         subprocess.run(
             ["ip", "link", "del", f"{self.namespace}-c"], check=False, capture_output=True
         )
+
+    def _until_closed(self, source: int, target: int, is_upstream: bool) -> None:  # noqa: FBT001
+        # An interface that is gone fails reads and writes.
+        with suppress(OSError):
+            self._carry(source, target, is_upstream)
 
     def _carry(self, source: int, target: int, is_upstream: bool) -> None:  # noqa: FBT001
         chance = random.Random(int(is_upstream))

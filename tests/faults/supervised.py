@@ -27,6 +27,8 @@ from tests.system.processes import end_with_parent
 
 MOST_LIVES = 2000
 CRASHED = 70
+STOPPED: list[int] = []
+"""The signals by which this process was asked to end."""
 PROGRAMS = {"coordinator": coordinator.main, "hospital": scripted_hospital.main}
 
 
@@ -48,6 +50,9 @@ def main() -> None:
         print(json.dumps(told), file=sys.stderr, flush=True)
         if code not in (1, -signal.SIGKILL):
             sys.exit(code)
+        if STOPPED:
+            # Who dies while it is asked to stop is not started again.
+            sys.exit(0)
         if code == 1:
             # RestartSec: what a daemon ends for may take a moment to pass.
             time.sleep(0.2)
@@ -55,6 +60,8 @@ def main() -> None:
 
 
 def _hand_on(child: int, number: int, _: object) -> None:
+    if number != signal.SIGHUP:
+        STOPPED.append(number)
     os.kill(child, number)
 
 

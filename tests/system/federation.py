@@ -217,7 +217,13 @@ class Federation:
         return table
 
     def participant_config(
-        self, node: NodeId, *, address: str, changes: Mapping[str, Scalar], policy: str = ""
+        self,
+        node: NodeId,
+        *,
+        address: str,
+        changes: Mapping[str, Scalar],
+        policy: str = "",
+        drain_seconds: float = 4.0,
     ) -> Path:
         """Write a hospital's configuration file; ``address`` of the coordinator if not empty."""
         mine = self.keys[node]
@@ -244,7 +250,7 @@ class Federation:
             "training": {"device": "cpu", "workers": 1},
             "daemon": {
                 "poll_seconds": 30,
-                "drain_seconds": 4.0,
+                "drain_seconds": drain_seconds,
                 "witness_seconds": 0.2,
                 "logs": "json",
             },
