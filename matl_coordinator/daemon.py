@@ -27,7 +27,7 @@ import typer
 
 from matl_common.attestation.policy import load_policy
 from matl_common.descriptors import raise_descriptor_limit
-from matl_common.durable import make_state_folder, owned_folder
+from matl_common.durable import make_state_folder, owned_folder, remove_leftovers
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.held_keys import (
@@ -310,6 +310,7 @@ class Coordinator:
         config, standby = self._config, self._config.standby
         if standby is None:
             stack.enter_context(owned_folder(config.state_dir))
+            remove_leftovers(config.state_dir)
             return _nothing
         lock = LeaderLock(
             config.database_url, name=standby.name, lease_seconds=standby.lease_seconds

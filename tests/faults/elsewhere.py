@@ -87,9 +87,8 @@ def start_elsewhere(
     program = ("-m", "tests.faults.elsewhere", str(file))
     if node == COORDINATOR:
         return Daemon(*program, "coordinator", str(federation.write_coordinator_config()))
-    # As by default: who was cut off takes longer than the tests' hospitals to take its leave.
     config = federation.participant_config(
-        node, address=address, changes={"attempts_per_round": 10}, drain_seconds=60.0
+        node, address=address, changes={"attempts_per_round": 10}
     )
     scripted = (str(federation.control(node)), str(federation.direction))
     return Daemon(*program, "hospital", str(config), *scripted)

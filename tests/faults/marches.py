@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matl_common.ids import NodeId, RoundId
@@ -24,7 +24,7 @@ from tests.system.federation import (
     found_federation,
     logged_events,
 )
-from tests.system.processes import Daemon
+from tests.system.processes import Daemon, until
 from tests.system.story import Story, of, tell, wait_for_the_end
 
 ROUNDS = 2
@@ -148,9 +148,9 @@ def judge(
 
 def found(folder: Path, material: Material) -> Federation:
     """The federation of every march; nothing runs yet."""
-    return found_federation(
-        folder, material, study={"rounds": ROUNDS, "spare_rounds": SPARE_ROUNDS}
-    )
+    study = {"rounds": ROUNDS, "spare_rounds": SPARE_ROUNDS}
+    # As by default: while a coordinator dies again and again, taking leave needs time.
+    return replace(found_federation(folder, material, study=study), drain_seconds=60.0)
 
 
 def start_all(
@@ -188,6 +188,8 @@ def finish(federation: Federation, daemons: Mapping[NodeId, Daemon]) -> None:
     wait_for_the_end(federation, seconds=PATIENCE_SECONDS)
     for node in federation.hospitals:
         assert daemons[node].wait() == 0, daemons[node].output[-3000:]
+    published = federation.coordinator_state / "released" / f"{ROUNDS:04d}"
+    until(published.exists, what="the last model is published")
     assert daemons[COORDINATOR].drain() == 0, daemons[COORDINATOR].output[-3000:]
 
 

@@ -42,7 +42,7 @@ def test_a_coordinator_that_dies_after_every_commit_of_a_round_ends_with_the_sam
         expected,
         victim=COORDINATOR,
         mode=Mode.KILL_AFTER,
-        only="commit .*(rounds|updates|models)",
+        only="commit .*(rounds|updates|models)|sync coordinator/<temporary>",
         python=python,
     )
     assert found.verdict.findings == ()

@@ -78,6 +78,8 @@ class Federation:
     """What a node's configuration says of its keys, where those are elsewhere."""
     daemon: str = ""
     """Which of several daemons of the coordinator this value starts and asks."""
+    drain_seconds: float = 4.0
+    """How long hospitals take at most to leave."""
 
     @property
     def address(self) -> str:
@@ -217,13 +219,7 @@ class Federation:
         return table
 
     def participant_config(
-        self,
-        node: NodeId,
-        *,
-        address: str,
-        changes: Mapping[str, Scalar],
-        policy: str = "",
-        drain_seconds: float = 4.0,
+        self, node: NodeId, *, address: str, changes: Mapping[str, Scalar], policy: str = ""
     ) -> Path:
         """Write a hospital's configuration file; ``address`` of the coordinator if not empty."""
         mine = self.keys[node]
@@ -250,7 +246,7 @@ class Federation:
             "training": {"device": "cpu", "workers": 1},
             "daemon": {
                 "poll_seconds": 30,
-                "drain_seconds": drain_seconds,
+                "drain_seconds": self.drain_seconds,
                 "witness_seconds": 0.2,
                 "logs": "json",
             },

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from matl.doctor_handshake import shown_certificate
 from matl_common.identity.allowlist import Allowlist, encode_allowlist, enrol, load_allowlist
