@@ -76,6 +76,7 @@ def _marched(victim: str, mode: Mode, folder: Path, shared: Shared) -> Mapping[s
         "mode": mode.value,
         "points": list(found.points),
         "lives": found.lives,
+        "starts_by_hand": found.by_hand,
         "seconds": found.seconds,
         **_counts(found.verdict),
     }

@@ -71,6 +71,8 @@ class March:
     """Where faults struck, in order."""
     lives: int
     """Of the victim."""
+    by_hand: int
+    """How often a failing disk made it end with status 2, after which systemd starts it no more."""
     seconds: float
     verdict: Verdict
 
@@ -113,6 +115,7 @@ def march(
         mode=mode,
         points=tuple(visited(plan)),
         lives=len(daemons[victim].events("supervised.ended")),
+        by_hand=len(daemons[victim].events("supervised.ended", status=2)),
         seconds=round(time.monotonic() - began, 1),
         verdict=judge(federation, expected, struck={victim: visited(plan)}),
     )

@@ -20,13 +20,14 @@ from functools import partial
 from pathlib import Path
 
 from matl_coordinator import daemon as coordinator
-from tests.faults.points import Plan, install
+from tests.faults.points import Mode, Plan, install
 from tests.faults.power import restore
 from tests.system import scripted_hospital
 from tests.system.processes import end_with_parent
 
 MOST_LIVES = 2000
 CRASHED = 70
+NEEDS_A_PERSON = 2
 STOPPED: list[int] = []
 """The signals by which this process was asked to end."""
 PROGRAMS = {"coordinator": coordinator.main, "hospital": scripted_hospital.main}
@@ -48,12 +49,13 @@ def main() -> None:
         is_cut = restore(Path(plan.root), plan.image)
         told = {"event": "supervised.ended", "life": life, "status": code, "power_cut": is_cut}
         print(json.dumps(told), file=sys.stderr, flush=True)
-        if code not in (1, -signal.SIGKILL):
+        # With status 2 a daemon asks for a person, who finds that the disk works again.
+        if code not in (1, -signal.SIGKILL) and (code != NEEDS_A_PERSON or Mode(plan.mode).kills):
             sys.exit(code)
         if STOPPED:
             # Who dies while it is asked to stop is not started again.
             sys.exit(0)
-        if code == 1:
+        if code > 0:
             # RestartSec: what a daemon ends for may take a moment to pass.
             time.sleep(0.2)
     sys.exit(CRASHED)
