@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,9 @@ def _live(plan: Plan, program: str, arguments: list[str]) -> None:
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except Exception:  # noqa: BLE001 - as the interpreter would
+        traceback.print_exc()
+        status = 1
     finally:
         sys.stderr.flush()
         os._exit(status)
