@@ -13,7 +13,7 @@ from tests.faults.points import Mode
 from tests.faults.warm_worker import warm_workers
 from tests.system.federation import COORDINATOR, HOSPITALS, Material, prepare_material
 
-pytestmark = [pytest.mark.system, pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.crash, pytest.mark.timeout(900)]
 PHASES = ("scheduled", "collecting", "scoring", "aggregating", "evaluating", "released")
 
 
@@ -48,7 +48,7 @@ def test_a_coordinator_that_dies_after_every_commit_of_a_round_ends_with_the_sam
     assert found.verdict.findings == ()
     for phase in PHASES:
         assert any(f"rounds[{phase}]" in point for point in found.points), phase
-    assert any("updates[declared]" in point for point in found.points)
+    assert any("updates[receiving]" in point for point in found.points)
     assert any("updates[admitted]" in point for point in found.points)
     assert found.lives == len(found.points) + 1
 
