@@ -178,7 +178,7 @@ class Participant:
         if self.witness is None or self._run.distrust is not None:
             return
         try:
-            self._run.distrust = await self.witness.run()
+            self._run.distrust = await self.witness.run(may_speak=lambda: not self._is_unattested())
         finally:
             self._draining.set()
 
@@ -306,6 +306,8 @@ class Participant:
         self.reports.attested(
             attested.verdict, config_digest=attested.config_digest, until=run.attested_until
         )
+        if self.witness is not None:
+            self.witness.wake()
 
     async def _hello(self) -> None:
         run, config = self._run, self.config

@@ -7,8 +7,10 @@ covers it, and the proof is stored; where a later checkpoint has more cosignatur
 place of the one before.
 
 A log that forked, went back, or cannot show what it must, ends the passes with evidence on disk.
-A coordinator that cannot be reached only delays them. Runs on the engine's event loop, beside it;
-when a pass begins depends on the clock and the network, never on data.
+A coordinator that cannot be reached only delays them, and so does one whose machine has shown no
+evidence where that is required: it is asked nothing and told nothing until it has. Runs on the
+engine's event loop, beside it; when a pass begins depends on the clock and the network, never on
+data.
 """
 
 import asyncio
@@ -64,6 +66,10 @@ _FOUND = {
 }
 # What the world may do to a pass, which is then repeated. Evidence and damage are not here.
 _TRANSIENT = (CallError, UntrustedCoordinatorError, InvalidInputError, TokenError, OSError)
+
+
+class _HeldError(Exception):
+    """Nothing may be said to the coordinator now."""
 
 
 class Kept(Protocol):
@@ -131,6 +137,7 @@ class Witness:
 
     keys: WitnessKeys
     client: LogClient
+    """For ``_log`` alone, which asks first whether it may be used."""
     state: StateFolder
     kept: Kept
     node_id: NodeId
@@ -142,6 +149,7 @@ class Witness:
     _stored: dict[str, int] = field(default_factory=dict, init=False)
     """Signature lines in each stored proof; what a better one is compared with."""
     _vain: dict[str, _Vain] = field(default_factory=dict, init=False)
+    _may_speak: Callable[[], bool] = field(default=lambda: False, init=False)
     _is_cosigned: bool = field(default=False, init=False)
     """The last checkpoint bears our cosignature, or the log has taken it."""
     _closing: bool = field(default=False, init=False)
@@ -150,18 +158,25 @@ class Witness:
     _woken: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _settled: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
-    async def run(self) -> str:
+    async def run(self, *, may_speak: Callable[[], bool]) -> str:
         """Witness until the log must not be trusted any more; says why. Else never returns.
+
+        Args:
+            may_speak: whether the coordinator may be spoken to, asked before each call; ``wake``
+                says that it may again.
 
         Raises:
             WitnessStateError: the last checkpoint on disk cannot be relied upon, or evidence
                 was found and cannot be written.
         """
-        failures = 0
+        self._may_speak, failures = may_speak, 0
         while True:
             found = None
             try:
                 found = await self._pass()
+                failures = 0
+            except _HeldError:
+                # Not a failure, and not to be told: whoever holds us says why.
                 failures = 0
             except _TRANSIENT as error:
                 failures += 1
@@ -182,13 +197,23 @@ class Witness:
         self.reports.log_misbehaved(evidence, file.name)
         return _why(file.name)
 
+    def wake(self) -> None:
+        """Begin a pass now."""
+        self._woken.set()
+
+    @property
+    def _log(self) -> LogClient:
+        if not self._may_speak():
+            raise _HeldError
+        return self.client
+
     async def settle(self) -> None:
         """Return when the log has our cosignature of all that there is now, and our proofs.
 
         May never happen; the caller bounds its wait.
         """
         self._closing = True
-        self._woken.set()
+        self.wake()
         await self._settled.wait()
 
     async def _pause(self, failures: int) -> None:
@@ -203,7 +228,7 @@ class Witness:
     async def _pass(self) -> tuple[LogEvidence, str] | None:
         last = self.kept.read()
         size = last.checkpoint.size if last else 0
-        offer = await self.client.checkpoint(old_size=size)
+        offer = await self._log.checkpoint(old_size=size)
         new = offer.signed.checkpoint
         decision = decide(
             last.checkpoint if last else None, old_size=size, proof=offer.proof, new=new
@@ -232,7 +257,7 @@ class Witness:
             cosign, checkpoint, self.keys.own, self.keys.signer, unix_seconds=now
         )
         try:
-            await self.client.add_cosignature(size=checkpoint.size, line=line)
+            await self._log.add_cosignature(size=checkpoint.size, line=line)
         except (RefusedError, NotAllowedError) as error:
             # Another checkpoint has taken its place, or our key is not enrolled.
             self.reports.cosignature_refused(error, size=checkpoint.size)
@@ -273,7 +298,7 @@ class Witness:
             why = f"no checkpoint covers leaf {claim.index}; the newest is of {size} leaves"
             return self._in_vain(each, signed, why)
         try:
-            shown = await self.client.inclusion(claim.index, size=size)
+            shown = await self._log.inclusion(claim.index, size=size)
         except RefusedError as error:
             return self._in_vain(each, signed, str(error))
         except CallError as error:
@@ -328,7 +353,7 @@ class Witness:
     async def _close(self, size: int) -> None:
         """See whether our part is done: all there was when we began to close is cosigned."""
         if self._last_words is None:
-            self._last_words = await self.client.size()
+            self._last_words = await self._log.size()
         is_proven = all(
             self._stored_lines(each) or EvidenceFolder(self.state).is_settled(each.subject)
             for each in submissions(self.state, self.federation)

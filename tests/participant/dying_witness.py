@@ -37,7 +37,7 @@ async def main() -> None:
         witness = witness_of(config, channel, Reports(Metrics()))
         assert witness is not None
         witness.keys = replace(witness.keys, signer=Dying())  # type: ignore[arg-type]
-        await witness.run()
+        await witness.run(may_speak=lambda: True)
 
 
 if __name__ == "__main__":

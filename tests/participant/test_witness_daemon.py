@@ -3,18 +3,21 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import pytest
 from prometheus_client import generate_latest
 
+from matl_common.attestation.simulated import simulate
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId
 from matl_participant.engine import Outcome
 from matl_participant.log_files import WitnessStateError
 from tests.participant.log_simulator import SimulatedLog
 from tests.participant.simulator import HOSPITAL, SimulatedCoordinator
+from tests.participant.test_attestation import POLICY, failures, section
 from tests.participant.test_daemon import (
     ABANDONED,
     ACKNOWLEDGED,
@@ -182,3 +185,58 @@ async def test_the_witness_goes_on_while_the_hospital_trains(
         await until(lambda: bool(hospital.jobs("train")))
         log.note("later")
         await until(lambda: log.size in log.lines)
+
+
+@pytest.mark.attestation
+async def test_a_log_is_neither_asked_nor_cosigned_before_its_machine_was_attested(
+    hospital: Hospital, coordinator: SimulatedCoordinator, log: SimulatedLog
+) -> None:
+    (hospital.folder / "attestation.toml").write_text(POLICY)
+    # It is woken by the evidence, not by its own clock.
+    hospital.extra = f"[daemon]\nwitness_seconds = 3600\n{section()}"
+    async with running(hospital) as run:
+        await until(lambda: failures(run, "attest") >= 2)
+        assert (log.asked, log.lines) == ([], {})
+        coordinator.simulation = simulate(datetime.now(UTC))
+        await until(lambda: log.size in log.lines)
+
+
+@pytest.mark.attestation
+async def test_the_witness_is_silent_again_once_evidence_is_refused(
+    hospital: Hospital, coordinator: SimulatedCoordinator, log: SimulatedLog
+) -> None:
+    (hospital.folder / "attestation.toml").write_text(POLICY)
+    hospital.extra = f"{FAST}\npoll_seconds = 1\n{section(period_seconds=0.5)}"
+    simulation = coordinator.simulation = simulate(datetime.now(UTC))
+    async with running(hospital) as run:
+        await until(lambda: 5 in log.lines)
+        coordinator.simulation = None
+        await until(lambda: failures(run, "attest") >= 1)
+        asked = len(log.asked)
+        log.note("later")
+        await until(lambda: failures(run, "attest") >= 3)
+        assert len(log.asked) == asked
+        assert failures(run, "witness") == 0
+        coordinator.simulation = simulation
+        await until(lambda: 6 in log.lines)
+
+
+@pytest.mark.attestation
+async def test_the_witness_is_silent_once_evidence_is_outdated_while_the_hospital_trains(
+    hospital: Hospital, coordinator: SimulatedCoordinator, log: SimulatedLog
+) -> None:
+    (hospital.folder / "attestation.toml").write_text(POLICY)
+    hospital.extra = f"{FAST}\n{section(period_seconds=1.0)}"
+    hospital.control(train="wait")
+    coordinator.simulation = simulate(datetime.now(UTC))
+    coordinator.open_round(1)
+    async with running(hospital):
+        await until(lambda: bool(hospital.jobs("train")) and 5 in log.lines)
+        await asyncio.sleep(1.0)
+        asked = len(log.asked)
+        log.note("later")
+        # Some ten passes.
+        await asyncio.sleep(0.2)
+        assert len(log.asked) == asked
+        hospital.control()
+        await until(lambda: hospital.states() == [ACKNOWLEDGED] and log.size in log.lines)

@@ -224,7 +224,7 @@ async def test_a_hospital_leaves_when_all_there_is_is_cosigned_and_proven(desk: 
     desk.receipt()
     desk.log.note("model_released")
     async with desk.witness() as witness:
-        task = asyncio.create_task(witness.run())
+        task = asyncio.create_task(witness.run(may_speak=lambda: True))
         leaving = asyncio.create_task(witness.settle())
         await until(lambda: desk.cosigned(5) and len(desk.log.asked) > 3)
         assert not leaving.done()
@@ -245,7 +245,7 @@ async def test_a_hospital_does_not_leave_before_its_last_update_is_proven(desk: 
     desk.receipt()
     desk.log.faults.abort_inclusion = [Status.INVALID_ARGUMENT] * 5
     async with desk.witness() as witness:
-        task = asyncio.create_task(witness.run())
+        task = asyncio.create_task(witness.run(may_speak=lambda: True))
         await asyncio.wait_for(witness.settle(), 20)
         assert desk.study.proof(ONE).exists()
         assert len(desk.log.proved) == 6
