@@ -9,21 +9,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import final
 
 from cryptography import x509
 
 from matl_common.attestation.binding import NONCE_BYTES, Binding, tls_spki
-from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Technology, Verdict
+from matl_common.attestation.evidence import Evidence, EvidenceRefusedError, Verdict
 from matl_common.attestation.policy import Policy
-from matl_common.attestation.verifier import report_digest, verify_evidence
+from matl_common.attestation.verifier import verify_evidence
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
-from matl_common.ids import Digest, NodeId
+from matl_common.ids import Digest, NodeId, digest_of
+from matl_common.tlog.entry import Entry
 from matl_coordinator.ports import Attester, AttesterError
-from matl_coordinator.service.entries import Fact, entry
+from matl_coordinator.service.entries import Fact, entries
+from matl_coordinator.service.evidence_record import endorsements_facts, shown_facts
 from matl_coordinator.service.register import Decision, Register
 
 MAX_SHOWN_PER_HOUR = 60
@@ -125,6 +127,8 @@ class Attesting:
         self._lock = asyncio.Lock()
         self._hour: datetime | None = None
         self._shown: Counter[NodeId] = Counter()
+        # The endorsements on record, and of which day: entries are erased by the month.
+        self._endorsed: tuple[Digest, date] | None = None
 
     async def show(self, node_id: NodeId, nonce: bytes) -> Shown:
         """Make evidence for this nonce, log that it was made, and only then hand it out.
@@ -143,24 +147,22 @@ class Attesting:
         # The firmware takes one question at a time, too.
         async with self._lock:
             evidence = await asyncio.to_thread(self._attester.attest, report_data)
-        is_simulated = evidence.technology is Technology.SIMULATED
-        written = entry(
-            "evidence_shown",
-            at=self._clock(),
-            node=node_id,
-            technology=evidence.technology.value,
-            simulated=is_simulated,
-            report=self._digest(evidence),
-            nonce=nonce.hex(),
-            config_digest=binding.config_digest,
-        )
-        await self._register.decide(lambda _: Decision(None, (), (written,)))
+        now = self._clock()
+        written = tuple(self._entries(node_id, evidence, binding, now=now))
+        await self._register.decide(lambda _: Decision(None, (), written))
+        self._endorsed = digest_of(evidence.endorsements), now.date()
         return Shown(evidence, chain, binding.config_digest)
 
-    @staticmethod
-    def _digest(evidence: Evidence) -> Digest:
+    def _entries(
+        self, node_id: NodeId, evidence: Evidence, binding: Binding, *, now: datetime
+    ) -> Iterator[Entry]:
+        endorsed = digest_of(evidence.endorsements), now.date()
         try:
-            return report_digest(evidence)
+            if endorsed != self._endorsed:
+                facts = endorsements_facts(evidence)
+                yield from entries("evidence_endorsements", at=now, round_id=None, **facts)
+            shown = shown_facts(evidence, binding)
+            yield from entries("evidence_shown", at=now, round_id=None, node=node_id, **shown)
         except InvalidInputError as error:
             raise AttesterError(f"what the hardware answered is no report: {error}") from error
 

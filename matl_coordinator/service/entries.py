@@ -55,8 +55,8 @@ def entry(event: str, *, at: datetime, **facts: Fact) -> Entry:
     return entry_of({"v": 1, "event": event, "at": moment, **present})
 
 
-def entries(event: str, *, at: datetime, round_id: int, **facts: Fact) -> Iterator[Entry]:
-    """Encode an event that may have facts of every hospital.
+def entries(event: str, *, at: datetime, round_id: int | None, **facts: Fact) -> Iterator[Entry]:
+    """Encode an event that may have facts of every hospital, or others that are long.
 
     One entry, or several of the same kind with ``part`` and ``parts`` in a large federation;
     see ``parts`` for how they go together.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,10 +12,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl.doctor_handshake import shown_certificate
-from matl_common.attestation.binding import Binding, tls_spki
-from matl_common.attestation.evidence import Evidence
+from matl_common.attestation.binding import REPORT_DATA_BYTES, Binding, tls_spki
+from matl_common.attestation.evidence import (
+    MAX_ENDORSEMENTS_BYTES,
+    MAX_REPORT_BYTES,
+    Evidence,
+    EvidenceRefusedError,
+    Technology,
+)
 from matl_common.attestation.policy import Policy, SnpPolicy, Tcb
 from matl_common.attestation.simulated import MEASUREMENT, simulate
+from matl_common.attestation.snp import check_guest, read_verified_report
 from matl_common.attestation.snp_report import SIGNED_BYTES
 from matl_common.attestation.verifier import verify_evidence
 from matl_common.errors import ConfigurationError, InvalidInputError
@@ -34,6 +42,20 @@ from matl_coordinator.service.attesting import (
     Subject,
     attest_itself,
 )
+from matl_coordinator.service.entries import entries
+from matl_coordinator.service.evidence_record import (
+    Recorded,
+    endorsements_facts,
+    read_recorded,
+    shown_facts,
+)
+from matl_coordinator.service.story import together
+from tests.common.attestation_vectors import (
+    google_evidence,
+    needs_vectors,
+    tdx_evidence,
+    virtee_evidence,
+)
 from tests.coordinator.harness import COORDINATOR, FEDERATION, Running, make_site, running, utc_now
 
 pytestmark = pytest.mark.attestation
@@ -45,7 +67,7 @@ POLICY = Policy(
     allow_simulated=True, sev_snp=SnpPolicy(measurements=(MEASUREMENT,), minimum_tcb=Tcb())
 )
 STRICT = POLICY.model_copy(update={"allow_simulated": False})
-ATTESTER = SimulatedAttester(simulate(NOW))
+ATTESTER, ATTESTER_2 = SimulatedAttester(simulate(NOW)), SimulatedAttester(simulate(NOW))
 
 
 def subject_of(run: Running) -> Subject:
@@ -54,10 +76,10 @@ def subject_of(run: Running) -> Subject:
     return Subject(config.federation.id, config.digest, lambda: chain)
 
 
-def logged(run: Running) -> list[dict[str, object]]:
+def logged(run: Running, event: str = "evidence_shown") -> list[dict[str, object]]:
     entries = run.store.log_entries(start=0, limit=500)
     facts = [dict(parse_entry(each.data)) for each in entries if each.data is not None]
-    return [each for each in facts if each["event"] == "evidence_shown"]
+    return [each for each in facts if each["event"] == event]
 
 
 async def test_what_is_shown_verifies_for_who_asked_and_is_in_the_log(tmp_path: Path) -> None:
@@ -75,6 +97,110 @@ async def test_what_is_shown_verifies_for_who_asked_and_is_in_the_log(tmp_path: 
     assert entry["report"] == digest_of(shown.evidence.report[:SIGNED_BYTES])
     assert entry["nonce"] == nonce.hex()
     assert entry["config_digest"] == shown.config_digest
+
+
+def recorded(run: Running) -> Recorded:
+    """The one that was shown, from nothing but the log."""
+    shown = together(logged(run))
+    (named,) = {shown["endorsements"]}
+    endorsed = [e for e in logged(run, "evidence_endorsements") if e.get("endorsements") == named]
+    return read_recorded(shown, together(endorsed), federation_id=FEDERATION)
+
+
+async def test_the_log_alone_gives_an_auditor_the_verdict_that_the_hospital_came_to(
+    tmp_path: Path,
+) -> None:
+    async with running(make_site(tmp_path)) as run:
+        subject = subject_of(run)
+        attesting = Attesting(ATTESTER, subject, register=run.register, clock=utc_now)
+        shown = await attesting.show(A, bytes(32))
+        again = recorded(run)
+    binding = subject.binding(bytes(32), chain=shown.tls_certificates)
+    assert again == Recorded(shown.evidence, binding)
+    theirs = verify_evidence(shown.evidence, policy=POLICY, binding=binding, now=NOW)
+    ours = verify_evidence(again.evidence, policy=POLICY, binding=again.binding, now=NOW)
+    assert ours == theirs
+    assert ours.simulated
+    for policy, about in ((STRICT, again.binding), (POLICY, replace(binding, nonce=b"x" * 32))):
+        with pytest.raises(EvidenceRefusedError):
+            verify_evidence(again.evidence, policy=policy, binding=about, now=NOW)
+
+
+@needs_vectors
+@pytest.mark.vectors
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+async def test_genuine_evidence_comes_out_of_the_log_as_it_was_and_verifies_or_not_as_before(
+    tmp_path: Path,
+) -> None:
+    at = datetime(2026, 11, 28, tzinfo=UTC)
+    for number, evidence in enumerate((virtee_evidence(), google_evidence(), tdx_evidence())):
+        async with running(make_site(tmp_path / str(number))) as run:
+            source = Given(evidence)
+            attesting = Attesting(source, subject_of(run), register=run.register, clock=utc_now)
+            await attesting.show(A, bytes(32))
+            again = recorded(run).evidence
+        assert again == evidence
+        if evidence.technology is Technology.SEV_SNP:
+            report, product = read_verified_report(again, now=at)
+            assert product == "Milan"
+            accepted = SnpPolicy(measurements=(report.measurement,), minimum_tcb=Tcb())
+            if report.is_debuggable:
+                with pytest.raises(EvidenceRefusedError, match="debugging on"):
+                    check_guest(report, accepted)
+            else:
+                check_guest(report, accepted)
+
+
+async def test_endorsements_are_logged_when_they_change_and_once_a_day(tmp_path: Path) -> None:
+    async with running(make_site(tmp_path)) as run:
+        now = [NOW]
+        given = Given(ATTESTER.attest(bytes(64)))
+        attesting = Attesting(given, subject_of(run), register=run.register, clock=lambda: now[0])
+        for expected in (1, 1, 2, 3, 3):
+            await attesting.show(A, bytes(32))
+            assert len(logged(run, "evidence_endorsements")) == expected
+            if expected == 1 and len(logged(run)) == 2:
+                given.evidence = ATTESTER_2.attest(bytes(64))
+            elif expected == 2:
+                now[0] += timedelta(days=1)
+        newest = logged(run)[-1]["endorsements"]
+    assert newest == digest_of(given.evidence.endorsements)
+
+
+def test_evidence_as_long_as_it_may_be_fits_the_log_in_parts() -> None:
+    short = ATTESTER.attest(bytes(64))
+    longest = replace(short, endorsements=bytes(range(256)) * (MAX_ENDORSEMENTS_BYTES // 256))
+    binding = Binding(b"key", bytes(32), FEDERATION, digest_of(b"configuration"))
+    shown = {**shown_facts(longest, binding), "evidence": ["A" * 4000] * (MAX_REPORT_BYTES // 3000)}
+    for facts in (shown, endorsements_facts(longest)):
+        parts = list(entries("any", at=NOW, round_id=None, node=A, **facts))
+        assert len(parts) > 1
+        whole = together(parse_entry(each.data) for each in parts)
+        assert {name: whole[name] for name in facts} == facts
+        assert whole["node"] == A
+    endorsed = together(
+        parse_entry(each.data)
+        for each in entries("any", at=NOW, round_id=None, **endorsements_facts(longest))
+    )
+    again = read_recorded(shown_facts(longest, binding), endorsed, federation_id=FEDERATION)
+    assert again == Recorded(longest, binding)
+
+
+def test_entries_that_do_not_belong_together_are_not_taken_for_evidence() -> None:
+    binding = Binding(b"key", bytes(32), FEDERATION, digest_of(b"configuration"))
+    evidence, other = ATTESTER.attest(bytes(64)), ATTESTER_2.attest(b"x" * 64)
+    shown, endorsed = shown_facts(evidence, binding), endorsements_facts(evidence)
+    for wrong, why in (
+        ({**shown, "evidence": shown_facts(other, binding)["evidence"]}, "names report"),
+        ({**shown, "endorsements": digest_of(b"")}, "names endorsements"),
+        ({**shown, "evidence": ["?"]}, "do not hold evidence"),
+        ({**shown, "nonce": "x"}, "do not hold evidence"),
+        ({}, "do not hold evidence"),
+    ):
+        with pytest.raises(InvalidInputError, match=why):
+            read_recorded(wrong, endorsed, federation_id=FEDERATION)
+    with pytest.raises(InvalidInputError, match="names endorsements"):
+        read_recorded(shown, endorsements_facts(other), federation_id=FEDERATION)
 
 
 async def test_nobody_gets_evidence_without_end_or_for_a_nonce_of_another_length(
@@ -118,6 +244,17 @@ async def test_a_coordinator_starts_only_on_evidence_that_satisfies_its_own_poli
     ):
         with pytest.raises(ConfigurationError, match=f"configured as attested.*{why}"):
             await attest_itself(attester, subject, policy, now=NOW)
+
+
+class Given:
+    """In place of the hardware: answers with evidence that somebody else's has made."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+
+    def attest(self, report_data: bytes) -> Evidence:
+        assert len(report_data) == REPORT_DATA_BYTES
+        return self.evidence
 
 
 class Source:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import textwrap
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from matl.cli import app
+from matl_common.attestation.binding import Binding
 from matl_common.attestation.evidence import Technology
 from matl_common.attestation.policy import load_policy
-from matl_common.attestation.simulated import MEASUREMENT
+from matl_common.attestation.simulated import MEASUREMENT, simulate
 from matl_common.attestation.snp_chain import AMD_ROOTS
 from matl_common.identity.tls import ServerIdentity, TlsFiles
+from matl_common.ids import digest_of
+from matl_coordinator.service.evidence_record import endorsements_facts, shown_facts
 
 PAGE = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text("utf-8")
 
@@ -56,3 +61,23 @@ def test_the_commands_shown_make_an_authority_that_certifies_a_key_in_memory(
 
 def test_the_products_named_are_those_whose_roots_are_pinned() -> None:
     assert f"({', '.join(AMD_ROOTS.values())})" in PAGE
+
+
+def test_the_auditors_program_comes_to_the_verdict_from_the_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (policy,) = re.findall(r"To try it:\n\n((?:    .*\n)+)", PAGE)
+    (tmp_path / "attestation.toml").write_text(textwrap.dedent(policy))
+    (program,) = re.findall(r"beside `attestation.toml`:\n\n((?:    .*\n|\n+(?=    ))+)", PAGE)
+    at = datetime.now(UTC)
+    binding = Binding(b"key", bytes(32), "dr-study", digest_of(b"configuration"))
+    evidence = simulate(at).evidence(binding.report_data)
+    for file, facts in (
+        ("shown", {**shown_facts(evidence, binding), "node": "hospital_a"}),
+        ("endorsements", endorsements_facts(evidence)),
+    ):
+        line = json.dumps({**facts, "index": 7, "at": at.isoformat()})
+        (tmp_path / f"{file}.jsonl").write_text(line + "\n")
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(program), {})
+    assert capsys.readouterr().out.startswith("7 hospital_a SIMULATED, proves nothing: ")
