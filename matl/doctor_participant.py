@@ -45,6 +45,7 @@ from matl_common.identity.held_keys import load_ed25519_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.identity.tls import TlsFiles
 from matl_common.ids import FederationId, NodeId
+from matl_common.modes import says_attested
 from matl_common.tlog.cosignature import witness_key
 from matl_common.tlog.names import witness_name
 from matl_participant.attestation import Attestation
@@ -62,7 +63,7 @@ from matl_participant.config import Config
 from matl_participant.connection import RenewingChannel
 from matl_participant.log_client import LogClient
 from matl_participant.metrics import Metrics
-from matl_participant.reports import Reports
+from matl_participant.reports import Reports, unverified
 from matl_participant.witness import load_witness_keys
 
 LARGEST_CLOCK_ERROR = timedelta(minutes=1)
@@ -180,7 +181,7 @@ def _enrolled(config: Config) -> str:
 def _attested(config: Config) -> str:
     settings = config.attestation
     if settings is None:
-        return "not asked for: [attestation] names no policy"
+        return _unverified(config)
     policy = load_policy(settings.policy)
     check_available(policy)
 
@@ -204,6 +205,17 @@ def _attested(config: Config) -> str:
         ) from error
     except CallError as error:
         raise BrokenLinkError(str(error), _IN_ITS_LOG) from error
+
+
+def _unverified(config: Config) -> str:
+    """What nobody asked for; and whether there would have been something to ask for."""
+    mode = ""
+    # What is wrong with its answer is another link's to say.
+    with suppress(BrokenLinkError, InvalidInputError, UntrustedCoordinatorError):
+        mode = _hello(config, _coordinators_key(config)).mode
+    if says_attested(mode):
+        return unverified(mode)
+    return "not asked for: [attestation] names no policy"
 
 
 def _plan(config: Config) -> str:

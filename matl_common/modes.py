@@ -12,3 +12,12 @@ class MATLMode(StrEnum):
     """With the coordinator's own holdout set."""
     MODE2 = "mode2"
     """The same, on a coordinator whose program hospitals have verified by attestation."""
+
+
+SIMULATED = "-SIMULATED"
+"""Ends the name of MODE2 where its evidence proves nothing."""
+
+
+def says_attested(mode_name: str) -> bool:
+    """Whether a coordinator of this mode has evidence to show, be it SIMULATED."""
+    return mode_name.removesuffix(SIMULATED) == MATLMode.MODE2

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from matl_common.attestation.evidence import Verdict
-from matl_common.modes import MATLMode
+from matl_common.modes import SIMULATED, MATLMode
 from matl_coordinator.config import Config
 from matl_coordinator.core.claim import claimed_tolerance
 from matl_coordinator.service.founding import RECOMMENDED_HOLDOUT
@@ -32,7 +32,7 @@ class Protection:
     @property
     def mode_name(self) -> str:
         """The mode for machines to read, who must not take a SIMULATED one for MODE2."""
-        return f"{self.mode.value}-SIMULATED" if self.is_simulated else self.mode.value
+        return f"{self.mode.value}{SIMULATED}" if self.is_simulated else self.mode.value
 
 
 def protection_of(

@@ -124,6 +124,8 @@ class Welcome:
     """How far the coordinator's clock is ahead of ours, give or take the call's duration."""
     last_receipt: Receipt | None = None
     """Of the newest update that the coordinator has of ours."""
+    mode: str = ""
+    """The federation's, in the coordinator's own word; empty from a build that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ class FederationClient:
         receipt = None
         if answer.HasField("last_receipt"):
             receipt = self._verified_receipt(envelope_from_wire(answer.last_receipt), plan.plan)
-        return Welcome(answer.version[:100], plan, ahead, receipt)
+        return Welcome(answer.version[:100], plan, ahead, receipt, answer.mode[:100])
 
     async def await_round(
         self, signed_plan: SignedPlan, *, have_round: int, wait_seconds: int

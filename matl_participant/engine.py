@@ -17,6 +17,7 @@ from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.errors import InvalidInputError
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
+from matl_common.modes import says_attested
 from matl_common.protocol import Receipt, RoundStart
 from matl_common.signing import Signer
 from matl_common.worker import Message, WorkerError, WorkerFailedError, WorkerProcess
@@ -321,6 +322,8 @@ class Participant:
         if run.refusal is None:
             run.connected = True
             self.reports.connected(welcome)
+            if self.attestation is None and says_attested(welcome.mode):
+                self.reports.unverified(welcome.mode)
 
     def _check_same_study(self, known: SignedPlan, signed: SignedPlan) -> None:
         if signed.digest == known.digest:

@@ -14,6 +14,7 @@ from matl_common.errors import InvalidInputError
 from matl_common.identity.held_keys import Ed25519Key, P256Key
 from matl_common.ids import Digest, RoundId
 from matl_common.log_evidence import Kind, LogEvidence
+from matl_common.modes import SIMULATED
 from matl_common.protocol import EvaluationTerms, Receipt, RoundStart, Standing
 from matl_common.worker import Message
 from matl_participant.client import (
@@ -56,6 +57,7 @@ class Reports:
         self._warned_of_certificate = False
         self._cosigned_size = -1
         self._refused_size = -1
+        self._unverified_mode = ""
 
     def action(self, name: str, why: str) -> None:
         self._log.debug("participant.action", action=name, why=why)
@@ -88,6 +90,12 @@ class Reports:
             config_digest=config_digest,
             until=until.isoformat(timespec="seconds"),
         )
+
+    def unverified(self, mode: str) -> None:
+        """Say once that evidence is there for the asking, and that nobody here asks."""
+        if mode != self._unverified_mode:
+            self._unverified_mode = mode
+            self._log.warning("participant.coordinator_unverified", mode=mode, why=unverified(mode))
 
     def unattested(self) -> None:
         self.metrics.attested.set(0)
@@ -328,6 +336,15 @@ class Reports:
     def stopped(self, outcome: str, why: str) -> None:
         self.metrics.connected.set(0)
         self._log.info("participant.stopped", outcome=outcome, why=why)
+
+
+def unverified(mode: str) -> str:
+    """What a hospital without a policy is told of an attested coordinator."""
+    simulated = ", which is SIMULATED and proves nothing" if mode.endswith(SIMULATED) else ""
+    return (
+        f"the coordinator offers {mode.removesuffix(SIMULATED).upper()} by its own "
+        f"word{simulated}; nothing is verified, [attestation] names no policy"
+    )
 
 
 def text_of(error: Exception) -> str:

@@ -606,9 +606,12 @@ class HelloResponse(_message.Message):
     STUDY_PLAN_FIELD_NUMBER: _builtins.int
     ANSWERED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     LAST_RECEIPT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     federation_id: _builtins.str
     answered_at_unix_ms: _builtins.int
+    mode: _builtins.str
+    """"mode0", "mode1", "mode2" or "mode2-SIMULATED", in its own word"""
     @_builtins.property
     def study_plan(self) -> Global___Envelope: ...
     @_builtins.property
@@ -623,10 +626,11 @@ class HelloResponse(_message.Message):
         study_plan: Global___Envelope | None = ...,
         answered_at_unix_ms: _builtins.int = ...,
         last_receipt: Global___Envelope | None = ...,
+        mode: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_receipt", b"last_receipt", "study_plan", b"study_plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_at_unix_ms", b"answered_at_unix_ms", "federation_id", b"federation_id", "last_receipt", b"last_receipt", "study_plan", b"study_plan", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_at_unix_ms", b"answered_at_unix_ms", "federation_id", b"federation_id", "last_receipt", b"last_receipt", "mode", b"mode", "study_plan", b"study_plan", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

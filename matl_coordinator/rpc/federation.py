@@ -44,6 +44,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         invitations: Invitations,
         intake: Intake,
         attesting: Attesting | None,
+        mode_name: Callable[[], str],
         meter: Meter,
         version: str,
         federation_id: str,
@@ -52,6 +53,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self._invitations = invitations
         self._intake = intake
         self._attesting = attesting
+        self._mode_name = mode_name
         self._meter = meter
         self._version = version
         self._federation_id = federation_id
@@ -67,6 +69,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
             study_plan=envelope_to_wire(plan),
             answered_at_unix_ms=to_unix_ms(self._clock()),
             last_receipt=None if receipt is None else envelope_to_wire(receipt),
+            mode=self._mode_name(),
         )
 
     async def Attest(self, request: pb.AttestRequest, context: Context) -> pb.AttestResponse:

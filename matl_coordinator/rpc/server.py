@@ -133,6 +133,7 @@ def build_server(
         invitations=use_cases.invitations,
         intake=use_cases.intake,
         attesting=attesting,
+        mode_name=lambda: use_cases.overview.mode_name,
         meter=meter,
         version=__version__,
         federation_id=config.federation.id,

@@ -82,6 +82,11 @@ class Overview:
         """What the study promises."""
         return self._plan.privacy
 
+    @property
+    def mode_name(self) -> str:
+        """As ``Protection`` names it."""
+        return self._protection().mode_name
+
     def facts(self, state: State, now: datetime) -> Facts:
         waiting_for, next_round_at = self._waiting(state, now)
         return Facts(

@@ -170,6 +170,7 @@ class SimulatedCoordinator(FederationServiceServicer):
         self.hellos = 0
         self.simulation: Simulation | None = None
         """Attests, SIMULATED, where there is one."""
+        self.mode = ""
         self.config_digest = digest_of(b"configuration")
         self.nonces: list[bytes] = []
         self.port = 0
@@ -252,6 +253,7 @@ class SimulatedCoordinator(FederationServiceServicer):
             study_plan=self._signed(PayloadType.STUDY_PLAN, format_study_plan(self.plan)),
             answered_at_unix_ms=to_unix_ms(datetime.now(UTC)),
             last_receipt=last,
+            mode=self.mode,
         )
 
     async def Attest(  # noqa: N802 - gRPC names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -283,6 +283,49 @@ async def test_with_its_renewed_key_too_the_hospital_speaks_to_nobody_but_who_wa
             await attestation.attest(datetime.now(UTC))
             await hello(pb.HelloRequest(version="1"))
         assert coordinator.pins[-1] == spki_pin(key)
+
+
+# A hospital that asks for no evidence.
+
+
+@pytest.mark.parametrize("mode", ["mode2-SIMULATED", "mode2", "mode1", ""])
+async def test_a_hospital_without_a_policy_is_told_once_that_it_verified_nothing(
+    hospital: Hospital, coordinator: SimulatedCoordinator, mode: str
+) -> None:
+    hospital.extra = ""
+    coordinator.mode = mode
+    told = await warnings_of_two_greetings(hospital, coordinator)
+    if not mode.startswith("mode2"):
+        assert told == []
+        return
+    (warning,) = told
+    assert warning["log_level"] == "warning"
+    assert warning["mode"] == mode
+    assert "offers MODE2 by its own word" in warning["why"]
+    assert "nothing is verified, [attestation] names no policy" in warning["why"]
+    assert ("SIMULATED" in warning["why"]) == mode.endswith("SIMULATED")
+
+
+async def test_a_hospital_that_verified_is_not_told_that_it_did_not(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    coordinator.mode = "mode2-SIMULATED"
+    assert await warnings_of_two_greetings(hospital, coordinator) == []
+
+
+async def warnings_of_two_greetings(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> list[MutableMapping[str, Any]]:
+    """What is said of what was not verified, while the hospital connects twice."""
+    with capture_logs() as logs:
+        async with running(hospital) as run:
+            await until(lambda: coordinator.hellos == 1)
+            await coordinator.stop()
+            await until(lambda: failures(run, "await_round") + failures(run, "attest") >= 1)
+            await coordinator.start()
+            await until(lambda: coordinator.hellos == 2)
+            await until(lambda: sum(e["event"] == "participant.connected" for e in logs) == 2)
+    return [each for each in logs if each["event"] == "participant.coordinator_unverified"]
 
 
 # Somebody between, with a certificate of the same authority for the same name.

@@ -82,6 +82,16 @@ def test_evidence_that_the_policy_does_not_accept_ends_the_conversation(
 
 
 @pytest.mark.attestation
+def test_a_hospital_without_a_policy_is_told_what_it_could_verify(federation: Federation) -> None:
+    links = diagnosis(hospital(federation, policy=""))
+    assert not broken(links)
+    assert links["attestation"]["found"] == (
+        "the coordinator offers MODE2 by its own word, which is SIMULATED and proves nothing; "
+        "nothing is verified, [attestation] names no policy"
+    )
+
+
+@pytest.mark.attestation
 def test_a_coordinator_whose_own_policy_does_not_accept_it_is_told(
     federation: Federation, tmp_path: Path
 ) -> None:
