@@ -498,10 +498,19 @@ def revoke(
 
 
 @pki_app.command("list")
-def list_command(*, folder: Federation, as_json: Json = False) -> None:
+def list_command(
+    node: Annotated[
+        str | None, typer.Argument(metavar="[NODE]", help="Only this node. Default: all.")
+    ] = None,
+    *,
+    folder: Federation,
+    as_json: Json = False,
+) -> None:
     """List who is enrolled, by which keys and until when, and who was revoked."""
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         federation = FederationFolder(folder)
+        only = None if node is None else parse_node_id(node)
+        gone = [each for each in federation.revoked() if only in {None, each.node_id}]
         rows = [
             {
                 "node": each.node.node_id,
@@ -513,6 +522,7 @@ def list_command(*, folder: Federation, as_json: Json = False) -> None:
                 "witness": each.node.witness_key is not None,
             }
             for each in federation.listed()
+            if only in {None, each.node.node_id}
             for pin in sorted(each.node.pins)
         ]
         revoked = [
@@ -524,14 +534,18 @@ def list_command(*, folder: Federation, as_json: Json = False) -> None:
                 "at": each.at.isoformat(timespec="seconds"),
                 "reason": each.reason,
             }
-            for each in federation.revoked()
+            for each in gone
         ]
+        if only is not None and not rows and not gone:
+            raise ConfigurationError(
+                f"{only} is not enrolled, nor was it; leave out the name to see who is"
+            )
     if as_json:
         print_json({"enrolled": rows, "revoked": revoked})
         return
     headings = ("node", "role", "patients", "pin", "valid until", "signing key", "witness")
     console().print(table(headings, [[_cell(cell) for cell in row.values()] for row in rows]))
-    if revoked:
+    if gone:
         console().print(
             table(
                 ("revoked", "TLS", "signing", "witness", "at", "reason"),
@@ -544,7 +558,7 @@ def list_command(*, folder: Federation, as_json: Json = False) -> None:
                         f"{each.at:%Y-%m-%d %H:%M} UTC",
                         each.reason,
                     )
-                    for each in federation.revoked()
+                    for each in gone
                 ],
             )
         )

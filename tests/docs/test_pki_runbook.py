@@ -29,11 +29,13 @@ HOSPITAL = NodeId("hospital_b")
 class Runbook:
     folder: Path
 
-    def run(self, section: str) -> None:
-        """Run a section's commands."""
+    def run(self, section: str, *, hospital: str = HOSPITAL) -> None:
+        """Run a section's commands, for its own hospital or another."""
         (part,) = (each for each in TEXT.split("\n## ") if each.startswith(section))
         script = self.folder / "commands.sh"
-        script.write_text("set -euo pipefail\n" + "\n".join(blocks(part)))
+        script.write_text(
+            "set -euo pipefail\n" + "\n".join(blocks(part)).replace(HOSPITAL, hospital)
+        )
         finished = subprocess.run(
             ["bash", script],
             cwd=self.folder,
@@ -54,9 +56,9 @@ class Runbook:
             coordinator=SpiffeId(FederationId("dr-study"), Role.COORDINATOR, NodeId("coordinator")),
         )
 
-    def pins(self) -> frozenset[str]:
+    def pins(self, hospital: str = HOSPITAL) -> frozenset[str]:
         allowlist = load_allowlist(self.folder / "federation" / "coordinator" / "allowlist.toml")
-        node = allowlist.lookup(HOSPITAL)
+        node = allowlist.lookup(NodeId(hospital))
         return frozenset() if node is None else node.pins
 
 
@@ -74,6 +76,10 @@ def test_the_runbook_works_from_the_first_key_to_the_last(tmp_path: Path) -> Non
     runbook = Runbook(tmp_path)
 
     runbook.run("The federation")
+    # Listed before the runbook's own hospital.
+    runbook.run("A node joins", hospital="hospital_a")
+    others = runbook.pins("hospital_a")
+    assert others
     runbook.run("A node joins")
     assert runbook.answer("hospital_b") == "participant hospital_b"
     assert runbook.answer("operator_a") == "operator operator_a"
@@ -84,6 +90,7 @@ def test_the_runbook_works_from_the_first_key_to_the_last(tmp_path: Path) -> Non
     assert new != old
     assert not (tmp_path / "hospital_b" / "next").joinpath("signing.key").exists()
     assert runbook.answer("hospital_b") == "participant hospital_b"
+    assert runbook.pins("hospital_a") == others
 
     runbook.run("Shutting out")
     assert runbook.answer("hospital_b") == "unlisted"

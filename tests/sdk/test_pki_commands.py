@@ -94,6 +94,23 @@ def test_a_revoked_nodes_keys_are_listed_and_refused(folder: Path) -> None:
     call(*approve)
 
 
+def test_one_node_is_listed_without_the_others(folder: Path) -> None:
+    ask = ("pki", "request", "-f", "a", "--federation", "dr-study", "--node", "hospital_a")
+    call(*ask)
+    for node in ("hospital_a", "hospital_b"):
+        approve = ("pki", "approve", f"{node}.request.json", "-f", "fed", "--patients", "9")
+        call(*approve, "--yes")
+    listing = ("pki", "list", "hospital_b", "-f", "fed")
+    (row,) = json.loads(call(*listing, "--json"))["enrolled"]
+    assert row["node"] == "hospital_b"
+    call("pki", "revoke", "hospital_a", "-f", "fed", "--reason", "stolen")
+    assert json.loads(call(*listing, "--json"))["revoked"] == []
+    assert "hospital_a" not in call(*listing)
+    (gone,) = json.loads(call("pki", "list", "hospital_a", "-f", "fed", "--json"))["revoked"]
+    assert gone["node"] == "hospital_a"
+    assert "is not enrolled" in call("pki", "list", "hospital_z", "-f", "fed", status=2)
+
+
 def test_a_key_is_made_once_and_called_software_held(folder: Path) -> None:
     path = folder / "tls.key"
     assert "software-held" in call("keygen", str(path), "--kind", "p384")
