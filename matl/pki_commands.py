@@ -418,6 +418,14 @@ def renew(
     *,
     folder: Federation,
     new_key: Annotated[bool, typer.Option("--new-key", help="Also replace its TLS key.")] = False,
+    new_authority: Annotated[
+        bool,
+        typer.Option(
+            "--new-authority",
+            help="After a theft: also replace its TLS key and the coordinators' authority. "
+            "Every hospital and operator needs another answer.",
+        ),
+    ] = False,
     tls_key: TokenKey = None,
     days: CoordinatorDays = None,
     server_name: ServerName = None,
@@ -430,6 +438,9 @@ def renew(
 
     With `--tls-key` it is the authority's certificate that is made anew, for the key in a token
     that the authority is. Hospitals get it with their next answers.
+
+    The certificate of a stolen TLS key stays valid beside the new one, because hospitals trust the
+    authority and the name: `--new-authority` shuts it out of each node that has the next answer.
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         federation = FederationFolder(folder)
@@ -438,10 +449,13 @@ def renew(
                 now=_now(),
                 validity=CERTIFICATE_VALIDITY if days is None else timedelta(days=days),
                 new_key=new_key,
+                new_authority=new_authority,
                 server_names=tuple(server_name or ()),
             )
-        elif new_key:
-            raise ConfigurationError("a key in a token is not replaced by --new-key; leave it out")
+        elif new_key or new_authority:
+            raise ConfigurationError(
+                "a key in a token is not replaced by --new-key or --new-authority; leave it out"
+            )
         else:
             certificate = federation.renew_in_token(
                 parse_token_uri(tls_key),

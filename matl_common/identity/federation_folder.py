@@ -273,7 +273,8 @@ class FederationFolder:
         """Shut a node out with all its keys, or one TLS key of it; they are never approved again.
 
         Raises:
-            ConfigurationError: it is not enrolled, or has no such pin, or no other.
+            ConfigurationError: it is not enrolled, or has no such pin, or no other; or it is the
+                coordinator.
         """
         with one_at_a_time(self.folder):
             return self._revoke(node_id, reason=reason, now=now, pin=pin)
@@ -281,6 +282,12 @@ class FederationFolder:
     def _revoke(self, node_id: NodeId, *, reason: str, now: datetime, pin: str | None) -> Revoked:
         before = self.allowlist()
         node = before.lookup(node_id)
+        if node_id == self.coordinator_id.node_id:
+            raise ConfigurationError(
+                f"{node_id} is the coordinator, whom hospitals know by its authority and name, not "
+                "by a pin; a new authority shuts its old keys out: matl pki renew --new-authority, "
+                'and "The coordinator\'s key was stolen" in docs/certificates.md'
+            )
         if node is None:
             raise ConfigurationError(f"{node_id} is not enrolled")
         if pin is not None and pin not in node.pins:
@@ -308,9 +315,13 @@ class FederationFolder:
         now: datetime,
         validity: timedelta = CERTIFICATE_VALIDITY,
         new_key: bool = False,
+        new_authority: bool = False,
         server_names: tuple[str, ...] = (),
     ) -> x509.Certificate:
         """Issue the coordinator's certificate anew, for its key or a new one, and put it in place.
+
+        Under a new authority, always for a new key, it is trusted by those alone who got that
+        authority with an answer; what the one before has certified, by nobody who did.
 
         Raises:
             ConfigurationError: a key or certificate of the folder is missing, the key was revoked
@@ -323,8 +334,19 @@ class FederationFolder:
                     "its certificate by itself; name the key with --tls-key to make the "
                     "authority's certificate anew"
                 )
+            if new_authority:
+                make_authority(
+                    self.folder,
+                    COORDINATOR_SIDE,
+                    f"{self.federation} {COORDINATOR_SIDE} authority {now:%Y-%m-%d}",
+                    not_before=now - CLOCK_SKEW,
+                    not_after=now + AUTHORITY_VALIDITY,
+                )
             return self._renew(
-                now=now, validity=validity, new_key=new_key, server_names=server_names
+                now=now,
+                validity=validity,
+                new_key=new_key or new_authority,
+                server_names=server_names,
             )
 
     def renew_in_token(

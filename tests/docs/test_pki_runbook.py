@@ -8,17 +8,24 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.held_keys import load_p256_key
+from matl_common.identity.keys import parse_public_key
 from matl_common.identity.node_folder import NodeFolder
+from matl_common.identity.tls import TlsPlace
 from matl_common.ids import FederationId, NodeId
 from tests.docs.test_certificates import ask
 
 pytestmark = [
     pytest.mark.certificates,
-    pytest.mark.skipif(shutil.which("bash") is None, reason="the commands need bash"),
+    pytest.mark.skipif(
+        None in (shutil.which("bash"), shutil.which("openssl")),
+        reason="the commands need bash and openssl",
+    ),
 ]
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "certificates.md").read_text("utf-8")
@@ -47,10 +54,11 @@ class Runbook:
         )
         assert finished.returncode == 0, finished.stderr
 
-    def answer(self, node: str) -> str:
+    def answer(self, node: str, *, tls: TlsPlace | None = None) -> str:
+        """Who the coordinator says has called; it serves with its own or other TLS files."""
         coordinator = NodeFolder(self.folder / "federation" / "coordinator")
         return ask(
-            coordinator.tls,
+            tls or coordinator.tls,
             NodeFolder(self.folder / node).tls,
             allowlist=load_allowlist(coordinator.allowlist),
             coordinator=SpiffeId(FederationId("dr-study"), Role.COORDINATOR, NodeId("coordinator")),
@@ -70,7 +78,10 @@ def test_the_runbook_works_from_the_first_key_to_the_last(tmp_path: Path) -> Non
     command = tmp_path / "bin" / "matl"
     command.parent.mkdir()
     # Says yes; and without the other commands' imports it starts in a fraction of the time.
-    program = "import sys; from matl.pki_commands import pki_app; sys.argv.pop(1); pki_app()"
+    program = (
+        "import sys; from matl.pki_commands import keygen, pki_app; pki_app.command()(keygen); "
+        'pki_app([each for each in sys.argv[1:] if each != "pki"])'
+    )
     command.write_text(f"#!/bin/sh\nyes | {sys.executable} -c '{program}' \"$@\"\n")
     command.chmod(0o755)
     runbook = Runbook(tmp_path)
@@ -101,3 +112,19 @@ def test_the_runbook_works_from_the_first_key_to_the_last(tmp_path: Path) -> Non
 
     runbook.run("A node comes back")
     assert runbook.answer("hospital_b") == "participant hospital_b"
+
+    stolen = NodeFolder(tmp_path / "stolen")
+    shutil.copytree(tmp_path / "federation" / "coordinator", stolen.folder)
+    assert runbook.answer("hospital_b", tls=stolen.tls) == "participant hospital_b"
+    runbook.run("The coordinator's key was stolen")
+    assert runbook.answer("hospital_b") == "participant hospital_b"
+    with pytest.raises(grpc.aio.AioRpcError):
+        runbook.answer("hospital_b", tls=stolen.tls)
+    published = (tmp_path / "hospital_b" / "coordinator-signing.pub").read_bytes()
+    key = load_p256_key(tmp_path / "federation" / "coordinator" / "signing.key")
+    assert parse_public_key(published) == key.public_key
+    assert published != stolen.signing_public_key.read_bytes()
+    # Whoever has no answer yet trusts the thief, and not the coordinator.
+    assert runbook.answer("operator_a", tls=stolen.tls) == "operator operator_a"
+    with pytest.raises(grpc.aio.AioRpcError):
+        runbook.answer("operator_a")

@@ -13,6 +13,7 @@ from matl_common.identity.keys import load_private_key, permission_warning
 pytestmark = pytest.mark.certificates
 RUNNER = CliRunner()
 ASK = ("pki", "request", "-f", "b", "--federation", "dr-study", "--node", "hospital_b")
+RENEW = ("pki", "renew", "-f", "fed")
 
 
 @pytest.fixture
@@ -55,6 +56,8 @@ def test_errors_are_one_line_that_says_what_to_do(folder: Path) -> None:
         (("pki", "approve", "damaged.json", "-f", "fed"), "not an enrolment request"),
         (("pki", "list", "-f", "b"), "matl pki init makes one"),
         (("pki", "revoke", "hospital_z", "-f", "fed", "--reason", "r"), "not enrolled"),
+        (("pki", "revoke", "coordinator", "-f", "fed", "--reason", "r"), "--new-authority"),
+        ((*RENEW, "--tls-key", "pkcs11:object=x", "--new-authority"), "leave it out"),
         (("pki", "init", "-f", "fed", "--federation", "dr-study"), "not empty"),
         ((*ASK, "--new-key", "--replace-keys"), "leave out --new-key"),
         ((*ASK, "--tls-key", "pkcs11:object=x", "--new-key"), "matl keygen"),
