@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from matl_common.errors import MatlError
 from matl_common.identity.allowlist import RefusalReason
@@ -33,6 +35,8 @@ from matl_common.identity.pkcs11.promises import pin_weaknesses
 from matl_common.identity.pkcs11.uri import TokenUri
 from matl_common.identity.renewal import expiry_warning
 from matl_common.identity.tls import TlsPlace
+
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 SENT_TO_OPERATOR = "send the request of matl pki request to the coordinator's operator"
 REMEDIES = {
@@ -137,8 +141,8 @@ def check_closed(path: Path, what: str) -> None:
         )
 
 
-def certificate_found(files: TlsPlace) -> str:
-    """The certificate is for the key, and valid."""
+def certificate_found(files: TlsPlace, *, serves: bool) -> str:
+    """The certificate is for the key and this side of a connection, and valid."""
     certificate = first_certificate(files.certificate_chain)
     pin = load_tls_key(files.private_key).keyid
     if spki_pin(certificate) != pin:
@@ -147,7 +151,34 @@ def certificate_found(files: TlsPlace) -> str:
             "put the two that belong together in place, or ask for a certificate for this key "
             "(matl pki request)",
         )
+    if not is_authority(certificate):
+        check_purpose(certificate, "the certificate", serves=serves)
     return valid_until(certificate, "the certificate", "matl pki request, then approve and install")
+
+
+def check_purpose(certificate: x509.Certificate, what: str, *, serves: bool) -> None:
+    """See that TLS accepts a certificate from a server, or from a client.
+
+    An extension that is absent restricts nothing (RFC 5280, section 4.2.1).
+
+    Raises:
+        BrokenLinkError: it is for other uses of its key.
+    """
+    wanted = ExtendedKeyUsageOID.SERVER_AUTH if serves else ExtendedKeyUsageOID.CLIENT_AUTH
+    name = "serverAuth" if serves else "clientAuth"
+    purposes = _extension(certificate, x509.ExtendedKeyUsage)
+    if purposes is not None and wanted not in purposes:
+        raise BrokenLinkError(
+            f"{what} is not one of a {'server' if serves else 'client'}: its extended key usage "
+            f"lacks {name}",
+            f"have it issued again with {name}, as matl pki does",
+        )
+    usage = _extension(certificate, x509.KeyUsage)
+    if usage is not None and not usage.digital_signature:
+        raise BrokenLinkError(
+            f"{what} does not allow its key to sign: its key usage lacks digitalSignature",
+            "have it issued again with digitalSignature, as matl pki does",
+        )
 
 
 def valid_until(certificate: x509.Certificate, what: str, remedy: str) -> str:
@@ -222,6 +253,13 @@ def authorities_in(path: Path) -> list[x509.Certificate]:
 def parsed(certificate: x509.Certificate) -> PeerCertificate:
     """What a node's certificate says."""
     return parse_peer_certificate(certificate.public_bytes(Encoding.PEM))
+
+
+def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _shown(moment: datetime) -> str:

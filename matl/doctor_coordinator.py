@@ -16,6 +16,7 @@ from matl.doctor import (
     certificate_found,
     check_closed,
     check_private,
+    check_purpose,
     first_certificate,
     issued_by,
     key_found,
@@ -62,7 +63,7 @@ def coordinator_links(config: Config, *, file: Path, peer: Path | None) -> tuple
     address = f"{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}"
     links = (
         Link("TLS key", lambda: key_found(files.private_key)),
-        Link("certificate", lambda: certificate_found(files), ("TLS key",)),
+        Link("certificate", lambda: certificate_found(files, serves=True), ("TLS key",)),
         Link("name", lambda: name_found(files, name), ("certificate",)),
         Link(
             "signing key",
@@ -185,6 +186,7 @@ def _shows(address: str, name: SpiffeId, files: TlsPlace) -> str:
 
 def _peer_valid(path: Path) -> str:
     certificate = first_certificate(path)
+    check_purpose(certificate, "the peer's certificate", serves=False)
     until = valid_until(certificate, "the peer's certificate", "matl pki request, at the peer")
     return f"{parsed(certificate).spiffe_id}, {until}"
 

@@ -81,7 +81,7 @@ def participant_links(config: Config) -> tuple[Link, ...]:
     signing_key = config.identity.signing_key
     return (
         Link("TLS key", lambda: key_found(files.private_key)),
-        Link("certificate", lambda: certificate_found(files), ("TLS key",)),
+        Link("certificate", lambda: certificate_found(files, serves=False), ("TLS key",)),
         Link("name", lambda: name_found(files, name), ("certificate",)),
         Link("signing key", lambda: signing_key_found(signing_key, files.private_key)),
         Link("witness key", lambda: _witness(config)),

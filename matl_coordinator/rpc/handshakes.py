@@ -21,6 +21,7 @@ MAX_LINE_BYTES = 8192
 _REASONS = (
     (re.compile(r"certificate has expired"), "expired"),
     (re.compile(r"certificate is not yet valid"), "not_yet_valid"),
+    (re.compile(r"certificate purpose"), "wrong_purpose"),
     (re.compile(r"PEER_DID_NOT_RETURN_A_CERTIFICATE"), "no_certificate"),
     (re.compile(r"CERTIFICATE_VERIFY_FAILED"), "wrong_authority"),
     (re.compile(r"UNSUPPORTED_PROTOCOL|NO_SHARED_CIPHER|PROTOCOL_VERSION"), "not_tls_1_3"),

@@ -14,7 +14,9 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from matl_common.identity.certificates import (
     PARTICIPANT_ROLES,
@@ -240,6 +242,27 @@ def minted(live: Live) -> TlsFiles:
     return files
 
 
+def for_serving(live: Live) -> TlsFiles:
+    """A hospital's certificate, but for the extended key usage of a server."""
+    files = live.files()
+    issued = x509.load_pem_x509_certificate(files.certificate_chain.read_bytes())
+    builder = x509.CertificateBuilder(
+        issued.issuer,
+        issued.subject,
+        issued.public_key(),
+        issued.serial_number,
+        issued.not_valid_before_utc,
+        issued.not_valid_after_utc,
+    )
+    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    for each in issued.extensions:
+        is_purpose = isinstance(each.value, x509.ExtendedKeyUsage)
+        builder = builder.add_extension(server if is_purpose else each.value, each.critical)
+    changed = builder.sign(live.authority().private_key, SHA256())
+    files.certificate_chain.write_bytes(changed.public_bytes(Encoding.PEM))
+    return files
+
+
 def without_certificate(live: Live) -> TlsFiles:
     files = live.files()
     files.certificate_chain.unlink()
@@ -290,6 +313,12 @@ MATRIX: dict[str, Row] = {
         "wrong_authority",
         ("handshake", "participants' authority"),
         ("peer's authority", "did not issue"),
+    ),
+    "for a server": Row(
+        for_serving,
+        "wrong_purpose",
+        ("certificate", "lacks clientAuth"),
+        ("peer's certificate", "lacks clientAuth"),
     ),
     "expired": Row(
         lambda live: live.files(starts=timedelta(days=-2), ends=timedelta(minutes=-1)),
