@@ -40,7 +40,8 @@ _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 SENT_TO_OPERATOR = "send the request of matl pki request to the coordinator's operator"
 REMEDIES = {
-    RefusalReason.UNLISTED: f"it is not enrolled, or no longer: {SENT_TO_OPERATOR}",
+    RefusalReason.UNLISTED: f"it is not enrolled: {SENT_TO_OPERATOR}; no longer, because it was "
+    "revoked: make new keys for the request, with matl pki request --replace-keys",
     RefusalReason.PIN_MISMATCH: f"it is enrolled with another TLS key: {SENT_TO_OPERATOR}",
     RefusalReason.WRONG_ROLE: "it is enrolled in another role; have the certificate issued anew",
     RefusalReason.WRONG_FEDERATION: "the certificate is another federation's; use that one's files",

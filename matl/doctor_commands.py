@@ -60,6 +60,11 @@ def _links(config: Path, peer: Path | None) -> tuple[Link, ...]:
         raise ConfigurationError(f"cannot read {config}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{config} is not TOML: {error}") from error
+    if "operator" in sections:
+        raise ConfigurationError(
+            f"{config} is an operator's, and matl doctor examines coordinators and participants; "
+            f"to see what an operator is told, run: matl --config {config} status"
+        )
     if "federation" in sections:
         return coordinator_links(load_coordinator(config), file=config, peer=peer)
     if peer is not None:

@@ -68,6 +68,7 @@ def coordinator_links(config: Config, *, file: Path, peer: Path | None) -> tuple
         Link(
             "signing key",
             lambda: signing_key_found(config.identity.signing_key, files.private_key),
+            ("TLS key",),
         ),
         Link("log key", lambda: _log_key(config.identity.log_key)),
         Link("log encryption key", lambda: _wrapping_key(config.log_encryption_key)),

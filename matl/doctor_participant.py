@@ -83,7 +83,9 @@ def participant_links(config: Config) -> tuple[Link, ...]:
         Link("TLS key", lambda: key_found(files.private_key)),
         Link("certificate", lambda: certificate_found(files, serves=False), ("TLS key",)),
         Link("name", lambda: name_found(files, name), ("certificate",)),
-        Link("signing key", lambda: signing_key_found(signing_key, files.private_key)),
+        Link(
+            "signing key", lambda: signing_key_found(signing_key, files.private_key), ("TLS key",)
+        ),
         Link("witness key", lambda: _witness(config)),
         Link("patients' data", lambda: _data(config)),
         Link("authority", lambda: authority_found(coordinator.authority)),

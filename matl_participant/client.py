@@ -442,7 +442,8 @@ def _classified(error: grpc.aio.AioRpcError) -> CallError:
     if code in _IDENTITY_CODES:
         return NotAllowedError(
             f"the coordinator does not accept this node ({details}); ask its operator to enrol the "
-            "certificate's public key",
+            "certificate's public key; a node that was revoked asks with new ones "
+            "(matl pki request --replace-keys)",
             code=code.name,
         )
     if code in _FINAL_CODES:

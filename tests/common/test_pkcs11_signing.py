@@ -1,6 +1,9 @@
 """Keys that sign in a real token: what they sign, and what is said when they cannot."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -219,6 +222,32 @@ def test_a_token_that_was_away_signs_again_when_it_is_back(tokens: TokenFolder) 
         tokens.restart()
         assert "is not there" in refusal(lambda: key.sign(DATA), TokenError)
     key.public_key.verify(key.sign(DATA), DATA, ec.ECDSA(SHA256()))
+
+
+def test_a_module_whose_own_folder_is_gone_is_not_called_missing(
+    tokens: TokenFolder, tmp_path: Path
+) -> None:
+    settings = tmp_path / "softhsm2.conf"
+    settings.write_text(f"directories.tokendir = {tmp_path / 'gone'}\n")
+    program = (
+        "import sys\n"
+        "from matl_common.identity.held_keys import load_p256_key\n"
+        "from matl_common.identity.pkcs11.uri import parse_token_uri\n"
+        "load_p256_key(parse_token_uri(sys.argv[1]))\n"
+    )
+    # Of its own, because a module is loaded once in a process.
+    finished = subprocess.run(
+        (sys.executable, "-c", program, tokens.uri_text("hsm")),
+        env={**os.environ, "SOFTHSM2_CONF": str(settings)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    said = finished.stderr.splitlines()[-1]
+    assert f"the PKCS#11 module {tokens.module} does not start" in said
+    assert "directories.tokendir" in said
+    assert "see that it is installed" not in said
 
 
 def test_another_key_under_the_same_name_signs_nothing(tokens: TokenFolder) -> None:

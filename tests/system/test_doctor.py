@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from typer.testing import CliRunner
 
+from matl.cli import app
 from matl_common.attestation.simulated import MEASUREMENT
 from matl_common.identity.certificates import (
     PARTICIPANT_ROLES,
@@ -19,7 +22,7 @@ from matl_common.identity.certificates import (
     create_authority,
     issue_certificate,
 )
-from matl_common.identity.keys import generate_private_key, public_key_pem
+from matl_common.identity.keys import generate_private_key, load_private_key, public_key_pem
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 from tests.softhsm import PIN, TokenFolder
 from tests.system.diagnosis import broken, diagnosis
@@ -31,6 +34,7 @@ from tests.system.federation import (
     Material,
     found_federation,
 )
+from tests.system.test_strangers import with_extension
 from tests.system.test_token_key import enrol_in_token, found_in_token
 
 pytestmark = [pytest.mark.system, pytest.mark.certificates]
@@ -159,6 +163,52 @@ def test_a_key_that_other_accounts_can_use_is_a_broken_link(
     expect_open(federation, path, link, is_hospital=is_hospital)
 
 
+@pytest.mark.parametrize("side", ["hospital", "coordinator"])
+def test_a_broken_tls_key_is_not_blamed_on_the_signing_key(
+    federation: Federation, tmp_path: Path, side: str
+) -> None:
+    is_hospital = side == "hospital"
+    path = federation.keys[HOSPITAL if is_hospital else COORDINATOR].tls.private_key
+    text = (hospital(federation) if is_hospital else federation.coordinator_config).read_text()
+    assert f'"{path}"' in text
+    broken_key = tmp_path / "tls.key"
+    broken_key.write_text("garbage")
+    broken_key.chmod(0o600)
+    config = federation.folder / f"broken-{side}.toml"
+    config.write_text(text.replace(f'"{path}"', f'"{broken_key}"'))
+    links = diagnosis(config)
+    assert broken(links) == ["TLS key"]
+    assert links["signing key"]["status"] == "skipped"
+    assert links["signing key"]["found"] == "needs: TLS key"
+
+
+def test_a_coordinators_certificate_for_clients_is_a_broken_link(
+    federation: Federation, tmp_path: Path
+) -> None:
+    path = federation.keys[COORDINATOR].tls.certificate_chain
+    issued = x509.load_pem_x509_certificate(path.read_bytes())
+    key = load_private_key(federation.folder / "keys" / "coordinator-ca.key")
+    for_clients = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+    changed = tmp_path / "tls.crt"
+    changed.write_bytes(with_extension(issued, for_clients, key).public_bytes(Encoding.PEM))
+    config = federation.folder / "for-clients.toml"
+    text = federation.coordinator_config.read_text()
+    assert f'"{path}"' in text
+    config.write_text(text.replace(f'"{path}"', f'"{changed}"'))
+    links = diagnosis(config)
+    assert broken(links) == ["certificate"]
+    assert "lacks serverAuth" in links["certificate"]["found"]
+
+
+def test_an_operators_configuration_is_called_that(tmp_path: Path) -> None:
+    config = tmp_path / "operator.toml"
+    config.write_text('[operator]\naddress = "127.0.0.1:1"\n')
+    result = CliRunner().invoke(app, ("doctor", "--config", str(config)))
+    assert result.exit_code == 2
+    assert "examines coordinators and participants" in result.output
+    assert len(result.output.splitlines()) == 1
+
+
 def test_a_log_encryption_key_that_other_accounts_can_use_is_a_broken_link(
     federation: Federation,
 ) -> None:
@@ -229,7 +279,8 @@ def test_what_is_wrong_with_a_token_is_said_of_the_key_that_is_in_it(
     federation = found_federation(tmp_path / "federation", material)
     enrol_in_token(federation, tokens, HOSPITAL)
     right = federation.participant_config(HOSPITAL, address="", changes={})
-    keys = ["TLS key", "signing key", "witness key"]
+    # The signing key is compared with TLS's.
+    keys = ["TLS key", "witness key"]
 
     def said(change: tuple[str, str] = ("", "")) -> tuple[list[str], str]:
         config = tmp_path / "participant.toml"
@@ -279,7 +330,7 @@ def test_a_pin_that_other_accounts_can_read_is_a_broken_link(
     text = config.read_text()
     config.write_text(text.replace(f"{tokens.module}", f"{tokens.module}&pin-source={pin}"))
     links = diagnosis(config)
-    assert broken(links) == ["TLS key", "signing key", "witness key", "connection"]
+    assert broken(links) == ["TLS key", "witness key", "connection"]
     assert links["TLS key"]["remedy"] == f"chmod 600 {pin}"
     pin.chmod(0o600)
     assert broken(diagnosis(config)) == ["connection"]

@@ -242,10 +242,33 @@ def minted(live: Live) -> TlsFiles:
     return files
 
 
-def for_serving(live: Live) -> TlsFiles:
-    """A hospital's certificate, but for the extended key usage of a server."""
+FOR_SERVERS = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+FOR_AGREEMENT_ALONE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=True,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def for_another_use(live: Live, use: x509.ExtensionType) -> TlsFiles:
+    """A hospital's certificate, but for what its key may be used for."""
     files = live.files()
     issued = x509.load_pem_x509_certificate(files.certificate_chain.read_bytes())
+    changed = with_extension(issued, use, live.authority().private_key)
+    files.certificate_chain.write_bytes(changed.public_bytes(Encoding.PEM))
+    return files
+
+
+def with_extension(
+    issued: x509.Certificate, extension: x509.ExtensionType, key: ec.EllipticCurvePrivateKey
+) -> x509.Certificate:
+    """A certificate signed anew with another extension in place of the one of its kind."""
     builder = x509.CertificateBuilder(
         issued.issuer,
         issued.subject,
@@ -254,13 +277,10 @@ def for_serving(live: Live) -> TlsFiles:
         issued.not_valid_before_utc,
         issued.not_valid_after_utc,
     )
-    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     for each in issued.extensions:
-        is_purpose = isinstance(each.value, x509.ExtendedKeyUsage)
-        builder = builder.add_extension(server if is_purpose else each.value, each.critical)
-    changed = builder.sign(live.authority().private_key, SHA256())
-    files.certificate_chain.write_bytes(changed.public_bytes(Encoding.PEM))
-    return files
+        value = extension if each.oid == extension.oid else each.value
+        builder = builder.add_extension(value, each.critical)
+    return builder.sign(key, SHA256())
 
 
 def without_certificate(live: Live) -> TlsFiles:
@@ -315,7 +335,7 @@ MATRIX: dict[str, Row] = {
         ("peer's authority", "did not issue"),
     ),
     "for a server": Row(
-        for_serving,
+        lambda live: for_another_use(live, FOR_SERVERS),
         "wrong_purpose",
         ("certificate", "lacks clientAuth"),
         ("peer's certificate", "lacks clientAuth"),
@@ -424,6 +444,23 @@ def test_the_hospitals_doctor_names_the_link_and_is_refused_as_its_daemon_is(
         links = diagnosis(hospital_config(live, files, row.node))
     assert broken(links) == [link]
     assert text in links[link]["found"]
+    if row.reason == "unlisted":
+        assert "matl pki request --replace-keys" in links[link]["remedy"]
+
+
+def test_either_doctor_says_that_a_key_is_not_for_signing(live: Live) -> None:
+    # No row of the matrix: gRPC itself does not take such a certificate for its own.
+    files = for_another_use(live, FOR_AGREEMENT_ALONE)
+    files.private_key.chmod(0o600)
+    for link, links in (
+        ("certificate", diagnosis(hospital_config(live, files))),
+        (
+            "peer's certificate",
+            diagnosis(live.federation.coordinator_config, "--peer", str(files.certificate_chain)),
+        ),
+    ):
+        assert broken(links) == [link]
+        assert "lacks digitalSignature" in links[link]["found"]
 
 
 @pytest.mark.parametrize("case", MATRIX)

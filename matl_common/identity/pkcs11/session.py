@@ -48,6 +48,13 @@ class _Module:
         try:
             self.library = pkcs11.lib(str(path))
         except pkcs11.PKCS11Error as error:
+            # A subclass stands for a code of the module's own: it was loaded.
+            if type(error) is not pkcs11.PKCS11Error:
+                raise ConfigurationError(
+                    f"the PKCS#11 module {path} does not start ({type(error).__name__}); see that "
+                    "what its own configuration names is there, as the folder of SoftHSM's tokens "
+                    "(directories.tokendir in softhsm2.conf)"
+                ) from error
             raise ConfigurationError(
                 f"cannot load the PKCS#11 module {path}; see that it is installed, and name it "
                 "with module-path"
