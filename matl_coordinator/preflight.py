@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +18,7 @@ from matl_coordinator.core.robust.dominance import (
     check_against_noise,
     noise_ratios,
 )
+from matl_coordinator.core.weighting import strength_of_newcomers, strength_wanted
 from matl_coordinator.service.judging import fitted
 
 CLASSES = 5
@@ -93,6 +95,7 @@ def rule_warnings(config: Config, allowlist: Allowlist) -> tuple[str, ...]:
     """What an operator should know about rule and allow-list before a study relies on them."""
     return (
         *_majority_warnings(config),
+        *_newcomers_warnings(config, enrolled_participants(allowlist)),
         *_exclusion_warnings(config, enrolled_participants(allowlist)),
         *_fixed_f_warnings(config),
         *_histogram_warnings(allowlist),
@@ -107,6 +110,22 @@ def _majority_warnings(config: Config) -> tuple[str, ...]:
         f"rounds.quorum = {quorum} lets a round close in which {f} hostile hospitals are not the "
         f"minority: what is claimed holds for rounds of {2 * f + 1} updates and more; set "
         f"rounds.quorum = {2 * f + 1} to have no others"
+    )
+    return (warning,)
+
+
+def _newcomers_warnings(config: Config, enrolled: int) -> tuple[str, ...]:
+    policy, quorum = config.trust.policy, config.rounds.quorum
+    wanted = strength_wanted(enrolled, policy)
+    found = strength_of_newcomers(quorum, policy)
+    if found >= wanted:
+        return ()
+    enough = math.ceil(wanted / strength_of_newcomers(1, policy))
+    low_enough = math.floor(found * 100) / 100
+    warning = (
+        f"rounds.quorum = {quorum} lets a round of {quorum} new hospitals close, whose combined "
+        f"trust begins at {found:.2f}; a round below {wanted:.2f} is held, and the study pauses: "
+        f"set rounds.quorum = {enough}, or trust.minimum_strength = {low_enough:.2f}"
     )
     return (warning,)
 

@@ -53,6 +53,16 @@ def _strength(trust: float, policy: TrustPolicy) -> float:
     return min(1.0, (trust - start) / (policy.trusted_from - start))
 
 
+def strength_wanted(enrolled: int, policy: TrustPolicy = DEFAULT_POLICY) -> float:
+    """The least sum of ψ in a round that is not held."""
+    return min(policy.minimum_strength, strength_of_newcomers(enrolled, policy))
+
+
+def strength_of_newcomers(hospitals: int, policy: TrustPolicy = DEFAULT_POLICY) -> float:
+    """The sum of ψ over hospitals that have their initial trust."""
+    return hospitals * _strength(policy.initial, policy)
+
+
 def aggregation_weights(
     records: Sequence[TrustRecord],
     enrolled: Mapping[NodeId, int],
@@ -91,7 +101,7 @@ def aggregation_weights(
     if len(present) <= f:
         return Hold(f"{len(present)} sound updates came, and up to {f} hospitals may be hostile")
     total = math.fsum(strength.values())
-    wanted = min(policy.minimum_strength, len(enrolled) * _strength(policy.initial, policy))
+    wanted = strength_wanted(len(enrolled), policy)
     support = math.fsum(capped[node] for node in present if strength[node] > 0)
     # Whoever is hostile, the honest have at least this.
     guaranteed = math.fsum(sorted(capped.values())[: len(capped) - f])

@@ -11,13 +11,15 @@ import pytest
 from matl_common.attestation.evidence import Technology, Verdict
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.certificates import Role
 from matl_common.modes import MATLMode
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import StudyPlan
 from matl_common.vision.dataset import CLASSES as WORKER_CLASSES
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.core.robust.registry import DEFAULT_RULE
-from matl_coordinator.core.trust_record import DEFAULT_POLICY
+from matl_coordinator.core.trust_record import DEFAULT_POLICY, initial_record
+from matl_coordinator.core.weighting import Hold, aggregation_weights
 from matl_coordinator.preflight import (
     CLASSES,
     check_hospitals,
@@ -380,6 +382,26 @@ def test_a_quorum_in_which_the_hostile_are_no_minority_is_warned_of(tmp_path: Pa
         assert "set rounds.quorum = 5" in warning
     site = site_of(tmp_path / "5", sizes=FIVE, byzantine=2, quorum=5)
     assert not any("quorum" in each for each in rule_warnings(site.config, site.allowlist))
+
+
+def test_a_quorum_whose_first_round_would_be_held_is_warned_of_as_the_rule_holds_it(
+    tmp_path: Path,
+) -> None:
+    records = [initial_record(node) for node in NODES]
+    for quorum in (2, 3):
+        site = site_of(tmp_path / str(quorum), sizes=FIVE, byzantine=0, quorum=quorum)
+        warnings = [each for each in rule_warnings(site.config, site.allowlist) if "trust" in each]
+        enrolled = {
+            node.node_id: node.enrolled_patients
+            for node in site.allowlist.nodes.values()
+            if node.role is Role.PARTICIPANT
+        }
+        shared = aggregation_weights(records, enrolled, present=NODES[:quorum], f=0)
+        is_held = isinstance(shared, Hold) and "combined trust" in shared.reason
+        assert bool(warnings) == is_held == (quorum == 2)
+        for each in warnings:
+            assert "combined trust begins at 1.50; a round below 2.00 is held" in each
+            assert "set rounds.quorum = 3, or trust.minimum_strength = 1.50" in each
 
 
 def with_histogram(site: Site, *counts: int) -> Allowlist:
