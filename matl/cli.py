@@ -123,11 +123,11 @@ def common(
 
     ```
     [operator]
-    address = "coordinator.example.org:8443"
+    address = "coordinator.hospital-a.example:8470"
     coordinator = "spiffe://dr-study/coordinator/coordinator"
-    key = "operator.key"
-    certificate = "operator.pem"
-    authority = "coordinator-authority.pem"
+    key = "tls.key"
+    certificate = "tls.crt"
+    authority = "trusted-ca.crt"
     ```
 
     For example: matl status, matl rounds --after 3 --json,

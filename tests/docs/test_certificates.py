@@ -49,7 +49,7 @@ pytestmark = [
 DOCS = Path(__file__).parents[2] / "docs"
 METHOD = "/matl.test.Identity/WhoAmI"
 TIMEOUT_SECONDS = 10
-COORDINATOR_TOML, _, PARTICIPANT_TOML = re.findall(
+COORDINATOR_TOML, _, PARTICIPANT_TOML, _ = re.findall(
     r"```toml\n(.*?)```", (DOCS / "configuration.md").read_text("utf-8"), re.DOTALL
 )
 

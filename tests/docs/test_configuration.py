@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from matl.cli import common
+from matl.connection import Flags, OperatorFile, read_connection
 from matl_common.identity.allowlist import parse_allowlist
 from matl_common.identity.keys import public_key_pem
+from matl_common.identity.node_folder import NodeFolder
 from matl_coordinator import config as coordinator
 from matl_participant import config as participant
 
 ROOT = Path(__file__).parents[2]
-COORDINATOR, ALLOWLIST, PARTICIPANT = re.findall(
+COORDINATOR, ALLOWLIST, PARTICIPANT, OPERATOR = re.findall(
     r"```toml\n(.*?)```", (ROOT / "docs" / "configuration.md").read_text("utf-8"), re.DOTALL
 )
 
@@ -52,6 +56,20 @@ def test_the_coordinators_example_is_valid_and_leaves_no_key_out(tmp_path: Path)
     assert loaded.federation.allowlist == tmp_path / "allowlist.toml"
     undocumented = keys_of(coordinator.Config) - keys_shown(COORDINATOR)
     assert undocumented <= {"study.public_labels"}
+
+
+def test_the_operators_example_is_valid_whole_and_the_one_that_the_help_shows(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "operator.toml"
+    path.write_text(OPERATOR, "utf-8")
+    loaded = read_connection(path, Flags(*[None] * 5))
+    mine = NodeFolder(tmp_path).tls
+    assert (loaded.key, loaded.certificate) == (mine.private_key, mine.certificate_chain)
+    assert loaded.authority == mine.trusted_authority
+    assert keys_of(OperatorFile) == keys_shown(OPERATOR)
+    shown = (common.__doc__ or "").split("```")[1]
+    assert tomllib.loads(shown) == tomllib.loads(OPERATOR)
 
 
 def test_the_participants_example_is_valid_and_leaves_no_key_out(tmp_path: Path) -> None:
