@@ -46,6 +46,9 @@ from matl_coordinator.schedule import ByCalendar, ByHand, EveryInterval, Schedul
 NOT_ROBUST = frozenset({"weighted_mean", "clipped_weighted_mean", "foolsgold"})
 """Rules that need the trust of a holdout set behind their weights."""
 
+_SECRET_PARAMETERS = frozenset({"password", "sslpassword", "oauth_client_secret"})
+"""What libpq takes from a URL's query, and nobody may read from it."""
+
 _ENVIRONMENT = {
     "MATL_NODE_ID": ("federation", "node_id"),
     "MATL_PRIVATE_KEY": ("identity", "tls_key"),
@@ -405,9 +408,15 @@ class Config(Section):
     def _check(self) -> Config:
         if self.database:
             try:
-                make_url(self.database)
+                asked = make_url(self.database).query
             except ArgumentError as error:
                 raise ValueError("database is not a URL such as postgresql://host/name") from error
+            secret = sorted(key for key in asked if key.lower() in _SECRET_PARAMETERS)
+            if secret:
+                raise ValueError(
+                    f"database has {', '.join(secret)} behind the question mark, where it would be "
+                    "shown; a password stands before the host, or in a file that passfile names"
+                )
         if self.standby is not None and not self.is_on_postgres:
             raise ValueError(
                 "[standby] needs PostgreSQL, which two daemons can share: set database to "

@@ -106,6 +106,21 @@ def test_a_standby_needs_a_database_that_two_daemons_can_share(tmp_path: Path) -
     assert "three times poll_seconds = 4" in refusal(tmp_path, slow)
 
 
+@pytest.mark.parametrize("parameter", ["password", "sslpassword", "PassWord", "%70assword"])
+def test_a_password_in_the_query_of_the_databases_url_is_refused(
+    tmp_path: Path, parameter: str
+) -> None:
+    path = written(tmp_path, HOLDOUT)
+    path.write_text(
+        f'database = "postgresql://matl@db/matl?{parameter}=canary"\n{path.read_text()}'
+    )
+    with pytest.raises(ConfigurationError, match="behind the question mark") as refused:
+        load_config(path, environment={})
+    assert "canary" not in str(refused.value)
+    path.write_text(path.read_text().replace(parameter, "passfile"))
+    assert "canary" in load_config(path, environment={}).printable()["database"]
+
+
 @pytest.mark.attestation
 def test_a_simulated_attester_never_goes_with_compliance(tmp_path: Path) -> None:
     simulated = f'{HOLDOUT}{ATTESTED}"SIMULATED"\n'

@@ -42,6 +42,7 @@ WATCHED, *OTHERS = HOSPITALS
 IMAGE, PATIENT, BROKEN = "canaryimage", "canarypatient", "canarybroken"
 REASON = "canaryreason of the operator"
 ODD_PASSWORD = "canary/p@ss:word"
+PASSPHRASE = "canarypassphrase"
 PATIENTS = {"an image's name": IMAGE, "a patient's id": PATIENT, "a broken image's name": BROKEN}
 
 
@@ -148,6 +149,10 @@ def failures(federation: Federation, folder: Path, hospital: Path) -> bytes:
     strange.write_text(hospital.read_text().replace(str(federation.images / WATCHED), str(named)))
     in_the_uri = folder / "pin-value.toml"
     in_the_uri.write_text(table.replace("?module-path=", f"?pin-value={PIN}&module-path="))
+    asked = folder / "in-the-query.toml"
+    behind = nobody.set(password=None, query={"password": ODD_PASSWORD, "sslpassword": PASSPHRASE})
+    as_text = behind.render_as_string(hide_password=False)
+    asked.write_text(table.replace(json.dumps(federation.database), json.dumps(as_text)))
     coordinator_daemon = ("-m", "matl_coordinator.daemon", "-c")
     texts = {
         "refuses the PIN": told_by(
@@ -156,6 +161,7 @@ def failures(federation: Federation, folder: Path, hospital: Path) -> bytes:
         "has a PIN in it": told_by(*coordinator_daemon, str(in_the_uri)),
         "database did not confirm": told_by(*coordinator_daemon, str(unreachable)),
         "matl:***@": told_by(*coordinator_daemon, str(unreachable), "--print-config"),
+        "password, sslpassword behind": told_by(*coordinator_daemon, str(asked), "--print-config"),
         "unencrypted private key": told_by("-m", "matl_participant", "-c", str(no_key)),
         "remove column 3": told_by("-m", "matl_participant", "-c", str(strange)),
     }
@@ -245,6 +251,7 @@ def leave_traces(folder: Path, material: Material, database: str, tokens: TokenF
         "the database's password": str(password).encode(),
         "a password with signs": ODD_PASSWORD.encode(),
         "the same in a URL": quote(ODD_PASSWORD, safe="").encode(),
+        "a TLS key's passphrase in a URL": PASSPHRASE.encode(),
         "the token's PIN": PIN.encode(),
     }
     controls = {
