@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -24,6 +25,14 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
 }
 
 
+_EXTREMES: dict[int, tuple[int, ...]] = {
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_UINT32: (2**31, 2**32 - 1),
+    FieldDescriptor.TYPE_UINT64: (2**63, 2**64 - 1),
+}
+
+
 def messages(kind: Descriptor, *, depth: int = MAX_DEPTH) -> st.SearchStrategy[Message]:
     """Messages of a type, any of whose fields may be missing."""
     fields = {
@@ -31,6 +40,19 @@ def messages(kind: Descriptor, *, depth: int = MAX_DEPTH) -> st.SearchStrategy[M
     }
     make = GetMessageClass(kind)
     return st.fixed_dictionaries({}, optional=fields).map(lambda values: make(**values))
+
+
+def extremes(kind: Descriptor, *, depth: int = MAX_DEPTH) -> Iterator[Message]:
+    """Messages of a type of which one number, at any depth, is more than half its range or all."""
+    make = GetMessageClass(kind)
+    for field in kind.fields:
+        if field.message_type is not None:
+            below = extremes(field.message_type, depth=depth - 1) if depth > 0 else iter(())
+            values: Iterator[Any] = below
+        else:
+            values = iter(_EXTREMES.get(field.type, ()))
+        for value in values:
+            yield make(**{field.name: [value] if field.is_repeated else value})
 
 
 def _values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:

@@ -29,6 +29,8 @@ from matl_coordinator.service.entries import entry
 from matl_coordinator.service.register import Decision, Register
 
 MAX_ROUNDS_LISTED = 100
+MAX_ROUND_ID = 2**63 - 1
+"""No store counts further; the wire does."""
 
 
 class OperationError(MatlError):
@@ -57,12 +59,10 @@ class Operations:
         return await self._register.state()
 
     async def rounds(self, *, after: int, limit: int) -> tuple[Round, ...]:
-        bounded = min(max(1, limit), MAX_ROUNDS_LISTED)
-        return await asyncio.to_thread(self._store.rounds, after=after, limit=bounded)
+        return await asyncio.to_thread(self._store.rounds, **_bounded(after, limit))
 
     async def trust_history(self, *, after: int, limit: int) -> tuple[PutTrust, ...]:
-        bounded = min(max(1, limit), MAX_ROUNDS_LISTED)
-        return await asyncio.to_thread(self._store.trust_history, after=after, limit=bounded)
+        return await asyncio.to_thread(self._store.trust_history, **_bounded(after, limit))
 
     async def log_head(self) -> LogHead:
         return await asyncio.to_thread(self._store.log_head)
@@ -239,3 +239,11 @@ def _required(reason: str) -> str:
     if not text or len(text) > 500:
         raise OperationError("give a reason of 1 to 500 characters; it goes into the log")
     return text
+
+
+def _bounded(after: int, limit: int) -> dict[str, int]:
+    """What a store may be asked for."""
+    return {
+        "after": min(after, MAX_ROUND_ID),
+        "limit": min(max(1, limit), MAX_ROUNDS_LISTED),
+    }

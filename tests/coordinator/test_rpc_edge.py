@@ -41,7 +41,7 @@ from matl_coordinator.rpc.guard import MAX_CALLS_PER_NODE, ROLES
 from matl_coordinator.rpc.statuses import status_of
 from tests.coordinator.harness import FEDERATION, NODES, OPERATOR, make_site, utc_now
 from tests.coordinator.served import Served, served
-from tests.messages import messages
+from tests.messages import extremes, messages
 from tests.system.processes import until
 
 pytestmark = pytest.mark.hostile
@@ -161,6 +161,17 @@ def test_no_message_is_answered_as_unknown_or_as_our_fault(
     # gRPC's own health service has no List.
     assert code in EXPECTED | ({Code.UNIMPLEMENTED} if method.name == "List" else set()), details
     assert "Error" not in details
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_no_number_is_too_great_for_an_answer(open_door: Served, path: str) -> None:
+    method: MethodDescriptor = METHODS[path]
+    # Those that wait for something are left before it comes.
+    seconds = 0.1 if method.name in ("AwaitRound", "Watch") else CALL_SECONDS
+    with open_door.channel(caller_of(path)) as channel:
+        for message in extremes(method.input_type):
+            code, _ = outcome(channel, path, [message.SerializeToString()], seconds=seconds)
+            assert code in EXPECTED, message
 
 
 def test_what_a_handler_fails_with_is_never_told() -> None:

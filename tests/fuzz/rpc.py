@@ -23,6 +23,7 @@ from matl_common.ids import NodeId
 from matl_common.protocol import PayloadType
 from matl_common.signing import sign
 from matl_common.wire import federation_pb2 as pb
+from matl_common.wire import operations_pb2
 from matl_common.wire.documents import envelope_to_wire, format_update_manifest
 from matl_coordinator.rpc.guard import ROLES
 from tests.coordinator.harness import NODES, OPERATOR, make_site, next_round
@@ -106,6 +107,13 @@ TARGET = Target(
             "/matl.v1.FederationService/PushChunks",
             pb.PushChunksRequest(update_digest="0" * 64).SerializeToString(),
             pb.PushChunksRequest(chunk=pb.Chunk(index=0, data=b"chunk")).SerializeToString(),
+        ),
+        *(
+            _call(
+                "/matl.v1.OperationsService/ListRounds",
+                operations_pb2.ListRoundsRequest(after_round=after).SerializeToString(),
+            )
+            for after in (2**63, 2**64 - 1)
         ),
         bytes([len(SERVED_METHODS)]) + format_update_manifest(MANIFEST),
     ],
