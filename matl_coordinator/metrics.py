@@ -33,6 +33,9 @@ class Metrics:
             "Connections and calls of peers that may not take part.",
             "reason",
         )
+        self._delayed = self._counter(
+            "delayed_calls_total", "Calls that had to wait because their caller calls too often."
+        )
         self._leader = self._gauge(
             "coordinator_leader", "1 for the coordinator that leads, 0 for one that stands by."
         )
@@ -141,6 +144,9 @@ class Metrics:
 
     def peer_refused(self, reason: str) -> None:
         self._refused_peers.labels(reason=reason).inc()
+
+    def call_delayed(self) -> None:
+        self._delayed.inc()
 
     def enrolment_changed(self, participants: int) -> None:
         self._enrolled.set(participants)

@@ -543,6 +543,10 @@ class Meter(Protocol):
 
     def peer_refused(self, reason: str) -> None: ...
 
+    def call_delayed(self) -> None:
+        """A call waits because its caller calls too often."""
+        ...
+
     def enrolment_changed(self, participants: int) -> None:
         """So many hospitals are enrolled."""
         ...

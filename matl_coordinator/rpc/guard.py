@@ -2,7 +2,8 @@
 
 Every method of every service needs a row in ``ROLES``; the server does not start
 without. The caller is taken from the connection's certificate and matched with the
-allow-list on every call, expiry included. Who calls too often waits. When the list changes,
+allow-list on every call, expiry included. Who calls too often waits, for a refusal as well,
+and every refusal is told. When the list changes,
 calls under way of nodes that it no longer lets in are ended, and when a certificate expires,
 those made with it.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -27,6 +29,12 @@ from matl_coordinator.rpc.pace import Pace
 
 MAX_CALLS_PER_NODE = 16
 """Calls of one node that may be under way at once."""
+
+MAX_WAITING_PER_KEY = 128
+"""Calls with one key that may wait at once to be taken up; further ones are refused at once."""
+
+UNKNOWN_METHOD = "unknown"
+"""Stands for a method that nobody serves, in whose name a caller may have written anything."""
 
 CLOCK_SECONDS = 2.0
 """How long at most the clock is not looked at while a call is under way: it may be set."""
@@ -81,6 +89,10 @@ class TooManyCallsError(MatlError):
     """The caller has as many calls under way as it may have."""
 
 
+class UnknownMethodError(MatlError):
+    """An enrolled caller asks for a method that is not served."""
+
+
 def caller() -> AllowedNode:
     """The enrolled node whose call is being handled."""
     return _caller.get()
@@ -129,14 +141,18 @@ class Guard:
         roster: Roster,
         clock: Callable[[], datetime],
         on_denial: OnDenial,
+        on_wait: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roster = roster
         self._clock = clock
         self._monotonic = monotonic
         self._on_denial = on_denial
+        self._on_wait = on_wait
         self._calls: dict[NodeId, set[_Call]] = {}
-        self._paces: dict[NodeId, Pace] = {}
+        # By the key of the certificate: nobody slows others down by their name.
+        self._paces: dict[str, Pace] = {}
+        self._waiting: Counter[str] = Counter()
         roster.follow(self._end_calls)
 
     @asynccontextmanager
@@ -150,11 +166,15 @@ class Guard:
             AccessDeniedError: it is not enrolled, or its role does not allow it, or it was
                 removed or its certificate expired while the block ran.
             TooManyCallsError: it has as many calls under way as it may have.
+            UnknownMethodError: there is no such method.
         """
+        method = method if method in ROLES else UNKNOWN_METHOD
         peer, node = await self._authenticate(context, method)
         calls = self._calls.setdefault(node.node_id, set())
         if len(calls) >= MAX_CALLS_PER_NODE:
-            raise TooManyCallsError(f"{node.node_id} has {MAX_CALLS_PER_NODE} calls under way")
+            raise await self._too_many(
+                peer, method, f"{node.node_id} has {MAX_CALLS_PER_NODE} calls under way"
+            )
         task = asyncio.current_task()
         assert task is not None, "a handler runs in a task"
         call = _Call(peer, method, task)
@@ -162,7 +182,6 @@ class Guard:
         self._end_once_expired(call)
         _caller.set(node)
         try:
-            await self._keep_pace(node.node_id)
             yield
             if call.ended_for is not None:
                 # The cancellation that came too late for the block is taken here.
@@ -189,21 +208,42 @@ class Guard:
         except PeerRefusedError as error:
             await self._on_denial("not_authenticated", None, method)
             raise AccessDeniedError(str(error)) from error
+        # Before anything is refused, so that refusals are no faster than answers.
+        await self._keep_pace(peer, method)
         node = self._roster.admitting.authenticate(peer, now=self._clock())
         if isinstance(node, RefusalReason):
             await self._on_denial(node.value, peer.node_id, method)
             raise _refused(peer, node)
-        if node.role not in ROLES.get(method, frozenset()):
+        if method == UNKNOWN_METHOD:
+            await self._on_denial("unknown_method", peer.node_id, method)
+            raise UnknownMethodError("there is no such method here")
+        if node.role not in ROLES[method]:
             await self._on_denial("role_not_allowed", peer.node_id, method)
             raise AccessDeniedError(f"a {node.role.value} may not call {method}")
         return peer, node
 
-    async def _keep_pace(self, node: NodeId) -> None:
-        """Wait where the node calls too often. A call that is cut meanwhile does not count."""
-        pace = self._paces.setdefault(node, Pace())
+    async def _keep_pace(self, peer: PeerCertificate, method: str) -> None:
+        """Wait where a key calls too often. A call that is cut meanwhile does not count."""
+        key = peer.pin
+        pace = self._paces.setdefault(key, Pace())
         if seconds := pace.wait(now=self._monotonic()):
-            await asyncio.sleep(seconds)
+            if self._waiting[key] >= MAX_WAITING_PER_KEY:
+                raise await self._too_many(
+                    peer,
+                    method,
+                    f"{MAX_WAITING_PER_KEY} calls wait to be taken up; call less often",
+                )
+            self._on_wait()
+            self._waiting[key] += 1
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self._waiting[key] -= 1
         pace.take(now=self._monotonic())
+
+    async def _too_many(self, peer: PeerCertificate, method: str, text: str) -> TooManyCallsError:
+        await self._on_denial("too_many_calls", peer.node_id, method)
+        return TooManyCallsError(text)
 
     def _end_calls(self) -> None:
         now = self._clock()

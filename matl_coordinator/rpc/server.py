@@ -148,7 +148,9 @@ def build_server(
     audit = AuditServicer(
         audit=use_cases.audit, checkpoints=use_cases.checkpoints, readings=use_cases.readings
     )
-    guard = Guard(roster=roster, clock=clock, on_denial=watch.access_denied)
+    guard = Guard(
+        roster=roster, clock=clock, on_denial=watch.access_denied, on_wait=meter.call_delayed
+    )
     return GuardedServer(
         identity=identity,
         guard=guard,
@@ -194,9 +196,9 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self._guarded(handler, handler_call_details.method)
+    ) -> Handler:
+        handler = await continuation(handler_call_details) or _NOT_SERVED
+        return self._guarded(handler, handler_call_details.method)
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
         parse = _parser(handler.request_deserializer)
@@ -235,6 +237,14 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
                 await _abort(context, method, error)
 
         return behaviour
+
+
+async def _not_served(requests: Any, context: Any) -> bytes:
+    raise NotImplementedError
+
+
+# In place of what gRPC itself would answer, past the guard.
+_NOT_SERVED: Handler = grpc.stream_unary_rpc_method_handler(_not_served)
 
 
 def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -20,7 +20,7 @@ from matl_coordinator.ports import (
     StaleWriterError,
     StoreError,
 )
-from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError
+from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError, UnknownMethodError
 from matl_coordinator.rpc.messages import IdleError
 from matl_coordinator.service.attesting import AskedTooOftenError, NotAttestedError
 from matl_coordinator.service.checkpoints import CheckpointError
@@ -53,6 +53,7 @@ REFUSAL_STATUS: dict[RefusalCode, grpc.StatusCode] = {
 ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (AccessDeniedError, Status.PERMISSION_DENIED),
     (TooManyCallsError, Status.RESOURCE_EXHAUSTED),
+    (UnknownMethodError, Status.UNIMPLEMENTED),
     (IdleError, Status.DEADLINE_EXCEEDED),
     (AskedTooOftenError, Status.RESOURCE_EXHAUSTED),
     (NotAttestedError, Status.FAILED_PRECONDITION),

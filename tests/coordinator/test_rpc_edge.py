@@ -237,6 +237,24 @@ def test_reflection_tells_a_stranger_nothing(open_door: Served, tmp_path: Path) 
             assert "matl.v1" not in details
 
 
+def test_a_method_that_nobody_serves_is_refused_by_the_guard_and_counted(
+    open_door: Served,
+) -> None:
+    def counted() -> float:
+        registry = open_door.coordinator.meter.registry
+        labels = {"reason": "unknown_method"}
+        return registry.get_sample_value("matl_refused_peers_total", labels) or 0.0
+
+    before = counted()
+    with open_door.channel(HOSPITAL) as channel:
+        for path in ("/matl.v1.FederationService/Secret", "/none.Such/Thing"):
+            assert outcome(channel, path, [b""]) == (
+                Code.UNIMPLEMENTED,
+                "there is no such method here",
+            )
+    assert counted() == before + 2
+
+
 def test_metadata_that_is_too_long_ends_its_call_alone(open_door: Served) -> None:
     check = "/grpc.health.v1.Health/Check"
     with open_door.channel(HOSPITAL) as channel:
