@@ -91,6 +91,11 @@ def test_the_allow_list_example_is_valid_once_its_key_and_pin_are_filled_in() ->
     assert node.enrolled_patients == 5000
 
 
+def test_the_coordinators_unit_dies_and_comes_back_before_the_machine_has_no_memory_left() -> None:
+    unit = (ROOT / "deploy" / "systemd" / "matl-coordinator.service").read_text()
+    assert {"MemoryMax=75%", "OOMPolicy=kill", "Restart=always"} <= set(unit.splitlines())
+
+
 def test_the_systemd_units_do_not_restart_what_would_only_fail_again() -> None:
     units = ROOT / "deploy" / "systemd"
     for name, statuses in (("coordinator", "2"), ("participant", "2 3")):

@@ -13,11 +13,13 @@ from functools import cache
 from matl_common.identity.tls import TlsFiles
 from tests.system.frames import (
     CANCEL,
+    CONTINUATION,
     PING,
     RST_STREAM,
     WAIT_SECONDS,
     RawConnection,
     frame,
+    header_block,
     message,
     raw_connection,
 )
@@ -29,6 +31,7 @@ IDLE_STREAMS, IDLE_CONNECTIONS = 200, 5
 PINGS = 20_000
 RESETS = 2_000
 HALF_OPEN = 400
+HEADER_BYTES = 16 * MEBIBYTE
 BROKEN_OFF, AT_A_TIME, CALLERS = 1_000, 50, 4
 SERVICE = "/matl.v1.FederationService/"
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 3, 8
@@ -132,6 +135,17 @@ def idle_streams(port: int, files: TlsFiles) -> Iterator[None]:
             connection = opened.enter_context(raw_connection(port, files))
             for number in range(IDLE_STREAMS // IDLE_CONNECTIONS):
                 connection.open_call(SERVICE + "PushChunks", stream=2 * number + 1)
+        yield
+
+
+@contextmanager
+def endless_headers(port: int, files: TlsFiles) -> Iterator[None]:
+    """One call whose headers do not end: 16 MiB of them, and its connection stays open."""
+    piece = frame(CONTINUATION, stream=1, payload=header_block({"abcde": "x" * 126})) * 100
+    with raw_connection(port, files) as connection:
+        connection.open_call(SERVICE + "Hello", stream=1, more_headers=True)
+        for _ in range(HEADER_BYTES // len(piece)):
+            connection.send(piece)
         yield
 
 

@@ -16,7 +16,8 @@ from tests.system.federation import COORDINATOR_NAME
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_FRAME_BYTES = 16_384
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+WINDOW_UPDATE, CONTINUATION = 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 CANCEL = 8
 WAIT_SECONDS = 30.0
@@ -66,8 +67,16 @@ class RawConnection:
         """
         self._socket.sendall(data)
 
-    def open_call(self, path: str, *, stream: int, encoding: str = "", ends: bool = False) -> None:
-        """Begin a gRPC call."""
+    def open_call(
+        self,
+        path: str,
+        *,
+        stream: int,
+        encoding: str = "",
+        ends: bool = False,
+        more_headers: bool = False,
+    ) -> None:
+        """Begin a gRPC call, whose headers are not all told yet where there are more."""
         headers = {
             ":method": "POST",
             ":scheme": "https",
@@ -77,7 +86,7 @@ class RawConnection:
             "content-type": "application/grpc",
             **({"grpc-encoding": encoding} if encoding else {}),
         }
-        flags = END_HEADERS | (END_STREAM if ends else 0)
+        flags = END_HEADERS * (not more_headers) | END_STREAM * ends
         self.send(frame(HEADERS, flags=flags, stream=stream, payload=header_block(headers)))
 
     def send_data(self, data: bytes, *, stream: int, ends: bool = True) -> None:

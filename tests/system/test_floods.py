@@ -23,7 +23,14 @@ from tests.system.federation import (
     found_federation,
     logged_events,
 )
-from tests.system.floods import AT_ONCE, ATTACKS, half_open_handshakes, idle_streams
+from tests.system.floods import (
+    AT_ONCE,
+    ATTACKS,
+    HEADER_BYTES,
+    endless_headers,
+    half_open_handshakes,
+    idle_streams,
+)
 from tests.system.processes import Daemon
 from tests.system.story import of, start_hospitals
 from tests.system.test_hostile import expect_code
@@ -35,6 +42,9 @@ Code = grpc.StatusCode
 MEBIBYTE = 1 << 20
 # A bomb that went off would take 900 MiB and more.
 MAX_GROWTH_BYTES = 96 * MEBIBYTE
+# What gRPC may keep for a byte of headers that do not end, of which no option bounds how many.
+MAX_GROWTH_PER_HEADER_BYTE = 10
+HEADER_FLOODS = 5
 
 
 @dataclass(frozen=True)
@@ -157,3 +167,23 @@ def test_honest_hospitals_finish_their_round_under_all_attacks_at_once(siege: Si
     (closed,) = of(logged_events(federation), "collection_closed", round=1)
     assert isinstance(closed["admitted"], dict)
     assert set(closed["admitted"]) == {*HOSPITALS, ATTACKER}
+
+
+def test_headers_without_end_cost_memory_only_while_their_connection_lasts(
+    tmp_path: Path, material: Material
+) -> None:
+    federation = found_federation(tmp_path, material, study={"rounds": 1})
+    attacker, honest, *_ = HOSPITALS
+    files = federation.keys[attacker].tls
+    with federation.start_coordinator() as coordinator:
+        coordinator.wait_for("coordinator_ready")
+        with voice_of(federation, honest) as voice:
+            voice.plan()
+        peak = peak_bytes(coordinator)
+        for _ in range(HEADER_FLOODS):
+            # What the first one took is room for the next.
+            with endless_headers(federation.port, files), voice_of(federation, honest) as voice:
+                voice.plan()
+        growth = peak_bytes(coordinator) - peak
+        assert growth < MAX_GROWTH_PER_HEADER_BYTE * HEADER_BYTES
+        assert coordinator.drain() == 0
