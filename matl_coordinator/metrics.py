@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from matl_common.scrapes import serve_scrapes
 from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
@@ -24,8 +25,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        # What ends serving, in order.
-        self._closing: Sequence[Callable[[], object]] = ()
+        self._end_serving: Callable[[], None] | None = None
         self._rounds = self._counter("rounds_total", "Rounds that ended.", "outcome")
         self._updates = self._counter("updates_total", "Updates by what became of them.", "outcome")
         self._refused_peers = self._counter(
@@ -118,14 +118,13 @@ class Metrics:
         Raises:
             OSError: the port is taken.
         """
-        server, thread = start_http_server(port, addr=address, registry=self.registry)
-        self._closing = (server.shutdown, server.server_close, thread.join)
+        self._end_serving = serve_scrapes(address, port, self.registry)
 
     def close(self) -> None:
         """Answer no more, and leave the port to others."""
-        while self._closing:
-            first, *self._closing = self._closing
-            first()
+        if self._end_serving is not None:
+            self._end_serving()
+            self._end_serving = None
 
     def leads(self, reign: int) -> None:
         self._leader.set(1)

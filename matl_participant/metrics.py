@@ -6,9 +6,10 @@ a round. Labels are bounded. Nothing here changes what the participant does.
 
 import math
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from matl_common.protocol import Standing
+from matl_common.scrapes import serve_scrapes
 from matl_participant.core.spending import Summary
 
 NAMESPACE = "matl_participant"
@@ -93,9 +94,9 @@ class Metrics:
         self.trust.set(standing.trust)
 
     def serve(self, address: str) -> None:
-        """Answer scrapes at ``host:port`` from a daemon thread."""
+        """Answer scrapes at ``host:port`` from daemon threads."""
         host, _, port = address.rpartition(":")
-        start_http_server(int(port), host.strip("[]"), registry=self.registry)
+        serve_scrapes(host.strip("[]"), int(port), self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)

@@ -44,7 +44,7 @@ MEBIBYTE = 1 << 20
 MAX_GROWTH_BYTES = 96 * MEBIBYTE
 # What gRPC may keep for a byte of headers that do not end, of which no option bounds how many.
 MAX_GROWTH_PER_HEADER_BYTE = 10
-HEADER_FLOODS = 5
+HEADER_FLOODS = 20
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""Answers Prometheus's scrapes on a port of its own, for few at once and none for long.
+
+prometheus_client's own server has a thread for every connection, however many there are, and waits
+for a request for as long as it does not come.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+MAX_SCRAPES = 16
+"""Connections served at once; those beyond are closed unanswered."""
+
+SCRAPE_SECONDS = 5.0
+"""How long a connection may take in all, for its request and for our answer."""
+
+Address = socket.socket | tuple[bytes, socket.socket]
+
+
+class _Handler(WSGIRequestHandler):
+    """Silent: a line for every scrape would tell nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, *, seconds: float) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
+        self._seconds = seconds
+        self._room = threading.BoundedSemaphore(MAX_SCRAPES)
+        super().__init__((str(address[0]), port), _Handler)
+
+    def process_request(self, request: Address, client_address: object) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Address, client_address: object) -> None:
+        assert isinstance(request, socket.socket)
+        # Of the whole connection: a time-out of the socket begins anew with every byte.
+        end = threading.Timer(self._seconds, _cut, (request,))
+        end.daemon = True
+        end.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            end.cancel()
+            self._room.release()
+
+    def handle_error(self, request: Address, client_address: object) -> None:
+        """A caller that went away, or was cut, is nobody's concern."""
+
+
+def serve_scrapes(
+    host: str, port: int, registry: CollectorRegistry, *, seconds: float = SCRAPE_SECONDS
+) -> Callable[[], None]:
+    """Answer from daemon threads; returns what ends that, and leaves the port to others.
+
+    Raises:
+        OSError: the port is taken, or there is no such host.
+    """
+    server = _Server(host, port, seconds=seconds)
+    server.set_app(make_wsgi_app(registry))
+    thread = threading.Thread(target=server.serve_forever, name="scrapes", daemon=True)
+    thread.start()
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close
+
+
+def _cut(connection: socket.socket) -> None:
+    # It may have gone by itself.
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,99 @@
+"""Metrics are answered, and whoever does not ask for them is not waited for."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from matl_common.scrapes import MAX_SCRAPES, serve_scrapes
+from tests.postgres import free_port
+from tests.system.processes import until
+
+pytestmark = pytest.mark.hostile
+NEVER_SECONDS = 600.0
+
+
+@contextmanager
+def scraped(*, seconds: float) -> Iterator[int]:
+    """Yield the port of a counter's metrics."""
+    registry, port = CollectorRegistry(), free_port()
+    Counter("knocks", "Knocks.", registry=registry).inc(3)
+    close = serve_scrapes("127.0.0.1", port, registry, seconds=seconds)
+    try:
+        yield port
+    finally:
+        close()
+
+
+def answer(port: int) -> bytes:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as found:
+        read: bytes = found.read()
+        return read
+
+
+def silent(port: int, opened: ExitStack) -> socket.socket:
+    """A connection that begins a request and does not go on."""
+    connection = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+    connection.sendall(b"GET /metr")
+    return connection
+
+
+def closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_whoever_asks_is_answered_and_the_port_is_free_again() -> None:
+    with scraped(seconds=NEVER_SECONDS) as port:
+        assert b"knocks_total 3.0" in answer(port)
+    again = serve_scrapes("127.0.0.1", port, CollectorRegistry())
+    again()
+
+
+def test_whoever_says_nothing_is_cut_and_others_are_answered() -> None:
+    with scraped(seconds=0.3) as port, ExitStack() as opened:
+        quiet = [silent(port, opened) for _ in range(MAX_SCRAPES)]
+        assert all(closed(each) for each in quiet)
+        assert b"knocks_total 3.0" in answer(port)
+
+
+def test_a_byte_now_and_then_wins_no_time() -> None:
+    with scraped(seconds=0.3) as port, ExitStack() as opened:
+        slow = silent(port, opened)
+        slow.settimeout(0.05)
+
+        def is_cut() -> bool:
+            try:
+                slow.sendall(b"i")
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        until(is_cut, what="the slow one is cut")
+
+
+def test_connections_beyond_the_limit_are_closed_and_cost_no_thread() -> None:
+    with scraped(seconds=NEVER_SECONDS) as port, ExitStack() as opened:
+        before = threading.active_count()
+        quiet = [silent(port, opened) for _ in range(4 * MAX_SCRAPES)]
+        assert all(closed(each) for each in quiet[MAX_SCRAPES:])
+        # Each that is served has a thread, and one that will end it.
+        assert threading.active_count() - before <= 2 * MAX_SCRAPES
+        for each in quiet:
+            each.close()
+
+        def is_answered() -> bool:
+            try:
+                return b"knocks_total" in answer(port)
+            except OSError:
+                return False
+
+        until(is_answered, what="there is room again")
