@@ -290,10 +290,12 @@ class FederationClient:
         try:
             with partial.open("ab") as file:
                 async for block in call:
-                    if block.offset != offset or offset + len(block.data) > total_bytes:
+                    end = offset + len(block.data)
+                    # An empty block would be followed by another for as long as the call may take.
+                    if block.offset != offset or not offset < end <= total_bytes:
                         break
                     file.write(block.data)
-                    offset += len(block.data)
+                    offset = end
         except grpc.aio.AioRpcError as error:
             raise _classified(error) from error
         finally:

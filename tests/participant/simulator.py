@@ -136,6 +136,7 @@ class Faults:
     cut_pull_after_bytes: list[int] = field(default_factory=list)
     cut_push_after_chunks: list[int] = field(default_factory=list)
     damage_pull: int = 0
+    empty_pull: bool = False
     abort: list[grpc.StatusCode] = field(default_factory=list)
     delay_admission: int = 0
     sign_with_other_key: bool = False
@@ -317,6 +318,8 @@ class SimulatedCoordinator(FederationServiceServicer):
         if self.faults.damage_pull:
             self.faults.damage_pull -= 1
             model = bytes(byte ^ 1 for byte in model)
+        while self.faults.empty_pull:
+            yield pb.ModelBlock(offset=request.offset)
         sent = 0
         for offset in range(request.offset, len(model), BLOCK_BYTES):
             if limit is not None and sent >= limit:

@@ -314,6 +314,19 @@ async def test_a_model_longer_than_announced_is_cut_off(
     assert partial.stat().st_size <= start.base_model_bytes
 
 
+@pytest.mark.hostile
+async def test_a_model_that_comes_as_nothing_again_and_again_is_not_waited_for(
+    coordinator: SimulatedCoordinator, keys: Keys, tmp_path: Path
+) -> None:
+    start = coordinator.open_round(1)
+    coordinator.faults.empty_pull = True
+    async with client_of(coordinator, keys) as client:
+        with pytest.raises(UnavailableError, match="ended early"):
+            await client.pull_model(
+                start.base_model, total_bytes=start.base_model_bytes, folder=tmp_path
+            )
+
+
 async def test_an_upload_cut_twice_sends_every_chunk_once(
     coordinator: SimulatedCoordinator, keys: Keys, tmp_path: Path
 ) -> None:
