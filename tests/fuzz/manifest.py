@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from matl_common.wire import documents
-from tests.fuzz.samples import MANIFEST, PLAN, RECEIPT, START
+from tests.fuzz.samples import MANIFEST, PLAN, RECEIPT, SCORE, START
 from tests.fuzz.target import Target
 
 _KINDS: tuple[tuple[Callable[[bytes], Any], Callable[[Any], bytes]], ...] = (
@@ -14,6 +14,7 @@ _KINDS: tuple[tuple[Callable[[bytes], Any], Callable[[Any], bytes]], ...] = (
     (documents.parse_study_plan, documents.format_study_plan),
     (documents.parse_round_start, documents.format_round_start),
     (documents.parse_receipt, documents.format_receipt),
+    (documents.parse_score_receipt, documents.format_score_receipt),
 )
 
 
@@ -33,5 +34,6 @@ TARGET = Target(
         b"\1" + documents.format_study_plan(PLAN),
         b"\2" + documents.format_round_start(START),
         b"\3" + documents.format_receipt(RECEIPT),
+        b"\4" + documents.format_score_receipt(SCORE),
     ],
 )

@@ -16,6 +16,7 @@ from matl_common.protocol import (
     Receipt,
     Recipe,
     RoundStart,
+    ScoreReceipt,
     StudyPlan,
     TrainingPlan,
     UpdateManifest,
@@ -85,4 +86,20 @@ RECEIPT = Receipt(
     log_index=7,
     log_leaf_hash=digest_of(b"leaf"),
     admitted_at=NOW,
+)
+SCORE = ScoreReceipt(
+    federation_id="dr-study",
+    study_id="study-1",
+    round_id=RoundId(3),
+    node_id=NodeId("hospital_b"),
+    base_model=digest_of(b"model"),
+    update_digest=digest_of(b"update"),
+    root_digest=digest_of(b"root"),
+    z=-1.25,
+    loss_improvement=0.5,
+    pogq=0.7,
+    quality=1.0,
+    harm=False,
+    trust=0.6,
+    state="marginal",
 )
