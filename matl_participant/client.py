@@ -290,11 +290,13 @@ class FederationClient:
         try:
             with partial.open("ab") as file:
                 async for block in call:
-                    end = offset + len(block.data)
+                    # Once: each look at it copies it.
+                    data = block.data
+                    end = offset + len(data)
                     # An empty block would be followed by another for as long as the call may take.
                     if block.offset != offset or not offset < end <= total_bytes:
                         break
-                    file.write(block.data)
+                    file.write(data)
                     offset = end
         except grpc.aio.AioRpcError as error:
             raise _classified(error) from error

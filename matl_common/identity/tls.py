@@ -343,6 +343,8 @@ def channel_options(coordinator: SpiffeId) -> ChannelOptions:
 def _message_limits() -> ChannelOptions:
     # Never -1: without a limit, a compressed message of zeros fills the memory.
     return (
+        # A chunk in one frame rather than in 64.
+        ("grpc.http2.max_frame_size", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),

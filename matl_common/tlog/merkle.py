@@ -27,7 +27,10 @@ ReadNode = Callable[[int, int], bytes]
 
 def leaf_hash(entry: bytes) -> bytes:
     """Hash of a leaf: SHA-256(0x00 ‖ entry) (RFC 6962 §2.1)."""
-    return hashlib.sha256(b"\x00" + entry).digest()
+    # Not of the two put together: that would copy a chunk of an update.
+    sha256 = hashlib.sha256(b"\x00")
+    sha256.update(entry)
+    return sha256.digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,6 +25,7 @@ from matl_common.wire.documents import (
 )
 from matl_coordinator.ports import Meter
 from matl_coordinator.rpc.guard import caller
+from matl_coordinator.rpc.messages import one_ahead
 from matl_coordinator.service.attesting import Attesting, NotAttestedError
 from matl_coordinator.service.intake import Intake, Progress
 from matl_coordinator.service.invitations import Invitations
@@ -141,11 +143,15 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
     async def _take_all(
         self, requests: AsyncIterator[pb.PushChunksRequest], reception: Reception
     ) -> None:
-        async for message in requests:
-            if message.WhichOneof("part") != "chunk":
-                raise InvalidInputError("only chunks may follow the update's name")
-            await self._intake.take(reception, message.chunk.index, message.chunk.data)
-            self._meter.bytes_received(len(message.chunk.data))
+        """Take chunks, each while the next is on its way."""
+        async with aclosing(one_ahead(requests)) as messages:
+            async for message in messages:
+                if message.WhichOneof("part") != "chunk":
+                    raise InvalidInputError("only chunks may follow the update's name")
+                # Once: each look at it copies it.
+                data = message.chunk.data
+                await self._intake.take(reception, message.chunk.index, data)
+                self._meter.bytes_received(len(data))
 
 
 def _open_at(path: Path, offset: int) -> tuple[BinaryIO, int]:
