@@ -7,12 +7,14 @@ ambiguity of JSON or of a tensor library survives. Nothing here unpickles, impor
 torch or knows what a tensor means.
 """
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 
@@ -323,6 +325,41 @@ def iter_update_chunks(path: Path, *, first_chunk: int = 0) -> Iterator[bytes]:
             yield chunk
 
 
+def view_update_chunks(path: Path) -> Iterator[memoryview]:
+    """The chunks of an update file in order, each in the place of the one before."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := _fill(file, buffer):
+            yield buffer[:count]
+
+
+def _fill(file: FileIO, buffer: memoryview) -> int:
+    """Read until the buffer is full or the file ends; a read may be short."""
+    filled = 0
+    while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
+        filled += count
+    return filled
+
+
 def hash_chunks(path: Path) -> list[bytes]:
     """RFC 6962 leaf hash of every chunk of an update file, in order."""
-    return [leaf_hash(chunk) for chunk in iter_update_chunks(path)]
+    return [leaf_hash(chunk) for chunk in view_update_chunks(path)]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateHashes:
+    """What an update file is known by."""
+
+    chunks: tuple[bytes, ...]
+    """RFC 6962 leaf hashes, in order."""
+    content: Digest
+    """SHA-256 of the file."""
+
+
+def hash_update(path: Path) -> UpdateHashes:
+    """Hash an update file both ways, reading it once."""
+    chunks, sha256 = [], hashlib.sha256()
+    for chunk in view_update_chunks(path):
+        chunks.append(leaf_hash(chunk))
+        sha256.update(chunk)
+    return UpdateHashes(tuple(chunks), Digest(sha256.hexdigest()))

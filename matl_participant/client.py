@@ -31,8 +31,9 @@ from matl_common.protocol import (
     StudyPlan,
     UpdateManifest,
 )
+from matl_common.remembered import Remembered
 from matl_common.signing import Envelope, Signer
-from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_chunks, iter_update_chunks
+from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_update, iter_update_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_common.version import IncompatibleVersionError, check_compatible
 from matl_common.wire import federation_pb2 as pb
@@ -178,6 +179,16 @@ def read_sealed(
     return SealedUpdate(parse_update_manifest(payload), digest_of(payload), envelope, file)
 
 
+class FileHashes:
+    """Hashes of this hospital's files, each taken once until the file changes."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        # The present round's file, and the one before while it is let go.
+        self.of_model = Remembered(digest_of_file, most=2).of
+        self.of_update = Remembered(hash_update, most=2).of
+
+
 class FederationClient:
     """Speaks to one coordinator as one node."""
 
@@ -204,6 +215,7 @@ class FederationClient:
         self._federation_id = federation_id
         self._key = coordinator_key
         self._timeouts = timeouts or Timeouts()
+        self.hashes = FileHashes()
 
     async def hello(self, *, version: str, device: str) -> Welcome:
         """Introduce ourselves and receive the signed study plan.
@@ -268,7 +280,10 @@ class FederationClient:
         offset = partial.stat().st_size if partial.exists() else 0
         if offset < total_bytes:
             offset = await self._append_blocks(digest, partial, offset, total_bytes)
-        sound = offset == total_bytes and await asyncio.to_thread(digest_of_file, partial) == digest
+        sound = (
+            offset == total_bytes
+            and await asyncio.to_thread(self.hashes.of_model, partial) == digest
+        )
         if not sound and offset < total_bytes:
             raise UnavailableError("the model's stream ended early", code="DATA_LOSS")
         if not sound:
@@ -312,7 +327,7 @@ class FederationClient:
             UntrustedCoordinatorError: the answer is about something else.
             UpdateDamagedError: the file is not what was sealed.
         """
-        hashes = await asyncio.to_thread(hash_chunks, sealed.file)
+        hashes = (await asyncio.to_thread(self.hashes.of_update, sealed.file)).chunks
         if merkle_root(hashes) != sealed.manifest.chunk_root:
             raise UpdateDamagedError("the sealed update is damaged on disk; it will be given up")
         request = pb.OpenUpdateRequest(
@@ -420,7 +435,10 @@ async def _push_requests(
     chunks = iter_update_chunks(sealed.file, first_chunk=first_chunk)
     index = first_chunk
     while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-        yield pb.PushChunksRequest(chunk=pb.Chunk(index=index, data=chunk))
+        request = pb.PushChunksRequest()
+        # In place: a chunk that was made apart would be copied.
+        request.chunk.index, request.chunk.data = index, chunk
+        yield request
         index += 1
 
 

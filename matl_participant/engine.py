@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.errors import InvalidInputError
 from matl_common.identity.pkcs11.session import TokenError
-from matl_common.ids import Digest, RoundId, digest_of_file, parse_digest
+from matl_common.ids import Digest, RoundId, parse_digest
 from matl_common.modes import says_attested
 from matl_common.protocol import Receipt, RoundStart
 from matl_common.signing import Signer
@@ -497,7 +497,7 @@ class Participant:
             # Before the reservation: what cannot be signed or kept should cost the budget nothing.
             self._failed("train", error)
             return
-        if await asyncio.to_thread(digest_of_file, model) != start.base_model:
+        if await asyncio.to_thread(self.client.hashes.of_model, model) != start.base_model:
             # Before the reservation: a damaged disk should not cost the budget anything.
             model.unlink()
             self.reports.model_damaged(start.base_model)
@@ -571,6 +571,7 @@ class Participant:
                 attempt=_known(ledger.account.open_attempt),
                 correct=correct,
                 signer=self.signer,
+                hashes_of=self.client.hashes.of_update,
             )
         except (TokenError, OSError) as error:
             # It is paid for and on disk, and is sealed when the token is back or the disk has room.

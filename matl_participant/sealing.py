@@ -6,6 +6,7 @@ SEAL. Nothing here touches the
 ledger or the network. Blocking: call it in a thread.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from matl_common.protocol import (
     UpdateManifest,
 )
 from matl_common.signing import Signer
-from matl_common.tensors import CHUNK_BYTES, hash_chunks
+from matl_common.tensors import CHUNK_BYTES, UpdateHashes, hash_update
 from matl_common.tlog.merkle import merkle_root
 from matl_participant.client import (
     SealedUpdate,
@@ -32,6 +33,8 @@ from matl_participant.client import (
 )
 from matl_participant.core.account import Attempt
 from matl_participant.files import StudyFolder
+
+HashesOf = Callable[[Path], UpdateHashes]
 
 
 class ResultUnusableError(MatlError):
@@ -55,6 +58,7 @@ def seal_result(
     attempt: Attempt,
     correct: float | None,
     signer: Signer,
+    hashes_of: HashesOf = hash_update,
 ) -> Seal:
     """Make a training result durable, and sign what it is.
 
@@ -68,6 +72,7 @@ def seal_result(
         attempt: as charged.
         correct: the noised count of an evaluation, if there was one.
         signer: of the hospital.
+        hashes_of: hashes the result, or knows its hashes.
 
     Raises:
         TokenError: the signer's token is away; the result is still where it was.
@@ -90,11 +95,12 @@ def seal_result(
         base_model=attempt.base_model,
         steps=attempt.steps,
         evaluation=evaluation,
+        hashes_of=hashes_of,
     )
     sealed = seal_manifest(manifest, taken, signer)
     study.take_result(file, start.round_id)
     study.write_manifest(start.round_id, sealed.envelope)
-    return Seal(sealed, digest_of_file(sealed.file))
+    return Seal(sealed, hashes_of(sealed.file).content)
 
 
 def _evaluation(correct: float | None, attempt: Attempt, terms: PrivacyTerms) -> NoisedCount | None:
@@ -117,6 +123,7 @@ def manifest_of(
     base_model: Digest,
     steps: int,
     evaluation: NoisedCount | None = None,
+    hashes_of: HashesOf = hash_update,
 ) -> UpdateManifest:
     """What is promised of an update file: trained for this round, as the plan asks.
 
@@ -134,7 +141,7 @@ def manifest_of(
         schema_digest=plan.schema.digest,
         byte_count=plan.schema.update_bytes,
         chunk_bytes=CHUNK_BYTES,
-        chunk_root=merkle_root(hash_chunks(file)),
+        chunk_root=merkle_root(hashes_of(file).chunks),
         privacy=PrivacySpend(
             terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, steps, terms.noise
         ),

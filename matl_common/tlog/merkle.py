@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import zip_longest
 
+from typing_extensions import Buffer
+
 from matl_common.errors import IntegrityError, InvalidInputError
 
 HASH_BYTES = 32
@@ -25,7 +27,7 @@ NodeAddress = tuple[int, int]
 ReadNode = Callable[[int, int], bytes]
 
 
-def leaf_hash(entry: bytes) -> bytes:
+def leaf_hash(entry: Buffer) -> bytes:
     """Hash of a leaf: SHA-256(0x00 ‖ entry) (RFC 6962 §2.1)."""
     # Not of the two put together: that would copy a chunk of an update.
     sha256 = hashlib.sha256(b"\x00")

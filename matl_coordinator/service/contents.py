@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from matl_common.tensors import iter_update_chunks
+from matl_common.tensors import view_update_chunks
 from matl_coordinator.core.admission import Contents
 
 # Short enough for the caches, and for OpenBLAS, which shares longer products out among threads
@@ -37,7 +37,7 @@ def scan_update(path: Path) -> Contents:
 
 
 def _blocks(path: Path) -> Iterable[NDArray[np.float32]]:
-    for chunk in iter_update_chunks(path):
+    for chunk in view_update_chunks(path):
         values = np.frombuffer(chunk, dtype="<f4")
         for start in range(0, values.size, _BLOCK):
             yield values[start : start + _BLOCK]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from matl_common.ids import Digest, NodeId
+from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
 from matl_coordinator.aggregation import aggregate_chunks, apply_update
 from matl_coordinator.core.composite import Activity
@@ -20,7 +20,7 @@ from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round
 from matl_coordinator.core.profile import has_profiles
 from matl_coordinator.core.robust.gram import AggregationError, Needs
 from matl_coordinator.core.robust.registry import Aggregator
-from matl_coordinator.core.rounds import NodeWeight, Round
+from matl_coordinator.core.rounds import Admitted, NodeWeight, Round
 from matl_coordinator.core.trust_record import TrustPolicy, TrustRecord
 from matl_coordinator.ports import ModelStore, RootGradient, SpooledUpdates, UpdateRecord
 from matl_coordinator.service.survey import Survey, Surveyor, checked_model
@@ -68,8 +68,15 @@ def fitted(aggregator: Aggregator, *, f: int, counting: int, excluded: int) -> A
     return None
 
 
+_Surveyed = tuple[RoundId, tuple[Admitted, ...]]
+
+
+def _surveyed(rnd: Round) -> _Surveyed:
+    return rnd.round_id, rnd.admitted
+
+
 class Judge:
-    """Judges and aggregates; owns no state."""
+    """Judges and aggregates; owns no state but what it measured last."""
 
     def __init__(
         self,
@@ -97,6 +104,14 @@ class Judge:
         self._activity = activity
         self._byzantine = byzantine
         self._threads = threads
+        # The last judgement's survey, and of what: a rule that asks for no more than inner
+        # products of the updates goes on from it. After a restart it is measured again, of the
+        # same rows, so that the model is the same to the bit.
+        self._known: tuple[_Surveyed, Survey] | None = None
+
+    @property
+    def _goes_on_from_judgement(self) -> bool:
+        return not self._has_root and self._aggregator.needs == Needs()
 
     async def judge(
         self,
@@ -129,6 +144,8 @@ class Judge:
                 released_in=0,
                 scores=True,
             )
+        if self._goes_on_from_judgement:
+            self._known = (_surveyed(rnd), survey)
         activity = await asyncio.to_thread(self._activity, rnd)
         judgement = judge_round(
             survey.gram,
@@ -197,15 +214,22 @@ class Judge:
             AggregationError: the rule cannot be applied, or the result is not finite.
         """
         shares = {each.node_id: each.weight for each in rnd.weights if each.weight > 0.0}
+        known, self._known = self._known, None
         with self._scratch(rnd):
-            survey = await self._surveyor.survey(
-                rnd,
-                updates,
-                # What everybody sent belongs into the histories, whether it counts or not.
-                nodes=rnd.admitted_nodes if self._aggregator.needs.history else shares,
-                needs=self._aggregator.needs,
-                released_in=released_in,
-            )
+            if known is not None and known[0] == _surveyed(rnd):
+                survey = known[1]
+                await asyncio.to_thread(self._surveyor.rows, rnd, updates, shares)
+            else:
+                # What everybody sent belongs into the histories, whether it counts or not, and
+                # is what was measured for the judgement.
+                is_whole = self._aggregator.needs.history or self._goes_on_from_judgement
+                survey = await self._surveyor.survey(
+                    rnd,
+                    updates,
+                    nodes=rnd.admitted_nodes if is_whole else shares,
+                    needs=self._aggregator.needs,
+                    released_in=released_in,
+                )
             return await asyncio.to_thread(self._build, rnd, survey, shares)
 
     def _build(self, rnd: Round, survey: Survey, shares: Mapping[NodeId, float]) -> Digest:

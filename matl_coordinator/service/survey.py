@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import Digest, NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import StudyPlan
+from matl_common.remembered import Remembered
 from matl_common.tensors import (
     CHUNK_BYTES,
     ModelSchema,
@@ -51,6 +52,8 @@ from matl_coordinator.ports import (
     UpdateScorer,
 )
 
+_FILES_KNOWN: Final = 1024
+
 
 def classifier_of(schema: ModelSchema) -> tuple[str, str] | None:
     """Weight and bias of the linear layer that a classifier ends in, if these tensors end so."""
@@ -75,7 +78,7 @@ class Survey:
 
 
 class Surveyor:
-    """Reads spooled updates and models; owns no state.
+    """Reads spooled updates and models; owns nothing but what it knows of unchanged files.
 
     The files behind a survey's extra rows stay until the scratch folder is cleared, which
     is for the caller to do.
@@ -101,6 +104,8 @@ class Surveyor:
         self._histories = histories
         self._base_model_of = base_model_of
         self._threads = threads
+        # By declared files; a round's are read for judging and known again for aggregating.
+        self._hashes = Remembered(_chunk_hashes, most=_FILES_KNOWN)
 
     async def survey(
         self,
@@ -134,7 +139,7 @@ class Surveyor:
                 f"{', '.join(strangers)} sent an update and is not enrolled; enrol it again until "
                 "the round is over, or let the round fail"
             )
-        rows = await asyncio.to_thread(self._rows, rnd, updates, nodes)
+        rows = await asyncio.to_thread(self.rows, rnd, updates, nodes)
         report = HoldoutReport((), {})
         if needs.root:
             report = await self._scorer.report(
@@ -215,18 +220,21 @@ class Surveyor:
             for node in nodes
         }
 
-    def _rows(
+    def rows(
         self, rnd: Round, updates: Sequence[UpdateRecord], nodes: Collection[NodeId]
     ) -> list[Row]:
-        """The updates on disk, after a look that they are still what was admitted."""
+        """The updates on disk, after a look that they are still what was admitted. Blocking.
+
+        Raises:
+            IntegrityError: one is not.
+        """
         declared = {each.node_id: each.chunk_hashes for each in updates}
         rows = []
         for each in rnd.admitted:
             if each.node_id not in nodes:
                 continue
             path = self._spool.path(rnd.round_id, each.node_id)
-            found = b"".join(hash_chunks(path))
-            if found != declared[each.node_id]:
+            if self._hashes.of(path) != declared[each.node_id]:
                 raise IntegrityError(
                     f"the spooled update of {each.node_id} is not the one that was admitted; "
                     "look for a failing disk, or for who can write to the state folder"
@@ -268,6 +276,10 @@ class Surveyor:
             older = checked_model(self._models, before)
             write_difference(path, newer=newer, older=older, schema=self._plan.schema)
         return Row(PREVIOUS_AGGREGATE, path)
+
+
+def _chunk_hashes(path: Path) -> bytes:
+    return b"".join(hash_chunks(path))
 
 
 def coordinate_seed(rnd: Round) -> int:

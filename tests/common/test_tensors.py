@@ -1,6 +1,7 @@
 """Schemas, model files and updates."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from matl_common.tensors import (
     ModelSchema,
     TensorSpec,
     chunk_lengths,
+    hash_chunks,
+    hash_update,
     iter_update_chunks,
     parse_safetensors_header,
     parse_schema,
@@ -26,6 +29,7 @@ from matl_common.tensors import (
     safetensors_header,
     store_model,
     update_views,
+    view_update_chunks,
 )
 
 HEAD = parse_schema(
@@ -256,3 +260,14 @@ def test_an_update_is_cut_into_chunks_of_at_most_one_mebibyte(tmp_path: Path, si
     assert tuple(len(chunk) for chunk in chunks) == chunk_lengths(size)
     assert b"".join(chunks) == path.read_bytes()
     assert list(iter_update_chunks(path, first_chunk=1)) == chunks[1:]
+    assert [bytes(view) for view in view_update_chunks(path)] == chunks
+
+
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES, 2 * CHUNK_BYTES + 5])
+def test_an_update_is_hashed_chunk_by_chunk_and_as_a_whole(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "update"
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+    hashes = hash_update(path)
+    leaves = [sha256(b"\x00" + chunk).digest() for chunk in iter_update_chunks(path)]
+    assert list(hashes.chunks) == hash_chunks(path) == leaves
+    assert hashes.content == digest_of_file(path)

@@ -93,6 +93,34 @@ async def test_a_study_learns_by_any_rule_and_leaves_no_scratch(tmp_path: Path, 
     assert list((site.config.state_dir / "spool").glob("*/scratch")) == []
 
 
+async def test_a_model_made_from_what_judging_measured_is_the_one_that_is_measured_again(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path, sizes=FIVE, keep_spooled=10, has_holdout=False, **DEMANDING["nnm"])
+    async with running(site) as coordinator:
+        await play(coordinator)
+        for rnd in rounds_of(coordinator):
+            assert rnd.candidate is not None
+            assert await built_again(coordinator, rnd.round_id) == rnd.candidate
+
+
+@pytest.mark.hostile
+async def test_an_update_changed_after_it_was_judged_is_not_aggregated(tmp_path: Path) -> None:
+    site = make_site(tmp_path, sizes=FIVE, keep_spooled=10, has_holdout=False, **DEMANDING["nnm"])
+    async with running(site) as coordinator:
+        await play(coordinator)
+        rnd = rounds_of(coordinator)[1]
+        updates = coordinator.store.updates(rnd.round_id)
+        judge = coordinator.use_cases.judge
+        await judge.judge(replace(rnd, phase=Phase.SCORING), (), updates=updates, violations={})
+        spooled = site.config.state_dir / "spool" / "2" / "hospital_a.update"
+        data = bytearray(spooled.read_bytes())
+        data[100_000] ^= 1
+        spooled.write_bytes(data)
+        with pytest.raises(IntegrityError, match="hospital_a is not the one that was admitted"):
+            await built_again(coordinator, 2)
+
+
 class DyingStore(FaultyStore):
     """Fails the first commit with an entry of this event, and everything after it."""
 
