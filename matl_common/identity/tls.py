@@ -318,6 +318,9 @@ def server_options() -> ChannelOptions:
         ("grpc.max_connection_idle_ms", MAX_CONNECTION_IDLE_MS),
         ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
         ("grpc.max_connection_age_grace_ms", MAX_CONNECTION_AGE_GRACE_MS),
+        # What is sent ahead of what is read waits in memory, for every stream. gRPC makes room for
+        # the message that is read, and by itself for as much as the connection could hold.
+        ("grpc.http2.bdp_probe", 0),
         # Otherwise a second coordinator could share the port and take half the calls.
         ("grpc.so_reuseport", 0),
     )

@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_digest
-from matl_common.tensors import CHUNK_BYTES
 from matl_common.version import check_compatible
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire import federation_pb2_grpc as pb_grpc
@@ -24,6 +22,7 @@ from matl_common.wire.documents import (
     to_unix_ms,
 )
 from matl_coordinator.ports import Meter
+from matl_coordinator.rpc.blocks import ModelBlocks, block_end, check_offset
 from matl_coordinator.rpc.guard import caller
 from matl_coordinator.rpc.messages import one_ahead
 from matl_coordinator.service.attesting import Attesting, NotAttestedError
@@ -60,6 +59,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self._version = version
         self._federation_id = federation_id
         self._clock = clock
+        self._blocks = ModelBlocks()
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         check_compatible(self._version, request.version)
@@ -107,16 +107,13 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self, request: pb.PullModelRequest, context: Context
     ) -> AsyncIterator[pb.ModelBlock]:
         path = self._invitations.model_path(parse_digest(request.digest))
-        file, size = await asyncio.to_thread(_open_at, path, request.offset)
-        try:
-            offset = request.offset
+        offset, size = request.offset, await asyncio.to_thread(check_offset, path, request.offset)
+        with self._blocks.in_use():
             while offset < size:
-                block = await asyncio.to_thread(file.read, CHUNK_BYTES)
-                yield pb.ModelBlock(offset=offset, data=block)
-                self._meter.bytes_sent(len(block))
-                offset += len(block)
-        finally:
-            file.close()
+                yield await self._blocks.at(path, offset)
+                end = min(size, block_end(offset))
+                self._meter.bytes_sent(end - offset)
+                offset = end
 
     async def OpenUpdate(self, request: pb.OpenUpdateRequest, context: Context) -> pb.UpdateStatus:
         progress = await self._intake.open_update(
@@ -152,16 +149,6 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
                 data = message.chunk.data
                 await self._intake.take(reception, message.chunk.index, data)
                 self._meter.bytes_received(len(data))
-
-
-def _open_at(path: Path, offset: int) -> tuple[BinaryIO, int]:
-    file = path.open("rb")
-    size = file.seek(0, 2)
-    if offset > size:
-        file.close()
-        raise InvalidInputError(f"the model has {size} bytes, fewer than the offset {offset}")
-    file.seek(offset)
-    return file, size
 
 
 def _status(progress: Progress) -> pb.UpdateStatus:

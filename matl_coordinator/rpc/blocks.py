@@ -1,0 +1,95 @@
+"""A model file as messages, read once for all hospitals that fetch it at about the same time.
+
+The blocks read last are kept for whoever comes next, some tens of megabytes whatever the number of
+hospitals. One that falls behind further than that reads its blocks again. Nothing here knows which
+model is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from matl_common.errors import InvalidInputError
+from matl_common.tensors import CHUNK_BYTES
+from matl_common.wire import federation_pb2 as pb
+
+BLOCKS_KEPT: Final = 32
+
+_Key = tuple[Path, int]
+
+
+class ModelBlocks:
+    """Blocks of model files, which never change. Runs on one event loop."""
+
+    def __init__(self, *, kept: int = BLOCKS_KEPT) -> None:
+        """Keep the last ``kept`` blocks."""
+        self._kept = kept
+        # Under way or done, the one asked for last at the end.
+        self._blocks: OrderedDict[_Key, asyncio.Task[pb.ModelBlock]] = OrderedDict()
+        self._users = 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep blocks while this or another hospital fetches; between rounds none are."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._blocks.clear()
+
+    async def at(self, path: Path, offset: int) -> pb.ModelBlock:
+        """What the file holds from ``offset`` to the end of the block that it lies in.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        index, begun = divmod(offset, CHUNK_BYTES)
+        block = await self._whole(path, index)
+        return block if not begun else pb.ModelBlock(offset=offset, data=block.data[begun:])
+
+    async def _whole(self, path: Path, index: int) -> pb.ModelBlock:
+        key = (path, index)
+        reading = self._blocks.get(key)
+        if reading is None:
+            reading = self._blocks[key] = asyncio.create_task(asyncio.to_thread(_read, *key))
+            while len(self._blocks) > self._kept:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(key)
+        try:
+            # A caller that is cancelled leaves the block to the others.
+            return await asyncio.shield(reading)
+        except OSError:
+            self._blocks.pop(key, None)
+            raise
+
+
+def block_end(offset: int) -> int:
+    """Where the block ends that ``offset`` lies in, unless the file does before."""
+    return (offset // CHUNK_BYTES + 1) * CHUNK_BYTES
+
+
+def check_offset(path: Path, offset: int) -> int:
+    """The size of the file, which must not be smaller than ``offset``.
+
+    Raises:
+        InvalidInputError: it is.
+        OSError: there is no such file.
+    """
+    size = path.stat().st_size
+    if offset > size:
+        raise InvalidInputError(f"the model has {size} bytes, fewer than the offset {offset}")
+    return size
+
+
+def _read(path: Path, index: int) -> pb.ModelBlock:
+    with path.open("rb", buffering=0) as file:
+        file.seek(index * CHUNK_BYTES)
+        data = file.read(CHUNK_BYTES)
+    return pb.ModelBlock(offset=index * CHUNK_BYTES, data=data)
