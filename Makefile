@@ -90,7 +90,7 @@ ifneq ($(BENCHMARKS),)
 bench: $(BENCHMARKS:benchmarks/%.py=bench-%) ## Run every benchmark; figures in out/bench/
 
 bench-%: benchmarks/%.py $(VENV)/dev.stamp
-	@$(RUN) -m benchmarks.$*
+	@$(RUN) -m benchmarks.$* $(ARGS)
 endif
 
 # Evidence is a figure that a claim rests on: benchmarks/evidence_robust.py is `make evidence-robust`.
@@ -115,6 +115,7 @@ evidence-faults: $(VENV)/dev.stamp softhsm ## Kill every daemon inside every dur
 # Others' dependencies differ from ours, so what is compared with them runs in environments of their own.
 
 FLOWER := out/venv-flower
+FLARE := out/venv-flare
 TLOG := out/venv-tlog
 .PHONY: peers
 peers: $(VENV)/dev.stamp $(FLOWER)/stamp $(TLOG)/stamp ## Compare our rules with ByzFL's and Flower's, our log with sigstore's and tlog-scales'
@@ -124,6 +125,14 @@ $(FLOWER)/stamp:
 	@$(PYTHON) -m venv $(FLOWER)
 	@$(FLOWER)/bin/pip --disable-pip-version-check install -qq flwr==1.41.0 psutil cryptography
 	@touch $@
+
+$(FLARE)/stamp:
+	@$(PYTHON) -m venv $(FLARE)
+	@$(FLARE)/bin/pip --disable-pip-version-check install -qq nvflare==2.9.0 psutil
+	@touch $@
+
+# Compares rounds with both frameworks' deployments; see ARGS='--help'.
+bench-round: $(FLOWER)/stamp $(FLARE)/stamp
 
 $(TLOG)/stamp:
 	@$(PYTHON) -m venv $(TLOG)
