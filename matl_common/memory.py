@@ -18,22 +18,20 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
-_LARGE_BYTES = 256 << 10
+# Above a chunk of an update: a block that goes back as soon as it is freed has to be handed out
+# again page by page, which takes longer than to hash it.
+_LARGE_BYTES = 4 << 20
 _ARENAS = 2
 
 
-def bound_memory(*, large_bytes: int = _LARGE_BYTES) -> None:
-    """Let blocks of ``large_bytes`` go back to the system when freed; call once, at start.
-
-    A block that goes back has to be handed out again page by page, which for a chunk of an update
-    takes longer than to hash it: who handles one update at a time may keep its chunks.
-    """
+def bound_memory() -> None:
+    """Let large blocks go back to the system when freed; call once, at start."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
     # A fixed threshold also stops glibc from raising it.
-    libc.mallopt(_M_MMAP_THRESHOLD, large_bytes)
-    libc.mallopt(_M_TRIM_THRESHOLD, large_bytes)
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
     libc.mallopt(_M_ARENA_MAX, _ARENAS)
 
 

@@ -42,7 +42,6 @@ from matl_participant.files import StateFolder
 from matl_participant.ledger import read_summaries
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
-from matl_common.tensors import CHUNK_BYTES
 from matl_participant.log_client import LogClient
 from matl_participant.log_files import KeptCheckpoint
 from matl_participant.metrics import Metrics
@@ -244,7 +243,7 @@ def _print_budgets(config: Config) -> None:
 def serve(config: Config, *, worker_argv: Sequence[str] = WORKER) -> int:
     """Run the daemon in this process until its end; returns the exit status."""
     os.umask(0o077)
-    bound_memory(large_bytes=4 * CHUNK_BYTES)
+    bound_memory()
     configure_logs(config.daemon.logs, hidden=(config.data.images, config.data.labels_file))
     try:
         outcome = asyncio.run(participate(config, worker_argv=worker_argv))

@@ -13,13 +13,13 @@ import signal
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Final
 
 from benchmarks.rounds.stand_in import StandIn, StandInProcess
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
-from matl_common.tensors import CHUNK_BYTES
 from matl_participant.client import FederationClient
 from matl_participant.config import Config, load_config
 from matl_participant.connection import RenewingChannel
@@ -27,6 +27,8 @@ from matl_participant.daemon import participate, witness_of
 from matl_participant.engine import Outcome, Participant
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports
+
+_APART_SECONDS: Final = 0.05
 
 
 async def together(configs: list[Config]) -> list[Outcome]:
@@ -40,7 +42,15 @@ async def together(configs: list[Config]) -> list[Outcome]:
                 each.drain()
 
         loop.add_signal_handler(signal.SIGTERM, drain)
-        return await asyncio.gather(*(each.run() for each in hospitals))
+        return await asyncio.gather(
+            *(_run(each, after=number * _APART_SECONDS) for number, each in enumerate(hospitals))
+        )
+
+
+async def _run(hospital: Participant, *, after: float) -> Outcome:
+    # Handshakes of hundreds in one instant would time out, which is another matter.
+    await asyncio.sleep(after)
+    return await hospital.run()
 
 
 async def _hospital(config: Config, stack: AsyncExitStack, stand_in: StandIn) -> Participant:
@@ -71,7 +81,7 @@ def main() -> None:
     configs = [load_config(Path(each)) for each in sys.argv[1:]]
     configure_logs("json")
     os.umask(0o077)
-    bound_memory(large_bytes=4 * CHUNK_BYTES)
+    bound_memory()
     if len(configs) == 1:
         worker = (sys.executable, "-m", "benchmarks.rounds.stand_in", configs[0].node_id)
         outcomes = [asyncio.run(participate(configs[0], worker_argv=worker))]

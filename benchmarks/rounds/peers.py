@@ -8,10 +8,13 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
+
+import psutil
 
 from matl_common.errors import MatlError
 
@@ -85,18 +88,31 @@ def run_peer(peer: Peer, *, out: Path, n: int, rounds: int) -> PeerRounds:
     command = peer.command(out=out, n=n, rounds=rounds)
     # Its scratch files go with the folder; some run to gigabytes.
     with tempfile.TemporaryDirectory(prefix=f"matl-{peer.name}-", dir=out) as folder:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder, "TMPDIR": folder},
-            timeout=_SECONDS_TO_START + rounds * _SECONDS_A_ROUND,
-        )
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        raise PeerFailedError(f"{peer.name} failed: {done.stderr.strip()[-800:]}")
+        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder, "TMPDIR": folder}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            try:
+                said, complained = process.communicate(
+                    timeout=_SECONDS_TO_START + rounds * _SECONDS_A_ROUND
+                )
+            except subprocess.TimeoutExpired:
+                raise PeerFailedError(f"{peer.name} did not end in time") from None
+            finally:
+                _end(process.pid)
+    lines = said.splitlines()
+    if process.returncode or not lines:
+        raise PeerFailedError(f"{peer.name} failed: {complained.strip()[-800:]}")
     return parse_result(peer.name, json.loads(lines[-1]))
+
+
+def _end(pid: int) -> None:
+    """Kill a program and all that it started, if any of it still runs."""
+    with suppress(psutil.Error):
+        program = psutil.Process(pid)
+        for each in (*program.children(recursive=True), program):
+            with suppress(psutil.Error):
+                each.kill()
 
 
 def parse_result(name: str, told: Mapping[str, Any]) -> PeerRounds:

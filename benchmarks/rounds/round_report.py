@@ -93,7 +93,7 @@ def document(findings: Findings) -> dict[str, object]:
             "database": "sqlite",
             "rule": "geometric_median",
             **earlier.get("settings", {}),
-            **{"hospitals": run.hospitals for run in findings.compared[0]},
+            **({"hospitals": findings.compared[0][0].hospitals} if findings.compared[0] else {}),
         },
         "measurements": {**earlier.get("measurements", {}), **_measurements(findings)},
         "ratios": {**earlier.get("ratios", {}), **_ratios(findings)},

@@ -194,7 +194,7 @@ class Site:
                 "tls_key": str(mine.tls.private_key),
                 "tls_certificate": str(mine.tls.certificate_chain),
                 "signing_key": str(mine.signing_key),
-                "witness_key": str(mine.witness_key),
+                **({"witness_key": str(mine.witness_key)} if mine.witness_key.exists() else {}),
             },
             "coordinator": {
                 "address": f"127.0.0.1:{self.port}",

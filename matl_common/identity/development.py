@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 from matl_common.durable import fsync_directory
 from matl_common.errors import ConfigurationError
+from matl_common.identity.allowlist import MAX_WITNESSES
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.enrolling import (
     Request,
@@ -118,19 +119,27 @@ def _fill(
         remark=" (development keys)",
     )
     clients = [node for node in _node_ids(wanted) if node != wanted.coordinator]
+    # A checkpoint has no room for the cosignatures of hundreds.
+    witnesses = frozenset(sorted(wanted.participants)[:MAX_WITNESSES])
     answers = federation.approve_all(
-        [_request(folder, wanted, node) for node in clients], now=now, validity=validity
+        [_request(folder, wanted, node, witnesses=node in witnesses) for node in clients],
+        now=now,
+        validity=validity,
     )
     for node, answer in zip(clients, answers, strict=True):
         install(NodeFolder(folder / node), parse_answer(make_answer(answer)), now=now)
     write_public(folder / MARKER, _marker(wanted, now + validity))
 
 
-def _request(folder: Path, wanted: DevelopmentFederation, node: NodeId) -> tuple[Request, Facts]:
+def _request(
+    folder: Path, wanted: DevelopmentFederation, node: NodeId, *, witnesses: bool
+) -> tuple[Request, Facts]:
     """Make a node's own keys, and what it and its operator would send for enrolment."""
     spiffe_id = SpiffeId(wanted.federation, _role_of(node, wanted), node)
     mine = NodeFolder(folder / node)
     make_missing_keys(mine, spiffe_id.role)
+    if not witnesses:
+        mine.witness_key.unlink(missing_ok=True)
     enrolment = wanted.participants.get(node, Enrolment(patients=0))
     request = parse_request(make_request(spiffe_id, keys_in(mine, spiffe_id)))
     return request, Facts(enrolment.patients, enrolment.label_histogram)

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from matl_common.errors import ConfigurationError
-from matl_common.identity.allowlist import load_allowlist
+from matl_common.identity.allowlist import MAX_WITNESSES, load_allowlist
 from matl_common.identity.certificates import Role, parse_peer_certificate
 from matl_common.identity.development import (
     MARKER,
@@ -68,6 +68,16 @@ def test_the_enrolled_numbers_are_the_operators(folder: Path) -> None:
     nodes = [allowlist.nodes[node] for node in (B, C, OPERATOR)]
     assert [node.enrolled_patients for node in nodes] == [1000, 500, 0]
     assert [node.label_histogram for node in nodes] == [(600, 200, 100, 50, 50), None, None]
+
+
+def test_only_as_many_hospitals_witness_as_a_checkpoint_has_room_for(tmp_path: Path) -> None:
+    names = [NodeId(f"hospital_{number:03d}") for number in range(MAX_WITNESSES + 2)]
+    wanted = replace(WANTED, participants=dict.fromkeys(names, Enrolment(10)))
+    nodes = create_development_keys(tmp_path / "keys", wanted, now=NOW)
+    enrolled = load_allowlist(nodes[A].allowlist).nodes
+    witnesses = [node for node in names if enrolled[node].witness_key is not None]
+    assert witnesses == names[:MAX_WITNESSES]
+    assert [node for node in names if nodes[node].witness_key.exists()] == witnesses
 
 
 def test_the_two_sides_trust_each_others_authority_and_not_their_own(folder: Path) -> None:
