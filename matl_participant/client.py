@@ -434,12 +434,18 @@ async def _push_requests(
     yield pb.PushChunksRequest(update_digest=sealed.digest)
     chunks = iter_update_chunks(sealed.file, first_chunk=first_chunk)
     index = first_chunk
-    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-        request = pb.PushChunksRequest()
-        # In place: a chunk that was made apart would be copied.
-        request.chunk.index, request.chunk.data = index, chunk
-        yield request
-        index += 1
+    coming = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+    try:
+        while (chunk := await coming) is not None:
+            # Read while this one is sent.
+            coming = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+            request = pb.PushChunksRequest()
+            # In place: a chunk that was made apart would be copied.
+            request.chunk.index, request.chunk.data = index, chunk
+            yield request
+            index += 1
+    finally:
+        coming.cancel()
 
 
 def _publish(partial: Path, final: Path) -> None:
