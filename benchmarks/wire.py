@@ -42,16 +42,16 @@ from matl.demo.run import Supervisor, free_port
 from matl.demo.summary import machine
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
+from matl_common.identity.tls import channel_credentials, channel_options
 from matl_common.ids import NodeId, digest_of_file
 from matl_common.protocol import RoundStart
-from matl_common.signing import load_pem_signer
 from matl_common.tensors import chunk_lengths
 from matl_participant.client import (
     FederationClient,
     SealedUpdate,
     SignedPlan,
-    connect,
     seal_manifest,
 )
 from matl_participant.sealing import manifest_of
@@ -103,7 +103,11 @@ async def hospitals(site: Site, bare_port: int) -> AsyncIterator[list[Hospital]]
         clients = {
             node: FederationClient(
                 await stack.enter_async_context(
-                    connect(f"127.0.0.1:{site.port}", site.keys[node].tls, NAME)
+                    grpc.aio.secure_channel(
+                        f"127.0.0.1:{site.port}",
+                        channel_credentials(site.keys[node].tls),
+                        options=channel_options(NAME),
+                    )
                 ),
                 node_id=node,
                 federation_id=NAME.federation,
@@ -178,7 +182,7 @@ def sealed(
         steps=1,
         hashes_of=client.hashes.of_update,
     )
-    return seal_manifest(manifest, file, load_pem_signer(site.keys[node].signing_key))
+    return seal_manifest(manifest, file, load_p256_key(site.keys[node].signing_key))
 
 
 async def measure(

@@ -139,10 +139,10 @@ def _measurements(findings: Findings) -> dict[str, object]:
                 "worst_distance_from_line": round(line.worst, 3),
             }
     if findings.idle is not None:
-        for each in findings.idle:
-            said[f"idle_cores_n{each.hospitals}"] = round(each.cores, 5)
-            said[f"idle_bytes_n{each.hospitals}"] = each.resident_bytes
-            said[f"idle_watched_seconds_n{each.hospitals}"] = round(each.seconds, 1)
+        for idle in findings.idle:
+            said[f"idle_cores_n{idle.hospitals}"] = round(idle.cores, 5)
+            said[f"idle_bytes_n{idle.hospitals}"] = idle.resident_bytes
+            said[f"idle_watched_seconds_n{idle.hospitals}"] = round(idle.seconds, 1)
     return said
 
 
