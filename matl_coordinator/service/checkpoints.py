@@ -15,10 +15,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 from matl_common.errors import IntegrityError, InvalidInputError, MatlError
-from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.allowlist import MAX_WITNESSES, Allowlist
 from matl_common.identity.held_keys import Ed25519Key
 from matl_common.ids import NodeId
 from matl_common.tlog.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
@@ -234,8 +235,7 @@ class Checkpoints:
             record = await self._load()
             if record is None or record.size != size:
                 raise CheckpointError("another checkpoint is being cosigned by now; ask for it")
-            added = _one_line(record, line)
-            _check_cosignature(Note(parse_note(record.note).text, (added,)), key)
+            _check_line(record.note, line, key)
             if node_id not in record.cosignatures:
                 await asyncio.to_thread(self._store.put_cosignature, size, node_id, line)
                 lines = dict(sorted({**record.cosignatures, node_id: line}.items()))
@@ -312,9 +312,7 @@ class Checkpoints:
         for node_id, line in record.cosignatures.items():
             key = self._policy.witnesses.get(node_id)
             try:
-                added = _one_line(record, line)
-                if key is not None:
-                    _check_cosignature(Note(parse_note(record.note).text, (added,)), key)
+                _check_line(record.note, line, key)
             except InvalidInputError as error:
                 row = ForeignRow("log_cosignatures", f"{record.size}, {node_id}", str(error))
                 self._tell(row, line)
@@ -396,9 +394,18 @@ def with_cosignatures(record: CheckpointRecord) -> Note:
     return parse_note(record.note + b"".join(lines.values()))
 
 
-def _one_line(record: CheckpointRecord, line: bytes) -> NoteSignature:
-    before = len(parse_note(record.note).signatures)
-    note = parse_note(record.note + line)
-    if len(note.signatures) != before + 1:
+# What was found sound is remembered: every hospital that asks gets the lines of all others.
+@lru_cache(maxsize=8 * MAX_WITNESSES)
+def _check_line(note: bytes, line: bytes, key: VerifierKey | None) -> None:
+    """See that ``line`` is one more signature of ``note``, and by ``key`` where it is known."""
+    added = _one_line(note, line)
+    if key is not None:
+        _check_cosignature(Note(parse_note(note).text, (added,)), key)
+
+
+def _one_line(note: bytes, line: bytes) -> NoteSignature:
+    before = len(parse_note(note).signatures)
+    extended = parse_note(note + line)
+    if len(extended.signatures) != before + 1:
         raise InvalidInputError("a cosignature is one line of a signed note")
-    return note.signatures[-1]
+    return extended.signatures[-1]
