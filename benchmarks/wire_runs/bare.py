@@ -49,7 +49,7 @@ async def _send(request: bytes, _: Any) -> AsyncIterator[bytes]:
 async def serve(files: TlsPlace, port: int) -> None:
     """Listen until killed."""
     server = grpc.aio.server(options=_OPTIONS)
-    handlers = {
+    handlers: dict[str, Any] = {
         "Push": grpc.stream_unary_rpc_method_handler(_discard),
         "Pull": grpc.unary_stream_rpc_method_handler(_send),
     }
@@ -81,14 +81,16 @@ async def push(channel: grpc.aio.Channel, chunks: int) -> None:
         for _ in range(chunks):
             yield _CHUNK
 
-    received = await channel.stream_unary(f"/{SERVICE}/Push")(messages())
+    call: Any = channel.stream_unary(f"/{SERVICE}/Push")
+    received = await call(messages())
     assert int(received) == chunks * CHUNK_BYTES
 
 
 async def pull(channel: grpc.aio.Channel, chunks: int) -> None:
     """Receive so many chunks."""
     received = 0
-    async for message in channel.unary_stream(f"/{SERVICE}/Pull")(b"%d" % chunks):
+    call: Any = channel.unary_stream(f"/{SERVICE}/Pull")
+    async for message in call(b"%d" % chunks):
         received += len(message)
     assert received == chunks * CHUNK_BYTES
 
