@@ -74,3 +74,14 @@ async def test_a_caller_that_falls_silent_is_noticed_one_ahead_too() -> None:
 
     with pytest.raises(IdleError):
         await take(one_ahead(in_time(silent(), idle_seconds=0.01)), [])
+
+
+async def test_a_stream_whose_next_message_never_comes_can_be_left() -> None:
+    async def silent() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(30), aclosing(one_ahead(silent())) as messages:
+        async for _ in messages:
+            await asyncio.sleep(0)
+            break
