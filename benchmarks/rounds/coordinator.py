@@ -24,7 +24,8 @@ from matl_common.memory import bound_memory
 from matl_common.tensors import MODEL_SUFFIX, TensorSpec, parse_schema, store_model
 from matl_common.worker import WorkerProcess
 from matl_coordinator.config import Config, load_config
-from matl_coordinator.daemon import OPEN_DESCRIPTORS, Coordinator, StoppedError
+from matl_coordinator.coordinator import Coordinator, StoppedError
+from matl_coordinator.daemon import OPEN_DESCRIPTORS
 from matl_coordinator.ports import InitialModel
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.store.models import FileModelStore

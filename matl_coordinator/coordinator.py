@@ -1,0 +1,612 @@
+"""One running coordinator: every part made, started in order, and ended in reverse.
+
+Start-up is recovery: the state is read from the store, and the first step of the
+conductor goes on where the last process stopped, however it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import structlog
+
+from matl_common.attestation.policy import load_policy
+from matl_common.durable import make_state_folder, owned_folder, remove_leftovers
+from matl_common.errors import ConfigurationError
+from matl_common.identity.allowlist import Allowlist, load_allowlist
+from matl_common.identity.held_keys import (
+    load_p256_key,
+    load_tls_key,
+    refuse_shared_keys,
+)
+from matl_common.identity.key_places import load_wrapping_key
+from matl_common.identity.tls import ServerIdentity
+from matl_common.identity.wrapping import KeyEncryptionKey, create_key_file
+from matl_common.ids import NodeId
+from matl_common.protocol import StudyPlan
+from matl_common.version import __version__
+from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_coordinator.attesters.choice import make_attester
+from matl_coordinator.config import Config
+from matl_coordinator.core.robust.compiled import compiled_loops
+from matl_coordinator.log_identity import configured_policy, load_log_signer
+from matl_coordinator.metrics import Metrics
+from matl_coordinator.ports import ForeignRow, StoreError
+from matl_coordinator.preflight import (
+    check_hospitals,
+    check_paths,
+    enrolled_participants,
+    noise_warnings,
+    rule_warnings,
+)
+from matl_coordinator.protection import Protection, protection_of
+from matl_coordinator.restore import refuse_unfinished
+from matl_coordinator.roster import Roster
+from matl_coordinator.rpc.handshakes import watched_handshakes
+from matl_coordinator.rpc.renewal import CertificateFiles
+from matl_coordinator.rpc.server import GuardedServer, build_server
+from matl_coordinator.rpc.waiting import WaitingServer
+from matl_coordinator.scoring.client import WorkerScorer
+from matl_coordinator.service.assembly import Outside, assemble
+from matl_coordinator.service.attesting import (
+    Machine,
+    Subject,
+    attest_itself,
+    verdict_facts,
+)
+from matl_coordinator.service.checkpoints import Checkpoints
+from matl_coordinator.service.enrolment import EnrolmentFile, log_allowlist
+from matl_coordinator.service.entries import Fact, entry
+from matl_coordinator.service.founding import found_or_resume
+from matl_coordinator.service.housekeeping import Housekeeping, Policy
+from matl_coordinator.service.publication import Publication
+from matl_coordinator.service.readings import Readings
+from matl_coordinator.service.register import Decision, Register
+from matl_coordinator.service.watch import Watch
+from matl_coordinator.standby import Leadership
+from matl_coordinator.start import log_schema, started_facts
+from matl_coordinator.store.anchor import FileAnchor, log_anchor
+from matl_coordinator.store.copying import folder_bytes
+from matl_coordinator.store.files import FencedFiles, LocalFiles
+from matl_coordinator.store.histories import FileHistories
+from matl_coordinator.store.lock import LeaderLock
+from matl_coordinator.store.migrate import head, upgrade_apart
+from matl_coordinator.store.models import FileModelStore
+from matl_coordinator.store.releases import ReleaseFolder
+from matl_coordinator.store.spool import DiskSpool
+from matl_coordinator.store.sql import SqlStore
+
+HOUSEKEEPING_SECONDS = 5.0
+"""How often it is looked whether a round has left something to put away."""
+SUM_UP_SECONDS = 30.0
+"""How often it is looked whether there are refusals or reads to sum up in the log."""
+
+log = structlog.get_logger(__name__)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """The daemon was told to stop; not a failure."""
+
+
+class Coordinator:
+    """All parts of one running coordinator. ``run`` returns when told to stop."""
+
+    def __init__(self, config: Config) -> None:
+        """Read keys and allow-list; nothing is opened yet.
+
+        Raises:
+            ConfigurationError, InvalidInputError: a file is missing or does not fit.
+            TokenError: a key's token cannot be reached.
+        """
+        self._config = config
+        self._metrics = Metrics()
+        self._stop = asyncio.Event()
+        # Where this daemon leads only while no other one does.
+        self._leadership: Leadership | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._files = LocalFiles()
+        # Called on SIGHUP.
+        self._readers: list[Callable[[], None]] = []
+        self._read_files()
+
+    def _read_files(self) -> None:
+        """Read keys and allow-list; once more where this daemon has waited, maybe for months."""
+        config = self._config
+        self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
+        self._signer = load_p256_key(config.identity.signing_key)
+        self._log = load_log_signer(config, self._allowlist)
+        self._witnesses = configured_policy(config, self._allowlist, self._log)
+        is_genuine = config.attestation is not None and config.attestation.is_genuine
+        self._tls = ServerIdentity(config.identity.tls, only_in_memory=is_genuine)
+        self._tls_key = load_tls_key(config.identity.tls_key)
+        refuse_shared_keys(
+            {"identity.tls_key": self._tls_key, "identity.signing_key": self._signer}
+        )
+        check_paths(config)
+        check_hospitals(config, self._allowlist)
+        if self._allowlist.federation != config.federation.id:
+            raise ConfigurationError(
+                f"the allow-list is for federation {self._allowlist.federation}, "
+                f"the configuration for {config.federation.id}"
+            )
+        self._policy = (
+            None if config.attestation is None else load_policy(config.attestation.policy)
+        )
+        self._roster = Roster(self._allowlist)
+
+    def stop(self) -> None:
+        """Drain and return from ``run``."""
+        self._stop.set()
+
+    def read_again(self) -> None:
+        """Look at the files that may change while the daemon runs."""
+        for read_now in self._readers:
+            read_now()
+
+    async def run(self) -> None:
+        """Serve until stopped; where another daemon leads, once that one does no more.
+
+        Raises:
+            MatlError: the coordinator cannot go on; nothing durable is lost.
+        """
+        config = self._config
+        async with AsyncExitStack() as stack:
+            stack.callback(self._metrics.close)
+            self._serve_metrics()
+            end_waiting = await self._may_lead(stack)
+            refuse_unfinished(config.state_dir)
+            await asyncio.to_thread(upgrade_apart, config.database_url)
+            machine = await self._attest_itself()
+            wrapping_key = await asyncio.to_thread(self._wrapping_key)
+            store = await asyncio.to_thread(self._store, wrapping_key)
+            stack.callback(store.close)
+            for weakness in await asyncio.to_thread(store.weaknesses):
+                log.warning("log_weaker", reason=weakness)
+            checkpoints = self._checkpoints(store)
+            await checkpoints.resume()
+            register = Register(store)
+            watch = Watch(register=register, meter=self._metrics, clock=utc_now)
+            loop = asyncio.get_running_loop()
+            stack.enter_context(
+                watched_handshakes(
+                    lambda reason: loop.call_soon_threadsafe(watch.handshake_refused, reason)
+                )
+            )
+            models = await asyncio.to_thread(
+                FileModelStore.open, config.state_dir / "models", files=self._files
+            )
+            scorer = self._scorer(models)
+            stack.push_async_callback(scorer.close)
+            self._show_start()
+            plan = await self._unless_stopped(
+                found_or_resume(
+                    config=config,
+                    register=register,
+                    models=models,
+                    scorer=scorer,
+                    signer=self._signer,
+                    clock=utc_now,
+                    check=self._check_noise,
+                )
+            )
+            protection = self._protection(plan, machine)
+            if config.rounds.aggregator.coordinatewise:
+                # Now rather than in the first round; the connections of hospitals can wait.
+                await asyncio.to_thread(compiled_loops)
+            outside = Outside(
+                store=store,
+                spool=await asyncio.to_thread(self._spool),
+                histories=FileHistories.open_folder(
+                    config.state_dir / "histories", files=self._files
+                ),
+                models=models,
+                scorer=scorer,
+                signer=self._signer,
+                meter=self._metrics,
+                clock=utc_now,
+                entropy=secrets.token_bytes,
+            )
+            use_cases = assemble(
+                config,
+                plan=plan,
+                register=register,
+                roster=self._roster,
+                outside=outside,
+                checkpoints=checkpoints,
+                protection=lambda: self._protection_now(plan, machine),
+            )
+            publication = Publication(
+                register=register,
+                store=store,
+                models=models,
+                checkpoints=checkpoints,
+                releases=ReleaseFolder.open_folder(config.state_dir / "released"),
+                clock=utc_now,
+                tick_seconds=outside.tick_seconds,
+            )
+            server = build_server(
+                config,
+                identity=self._tls,
+                use_cases=use_cases,
+                roster=self._roster,
+                watch=watch,
+                meter=self._metrics,
+                clock=utc_now,
+                attesting=machine and machine.attesting(register, clock=utc_now),
+            )
+            await log_allowlist(register, self._allowlist, clock=utc_now)
+            await self._note_start(register, protection, wrapping_key, machine)
+            stack.push_async_callback(self._note, register, "coordinator_stopped")
+            stack.push_async_callback(_settle, watch, use_cases.readings, is_over=True)
+            stack.push_async_callback(
+                _cancelled, asyncio.create_task(_sum_up(watch, use_cases.readings))
+            )
+            stack.push_async_callback(register.settle)
+            stack.push_async_callback(use_cases.intake.close)
+            for work in (publication, self._housekeeping(register, store, models)):
+                stack.push_async_callback(_cancelled, asyncio.create_task(work.run()))
+            self._follow_files(stack, plan=plan, register=register, checkpoints=checkpoints)
+            stack.push_async_exit(partial(self._end, server))
+            await end_waiting()
+            port = await server.start(config.listen.address)
+            state = await register.state()
+            self._metrics.leads(state.epoch)
+            if state.round is not None:
+                self._metrics.trust_changed(state.trust, state.round)
+            log.info(
+                "coordinator_ready",
+                node=config.node_id,
+                port=port,
+                study=plan.study_id,
+                rounds_released=state.rounds_released,
+                rounds_planned=config.study.rounds,
+                round=None if state.round is None else state.round.round_id,
+                phase=None if state.round is None else state.round.phase.value,
+                reign=state.epoch,
+            )
+            await self._unless_stopped(use_cases.conductor.run())
+
+    async def _may_lead(self, stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:
+        """Return once this daemon may lead, with what ends its answers that it waits.
+
+        Raises:
+            FolderInUseError: another daemon has the folder, and neither is to stand by.
+            StoppedError: told to stop.
+        """
+        config, standby = self._config, self._config.standby
+        if standby is None:
+            stack.enter_context(owned_folder(config.state_dir))
+            remove_leftovers(config.state_dir)
+            return _nothing
+        lock = LeaderLock(
+            config.database_url, name=standby.name, lease_seconds=standby.lease_seconds
+        )
+        self._leadership = leadership = Leadership(
+            lock, poll_seconds=standby.poll_seconds, lease_seconds=standby.lease_seconds
+        )
+        stack.push_async_callback(leadership.close)
+        self._files = FencedFiles(leadership.is_ours)
+        waiting = WaitingServer(self._tls, meter=self._metrics, clock=utc_now)
+        await waiting.start(config.listen.address)
+        stack.push_async_callback(waiting.stop)
+        await self._unless_stopped(leadership.win())
+        log.info("coordinator_leads", name=standby.name)
+        make_state_folder(config.state_dir)
+        self._read_files()
+        self._keeping = asyncio.create_task(leadership.keep())
+        stack.push_async_callback(_ended, self._keeping)
+        return waiting.stop
+
+    async def _end(
+        self,
+        server: GuardedServer,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let calls finish, but not where another daemon waits for their callers."""
+        leads = not isinstance(error, StoreError)
+        grace_seconds = self._config.limits.drain_seconds if leads else 0.0
+        log.info("coordinator_draining", seconds_at_most=grace_seconds)
+        await server.stop(grace_seconds=grace_seconds)
+
+    def _housekeeping(
+        self, register: Register, store: SqlStore, models: FileModelStore
+    ) -> Housekeeping:
+        config = self._config
+        return Housekeeping(
+            register=register,
+            store=store,
+            models=models,
+            published=ReleaseFolder.open_folder(config.state_dir / "released"),
+            policy=Policy(config.limits.keep_models, config.rounds.keep_spooled),
+            meter=self._metrics,
+            measure=partial(_disk_use, config.state_dir),
+            clock=utc_now,
+            tick_seconds=HOUSEKEEPING_SECONDS,
+        )
+
+    def _show_start(self) -> None:
+        log.info("coordinator_starting", version=__version__, node=self._config.node_id)
+        for use, key, holder in (
+            ("tls_key", self._tls_key, self._tls.holder),
+            ("signing_key", self._signer, self._signer.holder),
+            ("log_key", self._log.signer, self._log.signer.holder),
+        ):
+            log.info("key", use=use, key=key.keyid, holder=holder)
+            for weakness in key.weaknesses:
+                log.warning("key_weaker", use=use, reason=weakness)
+
+    def _wrapping_key(self) -> KeyEncryptionKey:
+        """The log's encryption key, which the first start makes where none is configured."""
+        place = self._config.log_encryption_key
+        if isinstance(place, Path) and not place.exists() and not self._config.log.encryption_key:
+            create_key_file(place)
+            log.warning(
+                "log_encryption_key_made",
+                path=str(place),
+                reason="software-held; back it up apart from the database: without it nobody can "
+                "read the log's entries",
+            )
+        key = load_wrapping_key(place)
+        log.info("log_encryption_key", key=key.name, holder=key.holder)
+        for weakness in key.weaknesses:
+            log.warning("log_weaker", reason=weakness)
+        return key
+
+    def _store(self, wrapping_key: KeyEncryptionKey) -> SqlStore:
+        store = SqlStore.connect(
+            self._config.database_url,
+            log_origin=self._log.key.name,
+            log_key=wrapping_key,
+            report=self._foreign_row_found,
+        )
+        if self._leadership is not None:
+            self._leadership.go_by(store.log_head)
+        return store
+
+    def _spool(self) -> DiskSpool:
+        spool = DiskSpool.open_folder(
+            self._config.state_dir / "spool",
+            quota_bytes=self._config.limits.spool_bytes,
+            files=self._files,
+        )
+        spool.drop_leftovers()
+        return spool
+
+    def _foreign_row_found(self, row: ForeignRow) -> None:
+        self._metrics.foreign_row_found(row.table)
+        log.critical(
+            "log_row_of_somebody_else",
+            table=row.table,
+            row=row.key,
+            reason=f"{row.reason}; it is passed over. Somebody else can write to the database: "
+            "change the password that the coordinator connects with",
+        )
+
+    def _checkpoints(self, store: SqlStore) -> Checkpoints:
+        return Checkpoints(
+            store=store,
+            anchor=log_anchor(self._config.state_dir, daemon=self._config.daemon),
+            log=self._log,
+            policy=self._witnesses,
+            clock=utc_now,
+            report=self._foreign_row_found,
+        )
+
+    async def _attest_itself(self) -> Machine | None:
+        """Judge this machine by the coordinator's own policy, before anything else is done.
+
+        Raises:
+            ConfigurationError: it is configured as attested, and is not.
+        """
+        config = self._config
+        if config.attestation is None or self._policy is None:
+            return None
+        subject = Subject(config.federation.id, config.digest, lambda: self._tls.chain)
+        attester = make_attester(config.attestation, now=utc_now())
+        verdict = await attest_itself(attester, subject, self._policy, now=utc_now())
+        tell = log.warning if verdict.simulated else log.info
+        tell(
+            "coordinator_attested_SIMULATED" if verdict.simulated else "coordinator_attested",
+            verdict=str(verdict),
+            config_digest=config.digest,
+            policy=verdict.policy_digest,
+        )
+        return Machine(attester, subject, verdict)
+
+    def _check_noise(self, plan: StudyPlan) -> None:
+        noise_warnings(self._config, plan, self._allowlist)
+
+    def _protection(self, plan: StudyPlan, machine: Machine | None) -> Protection:
+        """What this coordinator may claim, said once at start."""
+        protection = self._protection_now(plan, machine)
+        log.info(
+            "protection", mode=protection.mode_name, rule=protection.rule, claim=protection.claim
+        )
+        for warning in protection.warnings:
+            log.warning("protection_weaker", reason=warning)
+        return protection
+
+    def _protection_now(self, plan: StudyPlan, machine: Machine | None) -> Protection:
+        allowlist = self._roster.on_record
+        try:
+            warnings = noise_warnings(self._config, plan, allowlist)
+        except ConfigurationError as error:
+            # Possible after a removal only; the study is paused for it.
+            warnings = (str(error),)
+        return protection_of(
+            self._config,
+            enrolled=enrolled_participants(allowlist),
+            warnings=(*warnings, *rule_warnings(self._config, allowlist)),
+            attested=machine and machine.verdict,
+        )
+
+    def _check_study(self, plan: StudyPlan, allowlist: Allowlist) -> None:
+        """Refuse a list that this coordinator would not start with."""
+        check_hospitals(self._config, allowlist)
+        noise_warnings(self._config, plan, allowlist)
+
+    def _follow_files(
+        self,
+        stack: AsyncExitStack,
+        *,
+        plan: StudyPlan,
+        register: Register,
+        checkpoints: Checkpoints,
+    ) -> None:
+        """Follow the allow-list and the TLS files until the stack is left."""
+
+        def follow() -> None:
+            allowlist = self._roster.on_record
+            checkpoints.go_by(configured_policy(self._config, allowlist, self._log))
+            self._metrics.enrolment_changed(enrolled_participants(allowlist))
+
+        follow()
+        self._roster.follow(follow)
+        enrolment = EnrolmentFile(
+            path=self._config.federation.allowlist,
+            roster=self._roster,
+            register=register,
+            meter=self._metrics,
+            check=partial(self._check_study, plan),
+            clock=utc_now,
+        )
+        certificates = CertificateFiles(
+            identity=self._tls,
+            meter=self._metrics,
+            note=lambda event, facts: self._note(register, event, **facts),
+            clock=utc_now,
+        )
+        for each in (enrolment, certificates):
+            self._readers.append(each.read_now)
+            stack.push_async_callback(_cancelled, asyncio.create_task(each.run()))
+
+    def _scorer(self, models: FileModelStore) -> WorkerScorer:
+        settings = self._config.worker
+        worker = WorkerProcess(
+            (sys.executable, "-m", "matl_coordinator.scoring.worker"),
+            limits=WorkerLimits(
+                idle_seconds=settings.keep_warm_seconds, memory_bytes=settings.memory_bytes
+            ),
+        )
+        return WorkerScorer(worker, config=self._config, model_path=models.path)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work, or leave it when told to stop, or when another daemon may lead.
+
+        Raises:
+            StoppedError: told to stop.
+            LeadershipLostError: another daemon may lead.
+        """
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stop.wait())
+        ends = {working, stopping, *filter(None, [self._keeping])}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if working.done():
+            return working.result()
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+        if self._keeping is not None and self._keeping.done():
+            self._keeping.result()
+        raise StoppedError("told to stop")
+
+    def _serve_metrics(self) -> None:
+        if not self._config.listen.metrics:
+            return
+        host, _, port = self._config.listen.metrics.rpartition(":")
+        try:
+            self._metrics.serve(host, int(port))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"cannot serve metrics on {self._config.listen.metrics}: {error}; "
+                'set listen.metrics to another host:port, or to "" for none'
+            ) from error
+
+    async def _note_start(
+        self,
+        register: Register,
+        protection: Protection,
+        wrapping_key: KeyEncryptionKey,
+        machine: Machine | None,
+    ) -> None:
+        """Log by which schema and which terms every later entry was made."""
+        state_dir, node = self._config.state_dir, NodeId(self._config.node_id)
+        schema = FileAnchor(state_dir / "log-schema.txt", holds="the logged schema")
+        await log_schema(register, schema, head(), node=node, clock=utc_now)
+        await self._note(
+            register,
+            "coordinator_started",
+            **started_facts(self._config, protection, self._witnesses),
+            config_digest=self._config.digest,
+            attestation=None if machine is None else verdict_facts(machine.verdict),
+            log_encryption_key=wrapping_key.name,
+            log_encryption_key_holder=wrapping_key.holder,
+            tls_key_holder=self._tls.holder,
+            signing_key_holder=self._signer.holder,
+            log_key_holder=self._log.signer.holder,
+        )
+
+    async def _note(self, register: Register, event: str, **facts: Fact) -> None:
+        """Log an event of the daemon itself; a store that fails does not hinder stopping."""
+        node = NodeId(self._config.node_id)
+        written = entry(event, at=utc_now(), **{"node": node, **facts})
+
+        def decide(_: object) -> Decision[None]:
+            return Decision(None, (), (written,))
+
+        if event == "coordinator_stopped":
+            with suppress(StoreError):
+                await register.decide(decide)
+        else:
+            await register.decide(decide)
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Whatever it came to."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _disk_use(state_dir: Path) -> dict[str, int]:
+    """Bytes by kind; ``released`` holds the same files as ``models`` until those are put away."""
+    return {kind: folder_bytes(state_dir / kind) for kind in ("models", "released", "spool")}
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def _sum_up(watch: Watch, readings: Readings) -> None:
+    while True:
+        await asyncio.sleep(SUM_UP_SECONDS)
+        await _settle(watch, readings)
+
+
+async def _settle(watch: Watch, readings: Readings, *, is_over: bool = False) -> None:
+    await watch.settle(is_over=is_over)
+    await readings.settle(is_over=is_over)
