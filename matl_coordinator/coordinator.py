@@ -19,18 +19,10 @@ from typing import Any, TypeVar
 
 import structlog
 
-from matl_common.attestation.policy import load_policy
 from matl_common.durable import make_state_folder, owned_folder, remove_leftovers
 from matl_common.errors import ConfigurationError
-from matl_common.identity.allowlist import Allowlist, load_allowlist
-from matl_common.identity.held_keys import (
-    load_p256_key,
-    load_tls_key,
-    refuse_shared_keys,
-)
-from matl_common.identity.key_places import load_wrapping_key
-from matl_common.identity.tls import ServerIdentity
-from matl_common.identity.wrapping import KeyEncryptionKey, create_key_file
+from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.ids import NodeId
 from matl_common.protocol import StudyPlan
 from matl_common.version import __version__
@@ -38,19 +30,18 @@ from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.attesters.choice import make_attester
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.compiled import compiled_loops
-from matl_coordinator.log_identity import configured_policy, load_log_signer
+from matl_coordinator.held import Held, wrapping_key_of
+from matl_coordinator.log_identity import configured_policy
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import ForeignRow, StoreError
 from matl_coordinator.preflight import (
     check_hospitals,
-    check_paths,
     enrolled_participants,
     noise_warnings,
     rule_warnings,
 )
 from matl_coordinator.protection import Protection, protection_of
 from matl_coordinator.restore import refuse_unfinished
-from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.handshakes import watched_handshakes
 from matl_coordinator.rpc.renewal import CertificateFiles
 from matl_coordinator.rpc.server import GuardedServer, build_server
@@ -123,32 +114,7 @@ class Coordinator:
         self._files = LocalFiles()
         # Called on SIGHUP.
         self._readers: list[Callable[[], None]] = []
-        self._read_files()
-
-    def _read_files(self) -> None:
-        """Read keys and allow-list; once more where this daemon has waited, maybe for months."""
-        config = self._config
-        self._allowlist: Allowlist = load_allowlist(config.federation.allowlist)
-        self._signer = load_p256_key(config.identity.signing_key)
-        self._log = load_log_signer(config, self._allowlist)
-        self._witnesses = configured_policy(config, self._allowlist, self._log)
-        is_genuine = config.attestation is not None and config.attestation.is_genuine
-        self._tls = ServerIdentity(config.identity.tls, only_in_memory=is_genuine)
-        self._tls_key = load_tls_key(config.identity.tls_key)
-        refuse_shared_keys(
-            {"identity.tls_key": self._tls_key, "identity.signing_key": self._signer}
-        )
-        check_paths(config)
-        check_hospitals(config, self._allowlist)
-        if self._allowlist.federation != config.federation.id:
-            raise ConfigurationError(
-                f"the allow-list is for federation {self._allowlist.federation}, "
-                f"the configuration for {config.federation.id}"
-            )
-        self._policy = (
-            None if config.attestation is None else load_policy(config.attestation.policy)
-        )
-        self._roster = Roster(self._allowlist)
+        self._held = Held.read(config)
 
     def stop(self) -> None:
         """Drain and return from ``run``."""
@@ -173,7 +139,7 @@ class Coordinator:
             refuse_unfinished(config.state_dir)
             await asyncio.to_thread(upgrade_apart, config.database_url)
             machine = await self._attest_itself()
-            wrapping_key = await asyncio.to_thread(self._wrapping_key)
+            wrapping_key = await asyncio.to_thread(wrapping_key_of, config)
             store = await asyncio.to_thread(self._store, wrapping_key)
             stack.callback(store.close)
             for weakness in await asyncio.to_thread(store.weaknesses):
@@ -193,14 +159,15 @@ class Coordinator:
             )
             scorer = self._scorer(models)
             stack.push_async_callback(scorer.close)
-            self._show_start()
+            log.info("coordinator_starting", version=__version__, node=config.node_id)
+            self._held.show()
             plan = await self._unless_stopped(
                 found_or_resume(
                     config=config,
                     register=register,
                     models=models,
                     scorer=scorer,
-                    signer=self._signer,
+                    signer=self._held.signer,
                     clock=utc_now,
                     check=self._check_noise,
                 )
@@ -217,7 +184,7 @@ class Coordinator:
                 ),
                 models=models,
                 scorer=scorer,
-                signer=self._signer,
+                signer=self._held.signer,
                 meter=self._metrics,
                 clock=utc_now,
                 entropy=secrets.token_bytes,
@@ -226,7 +193,7 @@ class Coordinator:
                 config,
                 plan=plan,
                 register=register,
-                roster=self._roster,
+                roster=self._held.roster,
                 outside=outside,
                 checkpoints=checkpoints,
                 protection=lambda: self._protection_now(plan, machine),
@@ -242,15 +209,15 @@ class Coordinator:
             )
             server = build_server(
                 config,
-                identity=self._tls,
+                identity=self._held.tls,
                 use_cases=use_cases,
-                roster=self._roster,
+                roster=self._held.roster,
                 watch=watch,
                 meter=self._metrics,
                 clock=utc_now,
                 attesting=machine and machine.attesting(register, clock=utc_now),
             )
-            await log_allowlist(register, self._allowlist, clock=utc_now)
+            await log_allowlist(register, self._held.allowlist, clock=utc_now)
             await self._note_start(register, protection, wrapping_key, machine)
             stack.push_async_callback(self._note, register, "coordinator_stopped")
             stack.push_async_callback(_settle, watch, use_cases.readings, is_over=True)
@@ -302,13 +269,14 @@ class Coordinator:
         )
         stack.push_async_callback(leadership.close)
         self._files = FencedFiles(leadership.is_ours)
-        waiting = WaitingServer(self._tls, meter=self._metrics, clock=utc_now)
+        waiting = WaitingServer(self._held.tls, meter=self._metrics, clock=utc_now)
         await waiting.start(config.listen.address)
         stack.push_async_callback(waiting.stop)
         await self._unless_stopped(leadership.win())
         log.info("coordinator_leads", name=standby.name)
         make_state_folder(config.state_dir)
-        self._read_files()
+        # Once more: it may have waited for months.
+        self._held = Held.read(config)
         self._keeping = asyncio.create_task(leadership.keep())
         stack.push_async_callback(_ended, self._keeping)
         return waiting.stop
@@ -342,38 +310,10 @@ class Coordinator:
             tick_seconds=HOUSEKEEPING_SECONDS,
         )
 
-    def _show_start(self) -> None:
-        log.info("coordinator_starting", version=__version__, node=self._config.node_id)
-        for use, key, holder in (
-            ("tls_key", self._tls_key, self._tls.holder),
-            ("signing_key", self._signer, self._signer.holder),
-            ("log_key", self._log.signer, self._log.signer.holder),
-        ):
-            log.info("key", use=use, key=key.keyid, holder=holder)
-            for weakness in key.weaknesses:
-                log.warning("key_weaker", use=use, reason=weakness)
-
-    def _wrapping_key(self) -> KeyEncryptionKey:
-        """The log's encryption key, which the first start makes where none is configured."""
-        place = self._config.log_encryption_key
-        if isinstance(place, Path) and not place.exists() and not self._config.log.encryption_key:
-            create_key_file(place)
-            log.warning(
-                "log_encryption_key_made",
-                path=str(place),
-                reason="software-held; back it up apart from the database: without it nobody can "
-                "read the log's entries",
-            )
-        key = load_wrapping_key(place)
-        log.info("log_encryption_key", key=key.name, holder=key.holder)
-        for weakness in key.weaknesses:
-            log.warning("log_weaker", reason=weakness)
-        return key
-
     def _store(self, wrapping_key: KeyEncryptionKey) -> SqlStore:
         store = SqlStore.connect(
             self._config.database_url,
-            log_origin=self._log.key.name,
+            log_origin=self._held.log.key.name,
             log_key=wrapping_key,
             report=self._foreign_row_found,
         )
@@ -404,8 +344,8 @@ class Coordinator:
         return Checkpoints(
             store=store,
             anchor=log_anchor(self._config.state_dir, daemon=self._config.daemon),
-            log=self._log,
-            policy=self._witnesses,
+            log=self._held.log,
+            policy=self._held.witnesses,
             clock=utc_now,
             report=self._foreign_row_found,
         )
@@ -417,11 +357,11 @@ class Coordinator:
             ConfigurationError: it is configured as attested, and is not.
         """
         config = self._config
-        if config.attestation is None or self._policy is None:
+        if config.attestation is None or self._held.policy is None:
             return None
-        subject = Subject(config.federation.id, config.digest, lambda: self._tls.chain)
+        subject = Subject(config.federation.id, config.digest, lambda: self._held.tls.chain)
         attester = make_attester(config.attestation, now=utc_now())
-        verdict = await attest_itself(attester, subject, self._policy, now=utc_now())
+        verdict = await attest_itself(attester, subject, self._held.policy, now=utc_now())
         tell = log.warning if verdict.simulated else log.info
         tell(
             "coordinator_attested_SIMULATED" if verdict.simulated else "coordinator_attested",
@@ -432,7 +372,7 @@ class Coordinator:
         return Machine(attester, subject, verdict)
 
     def _check_noise(self, plan: StudyPlan) -> None:
-        noise_warnings(self._config, plan, self._allowlist)
+        noise_warnings(self._config, plan, self._held.allowlist)
 
     def _protection(self, plan: StudyPlan, machine: Machine | None) -> Protection:
         """What this coordinator may claim, said once at start."""
@@ -445,7 +385,7 @@ class Coordinator:
         return protection
 
     def _protection_now(self, plan: StudyPlan, machine: Machine | None) -> Protection:
-        allowlist = self._roster.on_record
+        allowlist = self._held.roster.on_record
         try:
             warnings = noise_warnings(self._config, plan, allowlist)
         except ConfigurationError as error:
@@ -474,22 +414,22 @@ class Coordinator:
         """Follow the allow-list and the TLS files until the stack is left."""
 
         def follow() -> None:
-            allowlist = self._roster.on_record
-            checkpoints.go_by(configured_policy(self._config, allowlist, self._log))
+            allowlist = self._held.roster.on_record
+            checkpoints.go_by(configured_policy(self._config, allowlist, self._held.log))
             self._metrics.enrolment_changed(enrolled_participants(allowlist))
 
         follow()
-        self._roster.follow(follow)
+        self._held.roster.follow(follow)
         enrolment = EnrolmentFile(
             path=self._config.federation.allowlist,
-            roster=self._roster,
+            roster=self._held.roster,
             register=register,
             meter=self._metrics,
             check=partial(self._check_study, plan),
             clock=utc_now,
         )
         certificates = CertificateFiles(
-            identity=self._tls,
+            identity=self._held.tls,
             meter=self._metrics,
             note=lambda event, facts: self._note(register, event, **facts),
             clock=utc_now,
@@ -555,14 +495,14 @@ class Coordinator:
         await self._note(
             register,
             "coordinator_started",
-            **started_facts(self._config, protection, self._witnesses),
+            **started_facts(self._config, protection, self._held.witnesses),
             config_digest=self._config.digest,
             attestation=None if machine is None else verdict_facts(machine.verdict),
             log_encryption_key=wrapping_key.name,
             log_encryption_key_holder=wrapping_key.holder,
-            tls_key_holder=self._tls.holder,
-            signing_key_holder=self._signer.holder,
-            log_key_holder=self._log.signer.holder,
+            tls_key_holder=self._held.tls.holder,
+            signing_key_holder=self._held.signer.holder,
+            log_key_holder=self._held.log.signer.holder,
         )
 
     async def _note(self, register: Register, event: str, **facts: Fact) -> None:
