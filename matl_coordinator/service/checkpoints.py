@@ -33,11 +33,14 @@ from matl_common.tlog.policy import (
     quorum_met,
     threshold_policy,
 )
-from matl_coordinator.ports import CheckpointRecord, ForeignRow, Store
+from matl_coordinator.ports import CheckpointRecord, ForeignRow, LogHead, Store
 from matl_coordinator.service.tree import over_tree
 
 PATIENCE = timedelta(seconds=60)
 """How long a checkpoint waits for its quorum before the next is signed."""
+
+VERIFIED_FOR = timedelta(seconds=10)
+"""How long the stored checkpoint and its lines count as verified, while the log's head stays."""
 
 
 class LogRewrittenError(IntegrityError):
@@ -111,11 +114,23 @@ class Extension:
     proof: Sequence[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the store held when it was asked."""
+
+    head: LogHead
+    record: CheckpointRecord | None
+    """The largest checkpoint that this log signed, of the log as it is."""
+    at: datetime
+
+
 class Checkpoints:
     """Signs checkpoints and collects cosignatures. Runs on one event loop.
 
     Nothing is given out from memory alone: a coordinator that was replaced is told by its store
-    (``StaleReaderError``), and shows no witness a checkpoint that is behind the other's.
+    (``StaleReaderError``), and shows no witness a checkpoint that is behind the other's. The log's
+    head, size and root, is read for each who asks. The checkpoint's own rows are verified when the
+    head has moved, in either direction, or ``VERIFIED_FOR`` is over: once for all who ask.
     """
 
     def __init__(
@@ -141,7 +156,11 @@ class Checkpoints:
         self._report = report
         # Guards what follows, and the order of what is signed.
         self._lock = asyncio.Lock()
-        # What was given out last; the store is asked all the same whether it still leads.
+        # What was verified last, and as it is shown; the store is asked all the same whether it
+        # still leads, and for the head.
+        self._seen: _Seen | None = None
+        self._shown: tuple[CheckpointRecord, Witnessed] | None = None
+        # What was given out last.
         self._latest: CheckpointRecord | None = None
         # Rows of the store that were reported.
         self._foreign: set[tuple[str, str, bytes]] = set()
@@ -172,6 +191,7 @@ class Checkpoints:
     def go_by(self, policy: Policy) -> None:
         """Count the cosignatures of this policy's witnesses from now on."""
         self._policy = policy
+        self._seen = self._shown = None
 
     async def latest(self) -> Witnessed | None:
         """The largest checkpoint that was signed, with the cosignatures it has by now.
@@ -180,7 +200,7 @@ class Checkpoints:
             StoreError: the store cannot be read.
         """
         async with self._lock:
-            record = await self._load()
+            record = (await self._load()).record
             return None if record is None else self._witnessed(record)
 
     async def witnessed(self) -> Witnessed | None:
@@ -190,7 +210,7 @@ class Checkpoints:
             StoreError: the store cannot be read.
         """
         async with self._lock:
-            record = await self._load()
+            record = (await self._load()).record
             if record is not None and not quorum_met(self._policy, record.cosignatures):
                 record = await asyncio.to_thread(self._newest_with_quorum)
             return None if record is None else self._witnessed(record)
@@ -202,7 +222,7 @@ class Checkpoints:
             StoreError: the store cannot be read, or did not keep it.
         """
         async with self._lock:
-            return self._witnessed(await self._sign_if_grown())
+            return self._witnessed(await self._sign_if_grown(await self._load()))
 
     async def to_cosign(self, *, old_size: int) -> Extension:
         """The checkpoint for a witness whose last one has ``old_size`` leaves, 0 for none.
@@ -211,14 +231,18 @@ class Checkpoints:
             StoreError: the store cannot be read, or did not keep it.
         """
         async with self._lock:
-            record = await self._load()
+            seen = await self._load()
+            record = seen.record
             if record is None or self._is_settled(record):
-                record = await self._sign_if_grown()
+                record = await self._sign_if_grown(seen)
+            witnessed = self._witnessed(record)
         proof: Sequence[bytes] = ()
+        # Who has this very one needs no proof, as long as the log has as many entries.
+        is_known = old_size == record.size <= seen.head.size
         # Who has seen more than there is gets what is there, signed: it is evidence.
-        if 0 < old_size <= record.size:
+        if 0 < old_size <= record.size and not is_known:
             proof = await self.consistency(old_size, record.size)
-        return Extension(self._witnessed(record), proof)
+        return Extension(witnessed, proof)
 
     async def cosign(self, node_id: NodeId, *, size: int, line: bytes) -> Witnessed:
         """Take a hospital's cosignature of the checkpoint it was given.
@@ -232,15 +256,17 @@ class Checkpoints:
         if key is None:
             raise CheckpointError(f"{node_id} is enrolled without a witness_key")
         async with self._lock:
-            record = await self._load()
+            seen = await self._load()
+            record = seen.record
             if record is None or record.size != size:
                 raise CheckpointError("another checkpoint is being cosigned by now; ask for it")
             _check_line(record.note, line, key)
             if node_id not in record.cosignatures:
                 await asyncio.to_thread(self._store.put_cosignature, size, node_id, line)
                 lines = dict(sorted({**record.cosignatures, node_id: line}.items()))
-                self._latest = replace(record, cosignatures=lines)
-            return self._witnessed(self._latest or record)
+                record = replace(record, cosignatures=lines)
+                self._latest, self._seen = record, replace(seen, record=record)
+            return self._witnessed(record)
 
     async def consistency(self, old_size: int, new_size: int) -> Sequence[bytes]:
         """Shows that the tree of ``new_size`` leaves extends that of ``old_size``.
@@ -256,8 +282,14 @@ class Checkpoints:
             self._store, lambda read: consistency_proof(old_size, new_size, read)
         )
 
-    async def _load(self) -> CheckpointRecord | None:
-        """The largest checkpoint of the store that this log signed, of the log as it is."""
+    async def _load(self) -> _Seen:
+        """What the store holds; raises where another coordinator has taken over."""
+        # First: a log that moves meanwhile is verified again by who asks next.
+        head = await asyncio.to_thread(self._store.log_head)
+        now, seen = self._clock(), self._seen
+        # A clock that was set back makes nothing last longer.
+        if seen and head == seen.head and timedelta(0) <= now - seen.at < VERIFIED_FOR:
+            return seen
         record = await asyncio.to_thread(self._newest_sound)
         known = self._latest
         if record is not None and known is not None and known.note == record.note:
@@ -265,7 +297,8 @@ class Checkpoints:
             lines = {**record.cosignatures, **known.cosignatures}
             record = replace(record, cosignatures=dict(sorted(lines.items())))
         self._latest = record
-        return record
+        self._seen = _Seen(head, record, now)
+        return self._seen
 
     def _newest_sound(self) -> CheckpointRecord | None:
         # Blocking; runs in a thread, under the lock.
@@ -325,9 +358,8 @@ class Checkpoints:
             self._foreign.add(known)
             self._report(row)
 
-    async def _sign_if_grown(self) -> CheckpointRecord:
-        record = await self._load()
-        head = await asyncio.to_thread(self._store.log_head)
+    async def _sign_if_grown(self, seen: _Seen) -> CheckpointRecord:
+        record, head = seen.record, seen.head
         if record is not None and record.size >= head.size:
             return record
         checkpoint = Checkpoint(self._log.key.name, head.size, bytes.fromhex(head.root))
@@ -344,6 +376,7 @@ class Checkpoints:
                     "the next is signed once the log has grown"
                 )
             return record
+        self._seen = None
         await asyncio.to_thread(self._anchor.write, note)
         self._latest = CheckpointRecord(head.size, note, {})
         self._signed_at = self._clock()
@@ -354,12 +387,15 @@ class Checkpoints:
         return waited or quorum_met(self._policy, record.cosignatures)
 
     def _witnessed(self, record: CheckpointRecord) -> Witnessed:
-        return Witnessed(
-            size=record.size,
-            note=with_cosignatures(record),
-            cosigners=frozenset(record.cosignatures),
-            has_quorum=quorum_met(self._policy, record.cosignatures),
-        )
+        if self._shown is None or self._shown[0] is not record:
+            shown = Witnessed(
+                size=record.size,
+                note=with_cosignatures(record),
+                cosigners=frozenset(record.cosignatures),
+                has_quorum=quorum_met(self._policy, record.cosignatures),
+            )
+            self._shown = record, shown
+        return self._shown[1]
 
 
 def witness_policy(allowlist: Allowlist, log_key: VerifierKey, *, f: int) -> Policy:

@@ -14,10 +14,15 @@ PAGE = 20
 
 
 def read_below(connection: Connection, size: int | None) -> list[CheckpointRecord]:
-    """Some checkpoints below ``size``, or the largest, with their cosignatures, largest first."""
+    """Some checkpoints below ``size``, or the largest, with their cosignatures, largest first.
+
+    The largest comes alone: it is nearly always the one that is wanted, and each has a line of
+    every witness.
+    """
     stored, lines = log_checkpoints.c, log_cosignatures.c
-    some = select(log_checkpoints).order_by(stored.size.desc()).limit(PAGE)
-    found = connection.execute(some if size is None else some.where(stored.size < size)).all()
+    ordered = select(log_checkpoints).order_by(stored.size.desc())
+    some = ordered.limit(1) if size is None else ordered.where(stored.size < size).limit(PAGE)
+    found = connection.execute(some).all()
     if not found:
         return []
     within = lines.size.between(found[-1].size, found[0].size)
