@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from sqlalchemy import BigInteger, Connection, column, func, insert, select, values
+from sqlalchemy import Connection, func, insert, select
 
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.ids import Digest
@@ -258,6 +258,17 @@ def stored_nodes(connection: Connection, compute: Callable[[ReadNode], object]) 
     return lambda level, index: nodes[level, index]
 
 
+def _nodes_of(count: int) -> str:
+    # Joined: for a list of pairs SQLite looks at every row there is. As text: to
+    # compile it from expressions, each time anew, costs more than to run it.
+    pairs = ", ".join(["(?, ?)"] * count)
+    return (
+        f"WITH wanted (level, node_index) AS (VALUES {pairs}) "
+        "SELECT n.level, n.node_index, n.hash FROM wanted JOIN log_nodes AS n "
+        "ON n.level = wanted.level AND n.node_index = wanted.node_index"
+    )
+
+
 def read_nodes(
     connection: Connection, addresses: Iterable[NodeAddress]
 ) -> dict[NodeAddress, bytes]:
@@ -273,16 +284,8 @@ def read_nodes(
         # A list of pairs would be planned pair by pair, at five times the cost.
         rows = connection.exec_driver_sql(_NODES_OF, tuple(map(list, zip(*wanted, strict=True))))
     else:
-        # Joined: for a list of pairs SQLite looks at every row there is.
-        columns = column("level", BigInteger), column("node_index", BigInteger)
-        pairs = values(*columns, name="wanted").data(wanted).cte("wanted")
-        found_at = (log_nodes.c.level == pairs.c.level) & (
-            log_nodes.c.node_index == pairs.c.node_index
-        )
-        rows = connection.execute(
-            select(log_nodes.c.level, log_nodes.c.node_index, log_nodes.c.hash).select_from(
-                pairs.join(log_nodes, found_at)
-            )
+        rows = connection.exec_driver_sql(
+            _nodes_of(len(wanted)), tuple(number for address in wanted for number in address)
         )
     found = {(level, index): bytes(value) for level, index, value in rows}
     if missing := [address for address in wanted if address not in found]:
