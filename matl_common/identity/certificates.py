@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_address
 
 from cryptography import x509
@@ -207,6 +208,8 @@ def node_names(spiffe_id: SpiffeId, server_names: Iterable[str]) -> list[x509.Ge
     return names
 
 
+# Read for every call that a node makes; whether it has expired, or is enrolled, is not asked here.
+@lru_cache(maxsize=1024)
 def parse_peer_certificate(pem: bytes) -> PeerCertificate:
     """Read a node's name and pin from the certificate TLS accepted.
 
