@@ -414,9 +414,12 @@ def seal(
 
 
 async def next_round(
-    coordinator: Running, node_id: NodeId, *, have_round: int = 0, wait_seconds: float = 10.0
+    coordinator: Running, node_id: NodeId, *, have_round: int = 0, wait_seconds: float = 1.0
 ) -> RoundStart | None:
-    """The round a hospital is offered, or ``None`` when the study is complete."""
+    """The round a hospital is offered, or ``None`` when the study is complete.
+
+    Asked for again after ``wait_seconds``: so long a hospital takes to notice a dead coordinator.
+    """
     while True:
         offer = await coordinator.use_cases.invitations.await_round(
             coordinator.site.allowed(node_id), have_round=have_round, wait_seconds=wait_seconds

@@ -134,7 +134,7 @@ def expect_explanations(federation: Federation) -> None:
         links = diagnosis(config, *arguments)
         assert broken(links) == [link]
         assert "unlisted" in links[link]["found"]
-        assert "or no longer" in links[link]["remedy"]
+        assert "no longer" in links[link]["remedy"]
     # The hospital's own, which is refused like any other call.
     assert federation.metric("matl_refused_peers_total", reason="unlisted") == 4
 
