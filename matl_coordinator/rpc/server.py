@@ -96,13 +96,7 @@ class GuardedServer:
         Raises:
             ConfigurationError: the address cannot be listened on.
         """
-        try:
-            port = self._server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"cannot listen on {address}; is another coordinator running there?"
-            ) from error
-        await self._server.start()
+        port = await listening(self._server, address, self._credentials)
         for service in (*SERVICES, ""):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return port
@@ -111,6 +105,24 @@ class GuardedServer:
         """Refuse new calls and give those under way ``grace_seconds`` to end."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
+
+
+async def listening(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials
+) -> int:
+    """Start a server on ``host:port``; returns the port.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    try:
+        port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"cannot listen on {address}; is another coordinator running there?"
+        ) from error
+    await server.start()
+    return port
 
 
 def build_server(

@@ -14,11 +14,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from matl_common.errors import ConfigurationError
 from matl_common.identity.tls import ServerIdentity, server_options
 from matl_coordinator.ports import Meter
 from matl_coordinator.rpc.renewal import CertificateFiles
-from matl_coordinator.rpc.server import SERVICES
+from matl_coordinator.rpc.server import SERVICES, listening
 
 STANDS_BY = "this coordinator stands by while another one leads the study; ask that one"
 
@@ -46,13 +45,7 @@ class WaitingServer:
         Raises:
             ConfigurationError: the address cannot be listened on.
         """
-        try:
-            port = self._server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"cannot listen on {address}; is another coordinator running there?"
-            ) from error
-        await self._server.start()
+        port = await listening(self._server, address, self._credentials)
         for service in (*SERVICES, ""):
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._following = asyncio.create_task(self._certificates.run())
