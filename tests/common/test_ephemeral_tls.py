@@ -27,18 +27,16 @@ from matl_common.identity.tls import (
     TlsFiles,
     TokenTls,
     channel_credentials,
-    server_options,
 )
 from matl_common.ids import NodeId
 from tests.common.test_identity_tls import (
     COORDINATOR,
-    METHOD,
     NOW,
     Federation,
     call,
     federation,
+    serving,
     unchanged,
-    who_am_i,
 )
 from tests.softhsm import TokenFolder
 
@@ -79,16 +77,7 @@ async def test_a_participant_that_trusts_the_tokens_key_alone_meets_its_coordina
 ) -> None:
     clock = Clock(NOW - LEAF_VALIDITY / 2)
     identity = ServerIdentity(place, clock=clock)
-    server = grpc.aio.server(options=server_options())
-    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-        who_am_i(federation.allowlist)
-    )
-    handlers = {METHOD.rpartition("/")[2]: method}
-    service = grpc.method_handlers_generic_handler(METHOD.split("/")[1], handlers)
-    server.add_generic_rpc_handlers((service,))
-    port = server.add_secure_port("127.0.0.1:0", identity.credentials)
-    await server.start()
-    try:
+    async with serving(identity.credentials, federation.allowlist) as port:
         assert (await call(port, of_participant(federation, place))).endswith("TLSv1.3")
         # Another leaf takes over while it serves.
         clock.now += LEAF_VALIDITY / 2
@@ -98,8 +87,6 @@ async def test_a_participant_that_trusts_the_tokens_key_alone_meets_its_coordina
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(port, channel_credentials(federation.participant.tls))
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    finally:
-        await server.stop(None)
     assert unchanged(b"") == b""
 
 

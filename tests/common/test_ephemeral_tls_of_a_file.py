@@ -4,7 +4,6 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -12,17 +11,16 @@ from matl_common.errors import ConfigurationError
 from matl_common.identity.ephemeral import LEAF_VALIDITY, create_node_authority
 from matl_common.identity.held_keys import KeyKind, generate_key
 from matl_common.identity.keys import load_private_key, private_key_pem, spki_pin
-from matl_common.identity.tls import ServerIdentity, TlsFiles, channel_credentials, server_options
+from matl_common.identity.tls import ServerIdentity, TlsFiles, channel_credentials
 from matl_common.identity.wrapping import SOFTWARE_HELD
 from tests.common.test_ephemeral_tls import Clock
 from tests.common.test_identity_tls import (
     COORDINATOR,
-    METHOD,
     NOW,
     Federation,
     call,
     federation,
-    who_am_i,
+    serving,
 )
 
 __all__ = ["federation"]
@@ -65,21 +63,10 @@ async def test_a_participant_that_trusts_the_authority_meets_a_key_that_is_in_no
     federation: Federation, files: TlsFiles, tmp_path: Path
 ) -> None:
     identity = ServerIdentity(files, only_in_memory=True)
-    server = grpc.aio.server(options=server_options())
-    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-        who_am_i(federation.allowlist)
-    )
-    handlers = {METHOD.rpartition("/")[2]: method}
-    service = grpc.method_handlers_generic_handler(METHOD.split("/")[1], handlers)
-    server.add_generic_rpc_handlers((service,))
-    port = server.add_secure_port("127.0.0.1:0", identity.credentials)
-    await server.start()
     mine = federation.participant.tls
     trusting = TlsFiles(mine.private_key, mine.certificate_chain, files.certificate_chain)
-    try:
+    async with serving(identity.credentials, federation.allowlist) as port:
         assert (await call(port, channel_credentials(trusting))).endswith("TLSv1.3")
-    finally:
-        await server.stop(None)
     kept = keys_below(tmp_path)
     assert spki_pin(identity.lasting) in kept
     assert spki_pin(identity.certificate) not in kept | keys_below(federation.folder)

@@ -115,14 +115,14 @@ def unchanged(message: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def serving(files: TlsFiles, allowlist: Allowlist) -> AsyncIterator[int]:
+async def serving(credentials: grpc.ServerCredentials, allowlist: Allowlist) -> AsyncIterator[int]:
     server = grpc.aio.server(options=server_options())
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
         who_am_i(allowlist)
     )
     service = grpc.method_handlers_generic_handler("matl.test.Identity", {"WhoAmI": method})
     server.add_generic_rpc_handlers((service,))
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(files))
+    port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         yield port
@@ -159,7 +159,7 @@ def ask(
 
     async def scenario() -> str:
         files = server or federation.coordinator.tls
-        async with serving(files, federation.allowlist) as port:
+        async with serving(server_credentials(files), federation.allowlist) as port:
             return await call(port, credentials, request=request, coordinator=coordinator)
 
     return asyncio.run(scenario())
@@ -372,7 +372,7 @@ def test_only_tls_1_3_can_be_negotiated(
             return secure.version()
 
     async def scenario() -> str | None:
-        async with serving(server, federation.allowlist) as port:
+        async with serving(server_credentials(server), federation.allowlist) as port:
             try:
                 return await asyncio.to_thread(handshake, port)
             except (ssl.SSLError, ConnectionError):

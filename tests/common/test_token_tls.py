@@ -16,6 +16,7 @@ from matl_common.identity.tls import (
     channel_credentials,
     channel_options,
     load_client_identity,
+    server_credentials,
 )
 from tests.common.test_identity_tls import (
     COORDINATOR,
@@ -66,7 +67,8 @@ async def test_a_synchronous_channel_does_as_well(
             answer: bytes = method(b"", timeout=TIMEOUT_SECONDS)
             return answer
 
-    async with serving(federation.coordinator.tls, federation.allowlist) as port:
+    server = server_credentials(federation.coordinator.tls)
+    async with serving(server, federation.allowlist) as port:
         assert (await asyncio.to_thread(asked, port)).endswith(b"TLSv1.3")
 
 
@@ -74,7 +76,8 @@ async def test_a_token_that_is_away_fails_the_handshake_and_the_next_works(
     federation: Federation, tokens: TokenFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     credentials = channel_credentials(in_token(federation, tokens))
-    async with serving(federation.coordinator.tls, federation.allowlist) as port:
+    server = server_credentials(federation.coordinator.tls)
+    async with serving(server, federation.allowlist) as port:
         with tokens.taken_away():
             tokens.restart()
             with pytest.raises(grpc.aio.AioRpcError) as failed:

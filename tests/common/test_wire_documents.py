@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from matl_common.errors import InvalidInputError
-from matl_common.ids import Digest, NodeId, RoundId, digest_of
+from matl_common.ids import Digest, RoundId, digest_of
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import (
     EvaluationTerms,
@@ -16,7 +16,6 @@ from matl_common.protocol import (
     PrivacySpend,
     PrivacyTerms,
     Recipe,
-    ScoreReceipt,
     StudyPlan,
     TrainingPlan,
     UpdateManifest,
@@ -31,6 +30,7 @@ from matl_common.wire.documents import (
     parse_study_plan,
     parse_update_manifest,
 )
+from tests.fuzz.samples import SCORE
 
 PLAN = StudyPlan(
     federation_id="dr-study",
@@ -55,23 +55,6 @@ MANIFEST = UpdateManifest(
     chunk_root=bytes(32),
     privacy=PrivacySpend(20.0, 1.0, 1.0, 4),
     expires_at=datetime(2026, 3, 1, 12, 0, tzinfo=UTC),
-)
-
-SCORE = ScoreReceipt(
-    federation_id="dr-study",
-    study_id="study-1",
-    round_id=RoundId(3),
-    node_id=NodeId("hospital_b"),
-    base_model=digest_of(b"model"),
-    update_digest=digest_of(b"update"),
-    root_digest=digest_of(b"root"),
-    z=-1.25,
-    loss_improvement=0.5,
-    pogq=0.7,
-    quality=1.0,
-    harm=False,
-    trust=0.6,
-    state="marginal",
 )
 
 
