@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -51,6 +51,9 @@ OUT: Final = Path("out/evidence")
 NODES: Final = (*HOSPITALS, *EXTRA_HOSPITALS)
 SETTLE_ROUNDS: Final = 20
 ROUND_PATIENCE_SECONDS: Final = 180.0
+MOST_SPARE_ROUNDS: Final = 100
+"""What the coordinator's configuration allows."""
+KEEP_MODELS: Final = 10
 _POLL_SECONDS: Final = 0.05
 _ON_DISK: Final = ("spool_mib", "models_mib", "other_files_mib")
 # The log, and the ledgers of hospitals.
@@ -120,12 +123,17 @@ def main(
 
 def _found(folder: Path, rounds: int) -> Federation:
     material = prepare_material(folder / "material")
-    return found_federation(
+    federation = found_federation(
         folder,
         material,
         hospitals=NODES,
-        study={"rounds": rounds, "spare_rounds": rounds, "send_after_seconds": 0.05},
+        study={
+            "rounds": rounds,
+            "spare_rounds": min(rounds, MOST_SPARE_ROUNDS),
+            "send_after_seconds": 0.05,
+        },
     )
+    return replace(federation, sections={"limits": {"keep_models": KEEP_MODELS}})
 
 
 def _run(

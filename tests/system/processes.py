@@ -27,6 +27,13 @@ PR_SET_PDEATHSIG = 1
 # Loaded here, since a child between fork and exec must not load libraries.
 LIBC = ctypes.CDLL(None)
 
+END_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""Before a command: the kernel kills it when its parent dies.
+
+Not a ``preexec_fn``: that makes Python fork, and gRPC, which tests also use as clients, may bring
+the child down before it is a program of its own.
+"""
+
 Line = Mapping[str, Any]
 
 
@@ -35,7 +42,7 @@ class Daemon:
 
     def __init__(self, *argv: str, environment: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *argv],
+            [*END_WITH_PARENT, sys.executable, *argv],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -46,8 +53,6 @@ class Daemon:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            # One system call between fork and exec.
-            preexec_fn=end_with_parent,  # noqa: PLW1509
         )
         # Guards _lines; notified with every line and at the end.
         self._changed = threading.Condition()
