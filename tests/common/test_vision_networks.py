@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,6 @@ from matl_common.vision.backbones import (
 )
 from matl_common.vision.efficientnet_lite import EfficientNetLite0
 from matl_common.vision.heads import (
-    DiabRetinoModel,
     SmallGroupNormNet,
     build_network,
     load_network,
@@ -28,6 +29,7 @@ from matl_common.vision.heads import (
     network_tensors,
 )
 from matl_common.vision.images import View, render
+from matl_common.vision.resnet import DiabRetinoModel
 
 CATS = {281, 282, 285}  # tabby, tiger cat, Egyptian cat
 
@@ -234,3 +236,8 @@ def test_a_model_becomes_the_network_it_was_taken_from() -> None:
 
 def test_the_full_model_makes_updates_of_94_megabytes() -> None:
     assert 94e6 < network_schema(build_network("resnet50_gn")).update_bytes < 99e6
+
+
+def test_a_worker_that_judges_a_head_does_not_pay_for_torchvision() -> None:
+    code = "import sys, matl_coordinator.scoring.worker; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
