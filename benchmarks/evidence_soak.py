@@ -188,7 +188,9 @@ def _await_release(operator: OperationsClient, round_id: int, processes: Process
         except CoordinatorUnavailableError:
             pass
         if time.monotonic() > deadline:
-            newest = processes.running[COORDINATOR].output[-3000:]
+            newest = "\n".join(
+                f"{node}: …{daemon.output[-1500:]}" for node, daemon in processes.running.items()
+            )
             raise SoakFailedError(f"round {round_id} did not end\n{newest}")
         time.sleep(_POLL_SECONDS)
 

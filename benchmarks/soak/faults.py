@@ -50,7 +50,11 @@ class Processes:
             self.running[node].wait_for("coordinator_ready")
         else:
             address = f"127.0.0.1:{self.links[node].port}"
-            self.running[node] = self.federation.start_scripted(node, address=address)
+            # A hospital killed while it trains pays again; with one attempt it would sit the round
+            # out, which waits for all.
+            self.running[node] = self.federation.start_scripted(
+                node, address=address, attempts_per_round=10
+            )
 
     def kill(self, node: NodeId) -> None:
         """SIGKILL, and a new start."""
