@@ -20,7 +20,12 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 WINDOW_UPDATE, CONTINUATION = 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 CANCEL = 8
+INITIAL_WINDOW_SIZE = 4
+FIRST_WINDOW_BYTES = 65_535
 WAIT_SECONDS = 30.0
+
+Frame = tuple[int, int, int, bytes]
+"""Kind, flags, stream and payload."""
 
 
 def frame(kind: int, *, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
@@ -55,6 +60,10 @@ class RawConnection:
     def __init__(self, connection: ssl.SSLSocket) -> None:
         self._socket = connection
         self._buffer = b""
+        self._read: list[Frame] = []
+        # By stream; 0 is the connection (RFC 9113, 6.9).
+        self._window = {0: FIRST_WINDOW_BYTES}
+        self._first_window = FIRST_WINDOW_BYTES
         # No dynamic table at our side, so that every header comes as a literal.
         no_table = struct.pack(">HI", 1, 0)
         self.send(PREFACE + frame(SETTINGS, payload=no_table))
@@ -90,25 +99,57 @@ class RawConnection:
         self.send(frame(HEADERS, flags=flags, stream=stream, payload=header_block(headers)))
 
     def send_data(self, data: bytes, *, stream: int, ends: bool = True) -> None:
-        """Data of a call, in frames as long as may be; below one window of 64 KiB a call."""
+        """Data of a call, in frames as long as may be, while the other side has room and listens.
+
+        What comes meanwhile is kept for ``frames``.
+        """
         for at in range(0, len(data), MAX_FRAME_BYTES):
             piece = data[at : at + MAX_FRAME_BYTES]
+            while self._room(stream) < len(piece):
+                came = self._next_frame()
+                if came is None:
+                    return
+                self._read.append(came)
+                if came[2] == stream and (came[0] == RST_STREAM or came[1] & END_STREAM):
+                    return
             last = ends and at + len(piece) == len(data)
             self.send(frame(DATA, flags=END_STREAM * last, stream=stream, payload=piece))
+            self._window[0] -= len(piece)
+            self._window[stream] = self._window.get(stream, 0) - len(piece)
 
-    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+    def frames(self) -> Iterator[Frame]:
         """Kind, flags, stream and payload of what comes, until the other side closes."""
+        while self._read:
+            yield self._read.pop(0)
+        while (came := self._next_frame()) is not None:
+            yield came
+
+    def _room(self, stream: int) -> int:
+        """How many bytes of a call the other side takes now.
+
+        A stream's window is kept as what it differs by from the first.
+        """
+        return min(self._window[0], self._first_window + self._window.get(stream, 0))
+
+    def _next_frame(self) -> Frame | None:
         with suppress(ConnectionError, ssl.SSLError):
-            while True:
-                head = self._take(9)
-                if head is None:
-                    return
-                (length,) = struct.unpack(">I", b"\0" + head[:3])
-                payload = self._take(length)
-                if payload is None:
-                    return
-                (stream,) = struct.unpack(">I", head[5:9])
-                yield head[3], head[4], stream, payload
+            head = self._take(9)
+            if head is None:
+                return None
+            (length,) = struct.unpack(">I", b"\0" + head[:3])
+            payload = self._take(length)
+            if payload is None:
+                return None
+            (stream,) = struct.unpack(">I", head[5:9])
+            if head[3] == WINDOW_UPDATE:
+                (more,) = struct.unpack(">I", payload)
+                self._window[stream] = self._window.get(stream, 0) + more
+            elif head[3] == SETTINGS:
+                for name, value in struct.iter_unpack(">HI", payload):
+                    if name == INITIAL_WINDOW_SIZE:
+                        self._first_window = value
+            return head[3], head[4], stream, payload
+        return None
 
     def grpc_status(self, *, stream: int) -> int | None:
         """The status a call ends with; ``None`` where the connection ends first."""
