@@ -53,7 +53,7 @@ def handle(request: Message, report: ReportProgress) -> Message:
     update *= DISTURBANCE / float(np.linalg.norm(update))
     if DIRECTION.exists():
         update += np.fromfile(DIRECTION, dtype="<f4")
-    step = STEP * min(1.0, (FULL_STEPS / round_id) ** 2)
+    step = STEP * min(1.0, (FULL_STEPS / round_id) ** 3)
     out.write_bytes((step * update).astype("<f4").tobytes())
     return {"bytes": out.stat().st_size}
 
