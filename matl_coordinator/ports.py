@@ -420,7 +420,7 @@ class UpdateSink(Protocol):
         """Chunks taken so far; durable once ``sync`` returned."""
         ...
 
-    def append(self, index: int, data: bytes) -> None:
+    def append(self, index: int, data: bytes | memoryview) -> None:
         """Take the next chunk.
 
         Raises:

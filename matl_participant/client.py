@@ -10,9 +10,10 @@ With ``log_client``, the only module of the participant that sees protobuf and g
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_update, iter_u
 from matl_common.tlog.merkle import merkle_root
 from matl_common.version import IncompatibleVersionError, check_compatible
 from matl_common.wire import federation_pb2 as pb
+from matl_common.wire.chunks import format_push, parse_block
 from matl_common.wire.documents import (
     envelope_from_wire,
     envelope_to_wire,
@@ -52,6 +54,11 @@ from matl_common.wire.documents import (
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
 
 PARTIAL_SUFFIX = ".part"
+CHUNKS_AT_ONCE = 4
+"""That a thread reads of an update while those before are sent."""
+_SERVICE = pb.DESCRIPTOR.services_by_name["FederationService"].full_name
+PULL_MODEL = f"/{_SERVICE}/PullModel"
+PUSH_CHUNKS = f"/{_SERVICE}/PushChunks"
 _FINAL_CODES = frozenset(
     {
         grpc.StatusCode.ALREADY_EXISTS,
@@ -211,6 +218,15 @@ class FederationClient:
             timeouts: bounds on every call.
         """
         self._stub = FederationServiceStub(channel)
+        # Megabytes go through these two, as messages that are written and read in place.
+        self._pull_blocks: grpc.aio.UnaryStreamMultiCallable[pb.PullModelRequest, bytes] = (
+            channel.unary_stream(
+                PULL_MODEL, request_serializer=pb.PullModelRequest.SerializeToString
+            )
+        )
+        self._push_chunks: grpc.aio.StreamUnaryMultiCallable[bytes, pb.UpdateStatus] = (
+            channel.stream_unary(PUSH_CHUNKS, response_deserializer=pb.UpdateStatus.FromString)
+        )
         self._node_id = node_id
         self._federation_id = federation_id
         self._key = coordinator_key
@@ -298,20 +314,19 @@ class FederationClient:
         self, digest: Digest, partial: Path, offset: int, total_bytes: int
     ) -> int:
         """Append to a partial model file what the stream brings; return its new size."""
-        call = self._stub.PullModel(
+        call = self._pull_blocks(
             pb.PullModelRequest(digest=digest, offset=offset),
             timeout=self._timeouts.transfer_seconds(total_bytes - offset),
         )
         try:
             with partial.open("ab") as file:
-                async for block in call:
-                    # Once: each look at it copies it.
-                    data = block.data
-                    end = offset + len(data)
+                async for message in call:
+                    block = parse_block(message)
+                    end = offset + len(block.data)
                     # An empty block would be followed by another for as long as the call may take.
-                    if block.offset != offset or not offset < end <= total_bytes:
+                    if block.number != offset or not offset < end <= total_bytes:
                         break
-                    file.write(data)
+                    file.write(block.data)
                     offset = end
         except grpc.aio.AioRpcError as error:
             raise _classified(error) from error
@@ -350,7 +365,7 @@ class FederationClient:
         if opened.receipt is not None or durable >= len(lengths):
             return opened
         missing = sum(lengths[durable:])
-        call = self._stub.PushChunks(
+        call = self._push_chunks(
             _push_requests(sealed, first_chunk=durable),
             timeout=self._timeouts.transfer_seconds(missing),
         )
@@ -428,24 +443,27 @@ class FederationClient:
             ) from error
 
 
-async def _push_requests(
-    sealed: SealedUpdate, *, first_chunk: int
-) -> AsyncIterator[pb.PushChunksRequest]:
-    yield pb.PushChunksRequest(update_digest=sealed.digest)
-    chunks = iter_update_chunks(sealed.file, first_chunk=first_chunk)
-    index = first_chunk
-    coming = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
+async def _push_requests(sealed: SealedUpdate, *, first_chunk: int) -> AsyncIterator[bytes]:
+    yield pb.PushChunksRequest(update_digest=sealed.digest).SerializeToString()
+    messages = _chunk_messages(sealed.file, first_chunk)
+    coming = asyncio.ensure_future(asyncio.to_thread(_next_few, messages))
     try:
-        while (chunk := await coming) is not None:
-            # Read while this one is sent.
-            coming = asyncio.ensure_future(asyncio.to_thread(next, chunks, None))
-            request = pb.PushChunksRequest()
-            # In place: a chunk that was made apart would be copied.
-            request.chunk.index, request.chunk.data = index, chunk
-            yield request
-            index += 1
+        while few := await coming:
+            # Read while these are sent.
+            coming = asyncio.ensure_future(asyncio.to_thread(_next_few, messages))
+            for message in few:
+                yield message
     finally:
         coming.cancel()
+
+
+def _chunk_messages(file: Path, first_chunk: int) -> Iterator[bytes]:
+    for index, chunk in enumerate(iter_update_chunks(file, first_chunk=first_chunk), first_chunk):
+        yield format_push(index, chunk)
+
+
+def _next_few(messages: Iterator[bytes]) -> list[bytes]:
+    return list(islice(messages, CHUNKS_AT_ONCE))
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 from matl_common.errors import InvalidInputError
 from matl_common.tensors import CHUNK_BYTES
-from matl_common.wire import federation_pb2 as pb
+from matl_common.wire.chunks import format_block
 
 BLOCKS_KEPT: Final = 32
 
@@ -30,7 +30,7 @@ class ModelBlocks:
         """Keep the last ``kept`` blocks."""
         self._kept = kept
         # Under way or done, the one asked for last at the end.
-        self._blocks: OrderedDict[_Key, asyncio.Task[pb.ModelBlock]] = OrderedDict()
+        self._blocks: OrderedDict[_Key, asyncio.Task[bytes]] = OrderedDict()
         self._users = 0
 
     @contextmanager
@@ -44,18 +44,22 @@ class ModelBlocks:
             if not self._users:
                 self._blocks.clear()
 
-    async def at(self, path: Path, offset: int) -> pb.ModelBlock:
+    async def at(self, path: Path, offset: int) -> bytes:
         """What the file holds from ``offset`` to the end of the block that it lies in.
+
+        Returns:
+            The message, made once for everybody.
 
         Raises:
             OSError: the file cannot be read.
         """
-        index, begun = divmod(offset, CHUNK_BYTES)
-        block = await self._whole(path, index)
-        return block if not begun else pb.ModelBlock(offset=offset, data=block.data[begun:])
+        if offset % CHUNK_BYTES:
+            # Where somebody goes on; nobody else does just there.
+            return await asyncio.to_thread(_read, path, offset)
+        return await self._whole(path, offset)
 
-    async def _whole(self, path: Path, index: int) -> pb.ModelBlock:
-        key = (path, index)
+    async def _whole(self, path: Path, offset: int) -> bytes:
+        key = (path, offset)
         reading = self._blocks.get(key)
         if reading is None:
             reading = self._blocks[key] = asyncio.create_task(asyncio.to_thread(_read, *key))
@@ -88,8 +92,7 @@ def check_offset(path: Path, offset: int) -> int:
     return size
 
 
-def _read(path: Path, index: int) -> pb.ModelBlock:
+def _read(path: Path, offset: int) -> bytes:
     with path.open("rb", buffering=0) as file:
-        file.seek(index * CHUNK_BYTES)
-        data = file.read(CHUNK_BYTES)
-    return pb.ModelBlock(offset=index * CHUNK_BYTES, data=data)
+        file.seek(offset)
+        return format_block(offset, file.read(block_end(offset) - offset))

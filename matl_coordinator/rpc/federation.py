@@ -15,6 +15,7 @@ from matl_common.ids import parse_digest
 from matl_common.version import check_compatible
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire import federation_pb2_grpc as pb_grpc
+from matl_common.wire.chunks import Numbered
 from matl_common.wire.documents import (
     envelope_from_wire,
     envelope_to_wire,
@@ -103,9 +104,9 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
             study_complete=offer.study_complete,
         )
 
-    async def PullModel(
+    async def PullModel(  # type: ignore[override] # messages as they go out: see wire.chunks
         self, request: pb.PullModelRequest, context: Context
-    ) -> AsyncIterator[pb.ModelBlock]:
+    ) -> AsyncIterator[bytes]:
         path = self._invitations.model_path(parse_digest(request.digest))
         offset, size = request.offset, await asyncio.to_thread(check_offset, path, request.offset)
         with self._blocks.in_use():
@@ -121,13 +122,13 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         )
         return _status(progress)
 
-    async def PushChunks(
-        self, requests: AsyncIterator[pb.PushChunksRequest], context: Context
+    async def PushChunks(  # type: ignore[override] # messages parsed by wire.chunks
+        self, requests: AsyncIterator[Numbered | str | None], context: Context
     ) -> pb.UpdateStatus:
         first = await anext(requests, None)
-        if first is None or first.WhichOneof("part") != "update_digest":
+        if not isinstance(first, str):
             raise InvalidInputError("the first message of a push must name the update")
-        reception = await self._intake.receive(caller(), parse_digest(first.update_digest))
+        reception = await self._intake.receive(caller(), parse_digest(first))
         try:
             await self._take_all(requests, reception)
         except BaseException:
@@ -138,17 +139,15 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         return _status(await self._intake.pause(reception))
 
     async def _take_all(
-        self, requests: AsyncIterator[pb.PushChunksRequest], reception: Reception
+        self, requests: AsyncIterator[Numbered | str | None], reception: Reception
     ) -> None:
         """Take chunks, each while the next is on its way."""
         async with aclosing(one_ahead(requests)) as messages:
             async for message in messages:
-                if message.WhichOneof("part") != "chunk":
+                if not isinstance(message, Numbered):
                     raise InvalidInputError("only chunks may follow the update's name")
-                # Once: each look at it copies it.
-                data = message.chunk.data
-                await self._intake.take(reception, message.chunk.index, data)
-                self._meter.bytes_received(len(data))
+                await self._intake.take(reception, message.number, message.data)
+                self._meter.bytes_received(len(message.data))
 
 
 def _status(progress: Progress) -> pb.UpdateStatus:

@@ -25,6 +25,7 @@ from matl_common.wire import (
     operations_pb2,
     operations_pb2_grpc,
 )
+from matl_common.wire.chunks import parse_push
 from matl_coordinator.config import Config
 from matl_coordinator.ports import Meter
 from matl_coordinator.roster import Roster
@@ -49,6 +50,8 @@ FEDERATION_SERVICE = federation_pb2.DESCRIPTOR.services_by_name["FederationServi
 OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
 SERVICES = (FEDERATION_SERVICE, OPERATIONS_SERVICE, AUDIT_SERVICE)
 DESCRIBED = (*SERVICES, reflection.SERVICE_NAME)
+PULL_MODEL = f"/{FEDERATION_SERVICE}/PullModel"
+PUSH_CHUNKS = f"/{FEDERATION_SERVICE}/PushChunks"
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
@@ -213,7 +216,10 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         return self._guarded(handler, handler_call_details.method)
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
-        parse = _parser(handler.request_deserializer)
+        # The two methods that megabytes go through have servicers that know their messages' form.
+        parser = parse_push if method == PUSH_CHUNKS else handler.request_deserializer
+        serializer = None if method == PULL_MODEL else handler.response_serializer
+        parse = _parser(parser)
         inner = _of_stream(handler, parse, self._idle_seconds)
         # Every method takes a stream here: gRPC would wait, for as long as it likes, for the
         # message of a single-message method before it asked anybody who is calling. And what
@@ -221,10 +227,10 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         deserializer = parse if handler.request_streaming else None
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._streaming(inner, method), deserializer, handler.response_serializer
+                self._streaming(inner, method), deserializer, serializer
             )
         return grpc.stream_unary_rpc_method_handler(
-            self._unary(inner, method), deserializer, handler.response_serializer
+            self._unary(inner, method), deserializer, serializer
         )
 
     def _unary(self, inner: Any, method: str) -> Any:

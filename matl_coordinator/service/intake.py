@@ -251,7 +251,7 @@ class Intake:
         await reception.begin()
         return reception
 
-    async def take(self, reception: Reception, index: int, data: bytes) -> None:
+    async def take(self, reception: Reception, index: int, data: bytes | memoryview) -> None:
         """Take an update's next chunk.
 
         Raises:

@@ -59,7 +59,7 @@ class Reception:
         received = 0 if self._sink is None else self._sink.received_chunks
         return received / chunk_count(self.record.byte_count)
 
-    async def take(self, index: int, data: bytes) -> None:
+    async def take(self, index: int, data: bytes | memoryview) -> None:
         """Take the next chunk, checked against its hash.
 
         Raises:

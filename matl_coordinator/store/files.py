@@ -22,7 +22,7 @@ class LocalFiles:
         """Open for reading and writing, created empty where it is missing."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
 
-    def write(self, descriptor: int, data: bytes, *, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, *, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
         view = memoryview(data)
         while view:
@@ -72,7 +72,7 @@ class FencedFiles(LocalFiles):
         self._check()
         return super().open(path)
 
-    def write(self, descriptor: int, data: bytes, *, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, *, offset: int) -> None:
         self._check()
         super().write(descriptor, data, offset=offset)
 

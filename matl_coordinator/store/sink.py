@@ -100,7 +100,7 @@ class DiskSink:
         """What is still to be written."""
         return self._byte_count - self._bytes_of(self._received)
 
-    def append(self, index: int, data: bytes) -> None:
+    def append(self, index: int, data: bytes | memoryview) -> None:
         with self._lock:
             descriptor = self._require_open()
             if index != self._received or index >= self._chunks:

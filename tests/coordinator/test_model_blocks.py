@@ -8,6 +8,7 @@ import pytest
 
 from matl_common.errors import InvalidInputError
 from matl_common.tensors import CHUNK_BYTES
+from matl_common.wire.chunks import parse_block
 from matl_coordinator.rpc.blocks import ModelBlocks, block_end, check_offset
 
 SIZE = 2 * CHUNK_BYTES + 1000
@@ -25,8 +26,8 @@ async def fetched(blocks: ModelBlocks, model: Path, offset: int = 0) -> bytes:
     """What a hospital gets that has ``offset`` bytes."""
     found = b""
     while offset + len(found) < SIZE:
-        block = await blocks.at(model, offset + len(found))
-        assert block.offset == offset + len(found)
+        block = parse_block(await blocks.at(model, offset + len(found)))
+        assert block.number == offset + len(found)
         found += block.data
     return found
 
@@ -65,7 +66,7 @@ async def test_a_hospital_that_goes_away_leaves_the_block_to_the_others(model: P
     gone, stays = (asyncio.create_task(blocks.at(model, 0)) for _ in range(2))
     await asyncio.sleep(0)
     gone.cancel()
-    assert (await stays).data == CONTENT[:CHUNK_BYTES]
+    assert parse_block(await stays).data == CONTENT[:CHUNK_BYTES]
 
 
 async def test_a_block_that_could_not_be_read_is_read_again(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ async def test_a_block_that_could_not_be_read_is_read_again(tmp_path: Path) -> N
     with pytest.raises(FileNotFoundError):
         await blocks.at(model, 0)
     model.write_bytes(b"x" * SIZE)
-    assert (await blocks.at(model, 0)).data == b"x" * CHUNK_BYTES
+    assert parse_block(await blocks.at(model, 0)).data == b"x" * CHUNK_BYTES
 
 
 def test_an_offset_beyond_the_end_is_refused(model: Path) -> None:

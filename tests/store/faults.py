@@ -27,7 +27,7 @@ class FaultyFiles(LocalFiles):
         self._synced[descriptor] = _content(descriptor)
         return descriptor
 
-    def write(self, descriptor: int, data: bytes, *, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, *, offset: int) -> None:
         fails = self._is_failing()
         if fails and not self._is_done:
             super().write(descriptor, data[: len(data) // 2], offset=offset)
@@ -95,7 +95,7 @@ class SmallDisk(LocalFiles):
 class FullDisk(LocalFiles):
     """A disk that takes nothing any more."""
 
-    def write(self, descriptor: int, data: bytes, *, offset: int) -> None:
+    def write(self, descriptor: int, data: bytes | memoryview, *, offset: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
