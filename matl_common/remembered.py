@@ -39,12 +39,23 @@ class Remembered(Generic[T]):
             if mark in self._found:
                 return self._found[mark]
         found = self._read(path)
+        # As it was before it was read: what was written meanwhile makes it another one.
+        self._keep(mark, found)
+        return found
+
+    def take(self, path: Path, found: T) -> None:
+        """Remember what ``read`` would say of a file, from whoever just wrote all of it.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        self._keep(_mark(path), found)
+
+    def _keep(self, mark: _Mark, found: T) -> None:
         with self._lock:
-            # As it was before it was read: what was written meanwhile makes it another one.
             self._found[mark] = found
             while len(self._found) > self._most:
                 del self._found[next(iter(self._found))]
-        return found
 
 
 def _mark(path: Path) -> _Mark:

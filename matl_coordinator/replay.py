@@ -43,7 +43,7 @@ from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.judging import Judge
 from matl_coordinator.service.receipts import receipt_of, root_digest
 from matl_coordinator.service.story import Story, read_story
-from matl_coordinator.service.survey import Surveyor, coordinate_seed
+from matl_coordinator.service.survey import Surveyor, coordinate_seed, remembered_hashes
 from matl_coordinator.store.files import LocalFiles
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.models import FileModelStore
@@ -233,6 +233,7 @@ def _judge(
         for node_id, node in story.allowlist.nodes.items()
     }
     surveyor = Surveyor(
+        hashes=remembered_hashes(),
         plan=plan,
         spool=spool,
         models=models,

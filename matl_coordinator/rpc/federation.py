@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -25,7 +25,7 @@ from matl_common.wire.documents import (
 from matl_coordinator.ports import Meter
 from matl_coordinator.rpc.blocks import ModelBlocks, block_end, check_offset
 from matl_coordinator.rpc.guard import caller
-from matl_coordinator.rpc.messages import one_ahead
+from matl_coordinator.rpc.turns import Turn, Turns
 from matl_coordinator.service.attesting import Attesting, NotAttestedError
 from matl_coordinator.service.intake import Intake, Progress
 from matl_coordinator.service.invitations import Invitations
@@ -61,6 +61,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self._federation_id = federation_id
         self._clock = clock
         self._blocks = ModelBlocks()
+        self._turns = Turns()
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         check_compatible(self._version, request.version)
@@ -142,12 +143,22 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self, requests: AsyncIterator[Numbered | str | None], reception: Reception
     ) -> None:
         """Take chunks, each while the next is on its way."""
-        async with aclosing(one_ahead(requests)) as messages:
-            async for message in messages:
+        turn = await self._turns.one()
+        try:
+            async for message in requests:
                 if not isinstance(message, Numbered):
                     raise InvalidInputError("only chunks may follow the update's name")
-                await self._intake.take(reception, message.number, message.data)
+                taking = await self._intake.take(reception, message.number, message.data)
+                taking.add_done_callback(partial(_end, turn))
                 self._meter.bytes_received(len(message.data))
+                turn = await self._turns.one()
+        finally:
+            turn.end()
+        await self._intake.settle(reception)
+
+
+def _end(turn: Turn, _: object) -> None:
+    turn.end()
 
 
 def _status(progress: Progress) -> pb.UpdateStatus:

@@ -7,7 +7,7 @@ caller may keep a call open without a word. Nothing here knows what a message me
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from matl_common.errors import InvalidInputError, MatlError
@@ -36,30 +36,6 @@ async def in_time(messages: AsyncIterator[T], *, idle_seconds: float) -> AsyncIt
                 f"nothing came for {idle_seconds:g} s; connect again and resume"
             ) from error
         yield message
-
-
-async def one_ahead(messages: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-    """Yield the messages of a stream, of which the next is on its way while one is used.
-
-    Close it (``contextlib.aclosing``), or the stream may be read once more behind one's back.
-    """
-    coming = asyncio.ensure_future(_next(messages))
-    try:
-        while (found := await coming) is not None:
-            coming = asyncio.ensure_future(_next(messages))
-            yield found[0]
-    finally:
-        coming.cancel()
-        # What it brought, be it an error, is nobody's any more.
-        await asyncio.wait({coming})
-        if not coming.cancelled():
-            coming.exception()
-
-
-async def _next(messages: AsyncIterator[T]) -> tuple[T] | None:
-    async for message in messages:
-        return (message,)
-    return None
 
 
 async def only_message(messages: AsyncIterator[T]) -> T:

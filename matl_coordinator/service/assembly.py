@@ -12,6 +12,7 @@ from functools import partial
 
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
+from matl_common.remembered import Remembered
 from matl_common.signing import Signer
 from matl_common.version import __version__
 from matl_coordinator.config import Config
@@ -34,7 +35,7 @@ from matl_coordinator.service.presence import Presence
 from matl_coordinator.service.readings import Readings
 from matl_coordinator.service.receipts import score_receipts
 from matl_coordinator.service.register import Register
-from matl_coordinator.service.survey import Surveyor
+from matl_coordinator.service.survey import Surveyor, remembered_hashes
 
 _TRIAL = b"matl: can rounds be signed?"
 
@@ -96,6 +97,7 @@ def assemble(
         presence=presence,
         clock=outside.clock,
     )
+    hashes = remembered_hashes()
     intake = Intake(
         register=register,
         store=outside.store,
@@ -105,8 +107,9 @@ def assemble(
         presence=presence,
         meter=outside.meter,
         clock=outside.clock,
+        hashes=hashes,
     )
-    judge = _judge(config, plan, roster, outside)
+    judge = _judge(config, plan, roster, outside, hashes)
     conductor = Conductor(
         register=register,
         spool=outside.spool,
@@ -159,7 +162,13 @@ def assemble(
     )
 
 
-def _judge(config: Config, plan: StudyPlan, roster: Roster, outside: Outside) -> Judge:
+def _judge(
+    config: Config,
+    plan: StudyPlan,
+    roster: Roster,
+    outside: Outside,
+    hashes: Remembered[bytes],
+) -> Judge:
     def attested() -> Mapping[NodeId, Enrolment]:
         return {
             node_id: Enrolment(node.enrolled_patients, _shares(node.label_histogram))
@@ -167,6 +176,7 @@ def _judge(config: Config, plan: StudyPlan, roster: Roster, outside: Outside) ->
         }
 
     surveyor = Surveyor(
+        hashes=hashes,
         plan=plan,
         spool=outside.spool,
         models=outside.models,

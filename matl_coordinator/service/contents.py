@@ -1,9 +1,8 @@
-"""One look over a complete update on disk, in bounded memory."""
+"""One look over an update, as it comes or on disk, in bounded memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -18,26 +17,40 @@ from matl_coordinator.core.admission import Contents
 _BLOCK: Final = 8192
 
 
-def scan_update(path: Path) -> Contents:
-    """Count the values that are not finite and take the norm of the rest.
+class Scan:
+    """What the chunks of an update hold, seen one after another.
 
-    Squares are summed in float64, where no float32 value overflows.
+    Counts the values that are not finite and takes the norm of the rest. Squares are summed in
+    float64, where no float32 value overflows.
     """
-    non_finite, squares = 0, []
-    for block in _blocks(path):
-        wide = block.astype(np.float64)
+
+    def __init__(self) -> None:
+        self._non_finite = 0
+        self._squares: list[float] = []
+
+    def add(self, chunk: bytes | memoryview) -> None:
+        """Look at the next chunk."""
+        values = np.frombuffer(chunk, dtype="<f4")
+        for start in range(0, values.size, _BLOCK):
+            self._add(values[start : start + _BLOCK].astype(np.float64))
+
+    def _add(self, wide: NDArray[np.float64]) -> None:
         square = float(wide @ wide)
         if not math.isfinite(square):
             finite = np.isfinite(wide)
-            non_finite += wide.size - int(np.count_nonzero(finite))
+            self._non_finite += wide.size - int(np.count_nonzero(finite))
             wide[~finite] = 0.0
             square = float(wide @ wide)
-        squares.append(square)
-    return Contents(non_finite=non_finite, norm=math.sqrt(math.fsum(squares)))
+        self._squares.append(square)
+
+    @property
+    def contents(self) -> Contents:
+        return Contents(non_finite=self._non_finite, norm=math.sqrt(math.fsum(self._squares)))
 
 
-def _blocks(path: Path) -> Iterable[NDArray[np.float32]]:
+def scan_update(path: Path) -> Contents:
+    """Look at all chunks of a complete update."""
+    scan = Scan()
     for chunk in view_update_chunks(path):
-        values = np.frombuffer(chunk, dtype="<f4")
-        for start in range(0, values.size, _BLOCK):
-            yield values[start : start + _BLOCK]
+        scan.add(chunk)
+    return scan.contents

@@ -7,10 +7,11 @@ identity is taken from a message. A decision is in the log before it is answered
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import structlog
 
@@ -23,6 +24,7 @@ from matl_common.protocol import (
     StudyPlan,
     UpdateManifest,
 )
+from matl_common.remembered import Remembered
 from matl_common.signing import Envelope, Signer, sign, verify
 from matl_common.wire.documents import (
     format_receipt,
@@ -44,6 +46,7 @@ from matl_coordinator.ports import (
     PutRound,
     PutUpdate,
     Spool,
+    SpoolError,
     State,
     Store,
     UpdateRecord,
@@ -60,6 +63,8 @@ MAX_REFUSALS_LOGGED = 32
 """A node's refusals in one round that each get a log entry; more are only counted."""
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class RefusedError(MatlError):
@@ -98,7 +103,9 @@ class Intake:
         presence: Presence,
         meter: Meter,
         clock: Callable[[], datetime],
+        hashes: Remembered[bytes],
     ) -> None:
+        """``hashes`` is told of every update that is complete on disk."""
         self._register = register
         self._store = store
         self._spool = spool
@@ -107,6 +114,7 @@ class Intake:
         self._presence = presence
         self._meter = meter
         self._clock = clock
+        self._hashes = hashes
         # The one stream that may write a node's update; a newer one takes over.
         self._receptions: dict[NodeId, Reception] = {}
         # Refusals logged so far in the newest round, by node.
@@ -251,17 +259,30 @@ class Intake:
         await reception.begin()
         return reception
 
-    async def take(self, reception: Reception, index: int, data: bytes | memoryview) -> None:
-        """Take an update's next chunk.
+    async def take(
+        self, reception: Reception, index: int, data: bytes | memoryview
+    ) -> asyncio.Future[None]:
+        """Begin to take an update's next chunk, once the one before is taken.
+
+        Returns:
+            When it is taken, or is not.
 
         Raises:
-            ChunkRefusedError: it is not the one declared. The refusal is in the log; the
-                sound chunk may still come.
+            ChunkRefusedError: the one before is not the one declared. The refusal is in the log;
+                the sound chunk may still come.
             SpoolError: the disk failed, or has no room.
             SupersededError: a newer stream took over.
         """
+        return await self._noted(reception, reception.take(index, data))
+
+    async def settle(self, reception: Reception) -> None:
+        """Wait until the last chunk is taken; raises as ``take`` does."""
+        await self._noted(reception, reception.settle())
+
+    async def _noted(self, reception: Reception, taking: Awaitable[T]) -> T:
+        """Take, with a refusal in the log."""
         try:
-            await reception.take(index, data)
+            return await taking
         except ChunkRefusedError as error:
             record = reception.record
             refusal = Refusal(RefusalCode.WRONG_CHUNKS, str(error))
@@ -270,6 +291,8 @@ class Intake:
 
     async def let_go(self, reception: Reception) -> None:
         """End a reception whose stream broke; what was taken is durable."""
+        with suppress(SpoolError):
+            await self.settle(reception)
         if self._receptions.get(reception.record.node_id) is reception:
             del self._receptions[reception.record.node_id]
         await reception.end()
@@ -291,7 +314,11 @@ class Intake:
             return await self._decided(reception.record)
         path = await reception.finish()
         await self.let_go(reception)
-        contents = await asyncio.to_thread(scan_update, path)
+        # Each chunk was compared with what was declared; as long as nobody writes to the file,
+        # nobody needs to again.
+        await asyncio.to_thread(self._hashes.take, path, reception.record.chunk_hashes)
+        seen = reception.contents
+        contents = await asyncio.to_thread(scan_update, path) if seen is None else seen
         refusal = check_contents(
             contents, plan=self._plan, enrolled_patients=node.enrolled_patients
         )

@@ -1,6 +1,7 @@
 """One update's chunks coming in, from any number of connections one after another.
 
-Chunks are checked against the hashes the hospital declared before they are written.
+Chunks are checked against the hashes the hospital declared before they are written, in a thread,
+each while the next is on its way.
 Nothing here judges an update or writes a log entry.
 """
 
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from matl_common.errors import MatlError
-from matl_coordinator.core.admission import chunk_count
+from matl_coordinator.core.admission import Contents, chunk_count
 from matl_coordinator.ports import Spool, SpoolError, UpdateRecord, UpdateSink, UpdateStatus
+from matl_coordinator.service.contents import Scan
 
 T = TypeVar("T")
 
@@ -32,6 +34,10 @@ class Reception:
         self._sink: UpdateSink | None = None
         # Guards the sink: an older stream may still be writing when a newer takes over.
         self._lock = asyncio.Lock()
+        # The chunk that is being checked and written.
+        self._writing: asyncio.Future[None] | None = None
+        # Of all chunks, if they come here from the first on.
+        self._scan: Scan | None = None
 
     async def begin(self) -> None:
         """Open the update where its last durable chunk ends."""
@@ -47,6 +53,8 @@ class Reception:
                 byte_count=self.record.byte_count,
                 chunk_hashes=self.record.chunk_hashes,
             )
+            if not self._sink.received_chunks:
+                self._scan = Scan()
 
     @property
     def is_complete(self) -> bool:
@@ -59,20 +67,55 @@ class Reception:
         received = 0 if self._sink is None else self._sink.received_chunks
         return received / chunk_count(self.record.byte_count)
 
-    async def take(self, index: int, data: bytes | memoryview) -> None:
-        """Take the next chunk, checked against its hash.
+    @property
+    def contents(self) -> Contents | None:
+        """What a complete update holds, unless some of it came to another reception."""
+        return None if self._scan is None else self._scan.contents
+
+    async def take(self, index: int, data: bytes | memoryview) -> asyncio.Future[None]:
+        """Begin to take the next chunk, once the one before is taken; see ``settle``.
+
+        Returns:
+            When it is taken, or is not.
 
         Raises:
-            ChunkRefusedError: not the next chunk, or its bytes differ from what was declared.
+            ChunkRefusedError: the one before was refused.
             SpoolError: the disk failed.
             SupersededError: a newer stream took over.
         """
-        await self._with_sink(lambda sink: sink.append(index, data))
+        await self.settle()
+        if self._sink is None:
+            raise _superseded()
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, self._append, self._sink, index, data)
+        return self._writing
+
+    async def settle(self) -> None:
+        """Wait until the last chunk is taken.
+
+        Raises:
+            ChunkRefusedError: it is not the next chunk, or its bytes differ from what was declared.
+            SpoolError: the disk failed.
+        """
+        writing = self._writing
+        if writing is not None:
+            # Not cancelled with who waits: a thread goes on anyway.
+            await asyncio.wait({writing})
+            if self._writing is writing:
+                self._writing = None
+            writing.result()
+
+    def _append(self, sink: UpdateSink, index: int, data: bytes | memoryview) -> None:
+        sink.append(index, data)
+        if self._scan is not None:
+            self._scan.add(data)
 
     async def durable_chunks(self) -> int:
+        await self.settle()
         return await self._with_sink(lambda sink: sink.sync())
 
     async def finish(self) -> Path:
+        await self.settle()
         return await self._with_sink(lambda sink: sink.finish())
 
     async def end(self) -> None:
@@ -81,6 +124,9 @@ class Reception:
         Where that fails (the disk, or the round's files are discarded already), only the
         disk knows what is durable, and the next one to open the update asks it.
         """
+        if self._writing is not None:
+            # What came of it is for its own stream to say.
+            await asyncio.wait({self._writing})
         with suppress(SupersededError, SpoolError):
             await self._with_sink(_sync_and_close)
         self._sink = None
@@ -91,10 +137,14 @@ class Reception:
         async def run() -> T:
             async with self._lock:
                 if self._sink is None:
-                    raise SupersededError("a newer stream took over this update")
+                    raise _superseded()
                 return await asyncio.to_thread(use, self._sink)
 
         return await asyncio.shield(asyncio.create_task(run()))
+
+
+def _superseded() -> SupersededError:
+    return SupersededError("a newer stream took over this update")
 
 
 def _sync_and_close(sink: UpdateSink) -> None:

@@ -95,7 +95,9 @@ class Surveyor:
         histories: Histories,
         base_model_of: Callable[[RoundId], Digest | None],
         threads: int,
+        hashes: Remembered[bytes],
     ) -> None:
+        """``hashes`` are those of updates' chunks, as whoever wrote the files knows them."""
         self._plan = plan
         self._spool = spool
         self._models = models
@@ -104,8 +106,7 @@ class Surveyor:
         self._histories = histories
         self._base_model_of = base_model_of
         self._threads = threads
-        # By declared files; a round's are read for judging and known again for aggregating.
-        self._hashes = Remembered(_chunk_hashes, most=_FILES_KNOWN)
+        self._hashes = hashes
 
     async def survey(
         self,
@@ -278,8 +279,9 @@ class Surveyor:
         return Row(PREVIOUS_AGGREGATE, path)
 
 
-def _chunk_hashes(path: Path) -> bytes:
-    return b"".join(hash_chunks(path))
+def remembered_hashes() -> Remembered[bytes]:
+    """Hashes of spooled updates' chunks, read where nobody who wrote them has told them."""
+    return Remembered(lambda path: b"".join(hash_chunks(path)), most=_FILES_KNOWN)
 
 
 def coordinate_seed(rnd: Round) -> int:

@@ -85,3 +85,14 @@ def test_a_missing_file_is_an_error_also_where_it_was_known(tmp_path: Path) -> N
     file.unlink()
     with pytest.raises(FileNotFoundError):
         remembered.of(file)
+
+
+def test_who_wrote_a_file_may_say_what_is_in_it_until_it_changes(tmp_path: Path) -> None:
+    reader, file = Reader(), tmp_path / "a"
+    remembered = Remembered(reader, most=2)
+    file.write_bytes(b"one")
+    remembered.take(file, b"one")
+    assert remembered.of(file) == b"one"
+    assert reader.read == []
+    file.write_bytes(b"three")
+    assert remembered.of(file) == b"three"

@@ -442,6 +442,7 @@ async def send(
     last = len(sealed.chunks) if chunks is None else chunks
     for index in range(progress.durable_chunks, last):
         await reception.take(index, sealed.chunks[index])
+    await reception.settle()
     if reception.is_complete:
         return await intake.complete(node, reception)
     return await intake.pause(reception)

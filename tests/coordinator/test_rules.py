@@ -28,6 +28,7 @@ from matl_coordinator.service.survey import (
     Surveyor,
     coordinate_seed,
     reference_in,
+    remembered_hashes,
     write_difference,
 )
 from matl_coordinator.store.histories import FileHistories
@@ -300,6 +301,7 @@ async def test_the_last_aggregate_is_the_base_model_less_the_one_it_came_from(
             return None if found is None else found.base_model
 
         surveyor = Surveyor(
+            hashes=remembered_hashes(),
             plan=coordinator.plan,
             spool=spool,
             models=models,

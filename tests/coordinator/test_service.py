@@ -174,11 +174,13 @@ async def test_chunks_out_of_order_or_damaged_are_not_taken_and_the_right_ones_s
         reception = await intake.receive(node, progress.update_digest)
         damaged = bytes([sealed.chunks[0][0] ^ 1]) + sealed.chunks[0][1:]
         for index, data in ((1, sealed.chunks[1]), (0, damaged), (0, b""), (7, sealed.chunks[0])):
+            await reception.take(index, data)
             with pytest.raises(SpoolError):
-                await reception.take(index, data)
+                await reception.settle()
+        await reception.take(0, sealed.chunks[0])
         await reception.take(0, sealed.chunks[0])
         with pytest.raises(SpoolError):
-            await reception.take(0, sealed.chunks[0])
+            await reception.take(1, sealed.chunks[1])
         assert (await send(coordinator, A, sealed)).receipt is not None
 
 
@@ -194,6 +196,7 @@ async def test_a_newer_stream_of_the_same_hospital_takes_over(site: Site) -> Non
         with pytest.raises(SupersededError):
             await older.take(1, sealed.chunks[1])
         await newer.take(1, sealed.chunks[1])
+        await newer.settle()
 
 
 async def test_nobody_sends_chunks_of_an_update_it_did_not_declare(site: Site) -> None:
@@ -434,3 +437,16 @@ async def test_a_second_coordinator_takes_over_and_the_first_never_writes_again(
                     with pytest.raises(StaleWriterError):
                         await operations.pause(OPERATOR, "too late")
                 await play(second)
+
+
+async def test_a_chunk_that_is_refused_while_its_stream_breaks_is_in_the_log(site: Site) -> None:
+    async with running(site) as coordinator:
+        start = await first_round(coordinator)
+        sealed = seal(site, A, start, coordinator.plan, honest_update(A, start))
+        node, intake = site.allowed(A), coordinator.use_cases.intake
+        progress = await intake.open_update(node, sealed.envelope, sealed.hashes)
+        reception = await intake.receive(node, progress.update_digest)
+        await intake.take(reception, 0, bytes(len(sealed.chunks[0])))
+        await intake.let_go(reception)
+        assert "update_refused" in [each["event"] for each in events_of(coordinator.store)]
+        assert (await send(coordinator, A, sealed)).receipt is not None
