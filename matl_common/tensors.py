@@ -7,7 +7,6 @@ ambiguity of JSON or of a tensor library survives. Nothing here unpickles, impor
 torch or knows what a tensor means.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -344,22 +343,3 @@ def _fill(file: FileIO, buffer: memoryview) -> int:
 def hash_chunks(path: Path) -> list[bytes]:
     """RFC 6962 leaf hash of every chunk of an update file, in order."""
     return [leaf_hash(chunk) for chunk in view_update_chunks(path)]
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateHashes:
-    """What an update file is known by."""
-
-    chunks: tuple[bytes, ...]
-    """RFC 6962 leaf hashes, in order."""
-    content: Digest
-    """SHA-256 of the file."""
-
-
-def hash_update(path: Path) -> UpdateHashes:
-    """Hash an update file both ways, reading it once."""
-    chunks, sha256 = [], hashlib.sha256()
-    for chunk in view_update_chunks(path):
-        chunks.append(leaf_hash(chunk))
-        sha256.update(chunk)
-    return UpdateHashes(tuple(chunks), Digest(sha256.hexdigest()))

@@ -34,7 +34,7 @@ from matl_common.protocol import (
 )
 from matl_common.remembered import Remembered
 from matl_common.signing import Envelope, Signer
-from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_update, iter_update_chunks
+from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_chunks, iter_update_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_common.version import IncompatibleVersionError, check_compatible
 from matl_common.wire import federation_pb2 as pb
@@ -52,6 +52,7 @@ from matl_common.wire.documents import (
     to_unix_ms,
 )
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
+from matl_participant.arriving import ArrivingFile
 
 PARTIAL_SUFFIX = ".part"
 CHUNKS_AT_ONCE = 4
@@ -192,8 +193,9 @@ class FileHashes:
     def __init__(self) -> None:
         """Know nothing yet."""
         # The present round's file, and the one before while it is let go.
-        self.of_model = Remembered(digest_of_file, most=2).of
-        self.of_update = Remembered(hash_update, most=2).of
+        models = Remembered(digest_of_file, most=2)
+        self.of_model, self.take_model = models.of, models.take
+        self.of_update = Remembered(hash_chunks, most=2).of
 
 
 class FederationClient:
@@ -313,21 +315,26 @@ class FederationClient:
     async def _append_blocks(
         self, digest: Digest, partial: Path, offset: int, total_bytes: int
     ) -> int:
-        """Append to a partial model file what the stream brings; return its new size."""
+        """Append to a partial model file what the stream brings; return its new size.
+
+        The digest of a file that is whole then is known.
+        """
         call = self._pull_blocks(
             pb.PullModelRequest(digest=digest, offset=offset),
             timeout=self._timeouts.transfer_seconds(total_bytes - offset),
         )
         try:
-            with partial.open("ab") as file:
+            async with ArrivingFile.open(partial) as file:
                 async for message in call:
                     block = parse_block(message)
                     end = offset + len(block.data)
                     # An empty block would be followed by another for as long as the call may take.
                     if block.number != offset or not offset < end <= total_bytes:
                         break
-                    file.write(block.data)
+                    await file.add(block.data)
                     offset = end
+                if offset == total_bytes:
+                    self.hashes.take_model(partial, await file.digest())
         except grpc.aio.AioRpcError as error:
             raise _classified(error) from error
         finally:
@@ -342,7 +349,7 @@ class FederationClient:
             UntrustedCoordinatorError: the answer is about something else.
             UpdateDamagedError: the file is not what was sealed.
         """
-        hashes = (await asyncio.to_thread(self.hashes.of_update, sealed.file)).chunks
+        hashes = await asyncio.to_thread(self.hashes.of_update, sealed.file)
         if merkle_root(hashes) != sealed.manifest.chunk_root:
             raise UpdateDamagedError("the sealed update is damaged on disk; it will be given up")
         request = pb.OpenUpdateRequest(

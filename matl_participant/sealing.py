@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from matl_common.errors import IntegrityError, InvalidInputError, MatlError
-from matl_common.ids import Digest, digest_of_file
+from matl_common.ids import Digest
 from matl_common.protocol import (
     NoisedCount,
     PrivacySpend,
@@ -23,7 +23,7 @@ from matl_common.protocol import (
     UpdateManifest,
 )
 from matl_common.signing import Signer
-from matl_common.tensors import CHUNK_BYTES, UpdateHashes, hash_update
+from matl_common.tensors import CHUNK_BYTES, hash_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_participant.client import (
     SealedUpdate,
@@ -34,7 +34,8 @@ from matl_participant.client import (
 from matl_participant.core.account import Attempt
 from matl_participant.files import StudyFolder
 
-HashesOf = Callable[[Path], UpdateHashes]
+HashesOf = Callable[[Path], list[bytes]]
+"""What ``hash_chunks`` says of an update file."""
 
 
 class ResultUnusableError(MatlError):
@@ -58,7 +59,7 @@ def seal_result(
     attempt: Attempt,
     correct: float | None,
     signer: Signer,
-    hashes_of: HashesOf = hash_update,
+    hashes_of: HashesOf = hash_chunks,
 ) -> Seal:
     """Make a training result durable, and sign what it is.
 
@@ -100,7 +101,7 @@ def seal_result(
     sealed = seal_manifest(manifest, taken, signer)
     study.take_result(file, start.round_id)
     study.write_manifest(start.round_id, sealed.envelope)
-    return Seal(sealed, hashes_of(sealed.file).content)
+    return Seal(sealed, Digest(manifest.chunk_root.hex()))
 
 
 def _evaluation(correct: float | None, attempt: Attempt, terms: PrivacyTerms) -> NoisedCount | None:
@@ -123,7 +124,7 @@ def manifest_of(
     base_model: Digest,
     steps: int,
     evaluation: NoisedCount | None = None,
-    hashes_of: HashesOf = hash_update,
+    hashes_of: HashesOf = hash_chunks,
 ) -> UpdateManifest:
     """What is promised of an update file: trained for this round, as the plan asks.
 
@@ -141,7 +142,7 @@ def manifest_of(
         schema_digest=plan.schema.digest,
         byte_count=plan.schema.update_bytes,
         chunk_bytes=CHUNK_BYTES,
-        chunk_root=merkle_root(hashes_of(file).chunks),
+        chunk_root=merkle_root(hashes_of(file)),
         privacy=PrivacySpend(
             terms.noise_multiplier, terms.max_grad_norm, terms.sample_rate, steps, terms.noise
         ),
@@ -159,7 +160,7 @@ def load_sealed(
         sealed = read_sealed(study.read_manifest(attempt.round_id), file, public_key)
         if (
             sealed.digest == attempt.update_digest
-            and digest_of_file(file) == attempt.content_digest
+            and merkle_root(hash_chunks(file)) == sealed.manifest.chunk_root
         ):
             return sealed
     return None

@@ -59,7 +59,8 @@ class Sealed:
     update_digest: Digest
     """SHA-256 of the signed manifest's payload, which names the round and the bytes."""
     content_digest: Digest
-    """SHA-256 of the update file."""
+    """The tree hash over the update's chunks, as in the manifest; SHA-256 of the file in entries of
+    earlier builds."""
 
 
 @dataclass(frozen=True, slots=True)

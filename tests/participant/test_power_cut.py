@@ -11,9 +11,10 @@ from matl_common import signing
 from matl_common.durable import fsync_directory, write_named_by_digest
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.node_folder import NodeFolder
-from matl_common.ids import NodeId, RoundId, digest_of, digest_of_file
+from matl_common.ids import NodeId, RoundId, digest_of
 from matl_common.protocol import PayloadType, Receipt, RoundStart
-from matl_common.tensors import TensorSpec, parse_schema
+from matl_common.tensors import TensorSpec, hash_chunks, parse_schema
+from matl_common.tlog.merkle import merkle_root
 from matl_common.wire.documents import format_receipt, format_study_plan
 from matl_participant.client import SignedPlan
 from matl_participant.core.account import Attempt
@@ -156,7 +157,7 @@ def test_a_sealed_update_and_its_manifest_survive_from_the_moment_they_may_be_se
     )
     kept = load_sealed(left.study_as_it_is(PLAN.study_id), attempt, signer.public_key)
     assert kept is not None
-    assert digest_of_file(kept.file) == found.content_digest
+    assert merkle_root(hash_chunks(kept.file)).hex() == found.content_digest
 
 
 def test_a_receipt_survives_from_the_moment_it_is_acknowledged(
