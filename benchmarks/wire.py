@@ -38,6 +38,7 @@ from rich.table import Table
 from benchmarks.rounds.site import COORDINATOR, NAME, Site, bytes_of, resnet50
 from benchmarks.rounds.study import remove, times_of, wait
 from benchmarks.wire_runs import bare
+from benchmarks.wire_runs.pages import have_pages_at_hand
 from matl.demo.run import Supervisor, free_port
 from matl.demo.summary import machine
 from matl_common.durable import write_atomically
@@ -46,6 +47,7 @@ from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.identity.tls import channel_credentials, channel_options
 from matl_common.ids import NodeId, digest_of_file
+from matl_common.memory import bound_memory
 from matl_common.protocol import RoundStart
 from matl_common.tensors import chunk_lengths
 from matl_participant.client import (
@@ -60,6 +62,8 @@ TURNS: Final = 7
 READERS: Final = 20
 """Hospitals that fetch one model at once."""
 TARGET: Final = 0.7
+_PAGES_AT_HAND: Final = 4
+"""Models' worth, where it is asked for: a file, and what gRPC and sockets hold."""
 ARMS: Final = ("upload", "bare upload", "download", "bare download")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -88,6 +92,10 @@ class Hospital:
     @property
     def model(self) -> Path:
         return self.folder / f"{self.start.base_model}.safetensors"
+
+    async def push(self) -> None:
+        """Send the update."""
+        assert (await self.client.upload(self.update)).receipt is not None
 
     async def pull(self) -> None:
         """Fetch the round's model."""
@@ -186,13 +194,15 @@ def sealed(
 
 
 async def measure(
-    site: Site, *, coordinator: int, stream: int, bare_port: int, turns: int
+    site: Site, *, coordinator: int, stream: int, bare_port: int, turns: int, pages_at_hand: bool
 ) -> tuple[dict[str, Timing], dict[int, float]]:
     """Times of every arm, and how often ``n`` hospitals' fetching had the model read."""
     timings = {arm: Timing() for arm in ARMS}
     chunks = len(chunk_lengths(bytes_of(site.tensors)))
 
     async def timed(arm: str, server: int, work: Awaitable[object]) -> None:
+        if pages_at_hand:
+            have_pages_at_hand(site.folder, _PAGES_AT_HAND * bytes_of(site.tensors))
         cpu, began = _cpu(server), time.perf_counter()
         await work
         timings[arm].seconds.append(time.perf_counter() - began)
@@ -206,9 +216,7 @@ async def measure(
             await timed("download", coordinator, hospital.pull())
             assert digest_of_file(hospital.model) == hospital.start.base_model
             await timed("bare upload", stream, bare.push(hospital.bare, chunks))
-            sent = asyncio.ensure_future(hospital.client.upload(hospital.update))
-            await timed("upload", coordinator, sent)
-            assert sent.result().receipt is not None
+            await timed("upload", coordinator, hospital.push())
         reads = {n: await _reads(found[:n], coordinator) for n in (1, 5, len(found))}
     for each in timings.values():
         del each.seconds[0], each.cpu_seconds[0]
@@ -244,7 +252,9 @@ def bare_server(site: Site, port: int) -> Iterator[int]:
             process.kill()
 
 
-def run(folder: Path, *, turns: int) -> tuple[dict[str, Timing], dict[int, float]]:
+def run(
+    folder: Path, *, turns: int, pages_at_hand: bool = False
+) -> tuple[dict[str, Timing], dict[int, float]]:
     """Measure with processes of this run's own.
 
     Raises:
@@ -266,6 +276,7 @@ def run(folder: Path, *, turns: int) -> tuple[dict[str, Timing], dict[int, float
                 stream=stream,
                 bare_port=bare_port,
                 turns=turns,
+                pages_at_hand=pages_at_hand,
             )
         )
     shutil.rmtree(folder)
@@ -333,12 +344,20 @@ def command(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("out/bench"),
     turns: Annotated[int, typer.Option(min=3, help="Of every arm.")] = TURNS,
+    pages_at_hand: Annotated[
+        bool,
+        typer.Option(
+            "--pages-at-hand", help="Free some memory before every turn; see wire_runs/pages.py."
+        ),
+    ] = False,
 ) -> None:
     """Measure the wire."""
     console = Console()
     out = out.resolve()
+    # As a hospital's daemon does.
+    bound_memory()
     try:
-        timings, reads = run(out / "wire", turns=turns)
+        timings, reads = run(out / "wire", turns=turns, pages_at_hand=pages_at_hand)
     except MatlError as error:
         console.print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(1) from None

@@ -24,6 +24,7 @@ from matl_common.identity.tls import (
     channel_credentials,
     server_credentials,
 )
+from matl_common.memory import bound_memory
 from matl_common.tensors import CHUNK_BYTES
 
 SERVICE: Final = "bare.Stream"
@@ -96,4 +97,6 @@ async def pull(channel: grpc.aio.Channel, chunks: int) -> None:
 
 
 if __name__ == "__main__":
+    # As the daemons do.
+    bound_memory()
     asyncio.run(serve(NodeFolder(Path(sys.argv[1])).tls, int(sys.argv[2])))
