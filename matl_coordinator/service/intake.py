@@ -291,11 +291,13 @@ class Intake:
 
     async def let_go(self, reception: Reception) -> None:
         """End a reception whose stream broke; what was taken is durable."""
-        with suppress(SpoolError):
-            await self.settle(reception)
-        if self._receptions.get(reception.record.node_id) is reception:
-            del self._receptions[reception.record.node_id]
-        await reception.end()
+        try:
+            with suppress(SpoolError):
+                await self.settle(reception)
+        finally:
+            if self._receptions.get(reception.record.node_id) is reception:
+                del self._receptions[reception.record.node_id]
+            await reception.end()
 
     async def pause(self, reception: Reception) -> Progress:
         """End a reception whose stream closed before its last chunk."""

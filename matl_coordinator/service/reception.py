@@ -124,12 +124,18 @@ class Reception:
         Where that fails (the disk, or the round's files are discarded already), only the
         disk knows what is durable, and the next one to open the update asks it.
         """
-        if self._writing is not None:
-            # What came of it is for its own stream to say.
-            await asyncio.wait({self._writing})
-        with suppress(SupersededError, SpoolError):
-            await self._with_sink(_sync_and_close)
-        self._sink = None
+        await asyncio.shield(asyncio.create_task(self._end()))
+
+    async def _end(self) -> None:
+        async with self._lock:
+            # Nothing is taken from here on.
+            sink, self._sink = self._sink, None
+            if self._writing is not None:
+                # What came of it is for its own stream to say.
+                await asyncio.wait({self._writing})
+            if sink is not None:
+                with suppress(SpoolError):
+                    await asyncio.to_thread(_sync_and_close, sink)
 
     async def _with_sink(self, use: Callable[[UpdateSink], T]) -> T:
         """Use the sink in a thread; finished even if the caller is cancelled."""
