@@ -1,15 +1,15 @@
 """A model file as messages, read once for all hospitals that fetch it at about the same time.
 
 The blocks read last are kept for whoever comes next, some tens of megabytes whatever the number of
-hospitals. One that falls behind further than that reads its blocks again. Nothing here knows which
-model is wanted.
+hospitals. Whoever is ahead lets those catch up who would fall behind that, for a moment: one that
+is slow falls behind, and has its blocks read again. Nothing here knows which model is wanted.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -19,8 +19,37 @@ from matl_common.tensors import CHUNK_BYTES
 from matl_common.wire.chunks import format_block
 
 BLOCKS_KEPT: Final = 32
+LOOK_EVERY_SECONDS: Final = 0.005
+LOOKS: Final = 20
+"""So often a stream looks, at each block, whether those behind it have caught up."""
 
 _Key = tuple[Path, int]
+
+
+class Stream:
+    """How far one hospital has come."""
+
+    def __init__(self, streams: Set[Stream], *, within: int) -> None:
+        """One of ``streams``, which are to stay ``within`` so many blocks."""
+        self._streams = streams
+        self._within = within
+        self._path: Path | None = None
+        self._block = 0
+
+    async def reach(self, path: Path, offset: int) -> None:
+        """Come to a block, and let those catch up who are about to fall too far behind."""
+        self._path, self._block = path, offset // CHUNK_BYTES
+        for _ in range(LOOKS):
+            if not self._leaves_others():
+                break
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+    def _leaves_others(self) -> bool:
+        return any(
+            self._within // 2 <= self._block - other._block < self._within
+            for other in self._streams
+            if other._path == self._path
+        )
 
 
 class ModelBlocks:
@@ -31,17 +60,18 @@ class ModelBlocks:
         self._kept = kept
         # Under way or done, the one asked for last at the end.
         self._blocks: OrderedDict[_Key, asyncio.Task[bytes]] = OrderedDict()
-        self._users = 0
+        self._streams: set[Stream] = set()
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[Stream]:
         """Keep blocks while this or another hospital fetches; between rounds none are."""
-        self._users += 1
+        stream = Stream(self._streams, within=self._kept)
+        self._streams.add(stream)
         try:
-            yield
+            yield stream
         finally:
-            self._users -= 1
-            if not self._users:
+            self._streams.discard(stream)
+            if not self._streams:
                 self._blocks.clear()
 
     async def at(self, path: Path, offset: int) -> bytes:

@@ -61,7 +61,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self._federation_id = federation_id
         self._clock = clock
         self._blocks = ModelBlocks()
-        self._turns = Turns()
+        self._receiving = Turns()
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         check_compatible(self._version, request.version)
@@ -110,8 +110,9 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
     ) -> AsyncIterator[bytes]:
         path = self._invitations.model_path(parse_digest(request.digest))
         offset, size = request.offset, await asyncio.to_thread(check_offset, path, request.offset)
-        with self._blocks.in_use():
+        with self._blocks.in_use() as stream:
             while offset < size:
+                await stream.reach(path, offset)
                 yield await self._blocks.at(path, offset)
                 end = min(size, block_end(offset))
                 self._meter.bytes_sent(end - offset)
@@ -143,7 +144,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         self, requests: AsyncIterator[Numbered | str | None], reception: Reception
     ) -> None:
         """Take chunks, each while the next is on its way."""
-        turn = await self._turns.one()
+        turn = await self._receiving.one()
         try:
             async for message in requests:
                 if not isinstance(message, Numbered):
@@ -151,7 +152,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
                 taking = await self._intake.take(reception, message.number, message.data)
                 taking.add_done_callback(partial(_end, turn))
                 self._meter.bytes_received(len(message.data))
-                turn = await self._turns.one()
+                turn = await self._receiving.one()
         finally:
             turn.end()
         await self._intake.settle(reception)

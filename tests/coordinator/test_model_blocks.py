@@ -89,3 +89,38 @@ def test_blocks_end_where_chunks_do() -> None:
         CHUNK_BYTES,
         2 * CHUNK_BYTES,
     ]
+
+
+async def test_whoever_is_ahead_waits_for_those_who_would_lose_their_blocks(model: Path) -> None:
+    blocks = ModelBlocks(kept=4)
+    with blocks.in_use() as ahead, blocks.in_use() as behind:
+        await behind.reach(model, 0)
+        await ahead.reach(model, CHUNK_BYTES)
+        waiting = asyncio.create_task(ahead.reach(model, 2 * CHUNK_BYTES))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await behind.reach(model, CHUNK_BYTES)
+        await waiting
+
+
+async def test_who_is_slow_is_left_behind(model: Path) -> None:
+    blocks = ModelBlocks(kept=2)
+    async with asyncio.timeout(30.0):
+        with blocks.in_use() as ahead, blocks.in_use() as slow:
+            await slow.reach(model, 0)
+            await ahead.reach(model, CHUNK_BYTES)
+            # Out of reach by now: nobody waits for it any more.
+            for number in range(2, 1000):
+                await ahead.reach(model, number * CHUNK_BYTES)
+
+
+async def test_nobody_waits_for_another_model_or_for_who_is_gone(model: Path) -> None:
+    blocks = ModelBlocks(kept=2)
+    with blocks.in_use() as ahead:
+        with blocks.in_use() as gone:
+            await gone.reach(model, 0)
+        with blocks.in_use() as other:
+            await other.reach(model.parent, 0)
+            reaching = asyncio.create_task(ahead.reach(model, CHUNK_BYTES))
+            await asyncio.sleep(0)
+            assert reaching.done()
