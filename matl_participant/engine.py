@@ -322,6 +322,9 @@ class Participant:
         if run.refusal is None:
             run.connected = True
             self.reports.connected(welcome)
+            if self.witness is not None:
+                # It may wait for minutes yet since nobody answered, and a quorum for it.
+                self.witness.wake()
             if self.attestation is None and says_attested(welcome.mode):
                 self.reports.unverified(welcome.mode)
 

@@ -198,7 +198,7 @@ class Witness:
         return _why(file.name)
 
     def wake(self) -> None:
-        """Begin a pass now."""
+        """Begin a pass now, or after the one under way."""
         self._woken.set()
 
     @property
@@ -220,10 +220,11 @@ class Witness:
         wait = min(self.interval, _CLOSING_INTERVAL) if self._closing else self.interval
         if failures:
             wait = max(wait, backoff(failures, chance=self.chance()))
-        self._woken.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait.total_seconds()):
                 await self._woken.wait()
+        # Not before: who is woken during a pass has another one after it.
+        self._woken.clear()
 
     async def _pass(self) -> tuple[LogEvidence, str] | None:
         last = self.kept.read()

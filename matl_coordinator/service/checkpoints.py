@@ -160,6 +160,8 @@ class Checkpoints:
         # still leads, and for the head.
         self._seen: _Seen | None = None
         self._shown: tuple[CheckpointRecord, Witnessed] | None = None
+        # The newest with a quorum, of what was verified; looked for where the latest has none.
+        self._vouched: tuple[_Seen, CheckpointRecord | None] | None = None
         # What was given out last.
         self._latest: CheckpointRecord | None = None
         # Rows of the store that were reported.
@@ -210,9 +212,12 @@ class Checkpoints:
             StoreError: the store cannot be read.
         """
         async with self._lock:
-            record = (await self._load()).record
+            seen = await self._load()
+            record = seen.record
             if record is not None and not quorum_met(self._policy, record.cosignatures):
-                record = await asyncio.to_thread(self._newest_with_quorum)
+                if self._vouched is None or self._vouched[0] is not seen:
+                    self._vouched = seen, await asyncio.to_thread(self._newest_with_quorum)
+                record = self._vouched[1]
             return None if record is None else self._witnessed(record)
 
     async def newest(self) -> Witnessed:

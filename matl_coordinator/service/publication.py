@@ -89,13 +89,27 @@ class Publication:
         self._next: int | None = None
 
     async def run(self) -> None:
-        """Publish what is witnessed, until cancelled. A failure is tried again."""
-        while True:
-            try:
-                await self.publish_due()
-            except MatlError as error:
-                log.error("publication_failed", reason=str(error))
-            await asyncio.sleep(self._tick_seconds)
+        """Publish what is witnessed, until cancelled, and then what was witnessed by then.
+
+        A failure is told, and tried again. The last hospital to leave may have made the quorum
+        just before the coordinator is stopped.
+        """
+        looking = asyncio.create_task(self._look())
+        try:
+            while True:
+                await asyncio.shield(looking)
+                await asyncio.sleep(self._tick_seconds)
+                looking = asyncio.create_task(self._look())
+        finally:
+            # One after the other: both would write the same folder.
+            await looking
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            await self.publish_due()
+        except MatlError as error:
+            log.error("publication_failed", reason=str(error))
 
     async def publish_due(self) -> list[RoundId]:
         """Publish every model whose release a quorum has witnessed by now.
@@ -109,25 +123,29 @@ class Publication:
         witnessed = await self._witnessed()
         published: list[RoundId] = []
         while witnessed is not None and self._next < witnessed.size:
-            limit = min(PAGE, witnessed.size - self._next)
-            page = await asyncio.to_thread(self._store.log_entries, start=self._next, limit=limit)
+            first, limit = self._next, min(PAGE, witnessed.size - self._next)
+            page = await asyncio.to_thread(self._store.log_entries, start=first, limit=limit)
             for each in page:
                 if each.damage is not None:
                     # Nothing that this coordinator released; the store has reported it.
                     continue
                 if parse_leaf(each.leaf).event == RELEASE_EVENT and each.data is not None:
                     published.append(await self._publish(each, each.data, witnessed))
-            self._next += limit
+                    self._next = each.index + 1
+            self._next = first + limit
         return published
 
     async def _witnessed(self) -> Witnessed | None:
-        """The newest checkpoint that vouches; where nobody witnesses, one signed just now."""
+        """The newest checkpoint that vouches; where nobody witnesses, one signed just now.
+
+        Often not the latest: the witness who makes a quorum may ask for the next at once, and the
+        others may have left by then.
+        """
         if self._checkpoints.policy.quorum == NO_QUORUM:
             if self._register.log_size <= (self._next or 0):
                 return None
             return await self._checkpoints.newest()
-        latest = await self._checkpoints.latest()
-        return latest if latest is not None and latest.has_quorum else None
+        return await self._checkpoints.witnessed()
 
     async def _publish(self, logged: LoggedEntry, data: bytes, witnessed: Witnessed) -> RoundId:
         facts = parse_entry(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ from matl_coordinator.service.checkpoints import Checkpoints
 from matl_coordinator.service.publication import Publication, Release
 from matl_coordinator.store.releases import ReleaseFolder
 from tests.coordinator.harness import Running, Site, events_of, make_site, play, running, utc_now
+from tests.logs import some_entries
 
 FIVE = {f"hospital_{letter}": 1000 for letter in "abcde"}
 HOSPITALS = tuple(map(NodeId, sorted(FIVE)))
 
 
-def publication(coordinator: Running, releases: ReleaseFolder | None = None) -> Publication:
+def publication(
+    coordinator: Running, releases: ReleaseFolder | None = None, *, tick_seconds: float = 0.01
+) -> Publication:
     folder = coordinator.site.config.state_dir / "released"
     return Publication(
         register=coordinator.register,
@@ -32,7 +36,7 @@ def publication(coordinator: Running, releases: ReleaseFolder | None = None) -> 
         checkpoints=coordinator.use_cases.checkpoints,
         releases=releases or ReleaseFolder.open_folder(folder),
         clock=utc_now,
-        tick_seconds=0.01,
+        tick_seconds=tick_seconds,
     )
 
 
@@ -91,6 +95,41 @@ async def test_a_model_is_published_once_a_quorum_has_witnessed_its_release(
         assert found.exit_code == 0, found.output
         assert "a quorum of its witnesses has seen it" in found.stdout
         assert model.stem in found.stdout
+
+
+async def test_what_a_quorum_has_witnessed_is_published_under_a_later_checkpoint_without_one(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path, sizes=FIVE, byzantine=1)
+    async with running(site) as coordinator:
+        await play(coordinator)
+        checkpoints = coordinator.use_cases.checkpoints
+        await witness(site, checkpoints, *HOSPITALS[:4])
+        quorum = await checkpoints.latest()
+        # The hospital that made the quorum asks for the next at once; the others have left.
+        coordinator.store.commit([], some_entries("a"))
+        await witness(site, checkpoints, HOSPITALS[3])
+        later = await checkpoints.latest()
+        assert quorum is not None
+        assert later is not None
+        assert (later.size > quorum.size, later.has_quorum) == (True, False)
+        assert await publication(coordinator).publish_due() == [1, 2]
+        told = [each for each in events_of(coordinator.store) if each["event"] == "model_published"]
+    assert [each["checkpoint"] for each in told] == [quorum.size] * 2
+
+
+async def test_what_a_quorum_has_witnessed_is_published_before_the_coordinator_stops(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path, sizes=FIVE, byzantine=1)
+    async with running(site) as coordinator:
+        await play(coordinator)
+        publishing = asyncio.create_task(publication(coordinator, tick_seconds=3600.0).run())
+        await asyncio.sleep(0.1)
+        await witness(site, coordinator.use_cases.checkpoints, *HOSPITALS[:4])
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+    assert published(site) == ["0001", "0002"]
 
 
 async def test_an_entry_that_was_changed_keeps_no_model_from_being_published(

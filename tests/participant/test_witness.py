@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -138,6 +139,21 @@ async def test_a_coordinator_that_cannot_be_reached_only_delays(desk: Desk) -> N
     desk.log.faults.abort_cosignature = [Status.UNAVAILABLE]
     await desk.witness_all()
     assert desk.evidence.standing() == ()
+
+
+async def test_who_is_woken_during_a_pass_begins_another_after_it(desk: Desk) -> None:
+    desk.log.faults.abort_checkpoint = [Status.UNAVAILABLE]
+    async with desk.witness() as witness:
+        witness.interval = timedelta(hours=1)
+
+        def may_speak() -> bool:
+            if not desk.log.asked:
+                witness.wake()
+            return True
+
+        task = asyncio.create_task(witness.run(may_speak=may_speak))
+        await until(lambda: desk.cosigned(5))
+        task.cancel()
 
 
 async def test_a_refused_cosignature_does_not_keep_updates_from_being_proven(desk: Desk) -> None:

@@ -79,6 +79,17 @@ async def test_a_log_that_does_not_answer_delays_no_training_and_the_leave_for_a
     assert log.lines == {}
 
 
+async def test_a_coordinator_that_is_back_is_witnessed_as_soon_as_it_was_greeted(
+    hospital: Hospital, coordinator: SimulatedCoordinator, log: SimulatedLog
+) -> None:
+    hospital.extra = "[daemon]\nwitness_seconds = 3600"
+    coordinator.faults.abort = [grpc.StatusCode.UNAVAILABLE]
+    log.faults.abort_checkpoint = [grpc.StatusCode.UNAVAILABLE]
+    async with running(hospital) as run:
+        await until(lambda: log.size in log.lines)
+        assert failures(run, "hello") == failures(run, "witness") == 1
+
+
 @pytest.mark.hostile
 @pytest.mark.parametrize("training", ["wait", "done"])
 async def test_a_forked_log_halts_the_hospital_which_stays_halted_until_it_is_settled(
