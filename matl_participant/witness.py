@@ -282,7 +282,8 @@ class Witness:
             stored = self._stored_lines(each)
             if stored >= len(signed.note.signatures):
                 continue
-            if not stored and EvidenceFolder(self.state).is_settled(each.subject):
+            # Also one that was proven: in the history that is followed by now it may not be.
+            if EvidenceFolder(self.state).is_settled(each.subject):
                 continue
             found = await self._prove(each, signed)
             if found is not None:

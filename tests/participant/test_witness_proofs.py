@@ -17,6 +17,7 @@ from matl_common.tlog.merkle import leaf_hash
 from matl_common.tlog.policy import Policy, threshold_policy
 from matl_common.tlog.proof import parse_proof
 from matl_common.tlog.submission import open_submission_proof
+from matl_participant.log_files import CHECKPOINT_FILE
 from matl_participant.witness import PROOF_PATIENCE, PROOF_TRIES, load_witness_keys
 from tests.logs import MOMENT
 from tests.participant.simulator import HOSPITAL, STRANGER
@@ -44,6 +45,13 @@ def cosign_as_another(desk: Desk, size: int) -> None:
         checkpoint, witness_key("theirs", other.public_key()), other, unix_seconds=1_800_000_000
     )
     desk.log.lines.setdefault(size, []).append(line)
+
+
+def settle(desk: Desk) -> None:
+    settled = desk.evidence.path / "settled"
+    settled.mkdir()
+    for file in desk.evidence.standing():
+        shutil.move(file, settled)
 
 
 async def proven(desk: Desk, *rounds: int) -> None:
@@ -202,10 +210,40 @@ async def test_an_hour_without_a_coordinator_is_no_evidence(desk: Desk) -> None:
 async def test_what_an_operator_has_settled_is_not_asked_for_again(desk: Desk) -> None:
     desk.receipt(log_leaf_hash=digest_of(b"another leaf"))
     await desk.distrust()
+    settle(desk)
+    desk.receipt(2)
+    await proven(desk, 2)
+    assert desk.evidence.standing() == ()
+
+
+async def test_a_proven_update_that_a_restored_log_lacks_stops_the_hospital_once(
+    desk: Desk,
+) -> None:
+    desk.receipt()
+    await proven(desk, 1)
+    lost = desk.study.proof(ONE).read_bytes()
+    # Every hospital has agreed to follow an older backup.
+    desk.log.rewrite(keep=4, size=7)
+    (desk.state.path / CHECKPOINT_FILE).unlink()
+    cosign_as_another(desk, 7)
+    await desk.distrust()
+    assert desk.check(Kind.CONTRADICTED) is Weight.PROVEN
+    settle(desk)
+    desk.receipt(2)
+    cosign_as_another(desk, 8)
+    await proven(desk, 2)
+    assert desk.evidence.standing() == ()
+    assert desk.study.proof(ONE).read_bytes() == lost
+
+
+async def test_an_update_that_is_known_to_be_lost_is_settled_before_it_is_missed(
+    desk: Desk,
+) -> None:
+    desk.receipt(log_leaf_hash=digest_of(b"in the log that was lost"))
     settled = desk.evidence.path / "settled"
-    settled.mkdir()
-    for file in desk.evidence.standing():
-        shutil.move(file, settled)
+    settled.mkdir(parents=True)
+    # As the runbook of a restore has it typed.
+    (settled / f"agreed-{desk.study.path.name}-round-000001.json").touch()
     desk.receipt(2)
     await proven(desk, 2)
     assert desk.evidence.standing() == ()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +27,21 @@ from tests.system.federation import (
     logged_root,
 )
 from tests.system.processes import PATIENCE_SECONDS, ROOT, Daemon, until
-from tests.system.story import Story, charges, finish, of, start_hospitals, tell
+from tests.system.story import (
+    Story,
+    charges,
+    finish,
+    of,
+    start_hospitals,
+    tell,
+    wait_for_the_end,
+)
 
 pytestmark = [pytest.mark.system, pytest.mark.crash]
 VICTIM = NodeId("hospital_c")
+HALTED = 3
+OLDER = "MATL_DRILL_OLDER"
+"""Set to have the drill of a backup that is older than what was signed."""
 
 
 def run_matl(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -158,3 +170,77 @@ def test_a_coordinator_on_postgresql_with_roles_is_restored_into_another_databas
         story, _ = drill(before, after, running, backup=tmp_path / "backup")
         assert story.final_model == undisturbed.final_model
         check_nothing_was_charged_twice(after)
+
+
+@pytest.mark.skipif(OLDER not in os.environ, reason=f"takes two minutes; wants {OLDER}=1")
+@pytest.mark.timeout(600)
+def test_an_older_backup_costs_the_rounds_after_it_and_no_budget_comes_back(
+    tmp_path: Path, material: Material, running: ExitStack
+) -> None:
+    rounds = 4
+    founded = found_federation(tmp_path, material, study={"rounds": rounds})
+    federation = replace(founded, drain_seconds=60.0)
+    coordinator = running.enter_context(federation.start_coordinator())
+    hospitals = start_hospitals(federation, running)
+    config, backup = federation.coordinator_config, tmp_path / "backup"
+    coordinator.wait_for("round_phase", round=1, phase="collecting", seconds=3 * PATIENCE_SECONDS)
+    with federation.operator() as operator:
+        operator.pause("to back up between two rounds")
+        coordinator.wait_for("model_published", round=1)
+        matl("backup", backup, "-c", config)
+        operator.resume("without another backup")
+        coordinator.wait_for("round_phase", round=2, phase="released")
+        operator.pause("so that the study does not end")
+        coordinator.wait_for("model_published", round=2)
+    coordinator.kill()
+    for each in hospitals.values():
+        each.kill()
+    spent = {node: charges(federation, node) for node in federation.hospitals}
+    last = max(number for each in spent.values() for number, _ in each)
+    lose_everything(federation)
+    refused = run_matl("restore", backup, "-c", config, *checkpoints(federation))
+    assert refused.returncode == 1
+    assert "refuse a log that went back" in refused.stderr
+    restored = matl("restore", backup, "-c", config, "--older", *checkpoints(federation))
+    assert int(str(restored["behind"])) > 0
+
+    # As the runbook says: shorter rounds, and no hospital follows a log that went back by itself.
+    federation = replace(federation, rounds={"collect_seconds": 20.0})
+    coordinator = running.enter_context(federation.start_coordinator())
+    coordinator.wait_for("coordinator_ready")
+    for each in start_hospitals(federation, running).values():
+        assert each.wait() == HALTED
+    for node in federation.hospitals:
+        agree(federation.folder / node, rounds=range(2, last + 1))
+    hospitals = start_hospitals(federation, running)
+    with federation.operator() as operator:
+        operator.resume("all hospitals have agreed")
+    coordinator.wait_for("round_phase", round=2, phase="aborted", seconds=2 * PATIENCE_SECONDS)
+    wait_for_the_end(federation, seconds=3 * PATIENCE_SECONDS)
+    finish(federation, coordinator, hospitals)
+
+    events = logged_events(federation)
+    released = [int(str(each["round"])) for each in of(events, "model_released")]
+    assert len(released) == rounds
+    assert released[0] == 1
+    assert min(released[1:]) > 2
+    folders = (federation.coordinator_state / "released").iterdir()
+    assert sorted(path.name for path in folders) == [f"{number:04d}" for number in released]
+    for node in federation.hospitals:
+        now = charges(federation, node)
+        # What was charged is still charged, and every round once.
+        assert [number for number, _ in now[: len(spent[node])]] == [n for n, _ in spent[node]]
+        assert len({number for number, _ in now}) == len(now)
+        assert last <= max(number for number, _ in now)
+
+
+def agree(state: Path, *, rounds: Iterable[int]) -> None:
+    """What a hospital types that has agreed to follow the restored log."""
+    evidence, settled = state / "log-evidence", state / "log-evidence/settled"
+    settled.mkdir(exist_ok=True)
+    for file in evidence.glob("*.json"):
+        file.rename(settled / file.name)
+    (state / "log-checkpoint.txt").rename(state / "log-checkpoint-before-restore.txt")
+    for study in (state / "studies").iterdir():
+        for number in rounds:
+            (settled / f"agreed-{study.name}-round-{number:06d}.json").touch()
