@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from typing_extensions import Buffer
 
-from matl_common.errors import ConfigurationError
+from matl_common.errors import ConfigurationError, MatlError
 from matl_common.ids import Digest
 
 PRIVATE_FILE_MODE = 0o600
@@ -111,6 +111,10 @@ class FolderInUseError(ConfigurationError):
     """Another process holds the folder."""
 
 
+class FolderFullError(MatlError):
+    """There is no room in a folder now; a later start may find some."""
+
+
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process is in this block for the folder, which exists.
@@ -130,12 +134,11 @@ def owned_folder(folder: Path) -> Iterator[None]:
     Raises:
         FolderInUseError: another process holds it.
         ConfigurationError: it cannot be written.
+        FolderFullError: there is no room.
     """
     make_state_folder(folder)
-    try:
+    with usable(folder):
         lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise _unusable(folder, error) from error
     with lock:
         try:
             # Ends with the process, however that ends.
@@ -152,14 +155,26 @@ def make_state_folder(folder: Path) -> None:
 
     Raises:
         ConfigurationError: it cannot be made.
+        FolderFullError: there is no room.
+    """
+    with usable(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Make ready a daemon's state folder; what hinders that is the operator's to mend.
+
+    Raises:
+        ConfigurationError: it cannot be used as it is.
+        FolderFullError: there is no room.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield
     except OSError as error:
-        raise _unusable(folder, error) from error
-
-
-def _unusable(folder: Path, error: OSError) -> ConfigurationError:
-    return ConfigurationError(
-        f"cannot use {folder} as state_dir: {error.strerror}; see who owns it"
-    )
+        if lacks_room(error):
+            raise FolderFullError(f"no room in {folder}: {error.strerror}; make some") from error
+        raise ConfigurationError(
+            f"cannot use {folder} as state_dir: {error.strerror}; see what is there, and who owns "
+            "it"
+        ) from error

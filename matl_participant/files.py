@@ -18,6 +18,7 @@ from matl_common.durable import (
     fsync_directory,
     owned_folder,
     remove_leftovers,
+    usable,
     write_atomically,
 )
 from matl_common.errors import InvalidInputError
@@ -61,9 +62,11 @@ class StateFolder:
 
         Raises:
             ConfigurationError: another process holds it, or it cannot be written.
+            FolderFullError: there is no room.
         """
         with owned_folder(self.path):
-            self.prepare()
+            with usable(self.path):
+                self.prepare()
             yield
 
     def prepare(self) -> None:

@@ -8,6 +8,7 @@ import math
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from matl_common.errors import ConfigurationError
 from matl_common.protocol import Standing
 from matl_common.scrapes import serve_scrapes
 from matl_participant.core.spending import Summary
@@ -94,9 +95,19 @@ class Metrics:
         self.trust.set(standing.trust)
 
     def serve(self, address: str) -> None:
-        """Answer scrapes at ``host:port`` from daemon threads."""
+        """Answer scrapes at ``host:port`` from daemon threads.
+
+        Raises:
+            ConfigurationError: the port is taken, or is no port of this machine.
+        """
         host, _, port = address.rpartition(":")
-        serve_scrapes(host.strip("[]"), int(port), self.registry)
+        try:
+            serve_scrapes(host.strip("[]"), int(port), self.registry)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot serve metrics on {address}: {error.strerror}; set daemon.metrics to "
+                "another host:port"
+            ) from error
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)

@@ -25,7 +25,14 @@ def inspect_data(images: Path, labels: Path) -> tuple[str, ...]:
     Raises:
         LabelsRefusedError: something is missing, or a column is not on the allow-list.
     """
-    if not images.is_dir():
+    try:
+        is_folder = images.is_dir()
+    except OSError as error:
+        # No word of the path, which is below a data folder.
+        raise LabelsRefusedError(
+            f"data.images cannot be looked at: {error.strerror}; check the path and its owner"
+        ) from error
+    if not is_folder:
         raise LabelsRefusedError("data.images is not a folder; check the path and its owner")
     try:
         with labels.open(encoding="utf-8-sig", newline="") as file:

@@ -1,5 +1,6 @@
 """A file is wholly there or not there."""
 
+import errno
 import hashlib
 import stat
 from collections.abc import Iterator
@@ -7,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from matl_common.durable import remove_leftovers, write_atomically, write_named_by_digest
+from matl_common.durable import (
+    FolderFullError,
+    owned_folder,
+    remove_leftovers,
+    usable,
+    write_atomically,
+    write_named_by_digest,
+)
+from matl_common.errors import ConfigurationError
 
 
 def blocks_that_fail() -> Iterator[bytes]:
@@ -50,3 +59,14 @@ def test_what_a_killed_writer_left_is_removed_and_counted(tmp_path: Path) -> Non
     (tmp_path / "kept").write_bytes(b"whole")
     assert remove_leftovers(tmp_path) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_that_cannot_be_used_is_told_from_one_without_room(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigurationError, match="see what is there"),
+        owned_folder(tmp_path / "file" / "state"),
+    ):
+        pass
+    with pytest.raises(FolderFullError, match="no room in"), usable(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")

@@ -183,6 +183,15 @@ def test_data_is_inspected_by_its_first_line_alone(tmp_path: Path) -> None:
     assert inspect_data(tmp_path, labels) == ("image_id", "dr_level")
 
 
+def test_a_folder_of_images_that_cannot_be_looked_at_is_refused_without_its_path(
+    tmp_path: Path,
+) -> None:
+    images = tmp_path / ("x" * 300)
+    with pytest.raises(LabelsRefusedError, match=r"data\.images cannot be looked at") as refused:
+        inspect_data(images, tmp_path / "labels.csv")
+    assert images.name not in str(refused.value)
+
+
 def test_logs_are_one_json_object_a_line_and_mask_what_lies_below_data_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

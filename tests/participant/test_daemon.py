@@ -20,6 +20,7 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from matl_common.durable import FolderInUseError
+from matl_common.errors import ConfigurationError
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import Digest, NodeId, digest_of
@@ -35,7 +36,7 @@ from matl_participant.connection import RenewingChannel
 from matl_participant.core.account import Account, AttemptState
 from matl_participant.core.journal import LedgerCorruptError, replay
 from matl_participant.core.spending import summarise
-from matl_participant.daemon import attestation_of, witness_of
+from matl_participant.daemon import attestation_of, participate, witness_of
 from matl_participant.engine import Outcome, Participant
 from matl_participant.ledger import ledger_path
 from matl_participant.metrics import Metrics
@@ -1109,6 +1110,19 @@ async def test_the_command_says_by_its_exit_status_what_an_operator_must_do(
     assert status == 2
     assert "remove column 3" in err
     assert "patient_id" not in err
+    labels.write_text("image_id,dr_level\n")
+    # A file where a folder should be; then one of another daemon's ports.
+    (hospital.folder / "state/models").rmdir()
+    (hospital.folder / "state/models").touch()
+    async with started(hospital, *command) as process:
+        status, _, err = await ended(process)
+    assert status == 2
+    assert "Traceback" not in err
+    assert "state as state_dir: File exists" in err
+    (hospital.folder / "state/models").unlink()
+    hospital.extra = f'[daemon]\nmetrics = "{coordinator.address}"'
+    with pytest.raises(ConfigurationError, match="cannot serve metrics on localhost:"):
+        await participate(hospital.config, worker_argv=hospital.worker_argv)
     assert coordinator.hellos == 1
 
 
