@@ -275,6 +275,8 @@ class Coordinator:
         await self._unless_stopped(leadership.win())
         log.info("coordinator_leads", name=standby.name)
         make_state_folder(config.state_dir)
+        # A daemon that led before and writes still does so for nothing, and finds out.
+        remove_leftovers(config.state_dir)
         # Once more: it may have waited for months.
         self._held = Held.read(config)
         self._keeping = asyncio.create_task(leadership.keep())

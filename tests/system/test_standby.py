@@ -155,7 +155,10 @@ def test_an_upload_that_its_leader_did_not_live_to_see_goes_on_at_the_other(
     until(narrow.is_full, what="a part of the update is on its way")
     first.kill()
     narrow.close()
+    half = both.places["first"].coordinator_state / ".half.tmp"
+    half.write_bytes(b"as of a leader that was killed while it wrote")
     second.wait_for("coordinator_ready", round=1, phase="collecting")
+    assert not half.exists()
     until(
         lambda: (1, AttemptState.ACKNOWLEDGED) in charges(both.places["first"], victim),
         what="the update was admitted",
