@@ -285,6 +285,27 @@ async def test_with_its_renewed_key_too_the_hospital_speaks_to_nobody_but_who_wa
         assert coordinator.pins[-1] == spki_pin(key)
 
 
+async def test_a_standby_that_takes_over_is_attested_before_anything_else_is_said_to_it(
+    tmp_path: Path, keys: Keys, hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    # Another machine, with a TLS key of its own.
+    async with SimulatedCoordinator(with_another_leaf(keys, tmp_path / "standby")) as standby:
+        standby.faults.abort = [grpc.StatusCode.UNAVAILABLE] * 1000
+        hospital.address = f"{standby.address},{coordinator.address}"
+        async with running(hospital):
+            await until(lambda: coordinator.hellos == 1)
+            assert standby.hellos == 0
+            await coordinator.stop()
+            standby.faults.abort.clear()
+            # It leads, and shows nothing yet.
+            standby.open_round(1)
+            await until(lambda: len(standby.nonces) >= 2)
+            assert standby.hellos == 0
+            standby.simulation = simulate(datetime.now(UTC))
+            await until(lambda: hospital.states() == [ACKNOWLEDGED])
+            assert coordinator.hellos == 1
+
+
 # A hospital that asks for no evidence.
 
 
