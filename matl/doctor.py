@@ -66,6 +66,8 @@ class Link:
     check: Callable[[], str]
     needs: tuple[str, ...] = ()
     """Links that must hold for this one to mean anything."""
+    needs_one_of: tuple[str, ...] = ()
+    """Links of which at least one must."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,10 @@ def examine(links: tuple[Link, ...]) -> Iterator[Finding]:
     """Check links in order; those that rest on a broken one are skipped."""
     held: set[str] = set()
     for link in links:
-        if lacking := [each for each in link.needs if each not in held]:
+        lacking = [each for each in link.needs if each not in held]
+        if link.needs_one_of and held.isdisjoint(link.needs_one_of):
+            lacking.append(" or ".join(link.needs_one_of))
+        if lacking:
             yield Finding(link.name, "skipped", f"needs: {', '.join(lacking)}")
             continue
         try:

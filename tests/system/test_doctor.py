@@ -24,6 +24,7 @@ from matl_common.identity.certificates import (
 )
 from matl_common.identity.keys import generate_private_key, load_private_key, public_key_pem
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
+from tests.postgres import free_port
 from tests.softhsm import PIN, TokenFolder
 from tests.system.diagnosis import broken, diagnosis
 from tests.system.federation import (
@@ -105,6 +106,28 @@ def test_a_coordinator_whose_own_policy_does_not_accept_it_is_told(
     links = diagnosis(config)
     assert broken(links) == ["attestation"]
     assert "configured as attested (MODE2), and is not" in links["attestation"]["found"]
+
+
+@pytest.mark.attestation
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_addresses_the_one_that_answers_is_examined_to_the_end(
+    federation: Federation, order: tuple[int, int]
+) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    known = (nobody, federation.address)
+    address = ",".join(known[each] for each in order)
+    config = federation.participant_config(
+        HOSPITAL, address=address, changes={}, policy="development"
+    )
+    links = diagnosis(config)
+    assert broken(links) == [f"connection {nobody}"]
+    skipped = [name for name, each in links.items() if each["status"] == "skipped"]
+    assert skipped == [f"handshake {nobody}"]
+    assert links["attestation"]["found"].startswith("SIMULATED, proves nothing: ")
+    # Where nobody answers at all, nothing is said of what only an answer could show.
+    address = f"{nobody},127.0.0.1:{free_port()}"
+    config = federation.participant_config(HOSPITAL, address=address, changes={})
+    assert diagnosis(config)["enrolment"]["status"] == "skipped"
 
 
 @pytest.mark.parametrize(
