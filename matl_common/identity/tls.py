@@ -54,6 +54,9 @@ HANDOVER_SECONDS = 0.25
 """How long new connections wait when the server's certificate is exchanged."""
 RECONNECT_BACKOFF_MS = 500
 MAX_RECONNECT_BACKOFF_MS = 10_000
+MIN_RESOLUTION_INTERVAL_MS = 1_000
+"""How soon a name is looked up again when its address does not answer; gRPC's own 30 s would be how
+long everybody calls a coordinator where it was before."""
 
 _TLS_1_3 = b"TLSv1.3"
 
@@ -338,6 +341,7 @@ def channel_options(coordinator: SpiffeId) -> ChannelOptions:
         # gRPC's name for how long an attempt may take, its handshake included.
         ("grpc.min_reconnect_backoff_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
+        ("grpc.dns_min_time_between_resolutions_ms", MIN_RESOLUTION_INTERVAL_MS),
         # Only the caller knows which calls may be repeated.
         ("grpc.enable_retries", 0),
     )

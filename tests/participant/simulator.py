@@ -174,6 +174,7 @@ class SimulatedCoordinator(FederationServiceServicer):
         self.mode = ""
         self.config_digest = digest_of(b"configuration")
         self.nonces: list[bytes] = []
+        self.host = "localhost"
         self.port = 0
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
@@ -186,7 +187,7 @@ class SimulatedCoordinator(FederationServiceServicer):
 
     @property
     def address(self) -> str:
-        return f"localhost:{self.port}"
+        return f"{self.host}:{self.port}"
 
     async def start(self) -> None:
         self._server = grpc.aio.server(options=server_options())
@@ -194,7 +195,7 @@ class SimulatedCoordinator(FederationServiceServicer):
         if self.log is not None:
             add_AuditServiceServicer_to_server(self.log, self._server)
         self.port = self._server.add_secure_port(
-            f"localhost:{self.port}", server_credentials(self.keys[COORDINATOR].tls)
+            self.address, server_credentials(self.keys[COORDINATOR].tls)
         )
         await self._server.start()
 
