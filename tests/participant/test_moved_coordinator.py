@@ -8,7 +8,7 @@ import pytest
 from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId
 from tests.participant.simulator import SimulatedCoordinator
-from tests.participant.test_daemon import Hospital, started, until
+from tests.participant.test_daemon import PROGRAM, Hospital, started, until
 
 NAME = "coordinator.hospital-a.test"
 # Names come from a file of its own, which may be changed while the daemon runs.
@@ -16,8 +16,6 @@ THERE = """
 import sys
 from tests.faults.elsewhere import Surroundings, enter
 enter(Surroundings(hosts=sys.argv.pop(1)))
-from matl_participant.daemon import main
-main()
 """
 
 
@@ -32,7 +30,8 @@ async def test_a_hospital_follows_its_coordinators_name_to_another_address(
     coordinator.host = "127.0.0.1"
     async with coordinator:
         hospital = Hospital(tmp_path, keys, f"{NAME}:{coordinator.port}")
-        command = ("-c", THERE, str(hosts), "-c", str(hospital.config_file))
+        arguments = (str(hospital.config_file), *hospital.worker_argv)
+        command = ("-c", THERE + PROGRAM, str(hosts), *arguments)
         async with started(hospital, *command):
             await until(lambda: coordinator.hellos == 1, seconds=60.0)
             await coordinator.stop()
