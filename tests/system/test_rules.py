@@ -61,14 +61,14 @@ def study(folder: Path, material: Material, rounds: Mapping[str, Scalar]) -> Fed
 
 @pytest.mark.crash
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("rule", ["fltrust", "centered_clipping"])
 def test_a_rule_with_rows_of_its_own_gives_the_same_model_after_kills(
-    tmp_path: Path, material: Material, running: ExitStack, rule: str
+    tmp_path: Path, material: Material, running: ExitStack
 ) -> None:
-    plain = study(tmp_path / "plain", material, {"rule": rule})
+    rounds: Mapping[str, Scalar] = {"rule": "centered_clipping"}
+    plain = study(tmp_path / "plain", material, rounds)
     with ExitStack() as undisturbed:
         expected = run_to_the_end(plain, undisturbed)
-    found = killed_in_every_phase(study(tmp_path / "killed", material, {"rule": rule}), running)
+    found = killed_in_every_phase(study(tmp_path / "killed", material, rounds), running)
     assert found == expected
 
 
