@@ -95,6 +95,10 @@ class Data(Section):
     on_bad_image: Literal["skip", "fail"] = "skip"
     declared_patients: int = Field(ge=1, le=10_000_000)
     """Rounded and public; normalises updates, so that the exact number stays private."""
+    phi_scan: Literal["refuse", "warn", "off"] = "refuse"
+    """What is done about labels or images that hold what may identify patients."""
+    phi_ocr: bool = False
+    """Also look for text in the pixels, with the system's ``tesseract``; a second for each."""
     images_per_patient: int | None = Field(default=None, ge=1, le=1000)
     """The most images any patient has, where the labels have no ``group_key``; without
     either, every image is taken for a patient of its own."""

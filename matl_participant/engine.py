@@ -383,7 +383,9 @@ class Participant:
     async def _prepare(self) -> None:
         run = self._run
         signed, ledger, study = _known(run.signed_plan), _known(run.ledger), _known(run.study)
-        request = prepare_request(self.config, signed.plan, cache=self.folder.cache)
+        request = prepare_request(
+            self.config, signed.plan, cache=self.folder.cache, phi=self.folder.phi
+        )
         timeout = self.config.training.timeout_seconds
         # Of the first attempt: how long one took that failed tells of the data, too.
         run.prepares_since = run.prepares_since or self.clock()

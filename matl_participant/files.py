@@ -52,6 +52,11 @@ class StateFolder:
         return self.path / "cache"
 
     @property
+    def phi(self) -> Path:
+        """The key of the scan for identifiers, and what the newest one said."""
+        return self.path / "phi"
+
+    @property
     def work(self) -> Path:
         """Half-done training output; worthless after a restart."""
         return self.path / "work"
@@ -75,9 +80,9 @@ class StateFolder:
         Only for the folder's owner: a running participant's work would be lost.
         """
         shutil.rmtree(self.work, ignore_errors=True)
-        for folder in (self.path, self.ledger, self.models, self.cache, self.work):
+        for folder in (self.path, self.ledger, self.models, self.cache, self.phi, self.work):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in (self.path, self.models):
+        for folder in (self.path, self.models, self.phi):
             remove_leftovers(folder)
 
     def model(self, digest: Digest) -> Path:

@@ -179,6 +179,19 @@ class Reports:
         self._log.info("participant.data_checked", images=answer.get("images"), skipped=skipped)
         for row in answer.get("skipped_rows", [])[:MAX_SKIPPED_ROWS]:
             self._log.warning("participant.row_skipped", row=row["row"], reason=row["reason"])
+        if phi := answer.get("phi"):
+            self._phi_scanned(phi)
+
+    def _phi_scanned(self, phi: Message) -> None:
+        """Say what the scan for identifiers found and could not see: places, and no value."""
+        self._log.info(
+            "participant.phi_scanned",
+            findings=phi["findings"],
+            not_understood=phi["not_understood"],
+            not_tested=phi["not_tested"],
+        )
+        for place in phi["places"]:
+            self._log.warning("participant.phi_found", **place)
 
     def budget(self, summary: Summary) -> None:
         self.metrics.show_budget(summary)

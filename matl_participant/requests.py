@@ -11,13 +11,14 @@ from matl_common.worker import Message
 from matl_participant.config import Config
 
 
-def prepare_request(config: Config, plan: StudyPlan, *, cache: Path) -> Message:
-    """Check the data set and, for ``head``, compute its features."""
+def prepare_request(config: Config, plan: StudyPlan, *, cache: Path, phi: Path) -> Message:
+    """Check the data set, look for identifiers in it and, for ``head``, compute its features."""
     return {
         "job": "prepare",
         "recipe": plan.training.recipe.value,
         "data": _data(config, plan, cache=cache),
         "resources": _resources(config),
+        "phi": _phi(config, phi),
     }
 
 
@@ -74,6 +75,12 @@ def _data(config: Config, plan: StudyPlan, *, cache: Path) -> Message:
         "cache_dir": str(cache),
         "cache_max_bytes": config.training.cache_bytes,
     }
+
+
+def _phi(config: Config, folder: Path) -> Message | None:
+    if config.data.phi_scan == "off":
+        return None
+    return {"policy": config.data.phi_scan, "ocr": config.data.phi_ocr, "folder": str(folder)}
 
 
 def _resources(config: Config) -> Message:

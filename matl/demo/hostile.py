@@ -134,7 +134,7 @@ class Attacker:
 
     async def _prepare(self, signed: SignedPlan, folder: StateFolder) -> Digest:
         answer = await self.worker.run(
-            prepare_request(self.config, signed.plan, cache=folder.cache),
+            prepare_request(self.config, signed.plan, cache=folder.cache, phi=folder.phi),
             timeout_seconds=self.config.training.timeout_seconds,
         )
         return parse_digest(str(answer["dataset_digest"]))

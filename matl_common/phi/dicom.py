@@ -140,10 +140,18 @@ def has_pixels(dataset: Dataset) -> bool:
 
 
 def scan_dicom(dataset: FileDataset) -> Iterator[Found]:
-    """What identifies in a file: its attributes, sequences, private groups and frames."""
+    """What identifies in a file: its attributes, sequences, private groups and frames.
+
+    Raises:
+        DicomDamagedError: its attributes cannot be followed.
+    """
     said = said_of(dataset)
-    with quietly():
-        found = list(_in_file(dataset, said))
+    try:
+        with quietly():
+            found = list(_in_file(dataset, said))
+    # Attributes are converted as they are looked at, by any of many parsers.
+    except Exception as error:
+        raise DicomDamagedError("it is not DICOM that can be read") from error
     yield from found
 
 

@@ -100,7 +100,7 @@ class ScanReport:
     not_tested: tuple[str, ...]
     """What was not looked for, and why."""
     findings_left_out: int = 0
-    """Beyond ``MAX_FINDINGS``, or ``MAX_FINDINGS_PER_FILE`` of one file."""
+    """At least: beyond ``MAX_FINDINGS``, or ``MAX_FINDINGS_PER_FILE`` of one file."""
 
     @property
     def is_clean(self) -> bool:

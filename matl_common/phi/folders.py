@@ -5,7 +5,7 @@ Links are not followed, and files of no content (sockets, devices) are not opene
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matl_common.phi.codes import detect_in_code
@@ -26,26 +26,35 @@ class Entry:
     is_folder: bool = False
 
 
-def entries_of(root: Path, *, key: bytes) -> Iterator[Entry]:
-    """Everything below a folder, sorted by the bytes of its names; or one file.
+def entries_of(root: Path, *, key: bytes, is_deep: bool = True) -> Iterator[Entry]:
+    """Everything in a folder, sorted by the bytes of its names; or one file.
+
+    Args:
+        root: the folder or file.
+        key: of the marks that stand for names.
+        is_deep: look into folders inside, too.
 
     Raises:
-        OSError: a folder cannot be listed.
+        OSError: the folder cannot be listed.
     """
     if not root.is_dir():
         yield _entry(root, 1, "", frozenset(), key)
         return
-    yield from _below(root, "", key)
+    yield from _below(root, "", key, is_deep=is_deep)
 
 
-def _below(folder: Path, shown_folder: str, key: bytes) -> Iterator[Entry]:
+def _below(folder: Path, shown_folder: str, key: bytes, *, is_deep: bool) -> Iterator[Entry]:
     names = sorted(os.listdir(folder), key=os.fsencode)
     lengths = random_lengths(code for name in names for code in codes_of(Path(name).stem))
     for number, name in enumerate(names, start=1):
         entry = _entry(folder / name, number, shown_folder, lengths, key)
         yield entry
-        if entry.is_folder:
-            yield from _below(entry.path, f"{entry.shown}/", key)
+        if not entry.is_folder or not is_deep:
+            continue
+        try:
+            yield from _below(entry.path, f"{entry.shown}/", key, is_deep=is_deep)
+        except OSError:
+            yield replace(entry, in_name=(), reason="it is a folder that cannot be listed")
 
 
 def _entry(

@@ -16,7 +16,9 @@ from matl_common.phi.xmp import scan_xmp
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS: Final = 1_000_000
-MAX_INFLATED: Final = 1 << 20
+MAX_INFLATED: Final = 64 << 10
+MAX_EXPANSION: Final = 16
+"""Beyond ``MAX_INFLATED`` bytes: text seldom is compressed to less than a sixteenth."""
 _FIXED: Final = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"cICP": 4}
 _STRUCTURE: Final = frozenset(
     {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"sBIT", b"bKGD", b"hIST"}
@@ -141,7 +143,7 @@ def _in_profile(content: bytes) -> Iterator[Found]:
 def _inflated(data: bytes) -> bytes:
     """The beginning of what was compressed; nothing where it is damaged."""
     try:
-        return zlib.decompressobj().decompress(data, MAX_INFLATED)
+        return zlib.decompressobj().decompress(data, MAX_INFLATED + MAX_EXPANSION * len(data))
     except zlib.error:
         return b""
 

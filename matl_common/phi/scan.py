@@ -1,6 +1,7 @@
 """The scan of a folder: every file once, and a report without a single value of it."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 from matl_common.errors import ConfigurationError, InvalidInputError
@@ -8,6 +9,7 @@ from matl_common.phi.content import MAX_FILE_BYTES, Look, kind_of
 from matl_common.phi.dicom import NoDicomError
 from matl_common.phi.findings import (
     MAX_FINDINGS,
+    MAX_FINDINGS_PER_FILE,
     Finding,
     Found,
     NotUnderstood,
@@ -20,6 +22,11 @@ from matl_common.phi.schema import LABELS_SCHEMA, Schema
 
 Progress = Callable[[int, int], None]
 """Told how many files are done, and how many there are."""
+
+SCANNER_VERSION = 1
+"""Raised with every change after which the same data may be judged differently."""
+
+_MAX_FOUND = 10 * MAX_FINDINGS_PER_FILE
 
 UNKNOWN = "it is of a kind that is not understood"
 
@@ -41,7 +48,7 @@ def scan_folder(
         ocr: read text in images, with the system's ``tesseract``, a second or so for each.
         progress: called after each file with the number done and the number of all.
         schema: the columns that tables may have.
-        only: the files to look at, where not all are meant.
+        only: the files of the folder itself to look at, where not all are meant.
 
     Raises:
         ConfigurationError: there is no such folder, or it cannot be listed.
@@ -49,7 +56,7 @@ def scan_folder(
     """
     check_key(key)
     try:
-        entries = list(entries_of(path, key=key))
+        entries = list(entries_of(path, key=key, is_deep=only is None))
     except OSError as error:
         raise ConfigurationError("a folder cannot be listed; check that this user may") from error
     if not path.exists():
@@ -65,14 +72,13 @@ def _scan(entries: list[Entry], look: Look, *, key: bytes, progress: Progress | 
     scanned = left_out = 0
     for done, entry in enumerate(entries, start=1):
         found, reason = list(entry.in_name), entry.reason
-        if not entry.is_folder:
-            if not reason:
-                inside, reason = look_at(entry.path, look)
-                found += inside
-            if reason:
-                not_understood.append(NotUnderstood(entry.shown, reason))
-            else:
-                scanned += 1
+        if not entry.is_folder and not reason:
+            inside, reason = look_at(entry.path, look)
+            found += inside
+        if reason:
+            not_understood.append(NotUnderstood(entry.shown, reason))
+        elif not entry.is_folder:
+            scanned += 1
         new, more = findings_of(entry.shown, found, key=key)
         room = MAX_FINDINGS - len(findings)
         findings += new[:room]
@@ -101,7 +107,7 @@ def look_at(path: Path, look: Look) -> tuple[list[Found], str]:
         if kind is None:
             return found, UNKNOWN
         # What was found before the damage stays found.
-        found.extend(look.scan(kind, data))
+        found.extend(islice(look.scan(kind, data), _MAX_FOUND))
     except OSError:
         return found, "it cannot be read"
     except (InvalidInputError, NoDicomError) as error:

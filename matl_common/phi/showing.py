@@ -14,12 +14,13 @@ from matl_common.phi.words import HARMLESS
 
 _SHOWN_DIGITS = 5
 _MARK_CHARACTERS = 8
+_PLAIN = re.compile(r"[A-Za-z0-9 _.()+-]{1,200}")
 _SUFFIX = re.compile(r"\.(?:csv|tsv|txt|json|jpe?g|png|tiff?|dcm|dicom|xml|md|log|toml)", re.I)
 
 
 def is_harmless(name: str) -> bool:
     """Whether a name may be shown, whoever reads the report."""
-    return name.isascii() and all(map(_is_harmless_token, tokens_of(name)))
+    return _PLAIN.fullmatch(name) is not None and all(map(_is_harmless_token, tokens_of(name)))
 
 
 def _is_harmless_token(token: str) -> bool:

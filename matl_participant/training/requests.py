@@ -50,6 +50,15 @@ class Resources(Strict):
         return max(1, self.workers // processes)
 
 
+class PhiScan(Strict):
+    """How to look for identifiers before anything is computed."""
+
+    policy: Literal["refuse", "warn"]
+    ocr: bool = False
+    folder: FilePath
+    """Of the daemon's, for the key of the marks and the newest verdict."""
+
+
 class PrepareRequest(Strict):
     """Check a data set; for ``head`` also extract and cache its features."""
 
@@ -57,6 +66,7 @@ class PrepareRequest(Strict):
     recipe: Annotated[Recipe, Field(strict=False)]
     data: ImageSource
     resources: Resources = Resources()
+    phi: PhiScan | None = None
 
 
 class TrainRequest(Strict):

@@ -39,6 +39,7 @@ from matl_participant.training.devices import bound_threads, choose_device, coun
 from matl_participant.training.evaluation import noised_correct
 from matl_participant.training.group import ProcessGroup
 from matl_participant.training.head import HeadTraining, train_head
+from matl_participant.training.phi import look_for_identifiers
 from matl_participant.training.processes import train_in_processes
 from matl_participant.training.requests import (
     PrepareRequest,
@@ -97,12 +98,14 @@ def explaining_memory() -> Iterator[None]:
 def _prepare(request: PrepareRequest, device: torch.device, report: ReportProgress) -> Message:
     data = request.data
     labels = _labels(data)
+    # Before features are computed: they would be of data that must not be used.
+    phi = look_for_identifiers(labels.records, data.labels_csv, request.phi, report)
     if request.recipe is Recipe.HEAD:
         found = _features(labels, data, request.resources, device, report)
-        return _prepared(found.patients, found.images, found.skipped, found.dataset)
+        return phi | _prepared(found.patients, found.images, found.skipped, found.dataset)
     usable, skipped = _decodable(labels, data, report)
     patients = len({record.patient for record in usable})
-    return _prepared(patients, len(usable), skipped, dataset_digest(usable))
+    return phi | _prepared(patients, len(usable), skipped, dataset_digest(usable))
 
 
 def _prepared(

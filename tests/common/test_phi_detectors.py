@@ -154,6 +154,11 @@ def test_detectors_take_any_text(text: str) -> None:
         assert hit.value
 
 
+@pytest.mark.parametrize("name", ["image\x1b[2J", "image[red]", "image\n1", "imagé", ""])
+def test_a_name_that_could_steer_a_terminal_is_not_shown(name: str) -> None:
+    assert not is_harmless(name)
+
+
 @given(st.text(string.ascii_letters, min_size=7, max_size=20))
 def test_a_word_that_is_not_known_is_never_shown(word: str) -> None:
     if not is_harmless(word):

@@ -1013,7 +1013,7 @@ def test_the_training_worker_accepts_what_the_daemon_asks(
     training = replace(PLAN.training, recipe=recipe, backbone_digest=backbone_digest)
     plan = replace(PLAN, training=training, privacy=replace(PLAN.privacy, noise=noise))
     config, cache = hospital.config, hospital.folder
-    prepare = prepare_request(config, plan, cache=cache)
+    prepare = prepare_request(config, plan, cache=cache, phi=cache)
     train = train_request(
         config,
         plan,
