@@ -28,6 +28,7 @@ from matl.operations import (
     Round,
     Status,
 )
+from matl.phi_commands import phi_app
 from matl.pki_commands import keygen, pki_app
 from matl.retention_commands import retention_app
 from matl.terminal import console, print_json, printable, table
@@ -48,6 +49,7 @@ app = typer.Typer(
 audit_app.command()(evidence)
 app.add_typer(audit_app, name="audit")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(phi_app, name="phi")
 app.add_typer(pki_app, name="pki")
 app.command()(keygen)
 app.command()(doctor)

@@ -62,15 +62,16 @@ _HARMLESS = """
     disc down dr e eye eyes external extra eyepacs features fields final fold folder fovea front
     frame full fundus g good gradable grade graded grades grading gray green grey group groups
     h heatmap high holdout hospital hospitals id ids image images img imgs in index info input
-    internal jpeg jpg k key keys l label labelled labels large layer left level levels line list
-    low m macula macular map mask masks max mean metadata mild min moderate model n new none
+    internal jpeg jpg json k key keys l label labelled labels large layer left level levels line
+    list log
+    low m macula macular map mask masks max md mean metadata mild min moderate model n new none
     normal notes oct od of old on optic original orig os ou out output p pair part parts path
     photo photos pixel plain png prediction preprocessed processed proliferative public r random
     raw readme red ref resized result results retina retinal retinopathy rgb right row sample
     samples scan scans scanned schema scores seg segment segmentation series set sets severe site
     slice small split src study subset t tab table tag target test testing text tif tiff tile
     tmp to top train training trial txt up use used v val valid validation values version view
-    views x y z zoom
+    views x y xml z zoom
     """
 HARMLESS: Final = frozenset(_HARMLESS.split())
 """Words that may be shown where they stand in the name of a file, folder or column."""
