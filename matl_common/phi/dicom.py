@@ -32,7 +32,7 @@ DUMMY_NAME: Final = "ANONYMOUS"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57",
              "1.2.840.10008.1.2.4.70")  # fmt: skip
-_PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _TEXT: Final = frozenset({"AE", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "CS", "AS"})
 _BYTES: Final = frozenset({"UN", "OB"})
 _MAX_BYTES = 64 << 10
@@ -136,7 +136,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 def has_pixels(dataset: Dataset) -> bool:
     """Whether the file is an image."""
-    return any(tag in dataset for tag in _PIXELS)
+    return any(tag in dataset for tag in PIXELS)
 
 
 def scan_dicom(dataset: FileDataset) -> Iterator[Found]:
@@ -189,7 +189,7 @@ def _in_dataset(dataset: Dataset, said: Said, path: str, depth: int) -> Iterator
                 if value is None or not _is_empty(value):
                     yield Found(place, Category.PRIVATE, _as_text(value))
             continue
-        if tag.element == 0 or int(tag) in _PIXELS:
+        if tag.element == 0 or int(tag) in PIXELS:
             continue
         try:
             element = dataset[tag]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from matl_common.phi.dicom import (
     DUMMY_DATE,
     DUMMY_NAME,
+    PIXELS,
     DicomDamagedError,
     Said,
     found_in_element,
@@ -77,6 +78,8 @@ def _clean(dataset: Dataset, new_uid: Callable[[str], str]) -> None:
         if tag.is_private:
             del dataset[tag]
             continue
+        if int(tag) in PIXELS:
+            continue
         element = dataset[tag]
         match action_on(tag):
             case Action.REMOVE:
@@ -102,10 +105,13 @@ def _clean_frames(dataset: FileDataset) -> None:
     frames = frames_of(dataset)
     if not frames:
         return
+    frames = [frame.rstrip(b"\0") for frame in frames]
     try:
-        dataset.PixelData = encapsulate([clean_jpeg(frame.rstrip(b"\0")) for frame in frames])
+        cleaned = [clean_jpeg(frame) for frame in frames]
     except JpegDamagedError as error:
         raise DicomDamagedError("a frame of it is damaged") from error
+    if cleaned != frames:
+        dataset.PixelData = encapsulate(cleaned)
 
 
 def _declare(dataset: FileDataset) -> None:

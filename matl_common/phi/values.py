@@ -13,6 +13,8 @@ from typing import Final
 from matl_common.phi.findings import Category, Hit
 from matl_common.phi.words import GIVEN_NAMES, NAMES
 
+MIN_CHARACTERS: Final = 4
+"""No pattern has fewer, and most cells of a table do."""
 FIRST_YEAR: Final = 1880
 LAST_YEAR: Final = 2099
 _OLDEST = 125
@@ -30,13 +32,14 @@ _SSN = re.compile(r"(?<![\d-])(\d{3})([- ])(\d{2})\2(\d{4})(?![\d-])")
 _SSN_IN_CONTEXT = re.compile(
     r"(?:\bssn|social[ _]security)" + _NUMBER + r"(\d{3}-?\d{2}-?\d{4})\b", re.I
 )
-_TEN_DIGITS = re.compile(r"(?<![\d.+-])[12]\d{9}(?![\d.-])")
+_TEN_DIGITS = re.compile(r"(?<![\d.+-])[12]\d{9}(?![\d-]|\.\d)")
 _MBI = re.compile(
     r"\b[1-9][AC-HJKMNP-RT-Y][0-9AC-HJKMNP-RT-Y]\d-?[AC-HJKMNP-RT-Y][0-9AC-HJKMNP-RT-Y]\d-?"
     r"[AC-HJKMNP-RT-Y]{2}\d{2}\b"
 )
 _PHONE = re.compile(
-    r"(?<![\d.-])(?:\+?1[-. ]?)?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-. ])[2-9]\d{2}[-. ]\d{4}(?![\d.-])"
+    r"(?<![\d.-])(?:\+?1[-. ]?)?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-. ])[2-9]\d{2}[-. ]\d{4}"
+    r"(?![\d-]|\.\d)"
 )
 _PHONE_ABROAD = re.compile(r"(?<![\w+])\+[1-9](?:[-. ()/]{0,2}\d){7,13}(?!\d)")
 _PHONE_IN_CONTEXT = re.compile(
@@ -47,17 +50,17 @@ _PHONE_IN_CONTEXT = re.compile(
 )
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
 _URL = re.compile(r"\b(?:https?|ftp|file)://[^\s\"'<>]{3,}|\bwww\.[\w-]{2,63}\.[\w.-]{2,}", re.I)
-_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
+_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])", re.I)
 _MAC = re.compile(r"(?<![\w:-])[0-9a-f]{2}([:-])(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}(?![\w:-])", re.I)
 _VIN = re.compile(r"\b[A-HJ-NPR-Z0-9]{17}\b")
 _YEAR_FIRST = re.compile(r"(?<![\d.])(\d{4})([-/._])(\d{1,2})\2(\d{1,2})(?!\d|[.]\d)")
 _YEAR_LAST = re.compile(r"(?<![\d.])(\d{1,2})([-/._])(\d{1,2})\2(\d{4})(?!\d|[.]\d)")
 _SHORT_YEAR = re.compile(r"(?<![\d/])(\d{1,2})/(\d{1,2})/(\d{2})(?![\d/])")
-_COMPACT = re.compile(r"(?<![\d.])(\d{4})(\d{2})(\d{2})(?:\d{6}|[T_ -]?\d{4,6})?(?![\d.])")
+_COMPACT = re.compile(r"(?<![\d.])(\d{4})(\d{2})(\d{2})(?:\d{6}|[T_ -]?\d{4,6})?(?!\d|\.\d)")
 _MONTH = re.compile(r"(?<![\d.-])(?:19|20)\d{2}-(?:0[1-9]|1[0-2])(?![\d-])")
 _MONTH_IN_WORDS = re.compile(
-    rf"\b(?:\d{{1,2}}(?:st|nd|rd|th)?[ .-]{{1,2}})?{_MONTHS}\.?[ ,-]{{1,2}}"
+    rf"(?:\b|(?<=\d))(?:\d{{1,2}}(?:st|nd|rd|th)?[ .-]{{1,2}})?{_MONTHS}\.?[ ,-]{{0,2}}"
     r"(?:\d{1,2}(?:st|nd|rd|th)?[ ,-]{1,2})?(?:1[89]|20)\d{2}\b",
     re.I,
 )
@@ -68,13 +71,14 @@ _AGE = re.compile(
 )
 _ZIP = re.compile(
     rf"(?<![\d-])\d{{5}}-\d{{4}}(?![\d-])|, ?(?:{_STATES}) {{1,2}}\d{{5}}\b"
+    rf"|\b[A-Z][a-z]{{2,20}}, (?:{_STATES})\b"
     r"|(?i:\b(?:zip|post(?:al)?)[ _]?(?:code)?)[^0-9A-Za-z]{0,4}\d{5}\b"
 )
 _STREET = re.compile(
     r"\b\d{1,5} (?:[NSEW]\.? )?(?:[A-Z][a-z]+ ){1,3}"
     r"(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Way|Place|Pl)\b"
 )
-_UID = re.compile(r"(?<![\d.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?![\d.])")
+_UID = re.compile(r"(?<![\d.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?!\d|\.\d)")
 _STANDARD_UID = "1.2.840.10008."
 _IN_CONTEXT: Final = {
     Category.MRN: r"""mrn|mr\#|medical[\x20_]rec(?:ord)?|pat(?:ient)?[\x20_]?(?=id|no|num)
@@ -108,6 +112,8 @@ _WORD_PAIR = re.compile(r"\b([^\W\d_]{2,}),? ((?:[A-Z]\. )?)([^\W\d_]{2,})\b")
 
 def detect(text: str) -> Iterator[Hit]:
     """Every identifier that some detector finds in a text."""
+    if len(text) < MIN_CHARACTERS:
+        return
     for detector in DETECTORS:
         yield from detector(text)
 

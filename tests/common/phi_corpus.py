@@ -101,11 +101,12 @@ def npi(draw: random.Random) -> str:
 
 
 def mbi(draw: random.Random) -> str:
-    letter, digit = (lambda: draw.choice(LETTERS)), (lambda: str(draw.randrange(10)))
-    return (
-        f"{draw.randrange(1, 10)}{letter()}{digit()}{digit()}-{letter()}{digit()}{digit()}-"
-        f"{letter()}{letter()}{digit()}{digit()}"
+    """By the form that CMS publishes: A a letter, 0 a digit."""
+    body = "".join(
+        {"A": draw.choice(LETTERS), "0": str(draw.randrange(10))}.get(each, each)
+        for each in "A00-A00-AA00"
     )
+    return f"{draw.randrange(1, 10)}{body}"
 
 
 def phone(draw: random.Random) -> str:

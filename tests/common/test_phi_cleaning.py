@@ -11,6 +11,7 @@ from PIL import Image
 from matl_common.errors import ConfigurationError
 from matl_common.phi import Category, scan_folder
 from matl_common.phi.cleaning import clean_folder
+from matl_common.phi.dicom import quietly, read_dicom
 from matl_common.phi.jpeg import clean_jpeg, segments_of
 from matl_common.phi.png import clean_png
 from matl_common.phi.schema import LABELS_SCHEMA
@@ -154,7 +155,7 @@ def test_the_schema_of_the_labels_lists_what_participants_read() -> None:
 
 
 def test_dicom_is_cleaned_by_the_profile(tmp_path: Path) -> None:
-    pydicom = pytest.importorskip("pydicom", reason="comes with extra 'dicom'")
+    pytest.importorskip("pydicom", reason="comes with extra 'dicom'")
     from pydicom.data import get_testdata_file
 
     folder = tmp_path / "data"
@@ -164,7 +165,8 @@ def test_dicom_is_cleaned_by_the_profile(tmp_path: Path) -> None:
         "MR_small_implicit",
         "rtplan",
         "badVR",
-        "SC_rgb_jpeg_dcmtk",
+        "SC_rgb_jpeg",
+        "examples_ybr_color",
         "nested_priv_SQ",
     )
     for number, name in enumerate(names):
@@ -173,15 +175,19 @@ def test_dicom_is_cleaned_by_the_profile(tmp_path: Path) -> None:
     report = clean_folder(folder, tmp_path / "out", key=KEY)
     assert report.left_out == ()
     for number in range(len(names)):
-        before = pydicom.dcmread(folder / f"image_{number}.dcm")
-        after = pydicom.dcmread(tmp_path / "out" / f"image_{number}.dcm")
-        assert after.PatientIdentityRemoved == "YES"
-        assert not after.get("PatientName")
-        assert not [element for element in after.iterall() if element.tag.is_private]
-        assert after.get("PixelData") == before.get("PixelData")
-        if "SOPInstanceUID" in before:
-            assert after.SOPInstanceUID != before.SOPInstanceUID
-            assert after.file_meta.MediaStorageSOPInstanceUID == after.SOPInstanceUID
+        before = read_dicom((folder / f"image_{number}.dcm").read_bytes())
+        after = read_dicom((tmp_path / "out" / f"image_{number}.dcm").read_bytes())
+        with quietly():
+            assert after.PatientIdentityRemoved == "YES"
+            assert not after.get("PatientName")
+            assert not [element for element in after.iterall() if element.tag.is_private]
+            # Frames of JPEG lose segments, and decode to the same.
+            assert after.get("PixelData") == before.get("PixelData") or np.array_equal(
+                after.pixel_array, before.pixel_array
+            )
+            if "SOPInstanceUID" in before:
+                assert after.SOPInstanceUID != before.SOPInstanceUID
+                assert after.file_meta.MediaStorageSOPInstanceUID == after.SOPInstanceUID
     # The same study stays the same study.
     assert report.scan.is_clean
     assert Category.PRIVATE in scan_folder(folder, key=KEY).by_category()
