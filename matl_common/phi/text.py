@@ -11,7 +11,7 @@ from matl_common.phi.columns import category_of_column
 from matl_common.phi.findings import Found, Hit
 from matl_common.phi.schema import Schema
 from matl_common.phi.tables import scan_table
-from matl_common.phi.values import detect
+from matl_common.phi.values import MIN_CHARACTERS, detect
 
 TABLE_SUFFIXES: Final = frozenset({".csv", ".tsv", ".tab"})
 JSON_SUFFIXES: Final = frozenset({".json", ".geojson"})
@@ -86,6 +86,8 @@ def scan_text(data: bytes) -> Iterator[Found]:
         NotTextError: it is not text.
     """
     for number, line in enumerate(decode(data).splitlines(), start=1):
+        if len(line) < MIN_CHARACTERS:
+            continue
         for hit in hits_in(line):
             yield Found(f"line {number}", hit.category, hit.value)
 

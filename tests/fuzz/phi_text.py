@@ -24,7 +24,6 @@ TARGET = Target(
     run=_run,
     seeds=[
         b"cimage_id,dr_level,mrn\ne1,2,1234567\ne2,9,1234568\n",
-        b"c\xff\xfei\0d\0\n\x001\0",
         b'j{"patient_id": [1, {"note": "MRN 1234567"}]}',
         b"tPatient: Mary Smith, MRN 1234567, 1961-03-02, +44 20 7946 0958, a@b.org",
     ],
