@@ -163,7 +163,7 @@ def _tell(report: ScanReport, *, as_json: bool) -> None:
 def _tell_coverage(report: ScanReport, out: Console) -> None:
     more = report.findings_left_out
     found = len(report.findings) + more
-    out.print(f"{found or 'No'} finding{'' if found == 1 else 's'} in {report.files_scanned} files")
+    out.print(f"{_counted(found, 'finding')} in {_counted(report.files_scanned, 'file')}")
     if more:
         out.print(f"{more} findings are not listed one by one")
     _tell_files("not understood", report.files_not_understood, out)
@@ -173,8 +173,12 @@ def _tell_coverage(report: ScanReport, out: Console) -> None:
 
 def _tell_files(what: str, files: tuple[NotUnderstood, ...], out: Console) -> None:
     if files:
-        out.print(f"{len(files)} files {what}:")
+        out.print(f"{_counted(len(files), 'file')} {what}:")
         out.print(table(None, [("", each.file, each.reason) for each in files[:_MAX_SHOWN]]))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def _tell_cleaned(report: CleanReport, *, as_json: bool) -> None:
@@ -191,8 +195,8 @@ def _tell_cleaned(report: CleanReport, *, as_json: bool) -> None:
         return
     out = console()
     out.print(
-        f"{report.files_written} files written, {report.files_changed} of them changed; the copy "
-        "was scanned and nothing was found"
+        f"{_counted(report.files_written, 'file')} written, {report.files_changed} of them "
+        "changed; the copy was scanned and nothing was found"
     )
     if report.rows_left_out:
         out.print(f"{report.rows_left_out} rows of tables left out: values the schema forbids")

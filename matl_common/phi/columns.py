@@ -50,5 +50,14 @@ def category_of_column(name: str) -> Category | None:
 
     "age" is none: an age up to 89 may stay, and its values are looked at.
     """
-    words = _OTHER.sub("_", _CASES.sub("_", name.strip())).strip("_").lower()
-    return next((category for category, found in _PATTERNS if found.search(f"_{words}_")), None)
+    words = _words(name)
+    return next((category for category, found in _PATTERNS if found.search(words)), None)
+
+
+def is_only_known(name: str) -> bool:
+    """Whether the name of a column is one of those words and nothing else, and so nobody's."""
+    return any(found.fullmatch(_words(name)) for _, found in _PATTERNS)
+
+
+def _words(name: str) -> str:
+    return f"_{_OTHER.sub('_', _CASES.sub('_', name.strip())).strip('_').lower()}_"

@@ -58,9 +58,10 @@ _WORDS: Final = (
     ("serialnumber", Category.DEVICE),
     ("deviceid", Category.DEVICE),
     ("stationname", Category.DEVICE),
+    ("machinename", Category.DEVICE),
+    ("institution", Category.GEOGRAPHY),
     ("name", Category.NAME),
     ("accession", Category.UNIQUE),
-    ("institution", Category.GEOGRAPHY),
     ("comments", Category.FREE_TEXT),
     ("description", Category.FREE_TEXT),
 )

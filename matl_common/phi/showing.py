@@ -8,6 +8,7 @@ sorted by bytes (``ls -A | LC_ALL=C sort | sed -n 17p``), and ``3f2a`` begins it
 import re
 from collections.abc import Iterable
 
+from matl_common.phi.columns import is_only_known
 from matl_common.phi.findings import mark_of
 from matl_common.phi.tokens import is_random, tokens_of
 from matl_common.phi.words import HARMLESS
@@ -44,6 +45,6 @@ def shown_column(name: str, number: int, *, known: Iterable[str] = ()) -> str:
     In a file without a header the "name" is a patient's.
     """
     plain = name.strip().lower()
-    if plain and (plain in known or is_harmless(plain)):
+    if plain in known or is_harmless(plain) or is_only_known(plain):
         return f"column {number} ({plain})"
     return f"column {number}"

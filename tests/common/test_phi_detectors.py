@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from matl_common.phi.codes import detect_in_code
 from matl_common.phi.columns import category_of_column
 from matl_common.phi.findings import Category
-from matl_common.phi.showing import is_harmless, shown_name
+from matl_common.phi.showing import is_harmless, shown_column, shown_name
 from matl_common.phi.tokens import random_lengths
 from matl_common.phi.values import detect, is_npi, is_vin
 
@@ -152,6 +152,14 @@ def test_the_name_of_a_column_tells_what_it_holds(name: str, category: Category 
 def test_detectors_take_any_text(text: str) -> None:
     for hit in (*detect(text), *detect_in_code(text)):
         assert hit.value
+
+
+def test_a_column_is_shown_by_words_that_are_nobodys() -> None:
+    assert shown_column("MRN", 3) == "column 3 (mrn)"
+    assert shown_column("Patient ID", 3) == "column 3 (patient id)"
+    assert shown_column("camera", 3, known=("camera",)) == "column 3 (camera)"
+    for name in ("patient_smith", "mrn 1234567", "Smith", "camera"):
+        assert shown_column(name, 3) == "column 3"
 
 
 @pytest.mark.parametrize("name", ["image\x1b[2J", "image[red]", "image\n1", "imagé", ""])

@@ -81,7 +81,7 @@ def test_clean_data_ends_with_0_and_says_what_was_not_looked_for(tmp_path: Path)
     (tmp_path / "e1.png").write_bytes(corpus.picture(random.Random(1), "PNG"))
     result = run(tmp_path)
     assert result.exit_code == 0
-    assert "No findings in 1 files" in result.output
+    assert "no findings in 1 file\n" in result.output
     assert "NOT-TESTED text burned into pixels: not asked for (--ocr); 1 images" in result.output
 
 
