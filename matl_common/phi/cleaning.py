@@ -15,6 +15,7 @@ from pathlib import Path
 
 from matl_common.durable import fsync_directory
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
+from matl_common.phi.codes import detect_in_code
 from matl_common.phi.content import MAX_FILE_BYTES, Kind, Look, kind_of
 from matl_common.phi.dicom import NoDicomError, read_dicom
 from matl_common.phi.dicom_cleaning import clean_dicom
@@ -27,7 +28,7 @@ from matl_common.phi.scan import UNKNOWN, Progress, scan_folder
 from matl_common.phi.schema import LABELS_SCHEMA, CodeColumn, Schema
 from matl_common.phi.text import decode, table_rows
 from matl_common.phi.tiff import clean_tiff
-from matl_common.phi.tokens import codes_of, random_lengths
+from matl_common.phi.tokens import random_lengths
 
 _MODE = 0o600
 _SUFFIX = ".partial"
@@ -117,7 +118,8 @@ class _Cleaner:
             value = row[at].strip() if at < len(row) else ""
             column = self.look.schema.columns[header[at]]
             if isinstance(column, CodeColumn):
-                yield self.names.name(value, lengths=lengths[at])
+                identifies = any(detect_in_code(value, lengths=lengths[at]))
+                yield self.names.name(value, identifies=identifies)
             elif not value or column.allows(value):
                 yield value
 
@@ -192,13 +194,15 @@ def _copy(
 ) -> tuple[int, int, list[NotUnderstood]]:
     written = changed = 0
     left_out: list[NotUnderstood] = []
-    lengths = random_lengths(code for each in entries for code in codes_of(each.path.stem))
+    folders = {path: partial}
     for done, entry in enumerate(entries, start=1):
         try:
             if entry.reason:
                 raise InvalidInputError(entry.reason)
-            if not entry.is_folder:
-                target = partial / _new_path(entry.path.relative_to(path), cleaner, lengths)
+            if entry.is_folder:
+                folders[entry.path] = folders[entry.path.parent] / _new_name(entry, cleaner.names)
+            else:
+                target = folders[entry.path.parent] / _new_name(entry, cleaner.names)
                 data = cleaner.cleaned(entry.path)
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 _write_new(target, data)
@@ -211,10 +215,11 @@ def _copy(
     return written, changed, left_out
 
 
-def _new_path(relative: Path, cleaner: _Cleaner, lengths: frozenset[int]) -> Path:
-    folders = [cleaner.names.name(part, lengths=lengths) for part in relative.parts[:-1]]
-    stem = cleaner.names.name(relative.stem, lengths=lengths)
-    return Path(*folders, stem + relative.suffix)
+def _new_name(entry: Entry, names: Pseudonyms) -> str:
+    identifies = bool(entry.in_name)
+    if entry.is_folder:
+        return names.name(entry.path.name, identifies=identifies)
+    return names.name(entry.path.stem, identifies=identifies) + entry.path.suffix
 
 
 def _write_new(path: Path, data: bytes) -> None:

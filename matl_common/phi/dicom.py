@@ -11,7 +11,7 @@ import io
 import logging
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -86,7 +86,7 @@ def read_dicom(data: bytes) -> FileDataset:
         raise NoDicomError("pydicom is not installed; install the extra: matl[dicom]") from error
     config.settings.reading_validation_mode = config.IGNORE
     if _DEFLATED in data[:4096]:
-        _check_inflated(data)
+        check_inflated(data)
     try:
         with quietly():
             dataset = dcmread(io.BytesIO(data), force=True)
@@ -101,8 +101,12 @@ def read_dicom(data: bytes) -> FileDataset:
     return dataset
 
 
-def _check_inflated(data: bytes) -> None:
-    """Refuse a small file that would fill the memory."""
+def check_inflated(data: bytes, *, limit: int = MAX_INFLATED) -> None:
+    """Refuse a small file that would fill the memory.
+
+    Raises:
+        DicomDamagedError: its attributes, which are compressed, are more than ``limit`` bytes.
+    """
     length = int.from_bytes(data[140:144], "little")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     total, rest = 0, data[144 + length :]
@@ -110,7 +114,7 @@ def _check_inflated(data: bytes) -> None:
         while rest and not inflater.eof:
             total += len(inflater.decompress(rest, 1 << 20))
             rest = inflater.unconsumed_tail
-            if total > MAX_INFLATED:
+            if total > limit:
                 raise DicomDamagedError("it expands to too much")
     except zlib.error as error:
         raise DicomDamagedError("it is not DICOM that can be read") from error
@@ -273,18 +277,23 @@ def _value(dataset: Any, tag: Any) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    if isinstance(value, (bytes, bytearray)):
-        return not value.strip(b"\0 ")
     if value is None:
         return True
-    if hasattr(value, "__len__") and not isinstance(value, str):
-        return len(value) == 0 or all(map(_is_empty, value))
-    return isinstance(value, str) and not value.strip("\0 ^=")
+    if isinstance(value, (bytes, bytearray)):
+        return not value.strip(b"\0 ")
+    if _is_list(value):
+        return all(map(_is_empty, value))
+    return not str(value).strip("\0 ^=")
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, (bytes, bytearray)):
         return bytes(value[:_MAX_BYTES]).decode("latin-1")
-    if hasattr(value, "__iter__") and not isinstance(value, str):
+    if _is_list(value):
         return "\n".join(map(str, list(value)[:1000]))
     return str(value)
+
+
+def _is_list(value: Any) -> bool:
+    """Several values; a person's name can be iterated over and is one."""
+    return isinstance(value, Sequence) and not isinstance(value, str)

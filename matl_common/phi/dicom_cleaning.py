@@ -43,9 +43,7 @@ _DUMMIES: Final[dict[str, Any]] = {
     **dict.fromkeys(("OB", "OW", "OD", "OF", "OL", "OV", "UN"), b""),
 }
 _SAID: Final = Said(is_removed=True, dates_are_shifted=False, burned_in="NO")
-_META_KEPT: Final = frozenset(
-    {0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012}
-)
+_META_KEPT: Final = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020010, 0x00020012})
 
 
 def clean_dicom(dataset: FileDataset, *, new_uid: Callable[[str], str]) -> bytes:

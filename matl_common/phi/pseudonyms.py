@@ -6,7 +6,6 @@ the object.
 
 import secrets
 
-from matl_common.phi.codes import detect_in_code
 from matl_common.phi.tokens import is_random
 
 _BYTES = 8
@@ -21,13 +20,11 @@ class Pseudonyms:
         self._names: dict[str, str] = {}
         self._uids: dict[str, str] = {}
 
-    def name(self, old: str, *, lengths: frozenset[int] = frozenset()) -> str:
-        """``old`` where nothing speaks against it, or its random name."""
-        if old in self._names:
-            return self._names[old]
-        if not any(detect_in_code(old, lengths=lengths)):
-            return old
-        return self._names.setdefault(old, _random_name())
+    def name(self, old: str, *, identifies: bool) -> str:
+        """The random name of what identifies, else ``old``; who got a name once keeps it."""
+        if old not in self._names and identifies:
+            self._names[old] = _random_name()
+        return self._names.get(old, old)
 
     def uid(self, old: str) -> str:
         """A DICOM unique identifier for another (PS3.5, B.2)."""

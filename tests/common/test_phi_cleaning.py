@@ -10,10 +10,12 @@ from PIL import Image
 
 from matl_common.errors import ConfigurationError
 from matl_common.phi import Category, scan_folder
-from matl_common.phi.cleaning import clean_folder
-from matl_common.phi.dicom import quietly, read_dicom
+from matl_common.phi.cleaning import CopyNotCleanError, clean_folder
+from matl_common.phi.dicom import DicomDamagedError, quietly, read_dicom
+from matl_common.phi.dicom_cleaning import clean_dicom
 from matl_common.phi.jpeg import clean_jpeg, segments_of
 from matl_common.phi.png import clean_png
+from matl_common.phi.pseudonyms import Pseudonyms
 from matl_common.phi.schema import LABELS_SCHEMA
 from matl_common.phi.tiff import clean_tiff
 from tests.common import phi_corpus as corpus
@@ -142,6 +144,55 @@ def test_a_copy_that_fails_leaves_nothing(source: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         clean_folder(source, tmp_path / "out", key=KEY, progress=stop)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_copy_in_which_something_is_found_is_thrown_away(source: Path, tmp_path: Path) -> None:
+    def spoil(done: int, total: int) -> None:
+        (partial,) = tmp_path.glob(".out-*")
+        (partial / "late.txt").write_text("MRN 1234567")
+
+    with pytest.raises(CopyNotCleanError, match="medical record number"):
+        clean_folder(source, tmp_path / "out", key=KEY, progress=spoil)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_no_value_is_left_in_a_dicom_file_not_even_in_its_header() -> None:
+    pytest.importorskip("pydicom", reason="comes with extra 'dicom'")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian
+
+    canary, uid = "Canarysson", "1.2.826.0.1.99999.77777"
+    item = Dataset()
+    item.PatientID, item.ReferencedSOPInstanceUID = canary, uid
+    for has_class in (True, False):
+        for has_uid in (True, False):
+            dataset = Dataset()
+            dataset.PatientName = dataset.PatientID = dataset.AccessionNumber = canary
+            dataset.ReferencedImageSequence = dataset.OtherPatientIDsSequence = [item]
+            dataset.ReferencedStudySequence = [item]
+            dataset.SeriesDescription = dataset.WindowCenterWidthExplanation = f"Dr. {canary}"
+            dataset.private_block(0x0009, canary, create=True).add_new(1, "LO", canary)
+            if has_class:
+                dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+            if has_uid:
+                dataset.SOPInstanceUID = uid
+            dataset.file_meta = FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            dataset.file_meta.MediaStorageSOPInstanceUID = UID(uid)
+            dataset.file_meta.SourceApplicationEntityTitle = canary
+            buffer = BytesIO()
+            dataset.save_as(
+                buffer, enforce_file_format=False, implicit_vr=False, little_endian=True
+            )
+            assert buffer.getvalue().count(canary.encode()) > 5
+            try:
+                clean = clean_dicom(read_dicom(buffer.getvalue()), new_uid=Pseudonyms().uid)
+            except DicomDamagedError:
+                # A class of objects asks for a name of each object.
+                assert (has_class, has_uid) == (True, False)
+                continue
+            assert canary.encode() not in clean
+            assert uid.encode() not in clean
 
 
 def test_the_copy_is_for_its_owner_only(source: Path, tmp_path: Path) -> None:
