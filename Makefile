@@ -16,7 +16,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check mutants dev proto fix clean constraints \
-	format lint types imports wire-drift migrations-drift softhsm
+	format lint types imports wire-drift migrations-drift packages
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,7 @@ demo: $(VENV)/demo.stamp ## Five hospitals train one model on this machine; resu
 		$(if $(EPSILON),--epsilon '$(EPSILON)') $(if $(ATTACK),--attack '$(ATTACK)') \
 		$(if $(PATIENTS),--patients '$(PATIENTS)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
-test: $(VENV)/dev.stamp softhsm ## Run the tests, on real processes, sockets and PostgreSQL
+test: $(VENV)/dev.stamp packages ## Run the tests, on real processes, sockets and PostgreSQL
 	@$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 check: format lint types imports wire-drift migrations-drift $(filter-out done,$(TESTS)) ## Everything that must hold before a change lands
@@ -74,13 +74,29 @@ wire-drift: $(VENV)/dev.stamp
 migrations-drift: $(VENV)/dev.stamp
 	@$(RUN) scripts/dev/check_migrations.py
 
-# PKCS#11 tokens in software. Where this cannot install them, the tests that need one say how.
+# Of the system: PKCS#11 tokens in software, and what watches daemons and pages. Where this cannot
+# install them, it says what to install, and so do the tests that need one. Debian starts a service
+# along with Prometheus, which nobody asked for: tests run their own.
+NEEDS := softhsm2 prometheus chromium
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
-softhsm:
-	@command -v softhsm2-util >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
-		|| $(APT) install -y softhsm2 >/dev/null 2>&1 \
-		|| { $(APT) update && $(APT) install -y softhsm2; } >/dev/null \
-		|| echo "SoftHSM cannot be installed: apt-get install softhsm2" >&2
+INSTALL_PACKAGES := $(APT) install -y --no-install-recommends
+packages:
+	@missing=; for each in $(NEEDS); do \
+		command -v $$(echo $$each | sed 's/^softhsm2$$/softhsm2-util/') >/dev/null \
+			|| missing="$$missing $$each"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && { \
+		$(INSTALL_PACKAGES) $$missing >/dev/null 2>&1 \
+		|| { $(APT) update && $(INSTALL_PACKAGES) $$missing; } >/dev/null; \
+	}; then \
+		case "$$missing" in *prometheus*) \
+			! command -v systemctl >/dev/null \
+				|| systemctl disable --now prometheus >/dev/null 2>&1 || true;; \
+		esac; \
+	else \
+		echo "Some tests will be skipped, or fail and say why: apt-get install$$missing" >&2; \
+	fi
 
 # One benchmark a file: benchmarks/aggregation.py is `make bench-aggregation`.
 
@@ -109,7 +125,8 @@ evidence-soak: $(VENV)/dev.stamp ## 500 rounds under random faults, and what gro
 	@$(RUN) -m benchmarks.evidence_soak $(ARGS)
 
 # Lines, disks and names that fail need root; kills do not.
-evidence-faults: $(VENV)/dev.stamp softhsm ## Kill every daemon inside every durable write, fill disks, cut lines; an hour, resumes where it stopped
+evidence-faults: NEEDS := softhsm2
+evidence-faults: $(VENV)/dev.stamp packages ## Kill every daemon inside every durable write, fill disks, cut lines; an hour, resumes where it stopped
 	@$(RUN) -m benchmarks.evidence_faults $(ARGS)
 
 # Others' dependencies differ from ours, so what is compared with them runs in environments of their own.
