@@ -6,14 +6,19 @@ for a request for as long as it does not come.
 
 from __future__ import annotations
 
+import math
+import shutil
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
+
+from matl_common.version import __version__
 
 MAX_SCRAPES = 16
 """Connections served at once; those beyond are closed unanswered."""
@@ -86,6 +91,33 @@ def serve_scrapes(
         thread.join()
 
     return close
+
+
+def describe_process(registry: CollectorRegistry, *, namespace: str) -> None:
+    """Show which version runs, since when, and what it takes of the machine."""
+    build = Info("build", "The software that runs.", namespace=namespace, registry=registry)
+    build.info({"version": __version__})
+    ProcessCollector(registry=registry)
+
+
+def show_disk(registry: CollectorRegistry, folder: Path, *, namespace: str) -> None:
+    """Show what room the folder's disk has, asked at every scrape; NaN where it cannot be."""
+
+    def asked(question: Callable[[shutil._ntuple_diskusage], int]) -> Callable[[], float]:
+        def answer() -> float:
+            try:
+                return question(shutil.disk_usage(folder))
+            except OSError:
+                return math.nan
+
+        return answer
+
+    for name, text, question in (
+        ("disk_free_bytes", "What this account may still write.", lambda disk: disk.free),
+        ("disk_size_bytes", "What the disk holds in all.", lambda disk: disk.total),
+    ):
+        gauge = Gauge(name, f"{text} Of state_dir's disk.", namespace=namespace, registry=registry)
+        gauge.set_function(asked(question))
 
 
 def _cut(connection: socket.socket) -> None:

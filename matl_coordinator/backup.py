@@ -166,6 +166,16 @@ def write_backup(
         )
         _write_manifest(folder, manifest, signer)
         byte_count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    # The folder is there; one that nobody can find on record is one that alerts ask for.
+    completed = entry(
+        "backup_completed",
+        at=datetime.now(UTC),
+        account=current_account(),
+        begun=logged.index,
+        entries=head.size,
+        byte_count=byte_count,
+    )
+    append_beside(config.database_url, completed, log_origin=origin, log_key=wrapping_key)
     return Backup(out, manifest, byte_count, logged.index)
 
 

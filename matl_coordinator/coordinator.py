@@ -47,7 +47,7 @@ from matl_coordinator.rpc.renewal import CertificateFiles
 from matl_coordinator.rpc.server import GuardedServer, build_server
 from matl_coordinator.rpc.waiting import WaitingServer
 from matl_coordinator.scoring.client import WorkerScorer
-from matl_coordinator.service.assembly import Outside, assemble
+from matl_coordinator.service.assembly import Outside, UseCases, assemble
 from matl_coordinator.service.attesting import (
     Machine,
     Subject,
@@ -62,6 +62,7 @@ from matl_coordinator.service.housekeeping import Housekeeping, Policy
 from matl_coordinator.service.publication import Publication
 from matl_coordinator.service.readings import Readings
 from matl_coordinator.service.register import Decision, Register
+from matl_coordinator.service.vitals import VitalSigns
 from matl_coordinator.service.watch import Watch
 from matl_coordinator.standby import Leadership
 from matl_coordinator.start import log_schema, started_facts
@@ -146,7 +147,7 @@ class Coordinator:
                 log.warning("log_weaker", reason=weakness)
             checkpoints = self._checkpoints(store)
             await checkpoints.resume()
-            register = Register(store)
+            register = Register(store, on_commit=self._metrics.committed)
             watch = Watch(register=register, meter=self._metrics, clock=utc_now)
             loop = asyncio.get_running_loop()
             stack.enter_context(
@@ -226,7 +227,11 @@ class Coordinator:
             )
             stack.push_async_callback(register.settle)
             stack.push_async_callback(use_cases.intake.close)
-            for work in (publication, self._housekeeping(register, store, models)):
+            for work in (
+                publication,
+                self._housekeeping(register, store, models),
+                self._vitals(register, store, use_cases, outside),
+            ):
                 stack.push_async_callback(_cancelled, asyncio.create_task(work.run()))
             self._follow_files(stack, plan=plan, register=register, checkpoints=checkpoints)
             stack.push_async_exit(partial(self._end, server))
@@ -310,6 +315,20 @@ class Coordinator:
             measure=partial(_disk_use, config.state_dir),
             clock=utc_now,
             tick_seconds=HOUSEKEEPING_SECONDS,
+        )
+
+    def _vitals(
+        self, register: Register, store: SqlStore, use_cases: UseCases, outside: Outside
+    ) -> VitalSigns:
+        return VitalSigns(
+            register=register,
+            overview=use_cases.overview,
+            checkpoints=use_cases.checkpoints,
+            watched=store,
+            spool=outside.spool,
+            enrolled=lambda: self._held.roster.participants,
+            meter=self._metrics,
+            clock=utc_now,
         )
 
     def _store(self, wrapping_key: KeyEncryptionKey) -> SqlStore:
@@ -474,6 +493,9 @@ class Coordinator:
     def _serve_metrics(self) -> None:
         if not self._config.listen.metrics:
             return
+        self._metrics.watch_disk(
+            self._config.state_dir, spool_quota_bytes=self._config.limits.spool_bytes
+        )
         host, _, port = self._config.listen.metrics.rpartition(":")
         try:
             self._metrics.serve(host, int(port))

@@ -1,21 +1,39 @@
 """Prometheus metrics of the coordinator, on a port of their own.
 
 Labels are bounded: outcomes and phases are enumerations, node ids come from the
-allow-list. Nothing here changes what the coordinator does.
+allow-list, and what a stranger sends makes none. Nothing here changes what the coordinator does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from matl_common.scrapes import serve_scrapes
+from matl_common.identity.allowlist import RefusalReason
+from matl_common.ids import NodeId
+from matl_common.scrapes import describe_process, serve_scrapes, show_disk
+from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
+from matl_coordinator.core.vitals import Vitals
+from matl_coordinator.service.alarms import KINDS
+from matl_coordinator.service.conductor import NON_COMPLIANT
+from matl_coordinator.vital_metrics import NAMESPACE, VitalMetrics
 
-NAMESPACE = "matl"
+CALL_SECONDS = (0.002, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0, 120.0, 600.0)
+REFUSED_PEERS = (
+    *RefusalReason,
+    # By TLS, before anybody is known.
+    *("no_certificate", "wrong_authority", "wrong_purpose", "not_yet_valid", "not_tls_1_3"),
+    "handshake_failed",
+    *("not_authenticated", "role_not_allowed", "too_many_calls", "unknown_method"),
+)
+FILES = ("allowlist", "tls")
+LOG_TABLES = ("log_checkpoints", "log_cosignatures", "log_entries", "log_keys")
+COMMIT_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 ADMITTED = "admitted"
 """The outcome of an update that is no refusal."""
 
@@ -26,6 +44,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._end_serving: Callable[[], None] | None = None
+        # Hospitals with values of their own.
+        self._shown: set[NodeId] = set()
         self._rounds = self._counter("rounds_total", "Rounds that ended.", "outcome")
         self._updates = self._counter("updates_total", "Updates by what became of them.", "outcome")
         self._refused_peers = self._counter(
@@ -57,6 +77,15 @@ class Metrics:
         self._store_failures = self._counter(
             "store_failures_total", "Times the store did not confirm and the state was reloaded."
         )
+        self._calls = self._counter(
+            "rpc_calls_total", "Calls that ended, by method and gRPC status.", "method", "code"
+        )
+        self._call_seconds = self._histogram(
+            "rpc_seconds", "How long calls took, streams as a whole.", CALL_SECONDS, "method"
+        )
+        self._commit_seconds = self._histogram(
+            "store_commit_seconds", "Until the store confirmed a transaction.", COMMIT_SECONDS
+        )
         self._trust = self._gauge("trust_score", "Trust of a hospital, 0 to 1.", "node")
         self._trust_state = self._gauge(
             "trust_state", "1 for a hospital's state of trust.", "node", "state"
@@ -76,8 +105,6 @@ class Metrics:
             "alarms_total", "Times an operator was called to look at a round.", "kind"
         )
         self._weight = self._gauge("aggregation_weight_ratio", "Share in the aggregate.", "node")
-        self._round = self._gauge("round_number", "The newest round.")
-        self._phase = self._gauge("round_phase", "1 for the newest round's phase.", "phase")
         self._present = self._gauge("participants_present", "Hospitals heard from recently.")
         self._accuracy = self._gauge(
             "model_accuracy_ratio", "Holdout accuracy of the last model released."
@@ -99,18 +126,46 @@ class Metrics:
         self._put_away = self._counter(
             "models_put_away_bytes_total", "Bytes of models deleted by limits.keep_models."
         )
-        self._log_size = self._gauge("log_entries", "Leaves of the log.")
         self._foreign_rows = self._counter(
             "log_foreign_rows_total",
             "Rows of the log's tables found that the coordinator did not write.",
             "table",
         )
+        self._begin_at_zero()
+        self._vitals = VitalMetrics(self.registry)
+        describe_process(self.registry, namespace=NAMESPACE)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _begin_at_zero(self) -> None:
+        """So that the first of a kind is an increase, and rules name what is there."""
+        for counter, values in (
+            (self._rounds, (Phase.RELEASED, Phase.ABORTED)),
+            (self._updates, (ADMITTED, *RefusalCode)),
+            (self._refused_updates, (NON_COMPLIANT, *RefusalCode)),
+            (self._refused_peers, REFUSED_PEERS),
+            (self._phase_failures, Phase),
+            (self._alarms, KINDS),
+            (self._foreign_rows, LOG_TABLES),
+        ):
+            for value in values:
+                counter.labels(str(value))
+        for file in FILES:
+            self._stale.labels(file=file).set(0)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(
+            name, text, labels, buckets=buckets, namespace=NAMESPACE, registry=self.registry
+        )
+
+    def watch_disk(self, folder: Path, *, spool_quota_bytes: int) -> None:
+        """Show, at every scrape, what room there is on the folder's disk."""
+        show_disk(self.registry, folder, namespace=NAMESPACE)
+        self._gauge("spool_quota_bytes", "What updates on disk may take.").set(spool_quota_bytes)
 
     def serve(self, address: str, port: int) -> None:
         """Answer scrapes from a daemon thread.
@@ -166,11 +221,10 @@ class Metrics:
         self._present.set(count)
 
     def round_changed(self, rnd: Round) -> None:
-        self._round.set(rnd.round_id)
-        for phase in Phase:
-            self._phase.labels(phase=phase.value).set(phase is rnd.phase)
+        self._vitals.show_round(rnd)
         if rnd.phase.is_final:
             self._rounds.labels(outcome=rnd.phase.value).inc()
+        self._shown |= rnd.admitted_nodes
         for each in rnd.admitted:
             if (found := each.evaluation) is not None and found.correct is not None:
                 ratio, stddev = found.correct / found.patients, found.stddev / found.patients
@@ -182,6 +236,7 @@ class Metrics:
 
     def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None:
         weights = {each.node_id: each.weight for each in rnd.weights}
+        self._shown |= {record.node_id for record in records}
         for record in records:
             self._trust.labels(node=record.node_id).set(record.trust)
             for state in TrustState:
@@ -200,8 +255,31 @@ class Metrics:
     def alarm_raised(self, kind: str) -> None:
         self._alarms.labels(kind=kind).inc()
 
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        self._calls.labels(method=method, code=code).inc()
+        self._call_seconds.labels(method=method).observe(seconds)
+
+    def committed(self, seconds: float) -> None:
+        self._commit_seconds.observe(seconds)
+
+    def vitals_taken(self, vitals: Vitals) -> None:
+        self._vitals.show(vitals)
+        enrolled = set(vitals.budgets)
+        for node in self._shown - enrolled:
+            self._vitals.forget(node)
+            for gauge in (
+                self._trust,
+                self._weight,
+                self._hospital_accuracy,
+                self._hospital_stddev,
+            ):
+                gauge.remove(node)
+            for state in TrustState:
+                self._trust_state.remove(node, state.value)
+        self._shown = enrolled
+
     def log_grew(self, size: int) -> None:
-        self._log_size.set(size)
+        self._vitals.show_log_size(size)
 
     def disk_used(self, kind: str, size: int) -> None:
         self._disk.labels(kind=kind).set(size)

@@ -24,6 +24,7 @@ from matl_coordinator.core.power import ByzantinePower
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation, Phase, Round
 from matl_coordinator.core.trust_record import TrustRecord
+from matl_coordinator.core.vitals import Vitals
 
 
 class StoreError(MatlError):
@@ -396,6 +397,10 @@ class Spool(SpooledUpdates, Protocol):
         """Delete everything of rounds below ``round_id``."""
         ...
 
+    def reserved_bytes(self) -> int:
+        """What updates on disk take, or may grow to."""
+        ...
+
 
 class Histories(Protocol):
     """What hospitals sent over all rounds, for rules that look back. Blocking."""
@@ -557,6 +562,18 @@ class Meter(Protocol):
 
     def certificate_valid(self, seconds: float) -> None:
         """For how long the server's certificate still is."""
+        ...
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """A call of a method that is served, or of "other", ended with this gRPC status."""
+        ...
+
+    def committed(self, seconds: float) -> None:
+        """The store took so long to confirm a transaction."""
+        ...
+
+    def vitals_taken(self, vitals: Vitals) -> None:
+        """How things stand at this moment."""
         ...
 
     def phase_failed(self, phase: Phase) -> None: ...

@@ -71,6 +71,7 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
     reports = Reports(metrics)
     signer = _signer(config, reports)
     if config.daemon.metrics:
+        metrics.watch_disk(config.state_dir)
         metrics.serve(config.daemon.metrics)
     limits = WorkerLimits(config.training.keep_warm_seconds, config.training.memory_bytes)
     coordinator = config.coordinator

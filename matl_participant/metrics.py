@@ -1,19 +1,29 @@
 """Prometheus metrics of a participant, on a port of their own.
 
 Nothing here describes patients, labels or training: no loss, no counts, no timing of
-a round. Labels are bounded. Nothing here changes what the participant does.
+a round but when its update was admitted, which the coordinator knows. Labels are bounded: nothing
+that a coordinator says becomes one. Nothing here changes what the participant does.
 """
 
 import math
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from matl_common.errors import ConfigurationError
 from matl_common.protocol import Standing
-from matl_common.scrapes import serve_scrapes
+from matl_common.scrapes import describe_process, serve_scrapes, show_disk
 from matl_participant.core.spending import Summary
 
 NAMESPACE = "matl_participant"
+ACTIONS = (
+    *("attest", "hello", "prepare", "await_round", "pull_model", "train", "seal", "upload"),
+    *("take_leave", "witness"),
+)
+OUTCOMES = ("admitted", "lost", "refused")
+STATES = ("trusted", "marginal", "quarantined")
+OTHER = "other"
+"""Whatever else a coordinator calls a hospital's state."""
 
 
 class Metrics:
@@ -49,6 +59,15 @@ class Metrics:
         self.halted = self._gauge("halted", "1 once the study has ended here for good.")
         self.round = self._gauge("round_number", "The last round attempted.")
         self.trust = self._gauge("trust_score", "How the coordinator sees this hospital, 0 to 1.")
+        self.trust_state = self._gauge(
+            "trust_state", "1 for the state of trust the coordinator names.", "state"
+        )
+        self.seen = self._gauge(
+            "coordinator_seen_timestamp_seconds", "When the coordinator last answered."
+        )
+        self.admitted_at = self._gauge(
+            "update_admitted_timestamp_seconds", "When an update was last admitted."
+        )
         self.epsilon_spent = self._gauge(
             "epsilon_spent", "Spent at the plan's delta, for add-or-remove-one patient."
         )
@@ -76,6 +95,11 @@ class Metrics:
         self.log_distrusted = self._gauge(
             "log_distrusted", "1 once there is evidence against the log; see log-evidence."
         )
+        for outcome in OUTCOMES:
+            self.uploads.labels(outcome)
+        for action in ACTIONS:
+            self.failures.labels(action)
+        describe_process(self.registry, namespace=NAMESPACE)
 
     def show_budget(self, summary: Summary) -> None:
         """Show what the ledger says."""
@@ -93,6 +117,13 @@ class Metrics:
     def show_standing(self, standing: Standing) -> None:
         """Show how the coordinator sees us."""
         self.trust.set(standing.trust)
+        named = standing.state if standing.state in STATES else OTHER
+        for state in (*STATES, OTHER):
+            self.trust_state.labels(state=state).set(state == named)
+
+    def watch_disk(self, folder: Path) -> None:
+        """Show, at every scrape, what room there is on the folder's disk."""
+        show_disk(self.registry, folder, namespace=NAMESPACE)
 
     def serve(self, address: str) -> None:
         """Answer scrapes at ``host:port`` from daemon threads.
@@ -112,5 +143,5 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)

@@ -67,6 +67,7 @@ class Reports:
 
     def connected(self, welcome: Welcome) -> None:
         self.metrics.connected.set(1)
+        self.metrics.seen.set_to_current_time()
         self._log.info(
             "participant.connected",
             study=welcome.signed_plan.plan.study_id,
@@ -210,6 +211,7 @@ class Reports:
 
     def standing(self, standing: Standing) -> None:
         """Show how the coordinator sees us; log it only when it changed."""
+        self.metrics.seen.set_to_current_time()
         self.metrics.show_standing(standing)
         if standing != self._standing:
             self._standing = standing
@@ -258,6 +260,7 @@ class Reports:
 
     def admitted(self, receipt: Receipt) -> None:
         self.metrics.uploads.labels("admitted").inc()
+        self.metrics.admitted_at.set_to_current_time()
         self._log.info(
             "participant.update_admitted",
             round=receipt.round_id,

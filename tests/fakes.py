@@ -413,6 +413,9 @@ class FakeSpool:
             if folder.name.isdecimal() and int(folder.name) < round_id:
                 shutil.rmtree(folder)
 
+    def reserved_bytes(self) -> int:
+        return sum(part.byte_count for part in self._parts.values())
+
     def crash(self) -> None:
         """Lose what was not made durable, as a power cut does."""
         for part in self._parts.values():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -53,6 +56,11 @@ DESCRIBED = (*SERVICES, reflection.SERVICE_NAME)
 PULL_MODEL = f"/{FEDERATION_SERVICE}/PullModel"
 PUSH_CHUNKS = f"/{FEDERATION_SERVICE}/PushChunks"
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+OTHER = "other"
+"""What is told of the method of a call for anything that is not served."""
+
+OnEnd = Callable[[str, str, float], None]
+"""Told a call's method, the name of its status, and how many seconds it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +76,24 @@ class GuardedServer:
     """A ``grpc.aio`` server on which nothing runs unguarded."""
 
     def __init__(
-        self, *, identity: ServerIdentity, guard: Guard, servicers: Servicers, idle_seconds: float
+        self,
+        *,
+        identity: ServerIdentity,
+        guard: Guard,
+        servicers: Servicers,
+        idle_seconds: float,
+        on_end: OnEnd,
     ) -> None:
         """Prepare the server; it listens once started. A caller may be silent ``idle_seconds``.
+
+        ``on_end`` is told of every call that came to a handler.
 
         Raises:
             ConfigurationError: a method is unguarded.
         """
         self._credentials = identity.credentials
         self._server = grpc.aio.server(
-            interceptors=(_GuardInterceptor(guard, idle_seconds=idle_seconds),),
+            interceptors=(_GuardInterceptor(guard, idle_seconds=idle_seconds, on_end=on_end),),
             options=server_options(),
         )
         self._health = health.aio.HealthServicer()
@@ -171,6 +187,7 @@ def build_server(
         guard=guard,
         servicers=Servicers(federation, operations, audit),
         idle_seconds=config.limits.idle_seconds,
+        on_end=meter.call_ended,
     )
 
 
@@ -205,9 +222,11 @@ def _reflection_v1() -> grpc.GenericRpcHandler:
 class _GuardInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handler of every method, so that none can be reached around the guard."""
 
-    def __init__(self, guard: Guard, *, idle_seconds: float) -> None:
+    def __init__(self, guard: Guard, *, idle_seconds: float, on_end: OnEnd) -> None:
         self._guard = guard
         self._idle_seconds = idle_seconds
+        self._on_end = on_end
+        self._served = {path: path.rpartition(".")[2] for path in _methods()}
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -235,11 +254,12 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, inner: Any, method: str) -> Any:
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                async with self._guard.call(context, method):
-                    return await inner(request, context)
-            except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
-                await _abort(context, method, error)
+            with self._timed(context, method):
+                try:
+                    async with self._guard.call(context, method):
+                        return await inner(request, context)
+                except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
+                    await _abort(context, method, error)
 
         return behaviour
 
@@ -247,14 +267,39 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         # Writes rather than yields, so that a call that is ended while its answer waits for a
         # slow reader ends here, with a status of ours.
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            try:
-                async with self._guard.call(context, method):
-                    async for answer in inner(request, context):
-                        await context.write(answer)
-            except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
-                await _abort(context, method, error)
+            with self._timed(context, method):
+                try:
+                    async with self._guard.call(context, method):
+                        async for answer in inner(request, context):
+                            await context.write(answer)
+                except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
+                    await _abort(context, method, error)
 
         return behaviour
+
+    @contextmanager
+    def _timed(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> Iterator[None]:
+        begun = time.monotonic()
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:
+            code = _status(context.code())
+            raise
+        finally:
+            # Whoever is asked for what is not served must not make names for us.
+            name = self._served.get(method, OTHER)
+            self._on_end(name, code.name, time.monotonic() - begun)
+
+
+def _status(code: grpc.StatusCode | int) -> grpc.StatusCode:
+    """gRPC gives a status as itself, or as its number."""
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next(each for each in grpc.StatusCode if each.value[0] == code)
 
 
 async def _not_served(requests: Any, context: Any) -> bytes:

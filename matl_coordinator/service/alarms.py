@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 from matl_coordinator.core.power import ALARM_RATIO, ByzantinePower
 
+BYZANTINE_POWER, CARTEL = "byzantine_power", "cartel"
+KINDS = (BYZANTINE_POWER, CARTEL)
+
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
     """One thing that passed its bound."""
 
     kind: str
-    """A bounded label: ``byzantine_power`` or ``cartel``."""
+    """A bounded label: one of ``KINDS``."""
     figure: float
     bound: float
     reason: str
@@ -36,7 +39,7 @@ def alarms_of(power: ByzantinePower, *, cartel_share: float) -> tuple[Alarm, ...
     if power.is_alarming:
         raised.append(
             Alarm(
-                "byzantine_power",
+                BYZANTINE_POWER,
                 power.ratio,
                 ALARM_RATIO,
                 power.sentence(),
@@ -47,7 +50,7 @@ def alarms_of(power: ByzantinePower, *, cartel_share: float) -> tuple[Alarm, ...
     if power.cartel_share > cartel_share:
         raised.append(
             Alarm(
-                "cartel",
+                CARTEL,
                 power.cartel_share,
                 cartel_share,
                 power.sentence(),

@@ -69,7 +69,7 @@ class Overview:
         self._version = version
         self._leader = leader
         self._plan = plan
-        self._rounds_planned = rounds_planned
+        self.rounds_planned = rounds_planned
         self._protection = protection
         self._store = store
         self._presence = presence
@@ -93,8 +93,8 @@ class Overview:
             version=self._version,
             federation_id=self._plan.federation_id,
             study_id=self._plan.study_id,
-            study_complete=state.rounds_released >= self._rounds_planned,
-            rounds_planned=self._rounds_planned,
+            study_complete=state.rounds_released >= self.rounds_planned,
+            rounds_planned=self.rounds_planned,
             average_from=self._plan.average_from,
             present=len(self._presence.present()),
             waiting_for=waiting_for,

@@ -14,6 +14,7 @@ A decision that was begun is finished even if the call that asked for it is canc
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -78,8 +79,12 @@ class Register:
     Runs on the event loop that created it; the store is called from a thread, by one task.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, *, on_commit: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """``on_commit`` is told how many seconds the store took to confirm a transaction."""
         self._store = store
+        self._on_commit = on_commit
         # None: unknown, to be loaded before the next use.
         self._state: State | None = None
         # Another coordinator took over; this one must not take the study back.
@@ -170,11 +175,13 @@ class Register:
     ) -> tuple[LoggedEntry, ...]:
         self._state = None
         stamped = [with_fact(each, REIGN, before.epoch) for each in entries]
+        begun = time.monotonic()
         try:
             logged = await asyncio.to_thread(self._store.commit, changes, stamped)
         except StaleWriterError as error:
             self._superseded = error
             raise
+        self._on_commit(time.monotonic() - begun)
         self._state = applied(before, changes, logged)
         if logged:
             self._log_size = logged[-1].index + 1

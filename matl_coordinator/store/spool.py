@@ -155,6 +155,11 @@ class DiskSpool:
             for key in [key for key in self._reserved if key[0] < round_id]:
                 del self._reserved[key]
 
+    def reserved_bytes(self) -> int:
+        """What updates on disk take, or may grow to."""
+        with self._lock:
+            return sum(self._reserved.values())
+
     def _round_folder(self, round_id: RoundId) -> Path:
         return self._folder / str(round_id)
 

@@ -7,6 +7,7 @@ Only ``StoreError``, and ``IntegrityError`` for a damaged database, leave this m
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from threading import Lock
 from typing import Self
 
@@ -42,6 +43,7 @@ from matl_coordinator.store.data_keys import DataKeys
 from matl_coordinator.store.database import create_database_engine, reading
 from matl_coordinator.store.leadership import require_epoch, require_reign, take_over
 from matl_coordinator.store.limits import DEFAULT_LIMITS, TimeLimits
+from matl_coordinator.store.marks import newest_of
 from matl_coordinator.store.migrate import upgrade_to_head
 from matl_coordinator.store.schema import log_entries, models, rounds, study, trust, updates
 from matl_coordinator.store.turns import taking_turns
@@ -211,6 +213,11 @@ class SqlStore:
                 self._damaged.add(known)
                 self._report(ForeignRow(log_entries.name, str(each.index), each.damage.value))
         return found
+
+    def newest_entry(self, event: str, *, start: int) -> datetime | None:
+        """When the newest entry of this kind from leaf ``start`` on was written."""
+        with self._reading_log() as connection:
+            return newest_of(connection, event, start=start)
 
     def log_node(self, level: int, index: int) -> bytes:
         with self._reading_log() as connection:
