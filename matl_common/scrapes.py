@@ -1,4 +1,4 @@
-"""Answers Prometheus's scrapes on a port of its own, for few at once and none for long.
+"""Answers Prometheus's scrapes, and whether a daemon is alive, for few at once and none for long.
 
 prometheus_client's own server has a thread for every connection, however many there are, and waits
 for a request for as long as it does not come.
@@ -6,25 +6,36 @@ for a request for as long as it does not come.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
 
 from matl_common.version import __version__
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
 MAX_SCRAPES = 16
 """Connections served at once; those beyond are closed unanswered."""
 
 SCRAPE_SECONDS = 5.0
 """How long a connection may take in all, for its request and for our answer."""
+
+HEALTH_PATH = "/healthy"
+"""200 while the daemon's event loop turns, 503 when it does not; every other path is metrics."""
+
+TURN_SECONDS = 3.0
+"""How long an event loop may be busy with one thing and still count as turning."""
 
 Address = socket.socket | tuple[bytes, socket.socket]
 
@@ -73,15 +84,23 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 def serve_scrapes(
-    host: str, port: int, registry: CollectorRegistry, *, seconds: float = SCRAPE_SECONDS
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    *,
+    loop: asyncio.AbstractEventLoop,
+    seconds: float = SCRAPE_SECONDS,
+    turn_seconds: float = TURN_SECONDS,
 ) -> Callable[[], None]:
     """Answer from daemon threads; returns what ends that, and leaves the port to others.
+
+    A process whose ``loop`` hangs still answers scrapes; ``HEALTH_PATH`` is what tells.
 
     Raises:
         OSError: the port is taken, or there is no such host.
     """
     server = _Server(host, port, seconds=seconds)
-    server.set_app(make_wsgi_app(registry))
+    server.set_app(_application(make_wsgi_app(registry), lambda: _turns(loop, turn_seconds)))
     thread = threading.Thread(target=server.serve_forever, name="scrapes", daemon=True)
     thread.start()
 
@@ -118,6 +137,26 @@ def show_disk(registry: CollectorRegistry, folder: Path, *, namespace: str) -> N
     ):
         gauge = Gauge(name, f"{text} Of state_dir's disk.", namespace=namespace, registry=registry)
         gauge.set_function(asked(question))
+
+
+def _application(metrics: WSGIApplication, is_healthy: Callable[[], bool]) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != HEALTH_PATH:
+            return metrics(environ, start_response)
+        status, text = ("200 OK", b"ok\n") if is_healthy() else ("503 Busy", b"hangs\n")
+        start_response(status, [("Content-Type", "text/plain")])
+        return [text]
+
+    return answer
+
+
+def _turns(loop: asyncio.AbstractEventLoop, seconds: float) -> bool:
+    turned = threading.Event()
+    try:
+        loop.call_soon_threadsafe(turned.set)
+    except RuntimeError:  # it is closed
+        return False
+    return turned.wait(seconds)
 
 
 def _cut(connection: socket.socket) -> None:

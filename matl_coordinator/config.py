@@ -70,7 +70,7 @@ class Listen(Section):
 
     address: Address = "0.0.0.0:8470"
     metrics: Address = "127.0.0.1:9470"
-    """Where Prometheus scrapes; empty for nowhere."""
+    """Where Prometheus scrapes, and /healthy answers; empty for nowhere."""
     logs: LogStyle = "auto"
     """``console`` for people, ``json`` for machines; ``auto`` looks for a terminal."""
 

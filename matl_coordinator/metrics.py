@@ -6,6 +6,7 @@ allow-list, and what a stranger sends makes none. Nothing here changes what the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -168,12 +169,14 @@ class Metrics:
         self._gauge("spool_quota_bytes", "What updates on disk may take.").set(spool_quota_bytes)
 
     def serve(self, address: str, port: int) -> None:
-        """Answer scrapes from a daemon thread.
+        """Answer scrapes from daemon threads, and whether the running event loop turns.
 
         Raises:
             OSError: the port is taken.
         """
-        self._end_serving = serve_scrapes(address, port, self.registry)
+        self._end_serving = serve_scrapes(
+            address, port, self.registry, loop=asyncio.get_running_loop()
+        )
 
     def close(self) -> None:
         """Answer no more, and leave the port to others."""

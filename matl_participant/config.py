@@ -191,7 +191,8 @@ class Daemon(Section):
     """How the daemon itself behaves."""
 
     metrics: Address = ""
-    """Where Prometheus scrapes, for example 127.0.0.1:9471; empty for nowhere."""
+    """Where Prometheus scrapes, and /healthy answers, for example 127.0.0.1:9471; empty for
+    nowhere."""
     logs: LogStyle = "auto"
     poll_seconds: int = Field(default=30, ge=1, le=3600)
     """How long one question for the next round stays open."""

@@ -5,6 +5,7 @@ a round but when its update was admitted, which the coordinator knows. Labels ar
 that a coordinator says becomes one. Nothing here changes what the participant does.
 """
 
+import asyncio
 import math
 from pathlib import Path
 
@@ -126,14 +127,16 @@ class Metrics:
         show_disk(self.registry, folder, namespace=NAMESPACE)
 
     def serve(self, address: str) -> None:
-        """Answer scrapes at ``host:port`` from daemon threads.
+        """Answer scrapes at ``host:port`` from daemon threads, and whether the event loop turns.
 
         Raises:
             ConfigurationError: the port is taken, or is no port of this machine.
         """
         host, _, port = address.rpartition(":")
         try:
-            serve_scrapes(host.strip("[]"), int(port), self.registry)
+            serve_scrapes(
+                host.strip("[]"), int(port), self.registry, loop=asyncio.get_running_loop()
+            )
         except OSError as error:
             raise ConfigurationError(
                 f"cannot serve metrics on {address}: {error.strerror}; set daemon.metrics to "

@@ -1,15 +1,18 @@
 """Metrics are answered, and whoever does not ask for them is not waited for."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from matl_common.scrapes import MAX_SCRAPES, serve_scrapes
+from matl_common.scrapes import HEALTH_PATH, MAX_SCRAPES, serve_scrapes
 from tests.postgres import free_port
 from tests.system.processes import until
 
@@ -22,11 +25,13 @@ def scraped(*, seconds: float) -> Iterator[int]:
     """Yield the port of a counter's metrics."""
     registry, port = CollectorRegistry(), free_port()
     Counter("knocks", "Knocks.", registry=registry).inc(3)
-    close = serve_scrapes("127.0.0.1", port, registry, seconds=seconds)
+    loop = asyncio.new_event_loop()
+    close = serve_scrapes("127.0.0.1", port, registry, loop=loop, seconds=seconds)
     try:
         yield port
     finally:
         close()
+        loop.close()
 
 
 def answer(port: int) -> bytes:
@@ -52,8 +57,37 @@ def closed(connection: socket.socket) -> bool:
 def test_whoever_asks_is_answered_and_the_port_is_free_again() -> None:
     with scraped(seconds=NEVER_SECONDS) as port:
         assert b"knocks_total 3.0" in answer(port)
-    again = serve_scrapes("127.0.0.1", port, CollectorRegistry())
+    loop = asyncio.new_event_loop()
+    again = serve_scrapes("127.0.0.1", port, CollectorRegistry(), loop=loop)
     again()
+    loop.close()
+
+
+def health(port: int) -> int:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{HEALTH_PATH}", timeout=30) as found:
+            status: int = found.status
+            return status
+    except HTTPError as refused:
+        return refused.code
+
+
+async def test_a_daemon_is_healthy_while_its_event_loop_turns_and_not_while_it_hangs() -> None:
+    port, loop = free_port(), asyncio.get_running_loop()
+    close = serve_scrapes("127.0.0.1", port, CollectorRegistry(), loop=loop, turn_seconds=0.1)
+    with ThreadPoolExecutor(1) as elsewhere:
+        assert await loop.run_in_executor(elsewhere, health, port) == 200
+        # Waits without letting the event loop turn.
+        assert elsewhere.submit(health, port).result() == 503
+    close()
+
+
+def test_a_daemon_whose_event_loop_is_closed_is_not_healthy() -> None:
+    port, loop = free_port(), asyncio.new_event_loop()
+    close = serve_scrapes("127.0.0.1", port, CollectorRegistry(), loop=loop)
+    loop.close()
+    assert health(port) == 503
+    close()
 
 
 def test_whoever_says_nothing_is_cut_and_others_are_answered() -> None:
