@@ -1,0 +1,111 @@
+"""The units are hardened as far as the documentation says, and what they name is there."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matl_coordinator import config as coordinator
+from matl_participant import config as participant
+from tests.deploy.test_examples import EXAMPLES, LOADERS
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "deploy" / "systemd"
+PAGE = (ROOT / "docs" / "deploy.md").read_text("utf-8")
+WORST = 1.5
+"""Exposure by ``systemd-analyze security`` above which a unit has lost something."""
+
+
+def settings(name: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in (UNITS / f"matl-{name}.service").read_text("utf-8").splitlines():
+        if match := re.match(r"(\w+)=(.*)", line):
+            found.setdefault(match[1], []).append(match[2])
+    return found
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="apt-get install systemd, which rates units"
+)
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_units_exposure_is_what_the_documentation_says_and_low(name: str) -> None:
+    said = run(
+        *("systemd-analyze", "security", "--offline=true", "--no-pager"),
+        str(UNITS / f"matl-{name}.service"),
+    )
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
+    assert found is not None, said
+    assert float(found[1]) <= WORST
+    # Other versions rate a little differently.
+    if run("systemd-analyze", "--version").startswith("systemd 252 "):
+        assert f"`matl-{name}.service` | {found[1]} " in PAGE
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_unit_starts_the_daemon_on_the_example_and_owns_its_state(name: str) -> None:
+    unit = settings(name)
+    example: Any = LOADERS[name](EXAMPLES / f"{name}.toml", environment={})
+    (command,) = unit["ExecStart"]
+    assert shlex.split(command) == [
+        f"/opt/matl/bin/matl-{name}",
+        "--config",
+        f"/etc/matl/{name}.toml",
+    ]
+    assert unit["StateDirectory"] == [example.state_dir.name]
+    assert example.state_dir.parent == Path("/var/lib")
+
+
+def test_the_units_wait_longer_than_the_daemons_drain() -> None:
+    ours = coordinator.load_config(EXAMPLES / "coordinator.toml", environment={})
+    theirs = participant.load_config(EXAMPLES / "participant.toml", environment={})
+    assert float(settings("coordinator")["TimeoutStopSec"][0]) > ours.limits.drain_seconds
+    assert float(settings("participant")["TimeoutStopSec"][0]) > theirs.daemon.drain_seconds
+    assert Path(settings("participant")["ReadOnlyPaths"][0]) == theirs.data.images
+
+
+def test_a_unit_documents_itself_with_a_page_that_is_there() -> None:
+    for name in LOADERS:
+        (page,) = settings(name)["Documentation"]
+        assert (ROOT / "docs" / Path(page).name).exists()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or None in map(shutil.which, ("systemd-sysusers", "systemd-tmpfiles")),
+    reason="needs root and systemd",
+)
+def test_account_and_folder_are_made_so_that_only_the_daemons_use_the_keys(tmp_path: Path) -> None:
+    etc = tmp_path / "etc"
+    for kind in ("sysusers.d", "tmpfiles.d"):
+        (etc / kind).mkdir(parents=True)
+        shutil.copy(UNITS / kind / "matl.conf", etc / kind)
+    (etc / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    (etc / "group").write_text("root:x:0:\n")
+    keys = etc / "matl"
+    keys.mkdir()
+    for name in ("tls.key", "tls.crt", "coordinator.toml"):
+        (keys / name).touch(mode=0o644)
+    run("systemd-sysusers", f"--root={tmp_path}")
+    run("systemd-tmpfiles", f"--root={tmp_path}", "--create", "matl.conf")
+    account = next(
+        line.split(":")
+        for line in (etc / "passwd").read_text().splitlines()
+        if line.startswith("matl:")
+    )
+    uid, gid = int(account[2]), int(account[3])
+
+    def held(path: Path) -> tuple[int, int, int]:
+        found = path.stat()
+        return found.st_uid, found.st_gid, found.st_mode & 0o777
+
+    assert held(keys) == (0, gid, 0o750)
+    assert held(keys / "tls.key") == (uid, gid, 0o600)
+    assert held(keys / "coordinator.toml") == held(keys / "tls.crt") == (0, gid, 0o640)
