@@ -16,7 +16,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check mutants dev proto fix clean constraints \
-	format lint types imports wire-drift migrations-drift packages
+	format lint types imports wire-drift migrations-drift packages docs
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ check: format lint types imports wire-drift migrations-drift $(filter-out done,$
 
 mutants: $(VENV)/dev.stamp ## Break the privacy ledger in every declared way; a named test must fail
 	@$(RUN) scripts/dev/mutate_ledger.py $(ARGS)
+
+docs: $(VENV)/docs.stamp ## Build the documentation's site in out/docs/
+	@$(RUN) -m sphinx -n -W --keep-going -q -d out/.doctrees docs out/docs $(ARGS)
+	@echo "out/docs/index.html"
 
 dev: $(VENV)/dev.stamp ## Set up .venv for working on the code
 	@echo "Ready: source $(VENV)/bin/activate"
@@ -182,6 +186,10 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(RUN)
 	@echo "Installing MATL for development into $(VENV); the first time this takes a few minutes."
 	@$(INSTALL) -e '.[demo,dev]'
 	@touch $(VENV)/demo.stamp $@
+
+$(VENV)/docs.stamp: $(VENV)/demo.stamp
+	@$(INSTALL) -e '.[docs]'
+	@touch $@
 
 $(VENV)/fuzz.stamp: $(VENV)/dev.stamp
 	@$(INSTALL) -e '.[fuzz]'
