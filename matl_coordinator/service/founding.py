@@ -84,7 +84,7 @@ async def found_or_resume(
     state = await register.state()
     if state.study is not None:
         # Before the holdout set is read: another study's configuration is seen at once.
-        _check_same_study(_plan_of(state.study, signer), config)
+        _check_same_study(plan_of(state.study, signer), config)
     if config.holdout is not None:
         # At every start: a set that lost images since would fail rounds that cost budget.
         log.info("holdout_reading", study=config.federation.study)
@@ -98,16 +98,21 @@ async def found_or_resume(
         plan = planned(config, schema, first.backbone_digest, noise_multiplier=noise_multiplier)
         check(plan)
         model = ModelRecord(digest, schema.file_bytes, 0, clock())
-        await _found(plan, model, register=register, signer=signer)
+        await found(plan, model, register=register, signer=signer)
         state = await register.state()
     assert state.study is not None, "the study has just been founded"
-    plan = _plan_of(state.study, signer)
+    plan = plan_of(state.study, signer)
     _check_same_study(plan, config)
     check(plan)
     return plan
 
 
-def _plan_of(study: StudyRecord, signer: Signer) -> StudyPlan:
+def plan_of(study: StudyRecord, signer: Signer) -> StudyPlan:
+    """The plan of a study that was founded with this key.
+
+    Raises:
+        IntegrityError: it is not signed with it.
+    """
     payload = verify(study.plan, signer.public_key, PayloadType.STUDY_PLAN)
     return parse_study_plan(payload)
 
@@ -130,9 +135,12 @@ async def _check_holdout(scorer: Scorer) -> None:
         )
 
 
-async def _found(
-    plan: StudyPlan, model: ModelRecord, *, register: Register, signer: Signer
-) -> None:
+async def found(plan: StudyPlan, model: ModelRecord, *, register: Register, signer: Signer) -> None:
+    """Begin a study with this plan and first model, unless the store has one.
+
+    Raises:
+        StoreError: the store did not confirm.
+    """
     payload = format_study_plan(plan)
     record = StudyRecord(
         plan=sign(PayloadType.STUDY_PLAN, payload, signer),
