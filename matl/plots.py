@@ -1,12 +1,11 @@
 """The four plots of a federation's study: accuracy, trust, privacy budget, contributions.
 
-Draws what it is given and computes nothing. Needs the ``demo`` extra (matplotlib), opens
+Draws what it is given and computes nothing. Needs matplotlib (``matl[report]``), opens
 no window, and leaves matplotlib's global state alone.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+
+from matl.history import History
 
 TRUSTED_FROM: Final = 0.7
 EXCLUDED_BELOW: Final = 0.4
@@ -32,36 +33,13 @@ _HOSPITAL_STYLES: Final = (
     ("#b8489a", "*"),
 )
 _REFERENCE_STYLES: Final = (("#3d4852", (0, (5, 2))), ("#d1362f", "-"), ("#e8901a", "-."))
+_MOST_NAMED: Final = 10
+"""Hospitals whose lines and bars have room for a name each."""
 _TRUST_TICKS: Final = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _DPI: Final = 150
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """A study round by round; every sequence has one value per round.
-
-    Attributes:
-        rounds: round numbers.
-        accuracy: of the released models, as fractions.
-        trust: by hospital, from 0 to 1.
-        epsilon_remaining: by hospital; those without a ledger are absent.
-        epsilon_budget: what every hospital may spend; infinite without privacy.
-        epsilon_warning: what is spent where half of the budget is; ε is not linear in it.
-        references: accuracy of other ways to train on the same data, by name.
-        clinical_threshold: accuracy to compare with, as a fraction.
-    """
-
-    rounds: Sequence[int]
-    accuracy: Sequence[float]
-    trust: Mapping[str, Sequence[float]]
-    epsilon_remaining: Mapping[str, Sequence[float]]
-    epsilon_budget: float
-    epsilon_warning: float
-    references: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    clinical_threshold: float = 0.92
-
-
-def plot_medical_fl_results(history: History, path: Path, *, title: str, note: str) -> None:
+def draw_results(history: History, path: Path, *, title: str, note: str) -> None:
     """Write the four plots as one PNG.
 
     Args:
@@ -112,6 +90,8 @@ def _plot_accuracy(axes: Axes, history: History) -> None:
     axes.set_ylim(0, 124)
     axes.set_yticks(range(0, 101, 20))
     _count_rounds(axes, history)
+    if not any(map(math.isfinite, history.accuracy)):
+        _write_across(axes, "no accuracy was measured")
     handles, labels = axes.get_legend_handles_labels()
     # The released model first, though it is drawn last.
     order = [len(handles) - 1, *range(len(handles) - 1)]
@@ -142,13 +122,27 @@ def _plot_trust(axes: Axes, history: History) -> None:
             linestyle=(0, (3, 3 + 3 * hides)) if hides else "-",
             markersize=max(3, 9 - 3 * hides),
         )
-        axes.plot([], [], color=colour, marker=marker, linewidth=3, markersize=8, label=name)
+        if len(history.trust) <= _MOST_NAMED or not values[-1] >= TRUSTED_FROM:
+            axes.plot([], [], color=colour, marker=marker, linewidth=3, markersize=8, label=name)
         drawn.append(tuple(values))
     axes.set_ylim(0, 1.16)
     axes.set_yticks(_TRUST_TICKS)
     _count_rounds(axes, history)
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    if len(history.trust) > _MOST_NAMED:
+        axes.set_ylim(0, 1.3)
     axes.legend(
-        **_LEGEND, loc="upper center", ncols=5, handlelength=1.3, columnspacing=1, handletextpad=0.5
+        handles[: 2 * _MOST_NAMED],
+        labels[: 2 * _MOST_NAMED],
+        **_LEGEND,
+        loc="upper center",
+        ncols=5,
+        handlelength=1.3,
+        columnspacing=1,
+        handletextpad=0.5,
+        title="Not trusted at the end" if len(history.trust) > _MOST_NAMED else None,
     )
 
 
@@ -160,8 +154,9 @@ def _plot_budget(axes: Axes, history: History) -> None:
         _write_across(axes, "ε = ∞: this study adds no noise\nand promises no privacy")
         return
     budget, warning = history.epsilon_budget, history.epsilon_warning
-    text = f"half of the budget: {warning:.2f} of ε = {budget:g}"
-    _draw_level(axes, budget - warning, _ORANGE, text)
+    if math.isfinite(warning):
+        text = f"half of the budget: {warning:.2f} of ε = {budget:g}"
+        _draw_level(axes, budget - warning, _ORANGE, text)
     for names, values in _grouped(history.epsilon_remaining):
         colour, marker = _style_of(names[0], history)
         axes.plot(
@@ -173,6 +168,19 @@ def _plot_budget(axes: Axes, history: History) -> None:
             markersize=7,
             label="Every hospital" if len(names) == len(history.trust) else ", ".join(names),
         )
+    if history.least_epsilon_remaining:
+        axes.plot(
+            history.rounds,
+            history.least_epsilon_remaining,
+            color=_BLUE,
+            marker="o",
+            linewidth=2.6,
+            markersize=7,
+            label="The hospital that has least",
+        )
+        axes.set_ylim(0, 1.04 * max(budget, *history.least_epsilon_remaining))
+        axes.legend(**_LEGEND, loc="upper right")
+        return
     without = [name for name in history.trust if name not in history.epsilon_remaining]
     if without:
         axes.plot([], [], " ", label=f"{', '.join(without)}: keeps no ledger")
@@ -187,9 +195,14 @@ def _plot_contributions(axes: Axes, history: History) -> None:
     names = list(history.trust)
     final = [history.trust[name][-1] for name in names]
     bars = axes.bar(names, final, color=[verdict(value)[1] for value in final], width=0.62)
+    if len(names) > _MOST_NAMED:
+        axes.tick_params(axis="x", rotation=90, labelsize=max(5, 11 - len(names) // 8))
+        axes.set_ylim(0, 1.04)
+        axes.set_yticks(_TRUST_TICKS)
+        return
     for bar, value in zip(bars, final, strict=True):
         axes.annotate(
-            f"{value:.2f}\n{verdict(value)[0]}",
+            f"{value:.2f}\n{verdict(value)[0]}" if math.isfinite(value) else "no score",
             (bar.get_x() + bar.get_width() / 2, value),
             xytext=(0, 5),
             textcoords="offset points",
@@ -222,7 +235,7 @@ def _dress(axes: Axes, title: str, label: str) -> None:
 def _count_rounds(axes: Axes, history: History) -> None:
     axes.set_xlabel("Round", fontsize=12, color=_INK)
     axes.set_xlim(min(history.rounds) - 0.3, max(history.rounds) + 0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=15))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=15, min_n_ticks=1))
 
 
 def _draw_thresholds(axes: Axes) -> None:
@@ -268,6 +281,8 @@ def verdict(trust: float) -> tuple[str, str]:
 
 
 def _with_last(name: str, values: Sequence[float]) -> str:
+    if not math.isfinite(values[-1]):
+        return f"{name}: not measured"
     return f"{name}: {100 * values[-1]:.1f} %"
 
 

@@ -43,8 +43,9 @@ from matl.demo.study import (
     Settings,
     display_name,
 )
+from matl.history import History
 from matl.operations import Evaluation, Round
-from matl.plots import TRUSTED_FROM, History, plot_medical_fl_results
+from matl.plots import TRUSTED_FROM, draw_results
 from matl_common.durable import write_atomically
 from matl_common.ids import Digest, NodeId
 from matl_common.privacy.charges import epsilon_of
@@ -318,7 +319,7 @@ def draw(report: Report, path: Path) -> None:
         },
         clinical_threshold=CLINICAL_THRESHOLD,
     )
-    plot_medical_fl_results(
+    draw_results(
         history,
         path,
         title=f"Five hospitals learn to grade diabetic retinopathy, each at ε = {epsilon}",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from matl.plots import History, plot_medical_fl_results, verdict
+from matl.history import History
+from matl.plots import draw_results, verdict
 from matl_coordinator.core.trust_record import DEFAULT_POLICY, TrustState, state_of
 
 NAMES = [f"Hospital {letter}" for letter in "ABCDE"]
@@ -26,7 +27,7 @@ def drawn(
     history: History, folder: Path, *, title: str = "A study", note: str = "A note"
 ) -> Image.Image:
     path = folder / "plots.png"
-    plot_medical_fl_results(history, path, title=title, note=note)
+    draw_results(history, path, title=title, note=note)
     with Image.open(path) as image:
         assert image.format == "PNG"
         return image.convert("RGB")
