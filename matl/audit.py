@@ -173,6 +173,20 @@ class AuditLogger:
             return False
         return True
 
+    def is_encrypted(self) -> bool:
+        """Whether the newest entry is stored as ciphertext; looked up, not remembered."""
+        if self._closed:
+            return False
+        head = self._store.log_head()
+        if head.size == 0:
+            return True
+        (newest,) = self._store.log_entries(start=head.size - 1, limit=1)
+        return (
+            newest.payload is not None
+            and newest.data is not None
+            and newest.data not in newest.payload
+        )
+
     @property
     def verifier_key(self) -> str:
         """The log's C2SP verifier key, which checkpoints are verified with."""

@@ -1,0 +1,207 @@
+"""A network of the caller's on a holdout set of the caller's: what MODE1 compares updates with.
+
+As ``matl_coordinator.scoring`` does for the daemon, in this process and for any network. Nothing
+here decides what a score means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from matl.sdk.network import load_trainable, stacked
+from matl_common.errors import ConfigurationError, IntegrityError, MatlError
+from matl_common.ids import Digest, NodeId, digest_of
+from matl_common.tensors import Float32Vector, read_model, read_update
+from matl_common.vision.metrics import evaluate
+from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.core.rounds import Evaluation
+from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient
+from matl_coordinator.scoring.split import Indices, split_holdout
+from matl_coordinator.service.founding import MINIMUM_PER_CLASS
+from matl_coordinator.store.models import FileModelStore
+
+FOLDS = 4
+MAX_LOSS = 1e6
+"""What an infinite or undefined loss counts as."""
+_BATCH = 64
+
+
+class TensorScorer:
+    """A ``ports.Scorer`` over tensors in memory.
+
+    Owns a copy of the network, which only one call at a time may use.
+    """
+
+    def __init__(
+        self,
+        models: FileModelStore,
+        network: nn.Module,
+        *,
+        images: Tensor,
+        labels: NDArray[np.int64],
+        classes: int,
+    ) -> None:
+        """Take a holdout set.
+
+        Args:
+            models: of the study.
+            network: whose parameters a study's models replace; it becomes this object's own.
+            images: shape ``(n, …)``, as the network takes them.
+            labels: shape ``(n,)``.
+            classes: how many the network tells apart.
+
+        Raises:
+            ConfigurationError: a class that occurs has too few images.
+        """
+        self._models = models
+        self._network = network.eval()
+        self._images = images
+        self._labels = labels
+        self._classes = classes
+        self._split = split_holdout(labels, folds=FOLDS)
+        self._lock = asyncio.Lock()
+        per_class = np.bincount(labels, minlength=classes)
+        if lacking := np.flatnonzero((per_class > 0) & (per_class < MINIMUM_PER_CLASS)).tolist():
+            raise ConfigurationError(
+                f"holdout= has fewer than {MINIMUM_PER_CLASS} images of classes {lacking}; without "
+                "them no update can be scored for those classes"
+            )
+
+    async def initial_model(self, folder: Path) -> InitialModel:
+        """Never asked: an embedded study begins with the caller's network."""
+        self._refuse()
+
+    async def prepare(self) -> HoldoutFacts:
+        """As ``ports.Scorer``."""
+        per_class = tuple(np.bincount(self._labels, minlength=self._classes).tolist())
+        return HoldoutFacts(images=len(self._labels), skipped=0, per_class=per_class)
+
+    async def report(
+        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+    ) -> HoldoutReport:
+        """As ``ports.Scorer``."""
+        async with self._lock:
+            return await asyncio.to_thread(self._report, base_model, updates, folder)
+
+    async def evaluate(self, model: Digest) -> Evaluation:
+        """As ``ports.Scorer``."""
+        async with self._lock:
+            return await asyncio.to_thread(self._evaluate, model)
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+    def _report(
+        self, base_model: Digest, updates: Mapping[NodeId, Path], folder: Path
+    ) -> HoldoutReport:
+        base = self._parameters(base_model)
+        schema, _ = read_model(self._models.path(base_model))
+        load_trainable(self._network, base)
+        rows = tuple(
+            self._root(folder, label=label, fold=fold, members=members)
+            for (label, fold), members in self._split.folds.items()
+        )
+        before = self._loss(self._split.validation)
+        improvement = {}
+        for node, path in updates.items():
+            # A hostile update may overflow; its loss then counts as the worst there is.
+            with np.errstate(over="ignore", invalid="ignore"):
+                load_trainable(self._network, base + read_update(path, schema))
+            improvement[node] = before - self._loss(self._split.validation)
+        return HoldoutReport(rows, improvement)
+
+    def _evaluate(self, model: Digest) -> Evaluation:
+        load_trainable(self._network, self._parameters(model))
+        parts = [logits.argmax(1).numpy() for _, logits in self._logits(_all(self._labels))]
+        found = evaluate(self._labels, np.concatenate(parts), classes=self._classes)
+        recall = tuple(None if np.isnan(each) else each for each in found.recall)
+        return Evaluation(
+            found.accuracy,
+            found.balanced_accuracy,
+            found.quadratic_weighted_kappa,
+            recall,
+            found.images,
+        )
+
+    def _parameters(self, model: Digest) -> Float32Vector:
+        schema, tensors = read_model(self._models.path(model))
+        return np.concatenate([tensors[spec.name].ravel() for spec in schema.trainable])
+
+    def _root(self, folder: Path, *, label: int, fold: int, members: Indices) -> RootGradient:
+        """Minus the gradient of the mean loss over ``members``, as a row on disk."""
+        self._network.zero_grad(set_to_none=True)
+        for part in _batches(members):
+            labels = torch.from_numpy(self._labels[part])
+            loss = functional.cross_entropy(self._network(self._images[part]), labels)
+            # Batches may differ in size; the mean is over rows, not batches.
+            torch.autograd.backward(loss * (len(part) / len(members)))
+        row = np.concatenate(
+            [
+                np.zeros(each.numel(), dtype=np.float32)
+                if each.grad is None
+                else -each.grad.detach().numpy().ravel()
+                for each in self._network.parameters()
+                if each.requires_grad
+            ]
+        )
+        if not np.isfinite(row).all():
+            raise IntegrityError("the model's gradient on the holdout set is not finite")
+        data = row.astype("<f4", copy=False).tobytes()
+        path = folder / f"root-{label}-{fold}.f32"
+        path.write_bytes(data)
+        return RootGradient(RootRow(path.stem, label, fold, len(members)), path, digest_of(data))
+
+    def _loss(self, rows: Indices) -> float:
+        losses = [
+            functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
+            for part, logits in self._logits(rows)
+            for labels in [torch.from_numpy(self._labels[part])]
+        ]
+        bounded = np.nan_to_num(np.concatenate(losses), nan=MAX_LOSS, posinf=MAX_LOSS)
+        return float(np.minimum(bounded, MAX_LOSS).mean())
+
+    def _logits(self, rows: Indices) -> Iterator[tuple[Indices, Tensor]]:
+        with torch.inference_mode():
+            for part in _batches(rows):
+                yield part, self._network(self._images[part])
+
+    @staticmethod
+    def _refuse() -> NoReturn:
+        raise MatlError("the caller's network is the first model")
+
+
+def tensor_scorer(
+    network: Callable[[], nn.Module], holdout: Any, *, classes: int
+) -> Callable[[FileModelStore], TensorScorer]:
+    """Read a holdout set into memory once; returns what makes a scorer of a study's models.
+
+    Args:
+        network: makes a network of the study's shape.
+        holdout: a data set of ``(image, label)``, every patient of it de-identified.
+        classes: how many the network tells apart.
+
+    Raises:
+        ConfigurationError: it is empty, or its items are something else.
+    """
+    images, labels = stacked(holdout, name="holdout")
+    return lambda models: TensorScorer(
+        models, network(), images=images, labels=labels.numpy(), classes=classes
+    )
+
+
+def _all(labels: NDArray[np.int64]) -> Indices:
+    return np.arange(len(labels))
+
+
+def _batches(rows: Indices) -> Iterator[Indices]:
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]
