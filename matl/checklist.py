@@ -1,0 +1,225 @@
+"""Part 6 of the tutorial: what can be looked up about a client before anybody relies on it.
+
+Each row is probed, and one that nothing can test says so. A deployed node has many more
+safeguards; ``verify_hipaa.py --full-audit`` probes those, and so does this with ``config``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from matl.client import MATLClient
+from matl_common.errors import ConfigurationError, MatlError
+from matl_coordinator.config import load_config as load_coordinator
+from matl_participant.config import load_config as load_participant
+
+RETENTION_YEARS = 6
+"""45 CFR 164.316(b)(2)(i)."""
+LABEL_COLUMNS = frozenset({"image_id", "dr_level", "group_key"})
+"""What a labels file may have; anything else may identify somebody."""
+
+
+class Verdict(StrEnum):
+    """What became of a row."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    NOT_TESTED = "NOT-TESTED"
+    ATTESTED = "ATTESTED"
+    """Somebody signed for it; nothing here can test it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One safeguard, what was found, and what to do where it was not found."""
+
+    name: str
+    verdict: Verdict
+    evidence: str
+    remedy: str = ""
+    is_required: bool = True
+    """Whether it stands against the whole if it could not be tested."""
+
+    @property
+    def is_unsound(self) -> bool:
+        """Whether it stands against the whole."""
+        if self.verdict is Verdict.NOT_TESTED:
+            return self.is_required
+        return self.verdict is Verdict.FAIL
+
+
+class SafeguardsError(MatlError, RuntimeError):
+    """A safeguard is missing, or could not be tested."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        """Those that stand against the whole."""
+        told = "; ".join(f"{each.name}: {each.evidence}. {each.remedy}" for each in rows)
+        super().__init__(f"do not deploy: {told}")
+
+
+def verify_hipaa_compliance(
+    matl_client: MATLClient,
+    hospital_datasets: Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    config: Path | str | None = None,
+    report: Callable[[str], object] = print,
+) -> bool:
+    """Probe technical safeguards, print a row for each, and raise where one is missing.
+
+    Compliance is an organisation's, and no program finds it out; the tutorial's name is kept, and
+    the claim is not. An embedded federation has no TLS and never passes: it is for trying.
+
+    Args:
+        matl_client: whose connection, logs, access list and promise are looked at.
+        hospital_datasets: of each hospital; those with a table ``labels`` have its columns looked
+            at. Values, file names and images are for ``matl phi scan``.
+        config: the TOML file of the coordinator or participant on this machine, whose full audit
+            is then run as well.
+        report: told each row, a line.
+
+    Returns:
+        True; anything else is raised.
+
+    Raises:
+        SafeguardsError: a row is FAIL, or required and NOT-TESTED; ``rows`` says what to do.
+        ConfigurationError: ``config`` cannot be read, or nothing here can audit a node.
+    """
+    rows = [*_data_rows(hospital_datasets), *_client_rows(matl_client)]
+    if config is not None:
+        rows += _audited(Path(config))
+    for each in rows:
+        report(f"{each.verdict:<10}  {each.name}: {each.evidence}")
+    if unsound := [each for each in rows if each.is_unsound]:
+        raise SafeguardsError(unsound)
+    return True
+
+
+def _data_rows(datasets: Sequence[Any] | Mapping[str, Any]) -> list[Row]:
+    named = (
+        datasets.items()
+        if isinstance(datasets, Mapping)
+        else ((f"hospital {at + 1}", each) for at, each in enumerate(datasets))
+    )
+    return [_data_row(f"{name}, columns of the labels", each) for name, each in named]
+
+
+def _data_row(name: str, dataset: Any) -> Row:
+    columns = getattr(getattr(dataset, "labels", None), "columns", None)
+    remedy = "run `matl phi scan` on its folder"
+    if columns is None:
+        return Row(name, Verdict.NOT_TESTED, "the data set has no table `labels`", remedy)
+    # Names only; what a column is called is no patient's.
+    unknown = sorted(str(each) for each in columns if str(each) not in LABEL_COLUMNS)
+    if unknown:
+        return Row(
+            name,
+            Verdict.FAIL,
+            f"{', '.join(unknown)} is not among {', '.join(sorted(LABEL_COLUMNS))}",
+            f"drop it, and {remedy}",
+        )
+    return Row(name, Verdict.PASS, ", ".join(map(str, columns)))
+
+
+def _client_rows(client: MATLClient) -> list[Row]:
+    logger, privacy, allowed = client.audit_logger, client.privacy, client.allowed_nodes
+    years = logger.retention_years
+    return [
+        _row(
+            "logs encrypted",
+            client.encryption_enabled,
+            "the newest entries are stored as ciphertext",
+            "the newest entry can be read in the database",
+            "restore the log, and find out who wrote to it",
+        ),
+        _row(
+            "audit log active",
+            logger.is_active(),
+            "its newest entry is in its tree",
+            "it does not hold its newest entry",
+            "see docs/log.md",
+        ),
+        _row(
+            "audit log kept",
+            years >= RETENTION_YEARS,
+            f"{years} years",
+            f"{years} years, and {RETENTION_YEARS} are asked for",
+            "raise retention_years",
+        ),
+        _row(
+            "access restricted",
+            len(allowed) > 1,
+            f"{len(allowed)} hospitals are enrolled",
+            "no other hospital is named",
+            "name every hospital in allowed_nodes",
+        ),
+        _row(
+            "differential privacy",
+            privacy is not None,
+            "" if privacy is None else f"ε = {privacy.epsilon:g} for the whole study",
+            "no limit is asked for",
+            "give privacy=DifferentialPrivacy(…)",
+        ),
+        _row(
+            "mutual TLS",
+            client.use_tls,
+            "the coordinator answered over TLS 1.3",
+            "there is no connection to a coordinator that works",
+            "give coordinator_address=; an embedded federation is for trying",
+        ),
+    ]
+
+
+def _row(name: str, passed: bool, found: str, lacking: str, remedy: str) -> Row:  # noqa: FBT001 - the probe's answer
+    if passed:
+        return Row(name, Verdict.PASS, found)
+    return Row(name, Verdict.FAIL, lacking, remedy)
+
+
+def _audited(config: Path) -> list[Row]:
+    """The full audit of the node whose configuration this is."""
+    try:
+        audit = import_module("matl.compliance.audit")
+        registry = import_module("matl.compliance.registry").load_registry(None, beside=config)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "config=: this installation has no audit of nodes (matl.compliance); leave config out, "
+            "or install a version that has verify_hipaa.py"
+        ) from error
+    with ExitStack() as stack:
+        if is_of_coordinator(config):
+            site = audit.coordinator_site(
+                stack, load_coordinator(config), file=config, registry=registry
+            )
+        else:
+            site = audit.participant_site(load_participant(config), file=config, registry=registry)
+        findings = audit.audit(site).findings
+    return [
+        Row(
+            each.control.title,
+            Verdict(each.outcome.status.value),
+            each.outcome.evidence,
+            each.outcome.remedy,
+            is_required=each.is_unsound,
+        )
+        for each in findings
+    ]
+
+
+def is_of_coordinator(config: Path) -> bool:
+    """Whether a daemon's TOML file is a coordinator's, which names its federation.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        return "federation" in tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"config={str(config)!r} cannot be read: {error}") from error

@@ -1,0 +1,173 @@
+"""Histories from dictionaries and from what a coordinator tells, and plots of what they lack."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matl import plot_medical_fl_results
+from matl.checklist import Row, SafeguardsError, Verdict, _data_row, is_of_coordinator
+from matl.history import history_of
+from matl.operations import Contribution, Evaluation, Participant, Round
+from matl.privacy import DifferentialPrivacy
+from matl.sdk.told import told_by_coordinator
+from matl_common.errors import ConfigurationError
+
+TUTORIALS: dict[str, Any] = {
+    "rounds": [0, 1],
+    "accuracy": [50.0, 93.8],
+    "trust_scores": [[0.6, 0.6], [0.8, 0.3]],
+    "privacy_budget": [0.9, 0.7],
+}
+
+
+def test_the_tutorials_dictionary_is_enough() -> None:
+    history = history_of(TUTORIALS)
+    assert history.accuracy == [0.5, 0.938]
+    assert history.trust == {"Hospital A": [0.6, 0.8], "Hospital B": [0.6, 0.3]}
+    assert history.least_epsilon_remaining == [0.9, 0.7]
+    assert history.epsilon_remaining == {}
+    assert history.epsilon_budget == 0.9
+    assert history_of(TUTORIALS, epsilon_budget=1.0).epsilon_budget == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accuracy": [50.0]}, "lengths"),
+        ({"rounds": [], "accuracy": [], "trust_scores": [], "privacy_budget": []}, "at least one"),
+        ({"trust_scores": [[0.6, 0.6], [0.8]]}, "another number of hospitals"),
+    ],
+)
+def test_a_dictionary_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        history_of({**TUTORIALS, **change})
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="no privacy_budget"):
+        history_of({key: TUTORIALS[key] for key in TUTORIALS if key != "privacy_budget"})
+
+
+def a_round(number: int, *, phase: str = "released", **status: str) -> Round:
+    contributions = tuple(
+        Contribution(node, said, "", 1.0, 0.6 + number / 10, 0.5) for node, said in status.items()
+    )
+    evaluation = Evaluation(0.9, 0.9, 0.9, (0.9,), 100) if number == 2 else None
+    return Round(number, phase, "", contributions, "", "", evaluation)
+
+
+def a_hospital(name: str, *, fraction: float, spent: float | None) -> Participant:
+    return Participant(name, 0.7, "trusted", "", 100, None, spent, 1.0, fraction, 1, "", 1e-5)
+
+
+def test_what_earlier_rounds_cost_follows_from_what_is_spent_now() -> None:
+    """ε of each round is a ledger's, though the coordinator tells only what is spent by now."""
+    privacy = DifferentialPrivacy(epsilon=1.0, delta=1e-5)
+    rounds = [
+        a_round(1, a="admitted", b="late"),
+        a_round(2, phase="aborted", a="admitted", b="admitted"),
+        a_round(3, a="admitted", b="admitted"),
+    ]
+    history = told_by_coordinator(
+        rounds,
+        [a_hospital("a", fraction=3 / 4, spent=0.84), a_hospital("b", fraction=2 / 4, spent=0.68)],
+    )
+    assert history["rounds"] == [1, 3]
+    (a1, b1), (a3, b3) = history["epsilon_remaining"]
+    assert a1 == pytest.approx(1.0 - privacy.epsilon_after(1, of=4), abs=1e-6)
+    assert a3 == pytest.approx(1.0 - privacy.epsilon_after(3, of=4), abs=1e-6)
+    assert (b1, b3) == pytest.approx((1.0, 1.0 - privacy.epsilon_after(2, of=4)), abs=1e-6)
+    assert history["privacy_budget"] == [a1, a3]
+    assert math.isnan(history["accuracy"][0])
+
+
+def test_a_hospital_that_only_its_ledger_knows_of_has_no_line() -> None:
+    rounds = [a_round(2, a="admitted", b="admitted")]
+    hospitals = [
+        a_hospital("a", fraction=0.5, spent=None),
+        a_hospital("b", fraction=0.5, spent=0.7),
+    ]
+    history = history_of(told_by_coordinator(rounds, hospitals))
+    assert list(history.epsilon_remaining) == ["B"]
+    assert history.accuracy == [0.9]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": [math.nan, math.nan], "trust_scores": [[math.nan, 0.6], [math.nan, 0.3]]},
+        {"rounds": [1], "accuracy": [9.0], "trust_scores": [[0.6]], "privacy_budget": [math.inf]},
+    ],
+)
+def test_a_history_with_gaps_is_drawn(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = plot_medical_fl_results({**TUTORIALS, **change}, tmp_path / "plots.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_reference_has_a_value_for_every_round(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="1 values for 2 rounds"):
+        plot_medical_fl_results(TUTORIALS, tmp_path / "p.png", references={"FedAvg": [87.3]})
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no study"):
+        plot_medical_fl_results(tmp_path, tmp_path / "p.png")
+
+
+class Labels:
+    def __init__(self, *columns: str) -> None:
+        self.columns = columns
+
+
+class Labelled:
+    def __init__(self, *columns: str) -> None:
+        self.labels = Labels(*columns)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "verdict"),
+    [
+        (Labelled("image_id", "dr_level"), Verdict.PASS),
+        (Labelled("image_id", "dr_level", "patient_name"), Verdict.FAIL),
+        (Labelled("image_id", "dr_level", "notes"), Verdict.FAIL),
+        ([1, 2], Verdict.NOT_TESTED),
+    ],
+)
+def test_columns_that_nobody_allowed_fail_and_what_has_none_is_not_tested(
+    dataset: Any, verdict: Verdict
+) -> None:
+    assert _data_row("hospital_a", dataset).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("verdict", "is_required", "is_unsound"),
+    [
+        (Verdict.PASS, True, False),
+        (Verdict.ATTESTED, True, False),
+        (Verdict.FAIL, False, True),
+        (Verdict.NOT_TESTED, True, True),
+        (Verdict.NOT_TESTED, False, False),
+    ],
+)
+def test_what_was_not_tested_stands_against_the_whole_where_it_is_required(
+    verdict: Verdict, *, is_required: bool, is_unsound: bool
+) -> None:
+    assert Row("a", verdict, "b", is_required=is_required).is_unsound == is_unsound
+
+
+def test_a_failure_says_what_to_do() -> None:
+    row = _data_row("hospital_a", Labelled("ssn"))
+    assert "matl phi scan" in str(SafeguardsError([row]))
+
+
+def test_a_configuration_is_told_by_its_federation(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text("[federation]\nid = 'x'\n")
+    (tmp_path / "other.toml").write_text("[data]\n")
+    assert is_of_coordinator(tmp_path / "one.toml")
+    assert not is_of_coordinator(tmp_path / "other.toml")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        is_of_coordinator(tmp_path / "none.toml")
