@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
+from matl_common.tlog.entry import Entry
 from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
 from matl_coordinator.anchored import check_anchored
 from matl_coordinator.config import Config
 from matl_coordinator.log_identity import configured_policy, load_log_signer
 from matl_coordinator.ports import LoggedEntry
+from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.readings import Verification, verification_entry
 from matl_coordinator.service.retention import Retention
 from matl_coordinator.store.appending import append_beside
@@ -56,14 +58,27 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
 def record_verification(config: Config, found: Verification) -> LoggedEntry:
     """Log that this account has gone over the log in a coordinator's database.
 
+    Raises: as ``record``.
+    """
+    return _append(
+        config, verification_entry(found, at=datetime.now(UTC), account=current_account())
+    )
+
+
+def record(config: Config, event: str, **facts: Fact) -> LoggedEntry:
+    """Log something that this account did beside the coordinator.
+
     Raises:
         ConfigurationError: a file is missing or does not fit, or the database is another's.
         StoreError: the database cannot be reached, or its user may not append.
         IntegrityError: the log's tree is too damaged to append to, or is older than what the
             coordinator has signed.
     """
+    return _append(config, entry(event, at=datetime.now(UTC), account=current_account(), **facts))
+
+
+def _append(config: Config, written: Entry) -> LoggedEntry:
     check_anchored(config)
-    written = verification_entry(found, at=datetime.now(UTC), account=current_account())
     return append_beside(
         config.database_url,
         written,
