@@ -522,6 +522,20 @@ class Config(Section):
         return shown
 
 
+def with_database(config: Config, url: str) -> Config:
+    """The same with another database.
+
+    Raises:
+        ConfigurationError: it is no URL, or not one for this coordinator.
+    """
+    try:
+        return Config.model_validate(config.model_dump() | {"database": url})
+    except ValueError as error:
+        raise ConfigurationError(
+            "--audit-db is not a database URL such as postgresql://host/name"
+        ) from error
+
+
 def load_config(path: Path, *, environment: Mapping[str, str] = os.environ) -> Config:
     """Read the file, then ``MATL_NODE_ID`` and ``MATL_PRIVATE_KEY`` over it.
 

@@ -1,0 +1,181 @@
+"""Runs the probes of one site. The edge where what goes wrong in a probe becomes an outcome."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from sqlalchemy.exc import SQLAlchemyError
+
+from matl.compliance.catalogue import controls_of
+from matl.compliance.control import (
+    BrokenControlError,
+    Control,
+    Finding,
+    NotTestedError,
+    Outcome,
+    Status,
+)
+from matl.compliance.logbook import Logbook
+from matl.compliance.probes import (
+    access,
+    attested,
+    audit_controls,
+    authentication,
+    contingency,
+    deidentification,
+    emergency,
+    encryption,
+    integrity,
+    inventory,
+    logoff,
+    privacy,
+    retention,
+    transmission,
+)
+from matl.compliance.registry import Registry
+from matl.compliance.report import Report
+from matl.compliance.site import CoordinatorSite, ParticipantSite, Site
+from matl.doctor import BrokenLinkError
+from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
+from matl_common.version import __version__
+from matl_coordinator.account import current_account
+from matl_coordinator.config import Config as CoordinatorConfig
+from matl_participant.config import Config as ParticipantConfig
+
+Probe = Callable[[Site], Outcome]
+
+PROBES: Final[Mapping[str, Probe]] = {
+    "access.certificates": access.certificates,
+    "access.unique": access.unique,
+    "access.emergency": emergency.emergency,
+    "access.emergency-drill": emergency.drill,
+    "access.logoff": logoff.logoff,
+    "access.dashboard": logoff.dashboard,
+    "encryption.entries": encryption.entries,
+    "encryption.files": encryption.files,
+    "encryption.disk": encryption.disk,
+    "audit.integrity": audit_controls.integrity,
+    "audit.roles": audit_controls.roles,
+    "audit.completeness": audit_controls.completeness,
+    "audit.review": audit_controls.review,
+    "integrity.updates": integrity.updates,
+    "authentication.keys": authentication.keys,
+    "authentication.hsm": authentication.hsm,
+    "authentication.mfa": authentication.mfa,
+    "transmission.tls": transmission.tls,
+    "transmission.plaintext": transmission.plaintext,
+    "transmission.database": transmission.database,
+    "retention.kept": retention.kept,
+    "retention.years": retention.years,
+    "retention.promise": retention.promise,
+    "contingency.restore": contingency.restored,
+    "agreements.nodes": attested.agreements,
+    "deidentification.scan": deidentification.scan,
+    "deidentification.burned-in": deidentification.burned_in,
+    "deidentification.route": deidentification.route,
+    "privacy.spent": privacy.spent,
+    "inventory.software": inventory.software,
+    "inventory.sockets": inventory.sockets,
+    "inventory.segmentation": inventory.segmentation,
+    "inventory.patching": inventory.patching,
+    "inventory.scan": inventory.vulnerability_scan,
+    "inventory.penetration-test": inventory.penetration_test,
+}
+"""What is done for each control of the catalogue."""
+
+
+def coordinator_site(
+    stack: ExitStack,
+    config: CoordinatorConfig,
+    *,
+    file: Path,
+    registry: Registry,
+    data: Iterable[Path] = (),
+) -> CoordinatorSite:
+    """A coordinator's site; ``stack`` closes what it opens."""
+    own = [
+        each
+        for each in (
+            config.study.public_images,
+            None if config.holdout is None else config.holdout.images,
+        )
+        if each is not None
+    ]
+    return CoordinatorSite(
+        config=config,
+        file=file,
+        registry=registry,
+        log=stack.enter_context(Logbook(config)),
+        now=datetime.now(UTC),
+        data=tuple(dict.fromkeys((*own, *registry.places.data, *data))),
+        key=os.urandom(32),
+    )
+
+
+def participant_site(
+    config: ParticipantConfig, *, file: Path, registry: Registry, data: Iterable[Path] = ()
+) -> ParticipantSite:
+    """A hospital's site."""
+    folders = (config.data.images, *registry.places.data, *data)
+    return ParticipantSite(
+        config=config,
+        file=file,
+        registry=registry,
+        now=datetime.now(UTC),
+        data=tuple(dict.fromkeys(folders)),
+        key=os.urandom(32),
+    )
+
+
+def audit(
+    site: Site,
+    *,
+    controls: Iterable[Control] | None = None,
+    on_finding: Callable[[Finding], Any] = lambda _: None,
+) -> Report:
+    """Probe controls in order; every one gets a row, whatever happens.
+
+    Args:
+        site: whose.
+        controls: which; all of the site's side if not given.
+        on_finding: told of each row as it is found.
+    """
+    began = time.monotonic()
+    findings = []
+    for control in controls_of(site.side) if controls is None else controls:
+        finding = Finding(control, probed(PROBES[control.id], site))
+        findings.append(finding)
+        on_finding(finding)
+    return Report(
+        at=datetime.now(UTC),
+        seconds=time.monotonic() - began,
+        federation=site.name.federation,
+        node=site.name.node_id,
+        side=site.side,
+        version=__version__,
+        account=current_account(),
+        findings=tuple(findings),
+    )
+
+
+def probed(probe: Probe, site: Site) -> Outcome:
+    """One probe's outcome: what it says, or what it ran into."""
+    try:
+        return probe(site)
+    except (BrokenControlError, BrokenLinkError) as error:
+        return Outcome(Status.FAIL, str(error), error.remedy)
+    except NotTestedError as error:
+        return Outcome(Status.NOT_TESTED, str(error), error.remedy)
+    except (IntegrityError, InvalidInputError, ConfigurationError) as error:
+        found, _, remedy = str(error).partition("; ")
+        return Outcome(Status.FAIL, found, remedy)
+    except (MatlError, OSError, SQLAlchemyError, grpc.RpcError) as error:
+        reason = str(error) if isinstance(error, MatlError | OSError) else type(error).__name__
+        return Outcome(Status.NOT_TESTED, f"the probe could not be carried out: {reason}")

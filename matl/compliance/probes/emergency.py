@@ -1,0 +1,68 @@
+"""164.312(a)(2)(ii): reading the log without its coordinator."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from matl.compliance.control import BrokenControlError, Outcome, passed
+from matl.compliance.logbook import Event
+from matl.compliance.site import Site, at_coordinator
+from matl_common.identity.allowlist import load_allowlist
+from matl_common.identity.key_places import load_wrapping_key
+from matl_common.tlog.entry import parse_entry
+from matl_common.tlog.names import log_origin
+from matl_coordinator.config import Config
+from matl_coordinator.store.sql import SqlStore
+
+DRILL_EVENT: Final = "entries_decrypted"
+LONGEST: Final = timedelta(days=365)
+
+
+def emergency(site: Site) -> Outcome:
+    """Open an entry as the break-glass command does, without its order and its entry."""
+    here = at_coordinator(site)
+    canary = here.log.canary
+    store = _opened(here.config)
+    try:
+        (found,) = store.log_entries(start=canary.index, limit=1)
+        if found.data is None or parse_entry(found.data).get("word") != canary.word:
+            raise BrokenControlError(
+                f"entry {canary.index} does not open from the database: {found.damage or 'erased'}",
+                "restore the key-encryption key that wraps the data keys; without it nobody reads "
+                "the log any more",
+            )
+        holder = load_wrapping_key(here.config.log_encryption_key).holder
+    finally:
+        store.close()
+    return passed(
+        f"entry {canary.index} opens with database and key-encryption key alone ({holder}), the "
+        "coordinator unasked"
+    )
+
+
+def drill(site: Site) -> Outcome:
+    """Look for a breaking of the glass within a year."""
+    here = at_coordinator(site)
+    last = here.log.newest(DRILL_EVENT)
+    remedy = "stop the coordinator and practise: matl audit decrypt --from 0 --to 0 --reason drill"
+    if last is None:
+        raise BrokenControlError("the glass was never broken, not even as a drill", remedy)
+    age = here.now - moment_of(last)
+    if age > LONGEST:
+        raise BrokenControlError(f"the last drill was {age.days} days ago", remedy)
+    return passed(f"the last one was {age.days} days ago, by {last.get('account')}")
+
+
+def moment_of(event: Event) -> datetime:
+    """When an entry was written."""
+    return datetime.fromisoformat(str(event["at"]))
+
+
+def _opened(config: Config) -> SqlStore:
+    origin = log_origin(load_allowlist(config.federation.allowlist).federation)
+    return SqlStore.connect(
+        config.database_url,
+        log_origin=origin,
+        log_key=load_wrapping_key(config.log_encryption_key),
+    )

@@ -1,0 +1,189 @@
+"""Probes by themselves: what they decide, and those that need no federation."""
+
+import math
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matl.compliance.control import BrokenControlError, Status
+from matl.compliance.probes.audit_controls import untold
+from matl.compliance.probes.inventory import parse_lock, undeclared
+from matl.compliance.probes.privacy import judge_spending
+from matl.compliance.probes.transmission import (
+    client_hello,
+    is_server_hello,
+    judge_database,
+)
+from matl_common.identity.certificates import (
+    COORDINATOR_ROLES,
+    Role,
+    SpiffeId,
+    create_authority,
+    issue_certificate,
+)
+from matl_common.identity.keys import generate_private_key, private_key_pem
+from matl_common.ids import FederationId, NodeId
+from matl_common.privacy.charges import epsilon_of
+from matl_common.privacy.mechanisms import Noise
+from matl_common.protocol import StudyPlan
+from tests.fuzz.samples import PLAN
+
+Told = dict[str, str | int]
+
+RELEASED: list[Told] = [
+    {"event": event, "round": 1}
+    for event in (
+        "round_scheduled",
+        "collection_closed",
+        "round_scored",
+        "model_aggregated",
+        "model_released",
+    )
+]
+OF_UPDATE: list[Told] = [
+    {"event": event, "round": 1, "node": "hospital_a"}
+    for event in ("update_declared", "update_admitted")
+]
+FOUNDED: list[Told] = [{"event": "study_founded"}]
+
+
+def test_a_round_that_is_told_whole_lacks_nothing() -> None:
+    held = [(1, "hospital_a", "admitted")]
+    assert untold({1: "released"}, held, [0, 1], [*FOUNDED, *RELEASED, *OF_UPDATE]) == []
+
+
+@pytest.mark.parametrize(
+    "left_out", [*FOUNDED, *RELEASED, *OF_UPDATE], ids=lambda each: str(each["event"])
+)
+def test_every_single_entry_that_is_missing_is_named(left_out: Told) -> None:
+    events = [each for each in [*FOUNDED, *RELEASED, *OF_UPDATE] if each != left_out]
+    lacking = untold({1: "released"}, [(1, "hospital_a", "admitted")], [0, 1], events)
+    assert lacking
+    named = str(left_out["event"])
+    assert any(named in each or "model of round" in each for each in lacking)
+
+
+def test_an_aborted_round_says_so() -> None:
+    scheduled = [{"event": "round_scheduled", "round": 2}]
+    assert untold({2: "aborted"}, [], [], scheduled) == ["round_aborted of round 2"]
+
+
+def test_loopback_and_a_socket_stay_on_the_machine() -> None:
+    for address in (None, "127.0.0.1", "::1"):
+        assert judge_database(address=address, version=None, mode="").status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("version", "mode", "said"),
+    [
+        (None, "verify-full", "not encrypted"),
+        ("TLSv1.3", "", "is believed"),
+        ("TLSv1.3", "require", "is believed"),
+    ],
+)
+def test_a_database_elsewhere_must_be_the_right_one_over_tls(
+    version: str | None, mode: str, said: str
+) -> None:
+    with pytest.raises(BrokenControlError, match=said):
+        judge_database(address="10.0.0.5", version=version, mode=mode)
+    found = judge_database(address="10.0.0.5", version="TLSv1.3", mode="verify-full")
+    assert found.status is Status.PASS
+
+
+def test_only_what_others_can_reach_must_be_declared() -> None:
+    listening = [("0.0.0.0", 8470), ("127.0.0.1", 5432), ("::1", 1), ("192.0.2.7", 22)]
+    assert undeclared(listening, ["0.0.0.0:8470"]) == [("192.0.2.7", 22)]
+    assert undeclared(listening, ["0.0.0.0:8470", "192.0.2.7:22"]) == []
+    assert undeclared([("0.0.0.0", 22)], ["192.0.2.7:22"]) == [("0.0.0.0", 22)]
+
+
+def test_a_lock_is_read_by_normalised_names() -> None:
+    text = "# a remark\nPyYAML==6.0\n    # via x\nzope.interface==7.1  # why\nnot a pin\n"
+    assert parse_lock(text) == {"pyyaml": "6.0", "zope-interface": "7.1"}
+
+
+@given(st.binary(max_size=64))
+def test_whatever_comes_back_is_a_server_hello_or_not(answer: bytes) -> None:
+    assert is_server_hello(answer) == (len(answer) > 5 and answer[0] == 22 and answer[5] == 2)
+
+
+@contextmanager
+def an_old_server(folder: Path, version: ssl.TLSVersion) -> Iterator[int]:
+    """A TLS server that speaks nothing newer."""
+    now = datetime.now(UTC)
+    authority = create_authority(
+        "old", roles=COORDINATOR_ROLES, not_before=now, not_after=now.replace(year=now.year + 1)
+    )
+    key = generate_private_key()
+    name = SpiffeId(FederationId("f"), Role.COORDINATOR, NodeId("c"))
+    issued = issue_certificate(
+        authority, key.public_key(), name, not_before=now, not_after=now.replace(year=now.year + 1)
+    )
+    pem = folder / "both.pem"
+    pem.write_bytes(private_key_pem(key) + issued.public_bytes(Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    context.maximum_version = version
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            near, _ = listener.accept()
+            with near:
+                try:
+                    context.wrap_socket(near, server_side=True).close()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(timeout=10)
+
+
+def said_to(port: int, hello: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(hello)
+        return connection.recv(1024)
+
+
+def test_a_server_that_speaks_tls_1_2_is_found_out(tmp_path: Path) -> None:
+    with an_old_server(tmp_path, ssl.TLSVersion.TLSv1_2) as port:
+        answer = said_to(port, client_hello(0x0303, server_name="c.f"))
+    assert is_server_hello(answer)
+    # The version that it agrees to.
+    assert answer[9:11] == b"\x03\x03"
+
+
+def a_plan_for(rounds: int) -> StudyPlan:
+    """A plan whose epsilon is what so many updates of a hospital cost."""
+    terms = replace(PLAN.privacy, noise=Noise.GAUSSIAN, evaluation=None)
+    steps = rounds * PLAN.training.steps_per_round
+    return replace(PLAN, privacy=replace(terms, target_epsilon=epsilon_of(terms, steps=steps)))
+
+
+def test_spending_is_computed_by_the_plan_and_not_read_from_a_flag() -> None:
+    found = judge_spending(a_plan_for(3), updates={"hospital_a": 3, "b": 1}, evaluations={})
+    assert found.status is Status.PASS
+    assert "hospital_a" in found.evidence
+    with pytest.raises(BrokenControlError, match="epsilon spent"):
+        judge_spending(a_plan_for(3), updates={"hospital_a": 4, "b": 1}, evaluations={})
+
+
+def test_a_plan_without_noise_is_no_promise() -> None:
+    plan = a_plan_for(3)
+    for terms in (
+        replace(plan.privacy, noise_multiplier=0.0),
+        replace(plan.privacy, target_epsilon=math.inf),
+    ):
+        with pytest.raises(BrokenControlError, match="promises no privacy"):
+            judge_spending(replace(plan, privacy=terms), updates={}, evaluations={})
