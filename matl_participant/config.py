@@ -8,6 +8,7 @@ a key, an image or a label.
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -258,3 +259,15 @@ def load_config(path: Path, *, environment: Mapping[str, str] = os.environ) -> C
     """
     overrides = {target: environment.get(name) for name, target in _ENVIRONMENT.items()}
     return load(Config, path, overrides=overrides)
+
+
+def states_address(path: Path) -> bool:
+    """Whether a file says by itself where the coordinator is.
+
+    A file that cannot be read says nothing; ``load_config`` tells why.
+    """
+    try:
+        section = tomllib.loads(path.read_text(encoding="utf-8")).get("coordinator")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(section, dict) and bool(section.get("address"))

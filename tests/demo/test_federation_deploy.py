@@ -1,33 +1,32 @@
 """``deploy_medical_fl.py``: the flags laid over a configuration, and what it refuses."""
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from matl import deploy
+from matl.demo.federation import Layout
 from matl.demo.run import DEPLOY
 from matl.demo.study import COORDINATOR
 from matl_common.errors import ConfigurationError
 from matl_common.ids import NodeId
+from matl_common.modes import MATLMode
+from tests.compliance.words import forbidden_in
 from tests.demo.test_federation import prepared
 
 HOSPITALS = "hospital_a, hospital_b,hospital_c,hospital_d,hospital_e"
 
 
-def loaded_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("deploy_medical_fl", DEPLOY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-deploy = loaded_script()
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Return a federation's files, which no test changes."""
+    return prepared(tmp_path_factory.mktemp("federation"))
 
 
 def refused(*flags: str, folder: Path) -> str:
@@ -46,18 +45,19 @@ def refused(*flags: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_audit_database_is_laid_over_the_file(tmp_path: Path) -> None:
-    path = prepared(tmp_path).config(COORDINATOR)
+def test_the_audit_database_is_laid_over_the_file(layout: Layout) -> None:
+    path = layout.config(COORDINATOR)
     url = "postgresql+psycopg://secure-db:5432/audit"
     config = deploy.coordinator_configuration(path, hospitals=HOSPITALS, audit_db=url)
     assert config.database_url == url
+    assert config.holdout is not None
     assert config.holdout.images.is_absolute()
     without = deploy.coordinator_configuration(path, hospitals=None, audit_db=None)
     assert without.database_url.startswith("sqlite:///")
 
 
-def test_a_url_that_is_none_is_refused(tmp_path: Path) -> None:
-    path = prepared(tmp_path).config(COORDINATOR)
+def test_a_url_that_is_none_is_refused(layout: Layout) -> None:
+    path = layout.config(COORDINATOR)
     with pytest.raises(ConfigurationError, match="--audit-db"):
         deploy.coordinator_configuration(path, hospitals=None, audit_db="no url")
 
@@ -71,30 +71,153 @@ def test_a_url_that_is_none_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_hospitals_must_be_exactly_those_enrolled(
-    tmp_path: Path, hospitals: str, named: str
+    layout: Layout, hospitals: str, named: str
 ) -> None:
-    path = prepared(tmp_path).config(COORDINATOR)
+    path = layout.config(COORDINATOR)
     with pytest.raises(ConfigurationError, match=named):
         deploy.coordinator_configuration(path, hospitals=hospitals, audit_db=None)
 
 
-def test_the_data_folder_is_laid_over_the_file(tmp_path: Path) -> None:
-    path = prepared(tmp_path).config(NodeId("hospital_b"))
+def test_the_data_folder_is_laid_over_the_file(layout: Layout, tmp_path: Path) -> None:
+    path = layout.config(NodeId("hospital_b"))
     config = deploy.participant_configuration(
         path, coordinator="coordinator", data_dir=tmp_path / "retinal_images"
     )
     assert config.data.images == tmp_path / "retinal_images"
 
 
-def test_a_coordinator_that_the_file_does_not_trust_is_refused(tmp_path: Path) -> None:
-    path = prepared(tmp_path).config(NodeId("hospital_b"))
+def test_a_coordinator_that_the_file_does_not_trust_is_refused(layout: Layout) -> None:
+    path = layout.config(NodeId("hospital_b"))
     with pytest.raises(ConfigurationError, match="certificate and signing key"):
         deploy.participant_configuration(path, coordinator="hospital_a", data_dir=None)
 
 
-def test_compliance_is_refused_and_not_passed_over(tmp_path: Path) -> None:
-    said = refused("--role", "participant", "--compliance", "hipaa", folder=tmp_path)
-    assert "--compliance is not available" in said
+@pytest.mark.parametrize("mode", ["MODE1", "mode1", ""])
+def test_the_mode_of_the_environment_is_that_of_the_file(layout: Layout, mode: str) -> None:
+    path = layout.config(COORDINATOR)
+    environment = {"MATL_MODE": mode}
+    config = deploy.coordinator_configuration(
+        path, hospitals=None, audit_db=None, environment=environment
+    )
+    assert config.mode is MATLMode.MODE1
+
+
+@pytest.mark.parametrize(("mode", "said"), [("MODE2", "of MODE1"), ("MODE9", "use MODE0, MODE1")])
+def test_another_mode_than_the_files_is_refused(layout: Layout, mode: str, said: str) -> None:
+    path = layout.config(COORDINATOR)
+    with pytest.raises(ConfigurationError, match=said):
+        deploy.coordinator_configuration(
+            path, hospitals=None, audit_db=None, environment={"MATL_MODE": mode}
+        )
+
+
+def test_a_participant_of_mode2_must_ask_for_evidence(layout: Layout) -> None:
+    path = layout.config(NodeId("hospital_b"))
+    with pytest.raises(ConfigurationError, match="no evidence"):
+        deploy.participant_configuration(
+            path, coordinator=None, data_dir=None, environment={"MATL_MODE": "MODE2"}
+        )
+
+
+def without_address(path: Path, **names: str) -> Path:
+    """The same configuration beside it, which does not say where the coordinator is."""
+    lines = path.read_text().splitlines()
+    (address,) = [line for line in lines if line.startswith("address = ")]
+    text = "\n".join(line for line in lines if line != address)
+    for old, new in names.items():
+        text = text.replace(f"/coordinator/{old}", f"/coordinator/{new}")
+    changed = path.with_name("without-address.toml")
+    changed.write_text(text)
+    return changed
+
+
+def test_the_environment_goes_before_the_file_and_the_file_before_dns(layout: Layout) -> None:
+    path = layout.config(NodeId("hospital_b"))
+
+    def address(**environment: str) -> str:
+        config = deploy.participant_configuration(
+            path, coordinator="coordinator", data_dir=None, environment=environment
+        )
+        return config.coordinator.address
+
+    assert address() == "127.0.0.1:4711"
+    assert address(MATL_COORDINATOR_ADDRESS="elsewhere:1") == "elsewhere:1"
+    path = without_address(path)
+    assert address(MATL_COORDINATOR_ADDRESS="elsewhere:1") == "elsewhere:1"
+
+
+def test_a_name_that_dns_knows_is_an_address(layout: Layout) -> None:
+    path = without_address(layout.config(NodeId("hospital_b")), coordinator="localhost")
+    config = deploy.participant_configuration(
+        path, coordinator="localhost", data_dir=None, environment={}
+    )
+    assert config.coordinator.address == f"localhost:{deploy.COORDINATOR_PORT}"
+
+
+def test_a_name_that_is_nowhere_says_what_was_tried(layout: Layout) -> None:
+    path = without_address(layout.config(NodeId("hospital_b")))
+    with pytest.raises(ConfigurationError) as refused:
+        deploy.participant_configuration(
+            path, coordinator="no-such.invalid", data_dir=None, environment={}
+        )
+    said = str(refused.value)
+    for place in ("MATL_COORDINATOR_ADDRESS: not set", "coordinator.address", "DNS for no-such"):
+        assert place in said
+
+
+def asked(*flags: str) -> Result:
+    """Ask for what starts no daemon, in this process."""
+    return CliRunner().invoke(deploy.app, flags)
+
+
+def test_compliance_refuses_to_start_and_names_every_control_with_its_remedy(
+    layout: Layout,
+) -> None:
+    path = str(layout.config(COORDINATOR))
+    done = asked("--role", "coordinator", "--config", path, "--compliance", "hipaa")
+    assert done.exit_code == 2, done.output
+    # Before the study is founded there is no log to fail with; there are no agreements either.
+    assert "agreements.nodes (164.308(b), 164.314(a)): no agreement with hospital_a" in done.output
+    assert "to do: sign one" in done.output
+    assert "FAIL authentication.hsm" in done.output
+    assert "coordinator_ready" not in done.output
+    assert not forbidden_in(done.output)
+
+
+def test_a_dry_run_shows_the_plan_and_changes_nothing(layout: Layout) -> None:
+    path = str(layout.config(COORDINATOR))
+    for images in (layout.data / "public" / "images", layout.data / "holdout" / "images"):
+        images.mkdir(parents=True)
+        (images.parent / "labels_deidentified.csv").write_text("image_id,dr_level\n")
+    before = contents(layout.out.parent)
+    done = asked("--role", "coordinator", "--config", path, "--dry-run")
+    assert done.exit_code == 0, done.output
+    for told in ("hospital_a (100 patients)", "sqlite:///", "127.0.0.1:4711", "signing.key"):
+        assert told in done.output
+    with_checks = asked(
+        *("--role", "coordinator", "--config", path, "--dry-run", "--compliance", "hipaa"),
+        *("--audit-db", "postgresql://u:secret@127.0.0.1:9/audit"),
+    )
+    assert with_checks.exit_code == 2
+    assert "agreements.nodes" in with_checks.output
+    assert "secret" not in with_checks.output
+    assert contents(layout.out.parent) == before
+
+
+def test_a_participants_dry_run_names_coordinator_and_data(layout: Layout) -> None:
+    path = str(layout.config(NodeId("hospital_b")))
+    done = asked("--role", "participant", "--config", path, "--dry-run")
+    assert done.exit_code == 0, done.output
+    for told in ("hospital_b", "127.0.0.1:4711", "epsilon 1", "software-held"):
+        assert told in done.output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(each.relative_to(folder)): each.read_bytes()
+        for each in sorted(folder.rglob("*"))
+        if each.is_file()
+    }
 
 
 def test_a_flag_of_the_other_role_is_refused(tmp_path: Path) -> None:
@@ -104,3 +227,11 @@ def test_a_flag_of_the_other_role_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "participant.toml" in refused("--role", "participant", folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["deploy_medical_fl.py", "verify_hipaa.py"])
+def test_the_tutorials_names_are_installed_and_run_the_same_program(name: str) -> None:
+    project = tomllib.loads((DEPLOY.parents[1] / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"][name].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert f"from {module} import {function}" in (DEPLOY.parent / name).read_text()
