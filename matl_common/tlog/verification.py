@@ -97,14 +97,15 @@ class LogVerifier:
         """Take the next leaves.
 
         Returns:
-            The tree's nodes that they complete, for a caller who can compare them with stored
-            ones.
+            The tree's nodes that they complete, one run a level, for a caller who can compare
+            them with stored ones.
 
         Raises:
             LogDamagedError: a leaf is missing, changed or not of this log, or a checkpoint has
                 another root.
         """
-        runs: list[NodeRun] = []
+        # However many checkpoints lie among the leaves, the nodes of a level follow each other.
+        grown: dict[int, tuple[int, list[bytes]]] = {}
         for leaf in leaves:
             self._look(leaf)
         begin = 0
@@ -112,11 +113,14 @@ class LogVerifier:
             # Up to the next checkpoint, where the roots are compared.
             room = self._due[-1].size - self._frontier.size if self._due else len(leaves)
             part = leaves[begin : begin + room]
-            self._frontier, grown = grow(self._frontier, [each.hash for each in part])
-            runs.extend(grown)
+            self._frontier, runs = grow(self._frontier, [each.hash for each in part])
+            for run in runs:
+                grown.setdefault(run.level, (run.first, []))[1].extend(run.hashes)
             begin += len(part)
             self._agree()
-        return tuple(runs)
+        return tuple(
+            NodeRun(level, first, tuple(hashes)) for level, (first, hashes) in grown.items()
+        )
 
     def finish(self) -> Tally:
         """What was found, after the last leaf.

@@ -2,13 +2,16 @@
 
 import hashlib
 from contextlib import suppress
+from itertools import accumulate
+from operator import attrgetter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from matl_common.tlog.checkpoint import Checkpoint
 from matl_common.tlog.entry import encode_entry
-from matl_common.tlog.merkle import leaf_hash
+from matl_common.tlog.merkle import Frontier, grow, leaf_hash
 from matl_common.tlog.verification import LogDamagedError, LogVerifier, StoredLeaf
 
 ORIGIN = "test.matl.internal/log"
@@ -77,3 +80,15 @@ def test_what_is_gone_stays_gone_whatever_a_later_leaf_is_called() -> None:
     verifier.add([StoredLeaf(2, leaf_hash(order), order, PAYLOAD)])
     verifier.add([gone(3)])
     assert (verifier.finish().first_gone, verifier.finish().dropped) == (0, 3)
+
+
+def test_checkpoints_among_the_leaves_do_not_break_the_runs_of_nodes() -> None:
+    leaves = [gone(index) for index in range(300)]
+    frontiers = list(
+        accumulate(leaves, lambda so_far, each: grow(so_far, [each.hash])[0], initial=Frontier())
+    )
+    signed = [Checkpoint(ORIGIN, each.size, each.root()) for each in frontiers[1:]]
+    _, expected = grow(Frontier(), [each.hash for each in leaves])
+    assert sorted(LogVerifier(ORIGIN, signed).add(leaves), key=attrgetter("level")) == sorted(
+        expected, key=attrgetter("level")
+    )
