@@ -64,7 +64,8 @@ class Contribution:
     """One hospital's part in a round.
 
     ``status`` is invited, uploading, admitted, refused or late; ``weight`` is 0 before the
-    round was scored.
+    round was scored. ``trust_state`` and ``trust_reason`` are the hospital's standing after the
+    round, and empty from a coordinator that does not tell them.
     """
 
     node_id: str
@@ -74,6 +75,8 @@ class Contribution:
     trust: float
     weight: float
     evaluation: HospitalEvaluation | None = None
+    trust_state: str = ""
+    trust_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,9 @@ class Round:
     evaluation: Evaluation | None
     round_model: str = ""
     averaged: int = 0
+    opened_at: datetime | None = None
+    deadline: datetime | None = None
+    ended_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,7 @@ class Status:
     """Which of the coordinator's daemons answered; empty for one without a standby."""
     reign: int = 0
     """Number of its take-over, which its log entries bear; 0 from one that does not say."""
+    next_round_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +203,7 @@ class OperationsClient:
             average_from=answer.average_from,
             leader=answer.leader,
             reign=answer.reign,
+            next_round_at=_moment(answer.next_round_at_unix_ms),
         )
 
     def rounds(self, *, after: int = 0) -> tuple[Round, ...]:
@@ -325,6 +333,8 @@ def _round(message: pb.RoundSummary) -> Round:
                 evaluation=(
                     _hospital_evaluation(each.evaluation) if each.HasField("evaluation") else None
                 ),
+                trust_state=each.trust_state,
+                trust_reason=each.trust_reason,
             )
             for each in message.contributions
         ),
@@ -333,6 +343,9 @@ def _round(message: pb.RoundSummary) -> Round:
         evaluation=_evaluation(message.evaluation) if message.HasField("evaluation") else None,
         round_model=message.round_model,
         averaged=message.averaged,
+        opened_at=_moment(message.opened_at_unix_ms),
+        deadline=_moment(message.deadline_unix_ms),
+        ended_at=_moment(message.ended_at_unix_ms),
     )
 
 
@@ -356,14 +369,13 @@ def _evaluation(message: pb.Evaluation) -> Evaluation:
 
 
 def _participant(message: pb.ParticipantSummary) -> Participant:
-    seen = message.last_seen_unix_ms
     return Participant(
         node_id=message.node_id,
         trust=message.trust,
         state=message.state,
         reason=message.reason,
         enrolled_patients=message.enrolled_patients,
-        last_seen=from_unix_ms(seen) if seen else None,
+        last_seen=_moment(message.last_seen_unix_ms),
         epsilon_spent=message.epsilon_spent if message.HasField("epsilon_spent") else None,
         epsilon_budget=message.epsilon_budget or math.inf,
         budget_fraction=message.budget_fraction,
@@ -381,3 +393,7 @@ def _appeal(message: pb.Appeal) -> Appeal:
         state=message.state,
         answer=message.answer,
     )
+
+
+def _moment(unix_ms: int) -> datetime | None:
+    return from_unix_ms(unix_ms) if unix_ms else None

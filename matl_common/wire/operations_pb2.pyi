@@ -196,6 +196,8 @@ class Contribution(_message.Message):
     TRUST_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    TRUST_STATE_FIELD_NUMBER: _builtins.int
+    TRUST_REASON_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     status: _builtins.str
     """"invited", "uploading", "admitted", "refused", "late" """
@@ -203,6 +205,10 @@ class Contribution(_message.Message):
     upload_fraction: _builtins.float
     trust: _builtins.float
     weight: _builtins.float
+    trust_state: _builtins.str
+    """"trusted", "marginal", "quarantined"; empty before scoring"""
+    trust_reason: _builtins.str
+    """why it stands there after this round"""
     @_builtins.property
     def evaluation(self) -> Global___HospitalEvaluation:
         """of the round's base model; absent where there is none"""
@@ -217,10 +223,12 @@ class Contribution(_message.Message):
         trust: _builtins.float = ...,
         weight: _builtins.float = ...,
         evaluation: Global___HospitalEvaluation | None = ...,
+        trust_state: _builtins.str = ...,
+        trust_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "node_id", b"node_id", "reason", b"reason", "status", b"status", "trust", b"trust", "upload_fraction", b"upload_fraction", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "node_id", b"node_id", "reason", b"reason", "status", b"status", "trust", b"trust", "trust_reason", b"trust_reason", "trust_state", b"trust_state", "upload_fraction", b"upload_fraction", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

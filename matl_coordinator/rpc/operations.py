@@ -16,6 +16,7 @@ from matl_common.wire import operations_pb2_grpc as pb_grpc
 from matl_common.wire.documents import to_unix_ms
 from matl_coordinator.core.evaluations import HospitalEvaluation
 from matl_coordinator.core.rounds import Evaluation, Phase, Round
+from matl_coordinator.core.trust_record import TrustRecord
 from matl_coordinator.ports import State, UpdateStatus
 from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.guard import caller
@@ -80,7 +81,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         rounds = await self._operations.rounds(after=after, limit=limit)
         history = await self._operations.trust_history(after=after, limit=limit)
         trust = {
-            (each.round_id, record.node_id): record.trust
+            (each.round_id, record.node_id): record
             for each in history
             for record in each.records
         }
@@ -158,7 +159,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         return pb.DenyResponse()
 
     def _round(self, rnd: Round, state: State, waiting_for: str) -> pb.RoundSummary:
-        trust = {(rnd.round_id, record.node_id): record.trust for record in state.trust}
+        trust = {(rnd.round_id, record.node_id): record for record in state.trust}
         summary = _past_round(rnd, trust)
         summary.reason = summary.reason or waiting_for
         receiving = {
@@ -186,7 +187,7 @@ def _appeal(node_id: NodeId, state: State) -> pb.Appeal | None:
     )
 
 
-def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]) -> pb.RoundSummary:
+def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], TrustRecord]) -> pb.RoundSummary:
     is_released = rnd.phase is Phase.RELEASED
     return pb.RoundSummary(
         round_id=rnd.round_id,
@@ -205,7 +206,7 @@ def _past_round(rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]) -> pb
 
 
 def _contributions(
-    rnd: Round, trust: Mapping[tuple[RoundId, NodeId], float]
+    rnd: Round, trust: Mapping[tuple[RoundId, NodeId], TrustRecord]
 ) -> list[pb.Contribution]:
     weights = {each.node_id: each.weight for each in rnd.weights}
     reasons = {each.node_id: each.reason for each in rnd.excluded}
@@ -218,15 +219,18 @@ def _contributions(
         if reason:
             status = "late" if reason.startswith("late") else "refused"
         done = 1.0 if node_id in admitted else 0.0
+        standing = trust.get((rnd.round_id, node_id))
         rows.append(
             pb.Contribution(
                 node_id=node_id,
                 status=status,
                 reason=reason,
                 upload_fraction=done,
-                trust=trust.get((rnd.round_id, node_id), 0.0),
+                trust=0.0 if standing is None else standing.trust,
                 weight=weights.get(node_id, 0.0),
                 evaluation=_hospital_evaluation(evaluations.get(node_id)),
+                trust_state="" if standing is None else standing.state.value,
+                trust_reason="" if standing is None else standing.reason,
             )
         )
     return rows
