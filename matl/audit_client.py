@@ -111,6 +111,12 @@ class AuditClient:
             answer.leaf, tuple(answer.path), answer.salt, answer.entry, answer.damaged
         )
 
+    def consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
+        """A proof that the tree of ``new_size`` leaves extends that of ``old_size``."""
+        request = pb.ProveConsistencyRequest(old_size=old_size, new_size=new_size)
+        answer = answered(self._stub.ProveConsistency, request, timeout_seconds=self._timeout)
+        return tuple(answer.proof)
+
     def record_sound(self, size: int, root: bytes) -> int:
         """Put on record that the first ``size`` entries were found sound; returns the entry."""
         return self._record(pb.RecordVerificationRequest(size=size, root=root))

@@ -41,6 +41,8 @@ class Connection(Section):
     key: KeyReference
     certificate: FilePath
     authority: FilePath
+    log_key: FilePath | None = None
+    """The log's verifier key (``log.vkey``), with which the dashboard and the report verify."""
 
 
 class OperatorFile(Section):

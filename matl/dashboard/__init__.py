@@ -1,0 +1,1 @@
+"""What a federation, or one hospital of it, is doing: read, judged, and shown."""
