@@ -30,6 +30,7 @@ from matl.operations import (
 )
 from matl.phi_commands import phi_app
 from matl.pki_commands import keygen, pki_app
+from matl.report_commands import report
 from matl.retention_commands import retention_app
 from matl.terminal import console, print_json, printable, table
 from matl_common.errors import InvalidInputError
@@ -53,6 +54,7 @@ app.add_typer(phi_app, name="phi")
 app.add_typer(pki_app, name="pki")
 app.command()(keygen)
 app.command()(doctor)
+app.command()(report)
 app.command()(backup)
 app.command()(restore)
 audit_app.add_typer(retention_app, name="retention")

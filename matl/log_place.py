@@ -98,7 +98,7 @@ def log_place(
     Raises:
         ConfigurationError: two places, or a file that does not fit.
     """
-    said = _said(log_key_file, policy_file)
+    said = believed_from(log_key_file, policy_file)
     with ExitStack() as stack:
         match coordinator_config, bundle:
             case Path(), Path():
@@ -138,7 +138,12 @@ def load_policy_file(path: Path) -> Policy:
         raise ConfigurationError(f"{path} is no policy: {error}") from error
 
 
-def _said(log_key_file: Path | None, policy_file: Path | None) -> Believed | None:
+def believed_from(log_key_file: Path | None, policy_file: Path | None) -> Believed | None:
+    """Whom the files name; ``None`` without any.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or holds none or several.
+    """
     if policy_file is not None:
         policy = load_policy_file(policy_file)
         if len(policy.logs) != 1:

@@ -120,6 +120,10 @@ class CoordinatorSource:
             raise IntegrityError(f"entry {index} is damaged: {found.damaged}")
         return b"" if found is None else found.entry
 
+    def salt(self, index: int) -> bytes:
+        """What the leaf of an entry of the last page hides what it says with."""
+        return self._told[index].salt
+
     def disclosed(self, leaf: Leaf) -> bytes | None:
         """As ``entry``, checked against its leaf; ``None`` where it cannot be read.
 

@@ -30,13 +30,11 @@ from matl.dashboard.node_watching import NodeWatcher
 from matl.dashboard.server import HOST, free_port, serve_page
 from matl.dashboard.terminal import board_view, node_view, trouble_view
 from matl.dashboard.watching import Watcher
-from matl.log_place import load_policy_file
-from matl.log_verification import Believed
+from matl.log_place import believed_from
 from matl.operations import connect_operator
 from matl.terminal import console, errors_in_one_line
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import parse_spiffe_id
-from matl_common.identity.keys import load_verifier_key
 from matl_common.identity.tls import tls_place
 from matl_participant.config import load_config
 
@@ -153,21 +151,12 @@ def watched(
             files = tls_place(wanted.key, wanted.certificate, wanted.authority)
             name = parse_spiffe_id(wanted.coordinator)
             client = stack.enter_context(connect_operator(wanted.address, files, name))
-            believed = _believed(log_key or wanted.log_key, policy)
+            believed = believed_from(log_key or wanted.log_key, policy)
             federation = Watcher(client, believed, clock=_now)
         node = None
         if participant is not None:
             node = NodeWatcher(load_config(participant), clock=_now)
         yield Watched(federation, node)
-
-
-def _believed(log_key: Path | None, policy: Path | None) -> Believed | None:
-    if policy is not None:
-        found = load_policy_file(policy)
-        if len(found.logs) != 1:
-            raise ConfigurationError(f"{policy} names {len(found.logs)} logs; it needs one")
-        return Believed(found.logs[0], found)
-    return None if log_key is None else Believed(load_verifier_key(log_key))
 
 
 def _serve(found: Watched, *, port: int, every: float, idle_minutes: float) -> None:

@@ -108,7 +108,8 @@ def _bar(fraction: float, tone: Tone, label: str, *, said: str = "") -> str:
     return (
         f'<div class="bar {tone}" role="progressbar" aria-label="{escape(label)}" '
         f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent[:-1]}">'
-        f'<span class="fill" style="width:{percent}"></span><span class="said">{said or percent}</span>'
+        f'<span class="fill" style="width:{percent}"></span>'
+        f'<span class="said">{said or percent}</span>'
         "</div>"
     )
 

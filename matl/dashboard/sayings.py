@@ -13,10 +13,9 @@ _SHORT_DIGEST: Final = 12
 _DIGESTS: Final = frozenset({"model", "update", "base_model", "root"})
 _SHOWN: Final = (
     *("operator", "account", "study", "kind", "code", "reason", "hold", "text", "result"),
-    *("model", "update", "base_model", "accuracy", "quadratic_weighted_kappa", "norm"),
+    *("model", "update", "base_model", "accuracy", "kappa", "norm"),
     *("figure", "bound", "checkpoint", "entry", "first", "last", "reads", "version", "state"),
 )
-_NAMES: Final = {"quadratic_weighted_kappa": "kappa"}
 
 
 def sentence(event: str) -> str:
@@ -33,7 +32,7 @@ def said(facts: Mapping[str, Any]) -> str:
     if facts.get("dropped"):
         return "dropped by order; its hash is still in the tree"
     found = [
-        f"{_NAMES.get(name, name)} {_short(name, facts[name])}"
+        f"{name} {_short(name, facts[name])}"
         for name in _SHOWN
         if isinstance(facts.get(name), str | int | float)
     ]

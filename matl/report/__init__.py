@@ -1,0 +1,1 @@
+"""A study's report: what its log says, verified, in one file."""
