@@ -122,13 +122,13 @@ def line_chart(
         height=height,
     )
     marks: list[Mark] = [*_grid(frame, percent=percent), *_round_numbers(frame, set(rounds))]
-    for level in levels:
-        y = frame.y(level.value)
-        marks.append(Stroke(((_LEFT, y), (width - _RIGHT, y)), MUTED, 1.2, (5.0, 4.0)))
-        marks.append(Text(_LEFT + 6.0, y - 5.0, level.name, MUTED, 11.0))
     for number, curve in enumerate(finite):
         same = sum(each.points == curve.points for each in finite[:number])
         marks += _drawn(curve, frame, number, over=same, percent=percent)
+    for level in levels:
+        y = frame.y(level.value)
+        marks.append(Stroke(((_LEFT, y), (width - _RIGHT, y)), MUTED, 1.2, (5.0, 4.0)))
+        marks.append(Text(width - _RIGHT - 6.0, y - 5.0, level.name, MUTED, 11.0, "end"))
     marks += _names(finite, frame)
     return Chart(
         width, height, tuple(marks), f"{says} {_in_words(finite, percent=percent)}".strip()
@@ -253,7 +253,8 @@ def _svg_mark(mark: Mark) -> str:
             weight = ' font-weight="600"' if bold else ""
             return (
                 f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="{size:g}" '
-                f'text-anchor="{anchor}"{weight}>{escape(text)}</text>'
+                f'text-anchor="{anchor}"{weight} stroke="white" stroke-width="3" '
+                f'paint-order="stroke">{escape(text)}</text>'
             )
 
 

@@ -132,6 +132,7 @@ def common(
     key = "tls.key"
     certificate = "tls.crt"
     authority = "trusted-ca.crt"
+    log_key = "log.vkey"
     ```
 
     For example: matl status, matl rounds --after 3 --json,

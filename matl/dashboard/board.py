@@ -416,6 +416,6 @@ def log_sentence(log: LogState) -> str:
     cosigned = f"; cosigned by {', '.join(log.cosigners)}" if log.cosigners else ""
     return (
         f"{log.size} entries; the log has signed a checkpoint over {log.signed_size} of them"
-        f"{cosigned}. Every entry below was verified on this machine to be in its tree. Root "
+        f"{cosigned}. What is marked proven was verified on this machine to be in its tree. Root "
         f"{log.root}"
     )

@@ -37,6 +37,6 @@ class NodeWatcher:
         with self._lock:
             now, last = self._clock(), self._last
             if last is None or now - last.at >= self._fresh_for:
-                last = read_node(self._config, now=now)
+                last = read_node(self._config, now=now, previous=last)
                 self._last = last
             return last

@@ -178,8 +178,8 @@ def _entries(rows: Iterable[EntryRow]) -> RenderableType:
     for each in rows:
         found.add_row(
             str(each.index),
-            each.at,
-            each.event,
+            _text(each.at),
+            _text(each.event),
             _text(each.about),
             _text(each.says),
             Text(each.proof, style=_STYLES[each.tone]),
@@ -191,5 +191,7 @@ def _receipts(rows: Iterable[ReceiptRow]) -> RenderableType:
     found = _table("Receipts", "Round", "Update", "Admitted (UTC)", "Entry", "Proof")
     for each in rows:
         proof = Text(each.proof, style=_STYLES[each.tone])
-        found.add_row(str(each.round_id), each.update, each.admitted_at, str(each.entry), proof)
+        found.add_row(
+            str(each.round_id), _text(each.update), each.admitted_at, str(each.entry), proof
+        )
     return found

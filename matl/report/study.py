@@ -227,7 +227,8 @@ def _round(number: int, told: Mapping[str, list[Facts]]) -> RoundRecord:
         outcome=outcome,
         why=str(aborted.get("reason", "")),
         invited=tuple(map(str, whole["round_opened"].get("invited", ()))),
-        admitted=tuple(sorted(closed.get("admitted", {}))),
+        # Not those that counted when the collection closed: an update is paid for once it is sent.
+        admitted=tuple(sorted({str(each["node"]) for each in told.get("update_admitted", ())})),
         excluded=dict(closed.get("excluded", {})),
         refused=dict(scored.get("refused", {})),
         standings=_standings(scored, whole.get("round_weighted", {}).get("weights") or {}),

@@ -1,0 +1,143 @@
+"""A log that is followed: an honest coordinator's, and ones that lie to whoever looks."""
+
+# Before gRPC, which reads its TLS settings once.
+import matl_common  # noqa: F401, I001
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matl.dashboard.log_watching import ENTRIES_SHOWN, LogWatcher
+from matl.dashboard.snapshot import Proof
+from matl.log_sources import CoordinatorSource
+from matl.log_verification import Believed
+from matl.operations import connect_operator
+from matl_common.identity.certificates import Role, SpiffeId
+from matl_common.identity.keys import load_verifier_key
+from matl_common.tlog.entry import encode_entry, parse_entry
+from matl_common.wire import audit_pb2 as pb
+from matl_coordinator.ports import Store
+from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, make_site
+from tests.logs import an_entry
+from tests.sdk.serving import Desk, ScriptedLog, scripted, serving
+from tests.sdk.test_audit_over_the_wire import cosigned
+
+pytestmark = pytest.mark.certificates
+
+
+@contextmanager
+def watching(desk: Desk, *, with_policy: bool = True, key: bool = True) -> Iterator[LogWatcher]:
+    """An operator's watcher at a desk."""
+    site = desk.site
+    name = SpiffeId(site.allowlist.federation, Role.COORDINATOR, COORDINATOR)
+    log_key = load_verifier_key(site.nodes[OPERATOR].log_verifier_key)
+    policy = None
+    if with_policy:
+        store = site.connect_store()
+        policy = site.checkpoints(store).policy
+        store.close()
+    with connect_operator(f"127.0.0.1:{desk.port}", site.nodes[OPERATOR].tls, name) as client:
+        source = CoordinatorSource(client.audit)
+        yield LogWatcher(source, Believed(log_key, policy) if key else None)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[Site, Store, bytes]:
+    """Return twenty entries under a checkpoint that every hospital has cosigned."""
+    site = make_site(tmp_path)
+    store = site.connect_store()
+    store.load()
+    store.commit([], [an_entry("happened", number=number) for number in range(20)])
+    note = asyncio.run(cosigned(site, store))
+    return site, store, note
+
+
+def test_what_an_honest_coordinator_shows_is_proven_and_what_is_new_follows(
+    study: tuple[Site, Store, bytes],
+) -> None:
+    site, store, _ = study
+    with serving(site, store) as desk, watching(desk) as watcher:
+        log, entries, alarms = watcher.look()
+        assert (log.problem, alarms, len(entries)) == ("", (), ENTRIES_SHOWN)
+        proofs = {each.index: each.proof for each in entries}
+        assert proofs[19] is Proof.WITNESSED
+        store.commit([], [an_entry("alarm", kind="cartel", round=1)])
+        later, entries, alarms = watcher.look()
+        assert later.problem == ""
+        assert later.size > log.size
+        assert [each.facts["kind"] for each in alarms] == ["cartel"]
+        assert alarms[0].index in {each.index for each in entries}
+        assert all(each.proof is not Proof.BROKEN for each in entries)
+
+
+def test_without_a_key_nothing_is_called_proven(study: tuple[Site, Store, bytes]) -> None:
+    site, store, _ = study
+    with serving(site, store) as desk, watching(desk, key=False) as watcher:
+        log, entries, _ = watcher.look()
+        assert (log.signed_size, log.problem) == (0, "")
+        assert {each.proof for each in entries} == {Proof.UNCHECKED}
+
+
+class OtherEntry(ScriptedLog):
+    """Shows entry 19 saying something else than the log has."""
+
+    def entry(self, index: int) -> pb.LogEntry:
+        found = super().entry(index)
+        if index == 19:
+            found.entry = encode_entry({**parse_entry(found.entry), "number": 7})
+        return found
+
+
+class OtherPath(ScriptedLog):
+    """Shows a path that leads elsewhere."""
+
+    def inclusion(self, index: int, size: int) -> pb.ProveInclusionResponse:
+        found = super().inclusion(index, size)
+        found.path[0] = bytes(32)
+        return found
+
+
+class ShorterLog(ScriptedLog):
+    """Forgets its newest entry once it was read."""
+
+    reads = 0
+
+    def ReadLog(self, request: pb.ReadLogRequest, context: Any) -> pb.ReadLogResponse:  # noqa: N802 - gRPC names
+        found = super().ReadLog(request, context)
+        self.reads += 1
+        if self.reads > 2:
+            found.log_size -= 1
+        return found
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("lie", "told"),
+    [
+        (OtherEntry, "another entry"),
+        (OtherPath, "inclusion proof"),
+        (ShorterLog, "now has 19"),
+    ],
+)
+def test_a_lie_is_found_and_not_forgotten(
+    lie: type[ScriptedLog], told: str, study: tuple[Site, Store, bytes]
+) -> None:
+    site, store, note = study
+    size = 20
+    servicer = lie(store.log_entries(start=0, limit=size), note, _node_of(store))
+    with scripted(site, servicer) as desk, watching(desk, with_policy=False) as watcher:
+        watcher.look()
+        log, entries, _ = watcher.look()
+        assert told in log.problem
+        # An honest answer afterwards does not put it right.
+        assert watcher.look()[0].problem == log.problem
+        if lie is not ShorterLog:
+            assert Proof.BROKEN in {each.proof for each in entries}
+
+
+def _node_of(store: Store) -> Any:
+    return lambda level, index: store.log_nodes([(level, index)])[(level, index)]
