@@ -332,7 +332,9 @@ def _warnings(tally: Tally, believed: Believed, signed_size: int, witnessed_size
             f"no checkpoint vouches for entries {signed_size} to {tally.size - 1} yet: whoever "
             "can write to the database can still change them"
         )
-    if believed.policy is None or believed.policy.quorum == NO_QUORUM:
+    if believed.policy is None:
+        found.append("cosignatures were not looked at: without a policy nothing tells whose count")
+    elif believed.policy.quorum == NO_QUORUM:
         found.append("nobody witnesses this log: its coordinator could show everybody another one")
     elif witnessed_size < signed_size:
         found.append(

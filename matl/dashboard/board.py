@@ -258,7 +258,7 @@ def _round_says(rnd: Round, snapshot: Snapshot) -> str:
         later = f"; the next is due {_clock(due)}" if due is not None else ""
         return f"{rnd.phase} {_clock(rnd.ended_at)}{later}"
     left = "" if rnd.deadline is None else f"; closes {_until(rnd.deadline, snapshot.at)}"
-    return f"waits for {rnd.reason}{left}" if rnd.reason else f"{rnd.phase}{left}"
+    return f"{rnd.phase}: {rnd.reason}{left}" if rnd.reason else f"{rnd.phase}{left}"
 
 
 def _clock(moment: datetime | None) -> str:

@@ -390,7 +390,13 @@ def log_part(evidence: Evidence, *, made_at: datetime) -> Part:
         ("Root", audit.tally.root.hex()),
         ("Opened", opened),
         ("Signed", f"{audit.signed_size} entries under the largest checkpoint"),
-        ("Witnessed", f"{audit.witnessed_size} entries under one that a quorum has cosigned"),
+        ("Witnessed", _witnessed(audit.witnessed_size)),
     )
     warnings = [Paragraph(f"Note: {each}.") for each in audit.warnings]
     return Part("The log", (Facts(rows), *warnings))
+
+
+def _witnessed(size: int) -> str:
+    if not size:
+        return "by no quorum, as far as was looked"
+    return f"{size} entries under one that a quorum has cosigned"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 
 from matl.demo.federation import COORDINATOR_NAME, SUMMARY_FILE, Layout, toml_text
 from matl.demo.study import COORDINATOR, OPERATOR
@@ -31,6 +32,7 @@ from tests.system.processes import ROOT, end_with_parent, until
 
 _MINUTES = 15 * 60.0
 _REPORT_WIDTH = 1100
+_COLOURS = 128
 _HOSPITAL = NodeId("hospital_b")
 
 
@@ -54,13 +56,14 @@ def take(
         until(finished.exists, what="the study is over", seconds=_MINUTES)
     with _process("-m", "matl_coordinator.daemon", "-c", layout.config(COORDINATOR)):
         until(lambda: _status(layout) is not None, what="the coordinator", seconds=_MINUTES)
-        _picture(out / "dashboard-over.png", "-c", operator)
-        _picture(out / "dashboard-hospital.png", "--participant-config", layout.config(_HOSPITAL))
+        _picture(out / "dashboard-hospital.png", layout.config(_HOSPITAL))
         report = scratch / "report.html"
         _report(operator, _address(layout), report)
         with chromium(width=_REPORT_WIDTH) as visit:
             visit.page.goto(report.as_uri())
             visit.page.screenshot(path=out / "report.png", full_page=True)
+    for name in ("dashboard-live.png", "dashboard-hospital.png", "report.png"):
+        _shrink(out / name)
 
 
 @contextmanager
@@ -80,12 +83,22 @@ def _process(*arguments: str | Path) -> Iterator[None]:
         process.wait()
 
 
-def _picture(path: Path, *arguments: str | Path) -> None:
-    with serving_page(*arguments) as served, chromium() as visit:
+def _picture(path: Path, participant: Path) -> None:
+    """One hospital's own view."""
+    with (
+        serving_page("--participant-config", participant) as served,
+        chromium() as visit,
+    ):
         log_in(visit.page, served)
-        visit.page.get_by_text("read").first.wait_for()
-        visit.page.wait_for_timeout(2500)
+        visit.page.get_by_role("heading", name="Receipts").wait_for()
         whole_page(visit.page, path)
+
+
+def _shrink(path: Path) -> None:
+    """Few colours: a picture of a page needs no more."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(_COLOURS)
+    small.save(path, optimize=True)
     typer.echo(f"{path}")
 
 

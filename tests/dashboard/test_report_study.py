@@ -17,7 +17,8 @@ from matl.report.pdf import report_pdf
 from matl.report.study import Logged, Study, read_study
 from matl_common.errors import InvalidInputError
 from matl_common.privacy.charges import epsilon_of
-from matl_common.signing import Envelope, PayloadType
+from matl_common.protocol import PayloadType
+from matl_common.signing import Envelope
 from matl_common.tlog.verification import Tally
 from matl_common.wire.documents import format_study_plan
 from matl_coordinator.service.story import envelope_facts
