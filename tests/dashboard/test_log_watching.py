@@ -119,7 +119,7 @@ class ShorterLog(ScriptedLog):
     ("lie", "told"),
     [
         (OtherEntry, "another entry"),
-        (OtherPath, "inclusion proof"),
+        (OtherPath, "the proof does not show leaf 19"),
         (ShorterLog, "now has 19"),
     ],
 )

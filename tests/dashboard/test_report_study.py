@@ -117,7 +117,7 @@ def test_exclusion_is_told_once_and_so_is_the_way_back() -> None:
 
 def test_clones_missing_noise_refusals_and_orders_are_told_with_their_reasons() -> None:
     refused = {"hospital_b": "without the promised noise"}
-    events = [
+    events: list[dict[str, Any]] = [
         {"event": "update_refused", "node": "hospital_b", "round": 1, "reason": "3 are NaN"},
         {"event": "node_quarantined", "node": "hospital_b", "operator": "o", "reason": "labels"},
         {"event": "access_denied", "reason": "wrong_role"},
