@@ -12,11 +12,12 @@ from fpdf.enums import XPos, YPos
 from fpdf.fonts import FontFace
 
 from matl.charts import Chart, Dot, Stroke, Text, outline
-from matl.report.document import Document, Facts, Figure, Files, Paragraph, Rows
+from matl.report.document import Block, Document, Facts, Figure, Files, Paragraph, Rows
 
 _MARGIN_MM: Final = 16.0
 _INK, _MUTED, _LINE = (31, 41, 51), (82, 96, 109), (221, 227, 232)
 _FAMILY: Final = "DejaVu"
+_HEADING_MM: Final = 13.0
 _MM_PER_POINT: Final = 25.4 / 72.0
 
 
@@ -26,7 +27,7 @@ def report_pdf(document: Document, *, made_at: datetime) -> bytes:
     pdf.set_creation_date(made_at)
     pdf.begin(document)
     for part in document.parts:
-        pdf.heading(part.title)
+        pdf.heading(part.title, before=part.blocks[0])
         for block in part.blocks:
             match block:
                 case Paragraph(text):
@@ -87,9 +88,11 @@ class _Pages(FPDF):
                 self.multi_cell(width - 5, size * 0.42, text, align="L")
         self.set_xy(self.l_margin, top + 22)
 
-    def heading(self, title: str) -> None:
+    def heading(self, title: str, *, before: Block) -> None:
         """A section's title, never alone at a page's foot."""
-        if self.will_page_break(40):
+        chart = before.chart if isinstance(before, Figure) else None
+        needed = 28.0 if chart is None else chart.height * self.epw / chart.width
+        if self.will_page_break(needed + _HEADING_MM):
             self.add_page()
         self.ln(3)
         self._pen(13, bold=True)
@@ -151,6 +154,8 @@ class _Pages(FPDF):
                 case Text():
                     self._write(mark, left, top, scale)
         self.set_line_width(0.2)
+        # Tables are filled with what was used last.
+        self.set_fill_color(255)
         self.set_xy(left, top + chart.height * scale + 1.5)
 
     def _write(self, mark: Text, left: float, top: float, scale: float) -> None:
