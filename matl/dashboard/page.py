@@ -89,7 +89,9 @@ def _controls(desk: Desk) -> None:
 
 
 def _live(desk: Desk) -> None:
-    if _has_ended(desk, st.session_state[_LAST_ACTIVE]):
+    last_active = st.session_state.get(_LAST_ACTIVE)
+    # Gone where the clock ticks while somebody signs out.
+    if not isinstance(last_active, datetime) or _has_ended(desk, last_active):
         st.rerun()
     if desk.federation is not None:
         _federation(desk.federation)

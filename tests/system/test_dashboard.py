@@ -196,8 +196,7 @@ def test_the_page_is_used_by_keyboard_alone_and_asks_no_other_host(scene: Scene)
     with serving_page("-c", scene.operator_toml) as served, chromium() as visit:
         page = visit.page
         page.goto(served.url)
-        page.get_by_label("One-time token").fill("guess")
-        page.keyboard.press("Enter")
+        _try_token(page, "guess")
         page.get_by_text("That is not the token").wait_for()
         # Before the door, nothing of the study is sent.
         assert "hospital_" not in page.content()
@@ -216,10 +215,9 @@ def test_the_page_is_used_by_keyboard_alone_and_asks_no_other_host(scene: Scene)
         page.get_by_role("table", name="Trust round by round").wait_for()
         _tab_to(page, "Sign out")
         page.keyboard.press("Enter")
-        page.get_by_label("One-time token").wait_for()
+        page.get_by_text("Signed in.").wait_for(state="detached")
         # A token works once.
-        page.get_by_label("One-time token").fill(used)
-        page.keyboard.press("Enter")
+        _try_token(page, used)
         page.get_by_text("That is not the token").wait_for()
         assert visit.hosts <= {"127.0.0.1", "data"}
 
@@ -232,6 +230,12 @@ def test_a_page_that_nobody_uses_closes(scene: Scene) -> None:
         log_in(visit.page, served)
         visit.page.get_by_text("The session has ended").wait_for()
         assert "hospital_" not in visit.page.content()
+
+
+def _try_token(page: Page, token: str) -> None:
+    field = page.get_by_label("One-time token")
+    field.fill(token)
+    field.press("Enter")
 
 
 def _tab_to(page: Page, name: str) -> None:
