@@ -81,9 +81,7 @@ class OperationsServicer(pb_grpc.OperationsServiceServicer):
         rounds = await self._operations.rounds(after=after, limit=limit)
         history = await self._operations.trust_history(after=after, limit=limit)
         trust = {
-            (each.round_id, record.node_id): record
-            for each in history
-            for record in each.records
+            (each.round_id, record.node_id): record for each in history for record in each.records
         }
         return pb.ListRoundsResponse(rounds=[_past_round(rnd, trust) for rnd in rounds])
 

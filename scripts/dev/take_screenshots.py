@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
 
 from matl.demo.federation import COORDINATOR_NAME, SUMMARY_FILE, Layout, toml_text
 from matl.demo.study import COORDINATOR, OPERATOR
@@ -32,7 +31,6 @@ from tests.system.processes import ROOT, end_with_parent, until
 
 _MINUTES = 15 * 60.0
 _REPORT_WIDTH = 1100
-_COLOURS = 128
 _HOSPITAL = NodeId("hospital_b")
 
 
@@ -62,8 +60,6 @@ def take(
         with chromium(width=_REPORT_WIDTH) as visit:
             visit.page.goto(report.as_uri())
             visit.page.screenshot(path=out / "report.png", full_page=True)
-    for name in ("dashboard-live.png", "dashboard-hospital.png", "report.png"):
-        _shrink(out / name)
 
 
 @contextmanager
@@ -92,14 +88,6 @@ def _picture(path: Path, participant: Path) -> None:
         log_in(visit.page, served)
         visit.page.get_by_role("heading", name="Receipts").wait_for()
         whole_page(visit.page, path)
-
-
-def _shrink(path: Path) -> None:
-    """Few colours: a picture of a page needs no more."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(_COLOURS)
-    small.save(path, optimize=True)
-    typer.echo(f"{path}")
 
 
 def _report(operator: Path, address: str, out: Path) -> None:
