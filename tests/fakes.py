@@ -451,7 +451,7 @@ class FakeSink:
     def received_chunks(self) -> int:
         return len(self._part.chunks)
 
-    def append(self, index: int, data: bytes) -> None:
+    def append(self, index: int, data: bytes | memoryview) -> None:
         part = self._open_part()
         if index != len(part.chunks) or index >= len(_hashes(part)):
             raise ChunkRefusedError(f"chunk {index} came where {len(part.chunks)} is next")
@@ -459,7 +459,7 @@ class FakeSink:
             raise ChunkRefusedError(f"chunk {index} has {len(data)} bytes")
         if leaf_hash(data) != _hashes(part)[index]:
             raise ChunkRefusedError(f"chunk {index} does not match its declared hash")
-        part.chunks.append(data)
+        part.chunks.append(bytes(data))
 
     def sync(self) -> int:
         part = self._open_part()

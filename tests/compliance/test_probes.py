@@ -1,5 +1,6 @@
 """Probes by themselves: what they decide, and those that need no federation."""
 
+import importlib.metadata
 import math
 import socket
 import ssl
@@ -14,10 +15,11 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
 
 from matl.compliance.control import BrokenControlError, Status
 from matl.compliance.probes.audit_controls import untold
-from matl.compliance.probes.inventory import parse_lock, undeclared
+from matl.compliance.probes.inventory import is_as_locked, parse_lock, undeclared
 from matl.compliance.probes.privacy import judge_spending
 from matl.compliance.probes.transmission import (
     client_hello,
@@ -107,9 +109,29 @@ def test_only_what_others_can_reach_must_be_declared() -> None:
     assert undeclared([("0.0.0.0", 22)], ["192.0.2.7:22"]) == [("0.0.0.0", 22)]
 
 
-def test_a_lock_is_read_by_normalised_names() -> None:
-    text = "# a remark\nPyYAML==6.0\n    # via x\nzope.interface==7.1  # why\nnot a pin\n"
-    assert parse_lock(text) == {"pyyaml": "6.0", "zope-interface": "7.1"}
+def test_a_lock_is_read_by_normalised_names_and_for_this_platform() -> None:
+    text = (
+        "# a remark\nPyYAML==6.0\n    # via x\nzope.interface==7.1  # why\n"
+        "torch==2.14.1 ; python_version >= '3'\ntorch==2.9.1 ; python_version < '3'\n"
+    )
+    assert parse_lock(text) == {
+        "pyyaml": SpecifierSet("==6.0"),
+        "zope-interface": SpecifierSet("==7.1"),
+        "torch": SpecifierSet("==2.14.1"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "is_locked"), [("2.14.1", True), ("2.14.1+cpu", True), ("2.14.2", False)]
+)
+def test_another_build_of_the_locked_version_is_as_locked(version: str, *, is_locked: bool) -> None:
+    assert is_as_locked("torch", version, {"torch": SpecifierSet("==2.14.1")}) is is_locked
+    assert not is_as_locked("numpy", version, {"torch": SpecifierSet("==2.14.1")})
+
+
+def test_what_this_project_pins_is_a_lock() -> None:
+    lock = parse_lock((Path(__file__).parents[2] / "constraints.txt").read_text(encoding="utf-8"))
+    assert is_as_locked("torch", importlib.metadata.version("torch"), lock)
 
 
 @given(st.binary(max_size=64))

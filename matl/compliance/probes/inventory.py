@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -12,13 +11,16 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.probes.attested import upload
 from matl.compliance.site import Site
 from matl.doctor_handshake import split_address
 
 _LOCK: Final = Path(__file__).resolve().parents[3] / "constraints.txt"
-_PINNED: Final = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;#]+)")
 _LISTEN: Final = "0A"
 # What builds and installs is no part of what runs.
 _INSTALLERS: Final = frozenset({"matl", "pip", "setuptools", "wheel"})
@@ -36,16 +38,21 @@ def software(site: Site) -> Outcome:
         raise NotTestedError(
             "no lock file is at hand", "name it in [places] lock of safeguards.toml"
         )
-    locked = parse_lock(path.read_text(encoding="utf-8"))
+    try:
+        locked = parse_lock(path.read_text(encoding="utf-8"))
+    except InvalidRequirement as error:
+        raise NotTestedError(
+            f"{path.name} is no list of requirements: {error}", "write it anew: pip freeze"
+        ) from error
     installed = {
-        _normal(each.metadata["Name"]): each.version
+        canonicalize_name(each.metadata["Name"]): each.version
         for each in distributions()
         if each.metadata["Name"]
     }
     different = [
         f"{name} {version} (locked: {locked.get(name, 'not at all')})"
         for name, version in sorted(installed.items())
-        if name not in _INSTALLERS and locked.get(name) != version
+        if name not in _INSTALLERS and not is_as_locked(name, version, locked)
     ]
     if different:
         more = f", and {len(different) - 5} more" if len(different) > 5 else ""
@@ -79,10 +86,20 @@ def sockets(site: Site) -> Outcome:
     )
 
 
-def parse_lock(text: str) -> Mapping[str, str]:
-    """Versions by normalised name, of the lines ``name==version``. Pure."""
-    pinned = (_PINNED.match(line.strip()) for line in text.splitlines())
-    return {_normal(found[1]): found[2] for found in pinned if found}
+def parse_lock(text: str) -> Mapping[str, SpecifierSet]:
+    """What this platform is to install, by normalised name (PEP 508)."""
+    pinned = (line.partition("#")[0].strip() for line in text.splitlines())
+    found = [Requirement(line) for line in pinned if line]
+    return {
+        canonicalize_name(each.name): each.specifier
+        for each in found
+        if each.marker is None or each.marker.evaluate()
+    }
+
+
+def is_as_locked(name: str, version: str, locked: Mapping[str, SpecifierSet]) -> bool:
+    """Whether an installed version is the locked one, of whatever build (PEP 440). Pure."""
+    return name in locked and locked[name].contains(version, prereleases=True)
 
 
 def undeclared(
@@ -129,7 +146,3 @@ def _address(text: str) -> str:
     found = ipaddress.ip_address(socket.inet_ntop(family, words))
     mapped = getattr(found, "ipv4_mapped", None)
     return str(mapped or found)
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
