@@ -31,8 +31,8 @@ from rich.table import Table
 from sqlalchemy import make_url
 
 from matl.demo.summary import machine
-from matl.log_sources import DatabaseSource
-from matl.log_verification import Believed, verify_log
+from matl.log.sources import DatabaseSource
+from matl.log.verification import Believed, verify_log
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint

@@ -15,12 +15,16 @@ from typing import Annotated, Final, TypeVar
 import typer
 from rich.table import Table
 
-from matl.audit_commands import audit_app
-from matl.backup_commands import backup, restore
+from matl.commands.audit import audit_app
+from matl.commands.backup import backup, restore
+from matl.commands.doctor import doctor
+from matl.commands.evidence import evidence
+from matl.commands.ledger import ledger_app
+from matl.commands.phi import phi_app
+from matl.commands.pki import keygen, pki_app
+from matl.commands.report import report
+from matl.commands.retention import retention_app
 from matl.connection import Flags, Invocation, connected
-from matl.doctor_commands import doctor
-from matl.evidence_commands import evidence
-from matl.ledger_commands import ledger_app
 from matl.operations import (
     HospitalEvaluation,
     OperationsClient,
@@ -28,10 +32,6 @@ from matl.operations import (
     Round,
     Status,
 )
-from matl.phi_commands import phi_app
-from matl.pki_commands import keygen, pki_app
-from matl.report_commands import report
-from matl.retention_commands import retention_app
 from matl.terminal import console, print_json, printable, table
 from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_node_id

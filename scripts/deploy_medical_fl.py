@@ -1,6 +1,6 @@
 """Start one daemon of a federation: ``python deploy_medical_fl.py --role coordinator …``."""
 
-from matl.deploy import main
+from matl.deploy.command import main
 
 if __name__ == "__main__":
     main()

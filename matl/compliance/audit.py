@@ -42,7 +42,7 @@ from matl.compliance.probes import (
 from matl.compliance.registry import Registry
 from matl.compliance.report import Report
 from matl.compliance.site import CoordinatorSite, ParticipantSite, Site
-from matl.doctor import BrokenLinkError
+from matl.doctor.examination import BrokenLinkError
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.version import __version__
 from matl_coordinator.account import current_account

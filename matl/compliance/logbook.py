@@ -13,8 +13,8 @@ from typing import Any, Final, Self
 from sqlalchemy import Engine, make_url
 
 from matl.compliance.control import NotTestedError
-from matl.log_place import configured, with_data_keys
-from matl.log_verification import Believed, opened_entries
+from matl.log.place import configured, with_data_keys
+from matl.log.verification import Believed, opened_entries
 from matl_common.errors import IntegrityError
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.leaf import parse_leaf

@@ -9,8 +9,8 @@ from pathlib import Path
 from matl.compliance.control import NotTestedError, Side
 from matl.compliance.logbook import Logbook
 from matl.compliance.registry import Registry
-from matl.doctor import BrokenLinkError
-from matl.doctor_handshake import connection_found, split_address
+from matl.doctor.examination import BrokenLinkError
+from matl.doctor.handshake import connection_found, split_address
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.ids import FederationId, NodeId
 from matl_coordinator.config import Config as CoordinatorConfig

@@ -30,7 +30,7 @@ from matl.dashboard.node_watching import NodeWatcher
 from matl.dashboard.server import HOST, free_port, serve_page
 from matl.dashboard.terminal import board_view, node_view, trouble_view
 from matl.dashboard.watching import Watcher
-from matl.log_place import believed_from
+from matl.log.place import believed_from
 from matl.operations import connect_operator
 from matl.terminal import console, errors_in_one_line
 from matl_common.errors import ConfigurationError

@@ -13,10 +13,10 @@ from typing import Final
 
 from matl.dashboard.alerts import ALARM_EVENTS
 from matl.dashboard.snapshot import Entry, LogState, Proof
-from matl.log_proofs import check_entry
-from matl.log_sources import CoordinatorSource
-from matl.log_told import told
-from matl.log_verification import Believed
+from matl.log.proofs import check_entry
+from matl.log.sources import CoordinatorSource
+from matl.log.told import told
+from matl.log.verification import Believed
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
 from matl_common.tlog.disclosure import Disclosure

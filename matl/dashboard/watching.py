@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 
 from matl.dashboard.log_watching import LogWatcher
 from matl.dashboard.snapshot import Snapshot
-from matl.log_sources import CoordinatorSource
-from matl.log_verification import Believed
+from matl.log.sources import CoordinatorSource
+from matl.log.verification import Believed
 from matl.operations import OperationsClient, Round
 
 _FINAL = frozenset({"released", "aborted"})

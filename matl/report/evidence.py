@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from matl.log_proofs import check_entry
-from matl.log_sources import CoordinatorSource, LogSource
-from matl.log_told import facts_of, leaf_of
-from matl.log_verification import AuditReport, Believed, verify_log
+from matl.log.proofs import check_entry
+from matl.log.sources import CoordinatorSource, LogSource
+from matl.log.told import facts_of, leaf_of
+from matl.log.verification import AuditReport, Believed, verify_log
 from matl.report.study import Logged
 from matl_common.errors import IntegrityError
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint

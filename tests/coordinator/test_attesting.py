@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from matl.doctor_handshake import shown_certificate
+from matl.doctor.handshake import shown_certificate
 from matl_common.attestation.binding import REPORT_DATA_BYTES, Binding, tls_spki
 from matl_common.attestation.evidence import (
     MAX_ENDORSEMENTS_BYTES,

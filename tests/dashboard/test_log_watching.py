@@ -13,8 +13,8 @@ import pytest
 
 from matl.dashboard.log_watching import ENTRIES_SHOWN, LogWatcher
 from matl.dashboard.snapshot import Proof
-from matl.log_sources import CoordinatorSource
-from matl.log_verification import Believed
+from matl.log.sources import CoordinatorSource
+from matl.log.verification import Believed
 from matl.operations import connect_operator
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.keys import load_verifier_key

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from matl.log_sources import CoordinatorSource
-from matl.log_verification import Believed
+from matl.log.sources import CoordinatorSource
+from matl.log.verification import Believed
 from matl.operations import connect_operator
 from matl.report.evidence import evidence_from_coordinator
 from matl_common.errors import IntegrityError
@@ -20,7 +20,7 @@ from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.keys import load_verifier_key
 from matl_common.tlog.disclosure import parse_disclosure
 from matl_common.tlog.proof import parse_proof
-from matl.log_proofs import check_entry
+from matl.log.proofs import check_entry
 from matl_common.wire import audit_pb2 as pb
 from matl_coordinator.ports import LoggedEntry, Store
 from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, make_site

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from matl.log_verification import AuditReport
+from matl.log.verification import AuditReport
 from matl.report.document import sealed_document, study_document
 from matl.report.evidence import Evidence
 from matl.report.html import report_html

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from matl.demo.run import DEPLOY
 from matl.demo.study import COORDINATOR
-from matl.deploy_progress import Scene, parse_line, picture, seen, told, watch
-from matl.deploy_terminal import without_done
+from matl.deploy.progress import Scene, parse_line, picture, seen, told, watch
+from matl.deploy.terminal import without_done
 from tests.demo.test_federation import prepared
 
 LINES: tuple[Mapping[str, object], ...] = (

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from matl import deploy
 from matl.demo.federation import Layout
 from matl.demo.run import DEPLOY
 from matl.demo.study import COORDINATOR
+from matl.deploy import command as deploy
 from matl_common.errors import ConfigurationError
 from matl_common.ids import NodeId
 from matl_common.modes import MATLMode

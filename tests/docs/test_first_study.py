@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from matl import cli
 from matl.connection import Flags, read_connection
-from matl.doctor import examine
-from matl.doctor_participant import participant_links
+from matl.doctor.examination import examine
+from matl.doctor.participant import participant_links
 from matl_coordinator import config as coordinator
 from matl_participant import config as participant
 from tests.deploy.command_lines import parse

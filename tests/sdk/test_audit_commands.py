@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from typer.testing import CliRunner, Result
 
 from matl.cli import app
-from matl.log_verification import opened_entries
+from matl.log.verification import opened_entries
 from matl_common.durable import owned_folder
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.identity.wrapping import create_key_file, load_key_file

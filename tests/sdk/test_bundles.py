@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from matl.log_bundle import BundleSource, export_bundle
-from matl.log_sources import DatabaseSource
-from matl.log_verification import Believed, verify_log
+from matl.log.bundle import BundleSource, export_bundle
+from matl.log.sources import DatabaseSource
+from matl.log.verification import Believed, verify_log
 from matl_common.errors import IntegrityError, MatlError
 from matl_common.tlog.checkpoint import Checkpoint, log_key, open_checkpoint, sign_checkpoint
 from matl_common.tlog.policy import NO_QUORUM, Policy

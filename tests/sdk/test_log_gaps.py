@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from matl.log_gaps import Gaps
+from matl.log.gaps import Gaps
 from matl_common.ids import digest_of
 from matl_common.tlog.leaf import Leaf
 from matl_common.tlog.verification import LogDamagedError

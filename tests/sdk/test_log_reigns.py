@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from matl.log_reigns import Reign, Reigns
-from matl.log_sources import DatabaseSource
-from matl.log_verification import AuditReport, Believed, verify_log
+from matl.log.reigns import Reign, Reigns
+from matl.log.sources import DatabaseSource
+from matl.log.verification import AuditReport, Believed, verify_log
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.entry import with_fact
 from matl_common.tlog.verification import LogDamagedError

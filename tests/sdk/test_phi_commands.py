@@ -130,7 +130,7 @@ def test_a_schema_decides_what_a_table_may_have(tmp_path: Path) -> None:
 
 
 def test_the_help_shows_a_schema_that_works(tmp_path: Path) -> None:
-    from matl.phi_commands import scan
+    from matl.commands.phi import scan
     from matl_common.phi.schema import load_schema
 
     shown = (scan.__doc__ or "").split("```")[1]

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from matl.cli import app
-from matl.retention_commands import retention_app
+from matl.commands.retention import retention_app
 from matl.terminal import EXIT_FAILED, EXIT_WRONG_USE
 from matl_common.durable import owned_folder
 from matl_common.identity.key_places import create_wrapping_key, load_wrapping_key

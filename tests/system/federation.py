@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from matl.log_sources import DatabaseSource
-from matl.log_verification import Believed, opened_entries, verify_log
+from matl.log.sources import DatabaseSource
+from matl.log.verification import Believed, opened_entries, verify_log
 from matl.operations import OperationsClient, connect_operator
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.development import (

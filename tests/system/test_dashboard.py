@@ -24,7 +24,7 @@ from matl.dashboard.node_board import node_board_of
 from matl.dashboard.node_snapshot import read_node
 from matl.dashboard.snapshot import Proof, Snapshot
 from matl.dashboard.watching import Watcher
-from matl.log_verification import Believed
+from matl.log.verification import Believed
 from matl.operations import Round
 from matl_common.identity.keys import load_verifier_key
 from matl_participant.config import load_config

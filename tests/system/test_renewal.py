@@ -8,7 +8,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from matl.doctor_handshake import shown_certificate
+from matl.doctor.handshake import shown_certificate
 from matl_common.identity.allowlist import Allowlist, encode_allowlist, enrol, load_allowlist
 from matl_common.identity.keys import (
     generate_private_key,

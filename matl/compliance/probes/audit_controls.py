@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from matl.compliance.control import BrokenControlError, Outcome, passed
 from matl.compliance.probes.emergency import moment_of
 from matl.compliance.site import CoordinatorSite, Site, at_coordinator
-from matl.log_sources import DatabaseSource
-from matl.log_verification import verify_log
+from matl.log.sources import DatabaseSource
+from matl.log.verification import verify_log
 from matl_common.errors import IntegrityError
 from matl_coordinator.store.anchor import log_anchor
 from matl_coordinator.store.database import create_database_engine, reading

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.probes.attested import upload
 from matl.compliance.site import CoordinatorSite, Site
-from matl.doctor import Link, examine
-from matl.doctor_coordinator import coordinator_links
-from matl.doctor_participant import participant_links
+from matl.doctor.coordinator import coordinator_links
+from matl.doctor.examination import Link, examine
+from matl.doctor.participant import participant_links
 from matl_common.identity.held_keys import HeldKey, load_ed25519_key, load_p256_key, load_tls_key
 from matl_common.identity.key_places import KeyPlace, load_wrapping_key
 

@@ -12,9 +12,9 @@ from sqlalchemy import Engine
 
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.site import Site, at_coordinator
-from matl.log_place import configured, with_data_keys
-from matl.log_sources import DatabaseSource
-from matl.log_verification import verify_log
+from matl.log.place import configured, with_data_keys
+from matl.log.sources import DatabaseSource
+from matl.log.verification import verify_log
 from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.merkle import root_from
 from matl_coordinator.backup_check import check_backup

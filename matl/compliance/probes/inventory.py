@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.probes.attested import upload
 from matl.compliance.site import Site
-from matl.doctor_handshake import split_address
+from matl.doctor.handshake import split_address
 
 _LOCK: Final = Path(__file__).resolve().parents[3] / "constraints.txt"
 _LISTEN: Final = "0A"

@@ -13,7 +13,7 @@ from sqlalchemy import make_url, text
 
 from matl.compliance.control import BrokenControlError, Outcome, passed
 from matl.compliance.site import Site, answering, at_coordinator
-from matl.doctor_handshake import shown_certificate, split_address
+from matl.doctor.handshake import shown_certificate, split_address
 from matl_coordinator.store.database import reading
 
 SECONDS: Final = 10.0

@@ -12,7 +12,7 @@ A bundle is a folder of C2SP tlog-tiles, which others' tools read, with a folder
     matl/policy               the log's key, its witnesses' keys, and their quorum (tlog-policy)
 
 C2SP entry bundles have no gaps, so others' tools see a pruned log: they find no bundle for 256
-leaves of which some were dropped. Nothing here is believed; ``matl.log_verification`` checks it.
+leaves of which some were dropped. Nothing here is believed; ``matl.log.verification`` checks it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from matl.log_sources import LogSource
+from matl.log.sources import LogSource
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import parse_checkpoint

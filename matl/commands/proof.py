@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from matl.log_place import (
+from matl.log.place import (
     Database,
     Index,
     Json,
@@ -18,14 +18,14 @@ from matl.log_place import (
     log_place,
     read_file,
 )
-from matl.log_proofs import (
+from matl.log.proofs import (
     check_entry,
     cosigners_told,
     proof_from_coordinator,
     proof_from_database,
 )
-from matl.log_sources import CoordinatorSource
-from matl.log_verification import Believed
+from matl.log.sources import CoordinatorSource
+from matl.log.verification import Believed
 from matl.terminal import print_json, printable, printable_json, verdict_in_one_line
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError

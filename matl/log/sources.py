@@ -1,7 +1,7 @@
-"""Where a log can be read from: its database, or the coordinator; ``log_bundle`` reads exports.
+"""Where a log can be read from: its database, or the coordinator; ``bundle`` reads exports.
 
 All of them give the same: leaves as they are stored, nodes of the tree, and signed checkpoints.
-None of them is believed; ``matl.log_verification`` checks what it is given.
+None of them is believed; ``matl.log.verification`` checks what it is given.
 """
 
 from __future__ import annotations

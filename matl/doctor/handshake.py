@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from matl.doctor import BrokenLinkError
+from matl.doctor.examination import BrokenLinkError
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.tls import TlsFiles
 

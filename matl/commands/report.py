@@ -12,16 +12,16 @@ from typing import Annotated, Final
 import typer
 
 from matl.connection import Invocation, opened_client, read_connection
-from matl.log_bundle import BundleSource
-from matl.log_place import (
+from matl.log.bundle import BundleSource
+from matl.log.place import (
     LogKeyFile,
     PolicyFile,
     believed_from,
     configured,
     with_data_keys,
 )
-from matl.log_sources import CoordinatorSource, DatabaseSource
-from matl.log_verification import Believed
+from matl.log.sources import CoordinatorSource, DatabaseSource
+from matl.log.verification import Believed
 from matl.report.document import Document, sealed_document, study_document
 from matl.report.evidence import (
     Evidence,

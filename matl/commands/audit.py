@@ -2,7 +2,7 @@
 
 Three places to read from: the coordinator, as an operator; its database, on its machine; a
 bundle that was exported, anywhere, without either. Nothing here decides what is sound:
-``matl.log_verification`` does.
+``matl.log.verification`` does.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from matl.log_bundle import POLICY, export_bundle
-from matl.log_place import (
+from matl.commands.proof import check, prove
+from matl.log.bundle import POLICY, export_bundle
+from matl.log.place import (
     Bundle,
     Database,
     Index,
@@ -30,10 +31,9 @@ from matl.log_place import (
     log_place,
     read_file,
 )
-from matl.log_sources import CoordinatorSource, LogSource
-from matl.log_told import told
-from matl.log_verification import AuditReport, opened_entries, verify_log
-from matl.proof_commands import check, prove
+from matl.log.sources import CoordinatorSource, LogSource
+from matl.log.told import told
+from matl.log.verification import AuditReport, opened_entries, verify_log
 from matl.terminal import (
     EXIT_FAILED,
     console,

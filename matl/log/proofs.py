@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Any
 
-from matl.log_sources import CoordinatorSource, LogSource
-from matl.log_told import facts_of
-from matl.log_verification import Believed
+from matl.log.sources import CoordinatorSource, LogSource
+from matl.log.told import facts_of
+from matl.log.verification import Believed
 from matl_common.errors import ConfigurationError, IntegrityError
 from matl_common.tlog.checkpoint import SignedCheckpoint, verify_checkpoint
 from matl_common.tlog.disclosure import Disclosure

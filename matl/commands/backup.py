@@ -24,9 +24,9 @@ from rich.progress import (
 )
 from sqlalchemy import Engine
 
-from matl.log_place import configured, read_file, with_data_keys
-from matl.log_sources import DatabaseSource
-from matl.log_verification import verify_log
+from matl.log.place import configured, read_file, with_data_keys
+from matl.log.sources import DatabaseSource
+from matl.log.verification import verify_log
 from matl.terminal import console, errors_in_one_line, print_json, printable, table
 from matl_common.durable import FolderInUseError
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError

@@ -23,8 +23,8 @@ from matl.compliance.catalogue import controls_before
 from matl.compliance.control import Finding, Status, hindrances
 from matl.compliance.registry import load_registry
 from matl.compliance.site import Site
-from matl.deploy_plan import coordinator_plan, participant_plan
-from matl.deploy_terminal import watched
+from matl.deploy.plan import coordinator_plan, participant_plan
+from matl.deploy.terminal import watched
 from matl.terminal import console, printable, table
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist

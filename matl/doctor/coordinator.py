@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from matl.doctor import (
+from matl.doctor.examination import (
     REMEDIES,
     BrokenLinkError,
     Link,
@@ -25,7 +25,7 @@ from matl.doctor import (
     signing_key_found,
     valid_until,
 )
-from matl.doctor_handshake import (
+from matl.doctor.handshake import (
     address_found,
     connection_found,
     shown_certificate,

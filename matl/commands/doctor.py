@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from matl.doctor import Finding, Link, examine
-from matl.doctor_coordinator import coordinator_links
-from matl.doctor_participant import participant_links
+from matl.doctor.coordinator import coordinator_links
+from matl.doctor.examination import Finding, Link, examine
+from matl.doctor.participant import participant_links
 from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, table
 from matl_common.errors import ConfigurationError
 from matl_coordinator.config import load_config as load_coordinator

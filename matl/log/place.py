@@ -17,9 +17,9 @@ import typer
 
 from matl.audit_client import AuditClient
 from matl.connection import opened_client
-from matl.log_bundle import BundleSource
-from matl.log_sources import CoordinatorSource, DatabaseSource, LogSource
-from matl.log_verification import Believed
+from matl.log.bundle import BundleSource
+from matl.log.sources import CoordinatorSource, DatabaseSource, LogSource
+from matl.log.verification import Believed
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key

@@ -12,7 +12,7 @@ from typing import Final
 
 from rich.console import Console
 
-from matl.deploy_progress import watch
+from matl.deploy.progress import watch
 
 # What the parent has done already, and its value.
 _DONE: Final = frozenset({"--compliance", "--registry"})
@@ -23,7 +23,7 @@ def watched(arguments: Sequence[str], *, title: str, expected: int) -> int:
 
     Signals go on to the daemon; it decides what to do, and this ends when it does.
     """
-    command = [sys.executable, "-m", "matl.deploy", *without_done(arguments), "--plain"]
+    command = [sys.executable, "-m", "matl.deploy.command", *without_done(arguments), "--plain"]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

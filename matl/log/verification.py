@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from matl.log_bundle import BundleSource
-from matl.log_gaps import Gaps
-from matl.log_reigns import Reigns
-from matl.log_sources import CoordinatorSource, DatabaseSource, LogSource
+from matl.log.bundle import BundleSource
+from matl.log.gaps import Gaps
+from matl.log.reigns import Reigns
+from matl.log.sources import CoordinatorSource, DatabaseSource, LogSource
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.memory import without_collecting
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint

@@ -13,7 +13,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2
 
-from matl.doctor import (
+from matl.doctor.examination import (
     REMEDIES,
     SENT_TO_OPERATOR,
     BrokenLinkError,
@@ -28,7 +28,7 @@ from matl.doctor import (
     signing_key_found,
     valid_until,
 )
-from matl.doctor_handshake import (
+from matl.doctor.handshake import (
     SECONDS,
     address_found,
     connection_found,

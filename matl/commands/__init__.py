@@ -1,0 +1,1 @@
+"""The operators' commands, one file a subject; `matl.cli` puts them together."""

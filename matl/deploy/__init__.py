@@ -1,0 +1,1 @@
+"""`deploy_medical_fl.py`: one daemon, by the tutorial's words."""

@@ -1,0 +1,1 @@
+"""What stands between a node and its federation, examined link by link."""
