@@ -152,6 +152,8 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
                 taking = await self._intake.take(reception, message.number, message.data)
                 taking.add_done_callback(partial(_end, turn))
                 self._meter.bytes_received(len(message.data))
+                # Who waits for a turn has no chunk in memory.
+                del message
                 turn = await self._receiving.one()
         finally:
             turn.end()

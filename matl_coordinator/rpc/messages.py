@@ -7,8 +7,10 @@ caller may keep a call open without a word. Nothing here knows what a message me
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+import grpc.aio
 
 from matl_common.errors import InvalidInputError, MatlError
 
@@ -19,23 +21,34 @@ class IdleError(MatlError):
     """The caller kept a call open and said nothing; it may call again."""
 
 
-async def in_time(messages: AsyncIterator[T], *, idle_seconds: float) -> AsyncIterator[T]:
-    """Yield the messages of a stream for as long as each follows the one before soon enough.
+class InTime(AsyncIterator[T]):
+    """The messages of a stream, for as long as each follows the one before soon enough.
 
-    Raises:
-        IdleError: one did not.
+    Keeps none of them, unlike a generator, whose variable would hold a chunk of every stream that
+    waits for its turn; gRPC's own iterator is one, so messages are asked for one by one.
     """
-    while True:
+
+    def __init__(self, read: Callable[[], Awaitable[Any]], *, idle_seconds: float) -> None:
+        """Take messages from ``read``, until it gives ``grpc.aio.EOF``."""
+        self._read = read
+        self._idle_seconds = idle_seconds
+
+    async def __anext__(self) -> T:
+        """The next one.
+
+        Raises:
+            IdleError: it did not come in time.
+        """
         try:
-            async with asyncio.timeout(idle_seconds):
-                message = await anext(messages)
-        except StopAsyncIteration:
-            return
+            async with asyncio.timeout(self._idle_seconds):
+                message = await self._read()
         except TimeoutError as error:
             raise IdleError(
-                f"nothing came for {idle_seconds:g} s; connect again and resume"
+                f"nothing came for {self._idle_seconds:g} s; connect again and resume"
             ) from error
-        yield message
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return cast("T", message)
 
 
 async def only_message(messages: AsyncIterator[T]) -> T:

@@ -35,7 +35,7 @@ from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.audit import AuditServicer
 from matl_coordinator.rpc.federation import FederationServicer
 from matl_coordinator.rpc.guard import Guard, check_roles
-from matl_coordinator.rpc.messages import in_time, only_message
+from matl_coordinator.rpc.messages import InTime, only_message
 from matl_coordinator.rpc.operations import OperationsServicer
 from matl_coordinator.rpc.statuses import status_of
 from matl_coordinator.service.assembly import UseCases
@@ -329,13 +329,13 @@ def _of_stream(handler: Handler, parse: Callable[[bytes], Any], idle_seconds: fl
     )
     takes_stream = handler.request_streaming
 
-    async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
-        messages = in_time(requests, idle_seconds=idle_seconds)
+    async def answer(_: object, context: Any) -> Any:
+        messages = InTime[Any](context.read, idle_seconds=idle_seconds)
         request = messages if takes_stream else parse(await only_message(messages))
         return await inner(request, context)
 
-    async def answers(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        messages = in_time(requests, idle_seconds=idle_seconds)
+    async def answers(_: object, context: Any) -> AsyncIterator[Any]:
+        messages = InTime[Any](context.read, idle_seconds=idle_seconds)
         request = messages if takes_stream else parse(await only_message(messages))
         if inspect.isasyncgenfunction(inner):
             async for each in inner(request, context):

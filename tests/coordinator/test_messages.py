@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import grpc.aio
 import pytest
 
-from matl_coordinator.rpc.messages import IdleError, in_time
+from matl_coordinator.rpc.messages import IdleError, InTime
 
 
 async def numbers(*, then: Exception | None = None) -> AsyncIterator[int]:
@@ -15,6 +17,15 @@ async def numbers(*, then: Exception | None = None) -> AsyncIterator[int]:
         raise then
 
 
+def reading(messages: AsyncIterator[object]) -> Callable[[], Awaitable[object]]:
+    """As a call's context reads: one by one, and then the end."""
+
+    async def read() -> object:
+        return await anext(messages, grpc.aio.EOF)
+
+    return read
+
+
 async def take(messages: AsyncIterator[int], into: list[int]) -> None:
     async for message in messages:
         into.append(message)
@@ -22,14 +33,14 @@ async def take(messages: AsyncIterator[int], into: list[int]) -> None:
 
 async def test_all_messages_come_in_order() -> None:
     taken: list[int] = []
-    await take(in_time(numbers(), idle_seconds=30.0), taken)
+    await take(InTime[int](reading(numbers()), idle_seconds=30.0), taken)
     assert taken == [1, 2, 3]
 
 
 async def test_what_breaks_a_stream_comes_after_its_last_message() -> None:
     taken: list[int] = []
     with pytest.raises(ConnectionError):
-        await take(in_time(numbers(then=ConnectionError()), idle_seconds=30.0), taken)
+        await take(InTime[int](reading(numbers(then=ConnectionError())), idle_seconds=30.0), taken)
     assert taken == [1, 2, 3]
 
 
@@ -40,5 +51,19 @@ async def test_a_caller_that_falls_silent_is_noticed() -> None:
 
     taken: list[int] = []
     with pytest.raises(IdleError):
-        await take(in_time(silent(), idle_seconds=0.01), taken)
+        await take(InTime[int](reading(silent()), idle_seconds=0.01), taken)
     assert taken == [1]
+
+
+async def test_a_message_that_was_given_out_is_not_kept() -> None:
+    class Message:
+        pass
+
+    async def read() -> object:
+        return Message()
+
+    messages = InTime[Message](read, idle_seconds=30.0)
+    message = await anext(messages)
+    kept = weakref.ref(message)
+    del message
+    assert kept() is None
