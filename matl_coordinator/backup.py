@@ -46,6 +46,7 @@ from matl_coordinator.backup_manifest import (
     sign_manifest,
 )
 from matl_coordinator.config import Config
+from matl_coordinator.last_backup import note_completed
 from matl_coordinator.ports import State, UpdateStatus
 from matl_coordinator.service.entries import entry
 from matl_coordinator.store.appending import append_beside
@@ -166,16 +167,13 @@ def write_backup(
         )
         _write_manifest(folder, manifest, signer)
         byte_count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    # The folder is there; one that nobody can find on record is one that alerts ask for.
-    completed = entry(
-        "backup_completed",
-        at=datetime.now(UTC),
-        account=current_account(),
-        begun=logged.index,
-        entries=head.size,
-        byte_count=byte_count,
-    )
-    append_beside(config.database_url, completed, log_origin=origin, log_key=wrapping_key)
+    try:
+        note_completed(config.state_dir, datetime.now(UTC))
+    except OSError as error:
+        raise BackupError(
+            f"{out} is whole, but {config.state_dir} cannot be told so ({error.strerror}), and an "
+            "alert will ask for a backup; run matl backup as the coordinator's account"
+        ) from error
     return Backup(out, manifest, byte_count, logged.index)
 
 

@@ -31,6 +31,7 @@ from matl_coordinator.attesters.choice import make_attester
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.compiled import compiled_loops
 from matl_coordinator.held import Held, wrapping_key_of
+from matl_coordinator.last_backup import last_completed
 from matl_coordinator.log_identity import configured_policy
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import ForeignRow, StoreError
@@ -327,6 +328,7 @@ class Coordinator:
             watched=store,
             spool=outside.spool,
             enrolled=lambda: self._held.roster.participants,
+            backed_up=partial(last_completed, self._config.state_dir),
             meter=self._metrics,
             clock=utc_now,
         )

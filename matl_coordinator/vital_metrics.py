@@ -179,10 +179,10 @@ class VitalMetrics:
         for gauge, event in (
             (self._verified, "log_verified"),
             (self._backup_begun, "backup_begun"),
-            (self._backup_completed, "backup_completed"),
         ):
             at = log.newest.get(event)
             gauge.set(at.timestamp() if at else 0.0)
+        self._backup_completed.set(log.backed_up.timestamp() if log.backed_up else 0.0)
 
     def forget(self, node: NodeId) -> None:
         """Drop a hospital's values."""

@@ -38,6 +38,8 @@ class LogVitals:
     """By witness, the largest checkpoint seen with its cosignature; 0 before the first."""
     newest: Mapping[str, datetime]
     """When the newest entry of a kind was written, for kinds that are in the log."""
+    backed_up: datetime | None
+    """When a backup was last completed here."""
 
 
 @dataclass(frozen=True, slots=True)

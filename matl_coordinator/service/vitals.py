@@ -24,7 +24,7 @@ from matl_coordinator.service.overview import Overview
 from matl_coordinator.service.register import Register
 
 LOOK_SECONDS = 10.0
-NEWEST = ("backup_begun", "backup_completed", "log_verified")
+NEWEST = ("backup_begun", "log_verified")
 """Kinds of entries of which it matters when the last one was written."""
 
 log = structlog.get_logger(__name__)
@@ -54,6 +54,7 @@ class VitalSigns:
         watched: WatchedLog,
         spool: Spool,
         enrolled: Callable[[], Collection[NodeId]],
+        backed_up: Callable[[], datetime | None],
         meter: Meter,
         clock: Callable[[], datetime],
         look_seconds: float = LOOK_SECONDS,
@@ -64,6 +65,7 @@ class VitalSigns:
         self._watched = watched
         self._spool = spool
         self._enrolled = enrolled
+        self._backed_up = backed_up
         self._meter = meter
         self._clock = clock
         self._look_seconds = look_seconds
@@ -156,6 +158,7 @@ class VitalSigns:
             unwitnessed_since=None if self._oldest is None else self._oldest[1],
             cosigned=self._cosigned,
             newest=dict(self._newest),
+            backed_up=await asyncio.to_thread(self._backed_up),
         )
 
     def _read_on(self, size: int, under: int) -> None:

@@ -15,9 +15,9 @@ def test_the_newest_entry_of_a_kind_is_found_and_only_from_where_it_is_looked_fo
 
 
 def _check_marks(store: SqlStore) -> None:
-    store.commit([], some_entries("backup_completed", "one", "backup_completed", "two"))
-    last = store.newest_entry("backup_completed", start=0)
+    store.commit([], some_entries("backup_begun", "one", "backup_begun", "two"))
+    last = store.newest_entry("backup_begun", start=0)
     assert last is not None
-    assert store.newest_entry("backup_completed", start=2) == last
-    assert store.newest_entry("backup_completed", start=3) is None
+    assert store.newest_entry("backup_begun", start=2) == last
+    assert store.newest_entry("backup_begun", start=3) is None
     assert store.newest_entry("log_verified", start=0) is None

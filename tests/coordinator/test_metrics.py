@@ -67,6 +67,7 @@ def vital_signs(coordinator: Running) -> VitalSigns:
         watched=coordinator.store,
         spool=coordinator.use_cases.intake._spool,
         enrolled=lambda: coordinator.roster.participants,
+        backed_up=lambda: datetime(2026, 11, 28, tzinfo=UTC),
         meter=coordinator.meter,
         clock=utc_now,
     )

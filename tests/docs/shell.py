@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,12 +14,22 @@ import typer
 from typer.main import get_command
 
 from matl import cli
+from matl.compliance import commands as compliance
+from matl.dashboard import command as dashboard
+from matl.deploy import command as deploy
 from matl_coordinator import daemon as coordinator
 from matl_participant import daemon as participant
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = "deploy_medical_fl.py"
-OURS = ("matl", "matl-coordinator", "matl-participant", DEPLOY)
+APPS: Mapping[str, typer.Typer] = {
+    "matl": cli.app,
+    "matl-coordinator": coordinator.app,
+    "matl-participant": participant.app,
+    "deploy_medical_fl.py": deploy.app,
+    "verify_hipaa.py": compliance.app,
+    "monitor_fl_node.py": dashboard.app,
+}
+OURS = tuple(APPS)
 JOINTS = ";&|()<>"
 
 
@@ -110,10 +119,4 @@ def refusal(shown: Shown) -> str | None:
 
 @cache
 def _commands() -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("deploying", ROOT / "scripts" / DEPLOY)
-    assert spec is not None
-    assert spec.loader is not None
-    deploying = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(deploying)
-    apps: tuple[typer.Typer, ...] = (cli.app, coordinator.app, participant.app, deploying.app)
-    return dict(zip(OURS, map(get_command, apps), strict=True))
+    return {program: get_command(app) for program, app in APPS.items()}
