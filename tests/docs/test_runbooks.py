@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from matl_coordinator.metrics import Metrics
+from matl_participant.metrics import ACTIONS
 from matl_participant.metrics import Metrics as HospitalMetrics
 from tests.docs.shell import OURS, ROOT, Shown, commands_in, fenced, refusal
 
@@ -161,3 +162,14 @@ def test_log_lines_reasons_and_settings_that_runbooks_name_exist() -> None:
 def test_the_list_of_runbooks_is_whole() -> None:
     listed = set(re.findall(r"\]\(([\w-]+\.md)\)", text_of(RUNBOOKS / "README.md")))
     assert listed == {page.name for page in PAGES}
+
+
+def test_the_page_of_failing_actions_has_a_line_for_each_that_the_rule_counts() -> None:
+    rule = text_of(ROOT / "deploy" / "prometheus" / "participant.rules.yml")
+    (counted,) = re.findall(r'failures_total\{action=~"(\S+)"\}', rule)
+    page = text_of(RUNBOOKS / "participant-failing.md")
+    table = [line.split("|")[1] for line in page.splitlines() if line.startswith("   | `")]
+    told = [action for cell in table for action in re.findall(r"`(\w+)`", cell)]
+    assert sorted(told) == sorted(counted.split("|"))
+    # Leaving is tried once, and witnessing has an alert of its own.
+    assert set(ACTIONS) - set(told) == {"take_leave", "witness"}
