@@ -7,7 +7,8 @@ allow-list, and what a stranger sends makes none. Nothing here changes what the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import product
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -32,6 +33,8 @@ REFUSED_PEERS = (
     "handshake_failed",
     *("not_authenticated", "role_not_allowed", "too_many_calls", "unknown_method"),
 )
+FAULTS = ("INTERNAL", "UNKNOWN")
+"""Statuses of which a method's first call is one too many."""
 FILES = ("allowlist", "tls")
 LOG_TABLES = ("log_checkpoints", "log_cosignatures", "log_entries", "log_keys")
 COMMIT_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -257,6 +260,10 @@ class Metrics:
 
     def alarm_raised(self, kind: str) -> None:
         self._alarms.labels(kind=kind).inc()
+
+    def methods_served(self, methods: Collection[str]) -> None:
+        for method, code in product(methods, FAULTS):
+            self._calls.labels(method=method, code=code)
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         self._calls.labels(method=method, code=code).inc()

@@ -6,7 +6,7 @@ happened survives the power cord. Implementations are in ``store`` and ``scoring
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -562,6 +562,10 @@ class Meter(Protocol):
 
     def certificate_valid(self, seconds: float) -> None:
         """For how long the server's certificate still is."""
+        ...
+
+    def methods_served(self, methods: Collection[str]) -> None:
+        """Calls of methods with these names may come."""
         ...
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:

@@ -182,6 +182,7 @@ def build_server(
     guard = Guard(
         roster=roster, clock=clock, on_denial=watch.access_denied, on_wait=meter.call_delayed
     )
+    meter.methods_served([name for _, name in _served()])
     return GuardedServer(
         identity=identity,
         guard=guard,
@@ -206,6 +207,12 @@ def _methods() -> Iterable[str]:
     yield f"/{REFLECTION_V1}/ServerReflectionInfo"
 
 
+def _served() -> Iterator[tuple[str, str]]:
+    """Paths of what is served, with what their calls are told of as."""
+    for path in _methods():
+        yield path, path.rpartition(".")[2]
+
+
 def _reflection_v1() -> grpc.GenericRpcHandler:
     """Reflection under its newer name; grpcio-reflection has v1alpha, whose messages are the same.
 
@@ -226,7 +233,7 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         self._guard = guard
         self._idle_seconds = idle_seconds
         self._on_end = on_end
-        self._served = {path: path.rpartition(".")[2] for path in _methods()}
+        self._served = dict(_served())
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails

@@ -6,6 +6,7 @@ import asyncio
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import grpc
@@ -76,7 +77,9 @@ def vital_signs(coordinator: Running) -> VitalSigns:
 def test_what_a_stranger_says_becomes_no_label(tmp_path: Path) -> None:
     with served(make_site(tmp_path)) as federation:
         meter = federation.coordinator.meter
-        before = {sample for sample in samples(meter) if "_created" not in sample[0]}
+        before = {
+            sample: each for sample, each in samples(meter).items() if "_created" not in sample[0]
+        }
         for node, path in (
             (NODES[0], "/matl.v1.FederationService/Surprise"),
             (NODES[0], "/stranger.of.0xdeadbeef/Anything"),
@@ -98,6 +101,10 @@ def test_what_a_stranger_says_becomes_no_label(tmp_path: Path) -> None:
         )
         refused = value(meter, "matl_refused_peers_total", reason="unknown_method")
     served_methods = {path.rpartition(".")[2] for path in _methods()}
+    # So that the first fault of a method is an increase.
+    for method, code in product(served_methods, ("INTERNAL", "UNKNOWN")):
+        sample = "matl_rpc_calls_total", (("code", code), ("method", method))
+        assert before[sample] == 0.0, sample
     assert calls == refused == 2
     assert {found for key, found in new if key == "method"} <= {OTHER, *served_methods}
     assert {found for key, found in new if key == "code"} <= {s.name for s in grpc.StatusCode}
