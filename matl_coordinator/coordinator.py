@@ -66,7 +66,7 @@ from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.vitals import VitalSigns
 from matl_coordinator.service.watch import Watch
 from matl_coordinator.standby import Leadership
-from matl_coordinator.start import log_schema, started_facts
+from matl_coordinator.start import log_schema, show_standing, started_facts
 from matl_coordinator.store.anchor import FileAnchor, log_anchor
 from matl_coordinator.store.copying import folder_bytes
 from matl_coordinator.store.files import FencedFiles, LocalFiles
@@ -240,8 +240,7 @@ class Coordinator:
             port = await server.start(config.listen.address)
             state = await register.state()
             self._metrics.leads(state.epoch)
-            if state.round is not None:
-                self._metrics.trust_changed(state.trust, state.round)
+            await show_standing(self._metrics, state, store)
             log.info(
                 "coordinator_ready",
                 node=config.node_id,

@@ -18,7 +18,7 @@ from matl_common.ids import NodeId
 from matl_common.scrapes import describe_process, serve_scrapes, show_disk
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.power import ByzantinePower
-from matl_coordinator.core.rounds import Phase, Round
+from matl_coordinator.core.rounds import Evaluation, Phase, Round
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
 from matl_coordinator.core.vitals import Vitals
 from matl_coordinator.service.alarms import KINDS
@@ -111,11 +111,15 @@ class Metrics:
         self._weight = self._gauge("aggregation_weight_ratio", "Share in the aggregate.", "node")
         self._present = self._gauge("participants_present", "Hospitals heard from recently.")
         self._accuracy = self._gauge(
-            "model_accuracy_ratio", "Holdout accuracy of the last model released."
+            "model_accuracy_ratio", "Holdout accuracy of the last model released; NaN if unknown."
         )
         self._kappa = self._gauge(
-            "model_quadratic_weighted_kappa", "Holdout kappa of the last model released."
+            "model_quadratic_weighted_kappa",
+            "Holdout kappa of the last model released; NaN if unknown.",
         )
+        # A model that nobody has looked at is not one that is always wrong.
+        for gauge in (self._accuracy, self._kappa):
+            gauge.set(float("nan"))
         self._hospital_accuracy = self._gauge(
             "hospital_noised_accuracy_ratio",
             "What a hospital says of a round's base model: noised count over enrolled patients.",
@@ -237,8 +241,11 @@ class Metrics:
                 self._hospital_accuracy.labels(node=each.node_id).set(ratio)
                 self._hospital_stddev.labels(node=each.node_id).set(stddev)
         if rnd.evaluation is not None:
-            self._accuracy.set(rnd.evaluation.accuracy)
-            self._kappa.set(rnd.evaluation.quadratic_weighted_kappa)
+            self.model_evaluated(rnd.evaluation)
+
+    def model_evaluated(self, evaluation: Evaluation) -> None:
+        self._accuracy.set(evaluation.accuracy)
+        self._kappa.set(evaluation.quadratic_weighted_kappa)
 
     def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None:
         weights = {each.node_id: each.weight for each in rnd.weights}

@@ -588,6 +588,10 @@ class Meter(Protocol):
 
     def round_changed(self, rnd: Round) -> None: ...
 
+    def model_evaluated(self, evaluation: Evaluation) -> None:
+        """How good the newest model is."""
+        ...
+
     def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None: ...
 
     def power_measured(self, power: ByzantinePower) -> None:

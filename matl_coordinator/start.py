@@ -1,4 +1,7 @@
-"""What a coordinator puts on record when it starts: its terms, and the version of its tables."""
+"""What a coordinator tells when it starts.
+
+On record: its terms, and the version of its tables. To its meter: what stood before.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 
-from matl_common.ids import NodeId
+from matl_common.ids import NodeId, RoundId
 from matl_common.tlog.policy import Policy
 from matl_common.version import __version__
 from matl_coordinator.config import Config
+from matl_coordinator.ports import Meter, State, Store
 from matl_coordinator.protection import Protection
 from matl_coordinator.service.checkpoints import Anchor
 from matl_coordinator.service.entries import Fact, entry
@@ -69,3 +73,17 @@ async def log_schema(
     written = entry("database_migrated", at=clock(), node=node, schema=version, before=told)
     await register.decide(lambda _: Decision(None, (), (written,)))
     await asyncio.to_thread(logged.write, version.encode())
+
+
+async def show_standing(meter: Meter, state: State, store: Store) -> None:
+    """Show the hospitals' trust and how good the newest model is, as before this start.
+
+    Raises:
+        StoreError: the store did not answer.
+    """
+    if state.round is not None:
+        meter.trust_changed(state.trust, state.round)
+    if (model := state.latest_model) is not None:
+        released = await asyncio.to_thread(store.round, RoundId(model.round_id))
+        if released is not None and released.evaluation is not None:
+            meter.model_evaluated(released.evaluation)

@@ -22,6 +22,7 @@ from matl_coordinator.metrics import LOG_TABLES, REFUSED_PEERS, Metrics
 from matl_coordinator.rpc.handshakes import _REASONS
 from matl_coordinator.rpc.server import OTHER, _methods
 from matl_coordinator.service.vitals import VitalSigns
+from matl_coordinator.start import show_standing
 from matl_coordinator.store.schema import metadata
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.samples import a_round
@@ -202,3 +203,22 @@ def test_a_disk_that_is_not_there_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "unmounted").mkdir()
     assert 0 < value(meter, "matl_disk_free_bytes") <= value(meter, "matl_disk_size_bytes")
     assert value(meter, "matl_spool_quota_bytes") == 7.0
+
+
+async def test_a_coordinator_that_starts_again_shows_the_newest_models_figures(
+    tmp_path: Path,
+) -> None:
+    names = ("matl_model_accuracy_ratio", "matl_model_quadratic_weighted_kappa")
+    site = make_site(tmp_path)
+    async with running(site) as coordinator:
+        before = await coordinator.register.state()
+        await show_standing(coordinator.meter, before, coordinator.store)
+        assert all(math.isnan(value(coordinator.meter, name)) for name in names)
+        await play(coordinator)
+        shown = [value(coordinator.meter, name) for name in names]
+        again, state = Metrics(), await coordinator.register.state()
+        await show_standing(again, state, coordinator.store)
+        trusted = [value(again, "matl_trust_score", node=node) for node in NODES]
+    assert not any(map(math.isnan, shown))
+    assert [value(again, name) for name in names] == shown
+    assert all(each > 0.0 for each in trusted)
