@@ -97,7 +97,11 @@ class VitalMetrics:
         )
         self._verified = self._gauge(
             "log_verified_timestamp_seconds",
-            "When somebody last went over the whole log, by the log; 0 if nobody has.",
+            "When somebody last found the whole log sound, by the log; 0 if nobody has.",
+        )
+        self._damaged = self._gauge(
+            "log_found_damaged_timestamp_seconds",
+            "When somebody last found damage in it, by the log; 0 if nobody has.",
         )
         self._backup_begun = self._gauge(
             "backup_begun_timestamp_seconds", "When a backup was last begun; 0 if none was."
@@ -178,6 +182,7 @@ class VitalMetrics:
             self._cosigned.labels(node=node).set(size)
         for gauge, event in (
             (self._verified, "log_verified"),
+            (self._damaged, "log_found_damaged"),
             (self._backup_begun, "backup_begun"),
         ):
             at = log.newest.get(event)

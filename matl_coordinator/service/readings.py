@@ -56,9 +56,12 @@ def verification_entry(
     operator: NodeId | None = None,
     account: str | None = None,
 ) -> Entry:
-    """Somebody has gone over the log: an operator by certificate, or an account on this machine."""
+    """Somebody has gone over the log: an operator by certificate, or an account on this machine.
+
+    What found damage has a name of its own, so that it never passes for a log that was verified.
+    """
     return entry(
-        "log_verified",
+        "log_found_damaged" if found.root is None else "log_verified",
         at=at,
         operator=operator,
         account=account,

@@ -24,7 +24,7 @@ from matl_coordinator.service.overview import Overview
 from matl_coordinator.service.register import Register
 
 LOOK_SECONDS = 10.0
-NEWEST = ("backup_begun", "log_verified")
+NEWEST = ("backup_begun", "log_found_damaged", "log_verified")
 """Kinds of entries of which it matters when the last one was written."""
 
 log = structlog.get_logger(__name__)

@@ -15,12 +15,13 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from matl_common.identity.allowlist import RefusalReason
-from matl_common.ids import RoundId
+from matl_common.ids import Digest, RoundId
 from matl_coordinator.core.rounds import Phase
 from matl_coordinator.core.trust_record import TrustState
 from matl_coordinator.metrics import LOG_TABLES, REFUSED_PEERS, Metrics
 from matl_coordinator.rpc.handshakes import _REASONS
 from matl_coordinator.rpc.server import OTHER, _methods
+from matl_coordinator.service.readings import Verification
 from matl_coordinator.service.vitals import VitalSigns
 from matl_coordinator.start import show_standing
 from matl_coordinator.store.schema import metadata
@@ -222,3 +223,20 @@ async def test_a_coordinator_that_starts_again_shows_the_newest_models_figures(
     assert not any(map(math.isnan, shown))
     assert [value(again, name) for name in names] == shown
     assert all(each > 0.0 for each in trusted)
+
+
+async def test_going_over_the_log_and_finding_damage_is_not_having_verified_it(
+    tmp_path: Path,
+) -> None:
+    sound, damaged = (
+        f"matl_log_{each}_timestamp_seconds" for each in ("verified", "found_damaged")
+    )
+    async with running(make_site(tmp_path)) as coordinator:
+        meter, signs = coordinator.meter, vital_signs(coordinator)
+        readings = coordinator.use_cases.readings
+        await readings.verified(OPERATOR, Verification(1, first=0, last=0))
+        meter.vitals_taken(await signs.look())
+        assert value(meter, sound) == 0.0 < value(meter, damaged)
+        await readings.verified(OPERATOR, Verification(1, Digest("ab" * 32)))
+        meter.vitals_taken(await signs.look())
+        assert 0.0 < value(meter, damaged) <= value(meter, sound)

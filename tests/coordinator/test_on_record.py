@@ -109,7 +109,7 @@ async def test_a_verification_names_who_what_and_with_which_result() -> None:
     names = ("event", "operator", "entries", "result", "root", "first", "last")
     assert desk.told(*names) == [
         ("log_verified", ANNE, 9, "sound", root, None, None),
-        ("log_verified", BERT, 9, "damaged", None, 3, 4),
+        ("log_found_damaged", BERT, 9, "damaged", None, 3, 4),
     ]
 
 

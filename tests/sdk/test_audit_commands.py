@@ -668,7 +668,8 @@ def test_a_run_of_verify_is_logged_with_its_account_and_result(place: Place) -> 
         ENTRIES,
         report["tally"]["root"],
     )
-    assert (bad["result"], bad["first"], bad["last"]) == ("damaged", 123, 123)
+    assert (bad["event"], bad["result"]) == ("log_found_damaged", "damaged")
+    assert (bad["first"], bad["last"]) == (123, 123)
     assert "root" not in bad
     # No path, and nothing of the error's text.
     assert set(bad) == {
