@@ -83,6 +83,8 @@ def test_a_coordinator_that_moves_to_another_of_its_addresses_is_followed(
     coordinator.kill()
     coordinator = restarted(moved, running)
     coordinator.wait_for("coordinator_ready")
+    # Of round 1's model, as before the kill.
+    assert moved.metric("matl_model_accuracy_ratio") > 0.0
     finish(moved, coordinator, hospitals)
     for hospital in hospitals.values():
         assert hospital.events("participant.coordinator_address", address=moved.address)
