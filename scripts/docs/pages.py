@@ -38,6 +38,12 @@ def _of_participant() -> str:
     return configuration_reference(Config, example=_example("participant"))
 
 
+def _of_operator() -> str:
+    from matl.connection import OperatorFile
+
+    return configuration_reference(OperatorFile, example=_example("operator"))
+
+
 def _example(name: str) -> str:
     return (ROOT / "deploy" / "examples" / f"{name}.toml").read_text("utf-8")
 
@@ -56,6 +62,20 @@ def _daemons() -> str:
         (
             command_reference(coordinator.app, program="matl-coordinator"),
             command_reference(participant.app, program="matl-participant"),
+        )
+    )
+
+
+def _scripts() -> str:
+    from matl.compliance import commands as compliance
+    from matl.dashboard import command as dashboard
+    from matl.deploy import command as deploy
+
+    return "\n".join(
+        (
+            command_reference(deploy.app, program="deploy_medical_fl.py"),
+            command_reference(compliance.app, program="verify_hipaa.py"),
+            command_reference(dashboard.app, program="monitor_fl_node.py"),
         )
     )
 
@@ -83,8 +103,10 @@ def _others() -> str:
 GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "commands": _commands,
     "daemons": _daemons,
+    "scripts": _scripts,
     "configuration-coordinator": _of_coordinator,
     "configuration-participant": _of_participant,
+    "configuration-operator": _of_operator,
     "wire-federation": lambda: _wire("federation"),
     "wire-operations": lambda: _wire("operations"),
     "wire-audit": lambda: _wire("audit"),

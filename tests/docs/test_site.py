@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import typer
 
+from matl.connection import OperatorFile
 from matl_common.wire import audit_pb2, federation_pb2, operations_pb2
 from matl_coordinator.config import Config as CoordinatorConfig
 from matl_participant.config import Config as ParticipantConfig
 from scripts.docs.pages import DOCS, GENERATED, MARKER, ROOT, filled
 from scripts.docs.wire import parse_contract
+from tests.docs.shell import APPS
 from tests.docs.test_configuration import keys_of
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -84,12 +86,22 @@ def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from commands(each, f"{path} {name}")
 
 
-def test_the_reference_has_every_command_and_every_option_of_it() -> None:
-    from matl.cli import app
-
-    sections = re.split(r"^## ", GENERATED["commands"](), flags=re.MULTILINE)
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("commands", ("matl",)),
+        ("daemons", ("matl-coordinator", "matl-participant")),
+        ("scripts", ("deploy_medical_fl.py", "verify_hipaa.py", "monitor_fl_node.py")),
+    ],
+)
+def test_the_reference_has_every_command_and_every_option_of_it(
+    page: str, names: tuple[str, ...]
+) -> None:
+    sections = re.split(r"^## ", GENERATED[page](), flags=re.MULTILINE)
     written = {each.split("\n", 1)[0]: each for each in sections if each}
-    program = dict(commands(typer.main.get_command(app), "matl"))
+    program: dict[str, Any] = {}
+    for name in names:
+        program |= commands(typer.main.get_command(APPS[name]), name)
     assert written.keys() == program.keys()
     for path, command in program.items():
         for parameter in command.params:
@@ -98,7 +110,12 @@ def test_the_reference_has_every_command_and_every_option_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("coordinator", CoordinatorConfig), ("participant", ParticipantConfig)]
+    ("name", "model"),
+    [
+        ("coordinator", CoordinatorConfig),
+        ("participant", ParticipantConfig),
+        ("operator", OperatorFile),
+    ],
 )
 def test_the_reference_has_every_key_of_a_configuration(name: str, model: Any) -> None:
     section, found = "", set()
