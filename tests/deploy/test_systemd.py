@@ -72,6 +72,13 @@ def test_the_units_wait_longer_than_the_daemons_drain() -> None:
     assert Path(settings("participant")["ReadOnlyPaths"][0]) == theirs.data.images
 
 
+def test_the_coordinator_takes_its_password_from_a_file_that_nobody_else_can_read() -> None:
+    name, _, file = settings("coordinator")["Environment"][0].partition("=")
+    assert name == "PGPASSFILE"
+    modes = (UNITS / "tmpfiles.d" / "matl.conf").read_text("utf-8")
+    assert re.search(rf"^z {re.escape(file)} +0600 matl matl -$", modes, re.MULTILINE)
+
+
 def test_a_unit_documents_itself_with_a_page_that_is_there() -> None:
     for name in LOADERS:
         (page,) = settings(name)["Documentation"]
@@ -91,7 +98,7 @@ def test_account_and_folder_are_made_so_that_only_the_daemons_use_the_keys(tmp_p
     (etc / "group").write_text("root:x:0:\n")
     keys = etc / "matl"
     keys.mkdir()
-    for name in ("tls.key", "tls.crt", "coordinator.toml"):
+    for name in ("tls.key", "pin", "pgpass", "tls.crt", "coordinator.toml"):
         (keys / name).touch(mode=0o644)
     run("systemd-sysusers", f"--root={tmp_path}")
     run("systemd-tmpfiles", f"--root={tmp_path}", "--create", "matl.conf")
@@ -107,5 +114,6 @@ def test_account_and_folder_are_made_so_that_only_the_daemons_use_the_keys(tmp_p
         return found.st_uid, found.st_gid, found.st_mode & 0o777
 
     assert held(keys) == (0, gid, 0o750)
-    assert held(keys / "tls.key") == (uid, gid, 0o600)
+    for name in ("tls.key", "pin", "pgpass"):
+        assert held(keys / name) == (uid, gid, 0o600)
     assert held(keys / "coordinator.toml") == held(keys / "tls.crt") == (0, gid, 0o640)
