@@ -31,6 +31,7 @@ APPS: Mapping[str, typer.Typer] = {
 }
 OURS = tuple(APPS)
 JOINTS = ";&|()<>"
+AS_THE_DAEMON = re.compile(r"\brunuser -u matl -- (?:/opt/matl/bin/)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ def fenced(text: str) -> list[str]:
 
 def commands_in(text: str) -> Iterator[Shown]:
     """All commands of fenced scripts, and those of ours that other parts of a page name."""
+    text = AS_THE_DAEMON.sub("", text)
     for script in fenced(text):
         for line in _joined(script).splitlines():
             yield from _simple(line, is_whole=True)

@@ -112,6 +112,7 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
         "matl quarantine hospital_e --reason why --force",
         "matl audit tail --since yesterday",
         "matl-coordinator --configuration coordinator.toml",
+        "runuser -u matl -- /opt/matl/bin/matl restor BACKUP",
         "python scripts/deploy_medical_fl.py --role coordinator --hospital a",
     ):
         (shown,) = commands_in(f"```sh\n{script}\n```\n")
