@@ -52,6 +52,7 @@ OF_THE_SYSTEM = frozenset(
         "sort",
         "ss",
         "systemctl",
+        "systemd-tmpfiles",
         "tail",
     ]
 )
@@ -94,6 +95,9 @@ def check_of_the_system(shown: Shown) -> None:
     if shown.program == "systemctl":
         assert words[0] in ("restart", "start", "status", "stop"), words
         assert words[1] in UNITS, words
+    if shown.program == "systemd-tmpfiles":
+        assert words[0] == "--create", words
+        assert (ROOT / "deploy" / "systemd" / "tmpfiles.d" / words[1]).is_file(), words
     if shown.program == "journalctl" and "-u" in words:
         assert words[words.index("-u") + 1] in UNITS, words
     if shown.program == "psql" and "-c" in words:
