@@ -12,6 +12,7 @@ import pytest
 
 from matl_coordinator import config as coordinator
 from matl_participant import config as participant
+from matl_participant import daemon
 from tests.deploy.test_examples import EXAMPLES, LOADERS
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,13 @@ def test_the_coordinator_takes_its_password_from_a_file_that_nobody_else_can_rea
     assert name == "PGPASSFILE"
     modes = (UNITS / "tmpfiles.d" / "matl.conf").read_text("utf-8")
     assert re.search(rf"^z {re.escape(file)} +0600 matl matl -$", modes, re.MULTILINE)
+
+
+def test_a_participant_that_has_ended_in_order_or_for_good_is_not_started_again() -> None:
+    unit = settings("participant")
+    assert unit["Restart"] == ["on-failure"]
+    for_good = {str(daemon.EXIT_CONFIGURATION), str(daemon.EXIT_HALTED)}
+    assert set(unit["RestartPreventExitStatus"][0].split()) == for_good
 
 
 def test_a_unit_documents_itself_with_a_page_that_is_there() -> None:

@@ -93,7 +93,7 @@ def test_every_command_of_a_runbook_parses(page: Path) -> None:
 def check_of_the_system(shown: Shown) -> None:
     words = shown.arguments
     if shown.program == "systemctl":
-        assert words[0] in ("restart", "start", "status", "stop"), words
+        assert words[0] in ("disable", "restart", "start", "status", "stop"), words
         assert words[1] in UNITS, words
     if shown.program == "systemd-tmpfiles":
         assert words[0] == "--create", words
