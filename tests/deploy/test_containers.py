@@ -88,6 +88,8 @@ def test_every_version_in_the_image_is_a_pinned_one_and_every_source_is_there() 
 
 
 def test_a_service_of_ours_may_write_to_its_state_and_tmp_alone() -> None:
+    # Roles reads the secrets, which are the daemons' account's.
+    assert SERVICES["roles"]["user"] == USER
     for name in ("migrate", "coordinator", "participant"):
         service = SERVICES[name]
         assert service["user"] == USER

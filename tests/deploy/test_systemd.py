@@ -87,6 +87,13 @@ def test_a_participant_that_has_ended_in_order_or_for_good_is_not_started_again(
     assert set(unit["RestartPreventExitStatus"][0].split()) == for_good
 
 
+def test_sizes_that_journald_is_given_are_bytes() -> None:
+    text = (UNITS / "journald.conf.d" / "matl.conf").read_text("utf-8")
+    sizes = re.findall(r"^System\w+=(.*)$", text, re.MULTILINE)
+    assert len(sizes) == 2
+    assert all(re.fullmatch(r"\d+[KMGT]?", each) for each in sizes)
+
+
 def test_a_unit_documents_itself_with_a_page_that_is_there() -> None:
     for name in LOADERS:
         (page,) = settings(name)["Documentation"]
