@@ -1,9 +1,12 @@
 """The container files run the daemons that they say, without rights, on files that are there."""
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -18,6 +21,11 @@ from tests.deploy.command_lines import parse
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "container"
 USER = "10001:10001"
+WRITABLE = {
+    "migrate": [],
+    "coordinator": ["/var/lib/matl", "/backup"],
+    "participant": ["/var/lib/matl"],
+}
 PROGRAMS = {"matl-coordinator": coordinator_daemon.app, "matl-participant": participant_daemon.app}
 
 
@@ -87,7 +95,7 @@ def test_every_version_in_the_image_is_a_pinned_one_and_every_source_is_there() 
     assert {line.removeprefix("!") for line in kept if line.startswith("!")} == copied_names
 
 
-def test_a_service_of_ours_may_write_to_its_state_and_tmp_alone() -> None:
+def test_a_service_of_ours_may_write_to_its_state_its_backups_and_tmp_alone() -> None:
     # Roles reads the secrets, which are the daemons' account's.
     assert SERVICES["roles"]["user"] == USER
     for name in ("migrate", "coordinator", "participant"):
@@ -99,7 +107,7 @@ def test_a_service_of_ours_may_write_to_its_state_and_tmp_alone() -> None:
         writable = [
             each.split(":")[1] for each in service.get("volumes", ()) if not each.endswith(":ro")
         ]
-        assert writable == ([] if name == "migrate" else ["/var/lib/matl"])
+        assert writable == WRITABLE[name]
 
 
 def test_what_a_service_builds_starts_uses_and_waits_for_is_there() -> None:
@@ -123,7 +131,26 @@ def test_a_service_that_takes_a_password_runs_what_the_program_understands(name:
     (command,) = SERVICES[name]["command"]
     secret = re.findall(r"/run/secrets/(\w+)", command)
     assert secret == SERVICES[name]["secrets"]
-    parse(PROGRAMS, shlex.split(command.split(" exec ")[1]))
+    parse(PROGRAMS, shlex.split(re.split(r"\bexec ", command)[1]))
+
+
+def test_what_is_run_beside_the_coordinator_finds_the_password_in_a_private_file(
+    tmp_path: Path,
+) -> None:
+    service = SERVICES["coordinator"]
+    assert service["environment"] == {"PGPASSFILE": "/tmp/pgpass"}
+    assert any(each.startswith("/tmp:") for each in service["tmpfs"])
+    (tmp_path / "database_writer").write_text("secret\n")
+    (command,) = service["command"]
+    script = command.replace("$$", "$").replace("/run/secrets", str(tmp_path)).split("exec ")[0]
+    file = tmp_path / "pgpass"
+    environment = {"PATH": os.defpath, "PGPASSFILE": str(file)}
+    subprocess.run([*service["entrypoint"], script], check=True, env=environment, timeout=60)
+    assert file.stat().st_mode & 0o777 == 0o600
+    config = loaded("coordinator")
+    assert isinstance(config, coordinator.Config)
+    url = urlsplit(str(config.database))
+    assert file.read_text() == f"{url.hostname}:5432:{url.path[1:]}:{url.username}:secret\n"
 
 
 @pytest.mark.parametrize("name", ["coordinator", "participant"])
