@@ -5,14 +5,17 @@ import re
 import shlex
 import shutil
 import subprocess
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from matl import cli
 from matl_coordinator import config as coordinator
 from matl_participant import config as participant
 from matl_participant import daemon
+from tests.deploy.command_lines import parse
 from tests.deploy.test_examples import EXAMPLES, LOADERS
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +25,12 @@ WORST = 1.5
 """Exposure by ``systemd-analyze security`` above which a unit has lost something."""
 
 
-def settings(name: str) -> dict[str, list[str]]:
+TIMED = ("backup", "verify")
+
+
+def settings(name: str, kind: str = "service") -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for line in (UNITS / f"matl-{name}.service").read_text("utf-8").splitlines():
+    for line in (UNITS / f"matl-{name}.{kind}").read_text("utf-8").splitlines():
         if match := re.match(r"(\w+)=(.*)", line):
             found.setdefault(match[1], []).append(match[2])
     return found
@@ -37,7 +43,7 @@ def run(*command: str) -> str:
 @pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="apt-get install systemd, which rates units"
 )
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", [*LOADERS, *TIMED])
 def test_a_units_exposure_is_what_the_documentation_says_and_low(name: str) -> None:
     said = run(
         *("systemd-analyze", "security", "--offline=true", "--no-pager"),
@@ -47,7 +53,7 @@ def test_a_units_exposure_is_what_the_documentation_says_and_low(name: str) -> N
     assert found is not None, said
     assert float(found[1]) <= WORST
     # Other versions rate a little differently.
-    if run("systemd-analyze", "--version").startswith("systemd 252 "):
+    if name in LOADERS and run("systemd-analyze", "--version").startswith("systemd 252 "):
         assert f"`matl-{name}.service` | {found[1]} " in PAGE
 
 
@@ -63,6 +69,32 @@ def test_a_unit_starts_the_daemon_on_the_example_and_owns_its_state(name: str) -
     ]
     assert unit["StateDirectory"] == [example.state_dir.name]
     assert example.state_dir.parent == Path("/var/lib")
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_what_a_timer_starts_is_a_command_of_ours_on_the_coordinators_state(name: str) -> None:
+    unit, timer = settings(name), settings(name, "timer")
+    (command,) = unit["ExecStart"]
+    words = shlex.split(command.replace("%%", "%").replace("$$", "$"))
+    words = shlex.split(words[2]) if words[0] == "/bin/sh" else words
+    program = words.index("/opt/matl/bin/matl")
+    parse({"matl": cli.app}, ["matl", *words[program + 1 :]])
+    assert words[-1] == "/etc/matl/coordinator.toml"
+    for same in ("User", "Group", "StateDirectory", "Environment"):
+        assert unit[same] == settings("coordinator")[same]
+    assert unit["Type"] == ["oneshot"]
+    assert timer["Persistent"] == ["yes"]
+    assert timer["WantedBy"] == ["timers.target"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_the_timers_are_as_frequent_as_the_alerts_want() -> None:
+    for name, apart in (("backup", 1), ("verify", 7)):
+        (when,) = settings(name, "timer")["OnCalendar"]
+        said = run("systemd-analyze", "calendar", "--iterations=2", when)
+        days = re.findall(r"(?:Next elapse|Iter. #2|Iteration #2): \w+ ([\d-]+)", said)
+        first, second = map(date.fromisoformat, days)
+        assert (second - first).days == apart
 
 
 def test_the_units_wait_longer_than_the_daemons_drain() -> None:
@@ -95,7 +127,7 @@ def test_sizes_that_journald_is_given_are_bytes() -> None:
 
 
 def test_a_unit_documents_itself_with_a_page_that_is_there() -> None:
-    for name in LOADERS:
+    for name in (*LOADERS, *TIMED):
         (page,) = settings(name)["Documentation"]
         assert (ROOT / "docs" / Path(page).name).exists()
 

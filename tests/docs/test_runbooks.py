@@ -56,7 +56,10 @@ OF_THE_SYSTEM = frozenset(
         "tail",
     ]
 )
-UNITS = {path.stem for path in (ROOT / "deploy" / "systemd").glob("*.service")} | {
+SYSTEMD = ROOT / "deploy" / "systemd"
+UNITS = {
+    *(path.stem for path in SYSTEMD.glob("*.service")),
+    *(path.name for path in SYSTEMD.glob("*.timer")),
     "postgresql",
     "prometheus",
 }
