@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import takewhile
 from typing import Final
 
 from matl.dashboard.board import Tone
@@ -19,9 +20,15 @@ from matl_participant.core.spending import WARNING_FRACTION
 LOW_TRUST: Final = 0.5
 _SILENT_AFTER: Final = timedelta(minutes=2)
 _RECENT_ROUNDS: Final = 3
-ALARM_EVENTS: Final = frozenset(
-    {"alarm", "study_paused", "round_aborted", "node_removed", "allowlist_refused"}
+_LIST_READ: Final = "allowlist_read"
+_OF_THE_LIST: Final = {
+    "allowlist_refused": "mend allowlist.toml: until then nobody new is enrolled",
+    "node_removed": "if that was not meant, mend allowlist.toml; the next list settles this",
+}
+KEPT_EVENTS: Final = frozenset(
+    {"alarm", "study_paused", "round_aborted", *_OF_THE_LIST, _LIST_READ}
 )
+"""What is kept of a log for alerts: what calls an operator, and what settles it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ def alerts_of(snapshot: Snapshot) -> tuple[Alert, ...]:
         *_of_budget(snapshot.participants),
         *_of_presence(snapshot),
         *_of_appeals(snapshot.participants),
+        *_of_allowlist(snapshot.alarms),
         *_of_alarms(snapshot),
     ]
     order = (Tone.BAD, Tone.WARNING, Tone.PLAIN, Tone.GOOD)
@@ -156,6 +164,19 @@ def _of_appeals(participants: Iterable[Participant]) -> Iterator[Alert]:
                 each.appeal.text,
                 f"matl release {each.node_id} or matl deny {each.node_id}, with --reason",
             )
+
+
+def _of_allowlist(alarms: Iterable[Entry]) -> Iterator[Alert]:
+    """What the allow-list was refused for or has shut out, once for each, until a later one."""
+    told = set()
+    for each in takewhile(lambda entry: entry.event != _LIST_READ, alarms):
+        remedy = _OF_THE_LIST.get(each.event)
+        node = str(each.facts.get("node", ""))
+        if remedy is None or (each.event, node) in told:
+            continue
+        told.add((each.event, node))
+        title = f"{node} was removed from round {each.round_id}" if node else sentence(each.event)
+        yield Alert(Tone.BAD, title, str(each.facts.get("reason", "")), remedy)
 
 
 def _of_alarms(snapshot: Snapshot) -> Iterator[Alert]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from matl.dashboard.alerts import ALARM_EVENTS
+from matl.dashboard.alerts import KEPT_EVENTS
 from matl.dashboard.snapshot import Entry, LogState, Proof
 from matl.log.proofs import check_entry
 from matl.log.sources import CoordinatorSource
@@ -82,7 +82,7 @@ class LogWatcher:
                     self._problem = self._problem or f"entry {stored.index}: {facts['damaged']}"
                     entry = replace(entry, proof=Proof.BROKEN, why=str(facts["damaged"]))
                 self._entries.appendleft(entry)
-                if entry.event in ALARM_EVENTS:
+                if entry.event in KEPT_EVENTS:
                     self._alarms.appendleft(entry)
         self._next = size
         return size

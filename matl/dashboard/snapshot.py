@@ -85,7 +85,8 @@ class Snapshot:
         rounds: every round so far, oldest first, the one under way last.
         participants: every enrolled hospital.
         entries: the newest entries of the log, newest first.
-        alarms: entries that called an operator, newest first, of those seen so far.
+        alarms: entries that called an operator, and allow-lists that were read, newest first, of
+            those seen so far.
         log: what was verified of the log.
     """
 

@@ -102,6 +102,7 @@ def test_each_thing_that_goes_wrong_has_its_own_alert() -> None:
             participants=(participant("hospital_a", last_seen=NOW - timedelta(minutes=3)),)
         ),
         "hospital_a appeals": snapshot(participants=(participant("hospital_a", appeal=appeal),)),
+        "Allowlist refused": snapshot(alarms=(entry(30, "allowlist_refused", reason="r"),)),
         "Round 2: Cartel": snapshot(alarms=(entry(30, "alarm", round=2, kind="cartel"),)),
     }
     for title, found in wrong.items():
@@ -117,6 +118,19 @@ def test_an_alarm_of_long_ago_and_silence_after_the_end_call_nobody() -> None:
         participants=(participant("hospital_a", last_seen=None),),
     )
     assert alerts_of(over) == ()
+
+
+def test_what_an_allow_list_left_open_is_told_once_until_the_next_list_is_read() -> None:
+    refused = [entry(number, "allowlist_refused", reason="r") for number in (32, 31)]
+    removed = entry(30, "node_removed", round=1, node="hospital_a", reason="no longer enrolled")
+    # The list that removes a hospital comes before it in the log.
+    alarms = (*refused, removed, entry(29, "allowlist_read"))
+    open_still = snapshot(rounds=tuple(map(finished, range(1, 9))), alarms=alarms)
+    assert [each.title for each in alerts_of(open_still)] == [
+        "Allowlist refused",
+        "hospital_a was removed from round 1",
+    ]
+    assert alerts_of(snapshot(alarms=(entry(33, "allowlist_read"), *alarms))) == ()
 
 
 def test_bad_alerts_come_first() -> None:
