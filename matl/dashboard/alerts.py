@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import takewhile
 from typing import Final
 
@@ -18,7 +17,6 @@ from matl.operations import Participant
 from matl_participant.core.spending import WARNING_FRACTION
 
 LOW_TRUST: Final = 0.5
-_SILENT_AFTER: Final = timedelta(minutes=2)
 _RECENT_ROUNDS: Final = 3
 _LIST_READ: Final = "allowlist_read"
 _OF_THE_LIST: Final = {
@@ -143,8 +141,7 @@ def _of_presence(snapshot: Snapshot) -> Iterator[Alert]:
         return
     silent = [
         each.node_id if each.last_seen else f"{each.node_id} (never seen)"
-        for each in snapshot.participants
-        if each.last_seen is None or snapshot.at - each.last_seen > _SILENT_AFTER
+        for each in snapshot.silent
     ]
     if silent:
         yield Alert(

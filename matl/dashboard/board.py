@@ -175,7 +175,7 @@ def _subtitle(snapshot: Snapshot) -> str:
 def tiles(snapshot: Snapshot) -> tuple[Tile, ...]:
     """The figures that an operator looks at first."""
     status, enrolled = snapshot.status, len(snapshot.participants)
-    present = status.active_participants
+    present = enrolled - len(snapshot.silent)
     current = _shown_round(snapshot)
     number, phase = ("–", "none yet")
     if current is not None:
@@ -194,7 +194,7 @@ def tiles(snapshot: Snapshot) -> tuple[Tile, ...]:
         Tile(
             "Active hospitals",
             f"{present} of {enrolled}",
-            "heard from within two polls",
+            "heard from lately, or at work on the round",
             _presence_tone(present, enrolled, is_over=status.study_complete),
         ),
         Tile("Round", number, phase, Tone.BAD if phase == "aborted" else Tone.PLAIN),

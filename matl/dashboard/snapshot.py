@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from matl.operations import Participant, Round, Status
+
+_AT_WORK: Final = frozenset({"invited", "uploading", "admitted"})
+_SILENT_AFTER: Final = timedelta(minutes=2)
 
 
 class Proof(StrEnum):
@@ -97,3 +100,24 @@ class Snapshot:
     entries: tuple[Entry, ...]
     log: LogState
     alarms: tuple[Entry, ...] = field(default=())
+
+    @property
+    def at_work(self) -> frozenset[str]:
+        """Hospitals with a part in the open round: they train, and wait to send, without a call."""
+        rnd = self.status.current_round
+        if rnd is None or rnd.phase != "collecting":
+            return frozenset()
+        if rnd.deadline is not None and self.at > rnd.deadline:
+            return frozenset()
+        return frozenset(each.node_id for each in rnd.contributions if each.status in _AT_WORK)
+
+    @property
+    def silent(self) -> tuple[Participant, ...]:
+        """Hospitals that were not heard from for long, and are not at work."""
+        at_work = self.at_work
+        return tuple(
+            each
+            for each in self.participants
+            if each.node_id not in at_work
+            and (each.last_seen is None or self.at - each.last_seen > _SILENT_AFTER)
+        )

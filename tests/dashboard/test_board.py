@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -15,6 +16,7 @@ from matl.operations import Appeal
 from tests.dashboard.samples import (
     HOSPITALS,
     NOW,
+    collecting,
     entry,
     finished,
     participant,
@@ -99,7 +101,7 @@ def test_each_thing_that_goes_wrong_has_its_own_alert() -> None:
             participants=(participant("hospital_a", budget_fraction=1.0, rounds_left=0),)
         ),
         "Hospitals that are not heard from": snapshot(
-            participants=(participant("hospital_a", last_seen=NOW - timedelta(minutes=3)),)
+            participants=(participant("hospital_c", last_seen=NOW - timedelta(minutes=3)),)
         ),
         "hospital_a appeals": snapshot(participants=(participant("hospital_a", appeal=appeal),)),
         "Allowlist refused": snapshot(alarms=(entry(30, "allowlist_refused", reason="r"),)),
@@ -131,6 +133,22 @@ def test_what_an_allow_list_left_open_is_told_once_until_the_next_list_is_read()
         "hospital_a was removed from round 1",
     ]
     assert alerts_of(snapshot(alarms=(entry(33, "allowlist_read"), *alarms))) == ()
+
+
+def test_hospitals_at_work_on_a_round_are_not_missed_before_its_deadline() -> None:
+    long_ago = NOW - timedelta(minutes=6)
+    quiet = tuple(participant(each, last_seen=long_ago) for each in HOSPITALS[:2])
+    at_work = snapshot(participants=quiet)
+    assert alerts_of(at_work) == ()
+    tile = board_of(at_work).tiles[0]
+    assert (tile.value, tile.tone) == ("2 of 2", Tone.GOOD)
+    for found in (
+        replace(at_work, status=status(current_round=None)),
+        replace(at_work, status=status(current_round=replace(collecting(3), deadline=long_ago))),
+        replace(at_work, status=status(current_round=replace(collecting(3), phase="scoring"))),
+    ):
+        assert [each.says for each in alerts_of(found)] == ["hospital_a, hospital_b"]
+        assert board_of(found).tiles[0].value == "0 of 2"
 
 
 def test_bad_alerts_come_first() -> None:
