@@ -41,6 +41,7 @@ def board_view(board: Board, alerts: Sequence[Alert]) -> RenderableType:
         Columns([_round(board.round), _accuracy(board.accuracy)]),
         _trust(board.trust),
         _budgets(board.budget, of="Hospital"),
+        _text(board.budget_note, style="dim"),
         _entries(board.entries),
         Text(printable(board.log_says), style="dim"),
     )
