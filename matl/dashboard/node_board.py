@@ -16,6 +16,7 @@ from matl_participant.core.spending import Summary, shown_epsilon, statement
 
 _SHORT_DIGEST: Final = 12
 _SOON_SECONDS: Final = 14 * 86_400.0
+_TRUST_STATE: Final = "trust_state{"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,9 @@ def _tiles(snapshot: NodeSnapshot) -> tuple[Tile, ...]:
         _ledger_tile(snapshot),
         Tile(
             "Receipts",
-            str(len(snapshot.receipts)),
-            f"{sum(each.proof is Proof.PROVEN for each in snapshot.receipts)} proven here",
+            str(snapshot.admitted),
+            f"{sum(each.proof is Proof.PROVEN for each in snapshot.receipts)} of the newest "
+            f"{len(snapshot.receipts)} proven here",
         ),
         Tile(
             "Log witnessed",
@@ -91,6 +93,9 @@ def _trust_tile(metrics: Mapping[str, float]) -> Tile:
     trust = metrics.get("trust_score")
     if trust is None:
         return Tile("Trust", "–", "the daemon's metrics tell")
+    # A gauge is 0 from the start; a state is named with the first score that is told.
+    if not any(name.startswith(_TRUST_STATE) and value for name, value in metrics.items()):
+        return Tile("Trust", "–", "not told yet")
     return Tile("Trust", f"{trust:.2f}", "by the coordinator's word", trust_tone(trust, ""))
 
 
@@ -220,7 +225,8 @@ def _of_metrics(metrics: Mapping[str, float]) -> Iterator[Alert]:
             "look at the labels; an operator can put an appeal on record (matl appeal)",
         )
     valid = metrics.get("tls_certificate_valid_seconds", math.nan)
-    if valid < _SOON_SECONDS:
+    # 0 until the daemon has looked.
+    if valid != 0.0 and valid < _SOON_SECONDS:
         yield Alert(
             Tone.WARNING,
             "The certificate expires soon",

@@ -81,8 +81,10 @@ class NodeSnapshot:
         verdicts: whether the ledgers can be relied upon.
         data: what was found of the data set's header.
         dataset: the data set's name.
-        receipts: newest first.
-        metrics: of the daemon, by name without prefix; empty where they cannot be read.
+        receipts: the newest, newest first.
+        admitted: how many receipts there are.
+        metrics: of the daemon, by name without prefix, with labels; empty where they cannot be
+            read.
         metrics_problem: why; empty where nothing is wrong.
         cosigned_size: entries of the log under the last checkpoint cosigned here; 0 for none.
         evidence: files of evidence against the log that nobody has dealt with.
@@ -96,6 +98,7 @@ class NodeSnapshot:
     data: DataState
     dataset: str
     receipts: tuple[Receipt, ...]
+    admitted: int
     metrics: Mapping[str, float]
     metrics_problem: str
     cosigned_size: int
@@ -121,6 +124,7 @@ def read_node(
     verdicts = verify_ledgers(state)
     is_same = previous is not None and previous.verdicts == verdicts
     budgets = previous.budgets if previous and is_same else _budgets(state, config, now=now)
+    admitted = _admitted(state, config)
     metrics, metrics_problem = _metrics(config.daemon.metrics)
     return NodeSnapshot(
         at=now,
@@ -130,7 +134,8 @@ def read_node(
         verdicts=verdicts,
         data=_data(config),
         dataset=config.data.dataset,
-        receipts=_receipts(state, config, log_key),
+        receipts=tuple(_receipt(each, log_key) for each in admitted[:_RECEIPTS_SHOWN]),
+        admitted=len(admitted),
         metrics=metrics,
         metrics_problem=metrics_problem,
         cosigned_size=_cosigned_size(state, log_key),
@@ -166,12 +171,10 @@ def _data(config: Config) -> DataState:
     return DataState(columns, warning or "")
 
 
-def _receipts(
-    state: StateFolder, config: Config, log_key: VerifierKey | None
-) -> tuple[Receipt, ...]:
-    federation = FederationId(config.coordinator.name.federation)
-    newest = sorted(submissions(state, federation), key=lambda each: each.receipt.admitted_at)
-    return tuple(_receipt(each, log_key) for each in reversed(newest[-_RECEIPTS_SHOWN:]))
+def _admitted(state: StateFolder, config: Config) -> list[Submission]:
+    """What the coordinator gave a receipt for, newest first."""
+    found = submissions(state, FederationId(config.coordinator.name.federation))
+    return sorted(found, key=lambda each: each.receipt.admitted_at, reverse=True)
 
 
 def _receipt(submission: Submission, log_key: VerifierKey | None) -> Receipt:
@@ -234,10 +237,10 @@ def _metrics(address: str) -> tuple[Mapping[str, float], str]:
 
 
 def parse_metrics(text: str) -> Mapping[str, float]:
-    """A participant's metrics without labels, by name without prefix."""
+    """A participant's metrics by name without prefix, with labels as they stand."""
     found = {}
     for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name.startswith(f"{NAMESPACE}_") and "{" not in name:
+        name, _, value = line.rpartition(" ")
+        if name.startswith(f"{NAMESPACE}_"):
             found[name.removeprefix(f"{NAMESPACE}_")] = float(value)
     return found
