@@ -73,6 +73,8 @@ def report(
     wrong options, or it cannot be reached or read.
     """
     with verdict_in_one_line():
+        if out.suffix.lower() == ".pdf":
+            raise ConfigurationError("--out names the HTML file; --pdf writes a PDF beside it")
         html_of, pdf_of = _typesetters()
         said = believed_from(log_key, policy)
         now = datetime.now(UTC)
@@ -121,6 +123,8 @@ def _evidence(
     """The log, gone over, and whether what its entries say was read."""
     place = Path(study)
     if not place.exists():
+        if ":" not in study:
+            raise ConfigurationError(f"no such folder: {study}; a coordinator is named host:port")
         with _operator_at(context, study, said) as (source, believed):
             return evidence_from_coordinator(source, believed, on_progress=on_progress), True
     if (place / CHECKPOINT_PATH).is_file():
