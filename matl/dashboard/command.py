@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -150,9 +151,11 @@ def watched(
             wanted = read_connection(operator, Flags(None, None, None, None, None))
             files = tls_place(wanted.key, wanted.certificate, wanted.authority)
             name = parse_spiffe_id(wanted.coordinator)
-            client = stack.enter_context(connect_operator(wanted.address, files, name))
             believed = believed_from(log_key or wanted.log_key, policy)
-            federation = Watcher(client, believed, clock=_now)
+            federation = Watcher(
+                partial(connect_operator, wanted.address, files, name), believed, clock=_now
+            )
+            stack.callback(federation.close)
         node = None
         if participant is not None:
             node = NodeWatcher(load_config(participant), clock=_now)

@@ -52,6 +52,10 @@ class LogWatcher:
         # Once it is there it stays: a log that lied is not mended by its next answer.
         self._problem = ""
 
+    def read_from(self, source: CoordinatorSource) -> None:
+        """Go on with the same log from another of the coordinator's daemons."""
+        self._source = source
+
     def look(self) -> tuple[LogState, tuple[Entry, ...], tuple[Entry, ...]]:
         """The log's state, its newest entries, and alarms, each newest first.
 
@@ -84,6 +88,8 @@ class LogWatcher:
                 self._entries.appendleft(entry)
                 if entry.event in KEPT_EVENTS:
                     self._alarms.appendleft(entry)
+                # Here, and not after the last: whoever answers may be gone in between.
+                self._next = stored.index + 1
         self._next = size
         return size
 

@@ -7,31 +7,46 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime, timedelta
 
+from matl.calls import OperationsError
 from matl.dashboard.log_watching import LogWatcher
 from matl.dashboard.snapshot import Snapshot
 from matl.log.sources import CoordinatorSource
 from matl.log.verification import Believed
 from matl.operations import OperationsClient, Round
+from matl_common.errors import ConfigurationError
 
 _FINAL = frozenset({"released", "aborted"})
 
 
 class Watcher:
-    """Reads one coordinator. Safe to share between threads."""
+    """Reads one coordinator, whichever of its daemons leads. Safe to share between threads."""
 
     def __init__(
         self,
-        client: OperationsClient,
+        connect: Callable[[], AbstractContextManager[OperationsClient]],
         believed: Believed | None,
         *,
         clock: Callable[[], datetime],
         fresh_for: timedelta = timedelta(seconds=1),
     ) -> None:
-        """Ask at most once in ``fresh_for``; ``believed`` says whose signatures count."""
-        self._client = client
-        self._log = LogWatcher(CoordinatorSource(client.audit), believed)
+        """Connect, and ask at most once in ``fresh_for``.
+
+        Args:
+            connect: opens a connection to whoever leads; used again when that one fails.
+            believed: whose signatures count.
+            clock: the time.
+            fresh_for: how long an answer is good.
+
+        Raises:
+            ConfigurationError: a key or certificate file does not work.
+        """
+        self._connect = connect
+        self._connection = ExitStack()
+        self._client = self._connection.enter_context(connect())
+        self._log = LogWatcher(CoordinatorSource(self._client.audit), believed)
         self._clock = clock
         self._fresh_for = fresh_for
         # Guards everything below, and the log watcher.
@@ -54,9 +69,28 @@ class Watcher:
         with self._lock:
             now, last = self._clock(), self._last
             if last is None or now - last.at >= self._fresh_for:
-                last = self._ask(now)
+                try:
+                    last = self._ask(now)
+                except OperationsError:
+                    # A standby may lead by now.
+                    self._connect_anew()
+                    last = self._ask(now)
                 self._last = last
             return last
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+    def _connect_anew(self) -> None:
+        self._connection.close()
+        try:
+            self._client = self._connection.enter_context(self._connect())
+        except ConfigurationError as error:
+            raise OperationsError(str(error)) from error
+        # What was seen of the log stays: another daemon has to go on with the same one.
+        self._log.read_from(CoordinatorSource(self._client.audit))
 
     def _ask(self, now: datetime) -> Snapshot:
         status = self._client.status()

@@ -5,23 +5,26 @@ import matl_common  # noqa: F401, I001
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from matl.calls import OperationsError
 from matl.dashboard.log_watching import ENTRIES_SHOWN, LogWatcher
 from matl.dashboard.snapshot import Proof
+from matl.dashboard.watching import Watcher
 from matl.log.sources import CoordinatorSource
 from matl.log.verification import Believed
-from matl.operations import connect_operator
+from matl.operations import OperationsClient, connect_operator
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.keys import load_verifier_key
 from matl_common.tlog.entry import encode_entry, parse_entry
 from matl_common.wire import audit_pb2 as pb
 from matl_coordinator.ports import Store
-from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, make_site
+from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, make_site, utc_now
 from tests.logs import an_entry
 from tests.sdk.serving import Desk, ScriptedLog, scripted, serving
 from tests.sdk.test_audit_over_the_wire import cosigned
@@ -81,6 +84,33 @@ def test_without_a_key_nothing_is_called_proven(study: tuple[Site, Store, bytes]
         log, entries, _ = watcher.look()
         assert (log.signed_size, log.problem) == (0, "")
         assert {each.proof for each in entries} == {Proof.UNCHECKED}
+
+
+def test_who_leads_after_a_failover_is_watched_on_and_the_log_goes_on(
+    study: tuple[Site, Store, bytes],
+) -> None:
+    site, store, _ = study
+    name = SpiffeId(site.allowlist.federation, Role.COORDINATOR, COORDINATOR)
+    ports = [0]
+
+    def connect() -> AbstractContextManager[OperationsClient]:
+        return connect_operator(f"127.0.0.1:{ports[-1]}", site.nodes[OPERATOR].tls, name)
+
+    believed = Believed(load_verifier_key(site.nodes[OPERATOR].log_verifier_key))
+    watcher = Watcher(connect, believed, clock=utc_now, fresh_for=timedelta())
+    with closing(watcher):
+        with pytest.raises(OperationsError):
+            watcher.look()
+        with serving(site, store) as desk:
+            ports.append(desk.port)
+            before = watcher.look()
+        with serving(site, site.connect_store()) as desk:
+            ports.append(desk.port)
+            after = watcher.look()
+    assert (before.log.problem, after.log.problem) == ("", "")
+    indices = [each.index for each in after.entries]
+    assert indices == list(range(indices[0], indices[0] - len(indices), -1))
+    assert indices[0] > before.entries[0].index
 
 
 class OtherEntry(ScriptedLog):

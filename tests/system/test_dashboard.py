@@ -6,7 +6,7 @@ import matl_common  # noqa: F401, I001
 import base64
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,8 +63,9 @@ class Scene:
     @contextmanager
     def watcher(self) -> Iterator[Watcher]:
         believed = Believed(load_verifier_key(self.log_key))
-        with self.federation.operator() as client:
-            yield Watcher(client, believed, clock=lambda: datetime.now(UTC))
+        connect = self.federation.operator
+        with closing(Watcher(connect, believed, clock=lambda: datetime.now(UTC))) as watcher:
+            yield watcher
 
     def look(self) -> Snapshot:
         with self.watcher() as watcher:
