@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -29,7 +30,7 @@ from matl.dashboard.gate import TOKEN_BYTES
 from matl.dashboard.node_board import node_board_of
 from matl.dashboard.node_watching import NodeWatcher
 from matl.dashboard.server import HOST, free_port, serve_page
-from matl.dashboard.terminal import board_view, node_view, trouble_view
+from matl.dashboard.terminal import board_view, node_view, part_of, trouble_view
 from matl.dashboard.watching import Watcher
 from matl.log.place import believed_from
 from matl.operations import connect_operator
@@ -41,6 +42,8 @@ from matl_participant.config import load_config
 
 PARTICIPANT_CONFIG: Final = Path("participant.toml")
 _DEFAULT_PORT: Final = 8501
+_PART_SECONDS: Final = 6.0
+"""How long a part of what the terminal is too small for is shown."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -184,8 +187,11 @@ def _serve(found: Watched, *, port: int, every: float, idle_minutes: float) -> N
 def _watch(found: Watched, *, every: float) -> None:
     screen = Console(highlight=False)
     with suppress(KeyboardInterrupt), Live(console=screen, screen=screen.is_terminal) as live:
-        while True:
-            live.update(_view(found), refresh=True)
+        for look in count():
+            turn = int(look * every / _PART_SECONDS)
+            view = _view(found)
+            shown = part_of(view, screen, turn=turn) if screen.is_terminal else view
+            live.update(shown, refresh=True)
             time.sleep(every)
 
 
@@ -193,9 +199,9 @@ def _show_once(found: Watched) -> None:
     views = []
     if found.federation is not None:
         snapshot = found.federation.look()
-        views.append(board_view(board_of(snapshot), alerts_of(snapshot)))
+        views.append(board_view(board_of(snapshot), alerts_of(snapshot), at=snapshot.at))
     if found.node is not None:
-        views.append(node_view(node_board_of(found.node.look())))
+        views.append(_node_view(found.node))
     console().print(Group(*views))
 
 
@@ -205,19 +211,33 @@ def _view(found: Watched) -> RenderableType:
     if found.federation is not None:
         views.append(_federation_view(found.federation))
     if found.node is not None:
-        views.append(node_view(node_board_of(found.node.look())))
+        views.append(_node_view_or_why(found.node))
     return Group(*views)
 
 
+def _node_view(watcher: NodeWatcher) -> RenderableType:
+    snapshot = watcher.look()
+    return node_view(node_board_of(snapshot), at=snapshot.at)
+
+
+def _node_view_or_why(watcher: NodeWatcher) -> RenderableType:
+    try:
+        return _node_view(watcher)
+    except OSError as error:
+        failed = "This hospital's state cannot be read"
+        return trouble_view(Alert(Tone.BAD, failed, error.strerror or ""))
+
+
 def _federation_view(watcher: Watcher) -> RenderableType:
+    troubles: tuple[Alert, ...] = ()
     try:
         snapshot = watcher.look()
     except OperationsError as error:
         trouble = Alert(Tone.BAD, "The coordinator does not answer as it should", str(error))
         if watcher.last is None:
             return trouble_view(trouble)
-        return board_view(board_of(watcher.last), (trouble, *alerts_of(watcher.last)))
-    return board_view(board_of(snapshot), alerts_of(snapshot))
+        snapshot, troubles = watcher.last, (trouble,)
+    return board_view(board_of(snapshot), (*troubles, *alerts_of(snapshot)), at=snapshot.at)
 
 
 def _now() -> datetime:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from rich.columns import Columns
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
@@ -31,11 +34,11 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _BAR_WIDTH = 18
 
 
-def board_view(board: Board, alerts: Sequence[Alert]) -> RenderableType:
-    """A federation, from the top down."""
+def board_view(board: Board, alerts: Sequence[Alert], *, at: datetime) -> RenderableType:
+    """A federation, from the top down, as it was when it was asked."""
     return Group(
         Text(printable(board.title), style="bold"),
-        Text(printable(board.subtitle), style="dim"),
+        Text(f"{printable(board.subtitle)} · asked at {_moment(at)}", style="dim"),
         _tiles(board.tiles),
         _alerts(alerts),
         Columns([_round(board.round), _accuracy(board.accuracy)]),
@@ -47,14 +50,14 @@ def board_view(board: Board, alerts: Sequence[Alert]) -> RenderableType:
     )
 
 
-def node_view(board: NodeBoard) -> RenderableType:
-    """One hospital, from the top down."""
+def node_view(board: NodeBoard, *, at: datetime) -> RenderableType:
+    """One hospital, from the top down, as it was when its files were read."""
     facts = Table.grid(padding=(0, 2))
     for name, said in board.data:
         facts.add_row(Text(name, style="dim"), _text(said))
     return Group(
         Text(f"This hospital: {printable(board.title)}", style="bold"),
-        Text(printable(board.subtitle), style="dim"),
+        Text(f"{printable(board.subtitle)} · read at {_moment(at)}", style="dim"),
         _tiles(board.tiles),
         _alerts(board.alerts),
         _budgets(board.budgets, of="Study"),
@@ -67,6 +70,22 @@ def node_view(board: NodeBoard) -> RenderableType:
 def trouble_view(alert: Alert) -> RenderableType:
     """Only that something is wrong."""
     return _alerts([alert])
+
+
+def part_of(view: RenderableType, screen: Console, *, turn: int) -> RenderableType:
+    """What of a view fits this screen, from the top down turn by turn; all of it where it fits."""
+    lines = screen.render_lines(view, screen.options.update(height=None), pad=False)
+    if len(lines) <= screen.height:
+        return view
+    room = max(1, screen.height - 1)
+    parts = math.ceil(len(lines) / room)
+    at = turn % parts
+    shown = SegmentLines(lines[at * room : (at + 1) * room], new_lines=True)
+    return Group(shown, Text(f"part {at + 1} of {parts}, by turns", style="dim"))
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _text(said: str, *, style: str = "") -> Text:
