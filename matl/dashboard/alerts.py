@@ -132,7 +132,7 @@ def _of_budget(participants: Iterable[Participant]) -> Iterator[Alert]:
             Tone.WARNING,
             "More than half of the privacy budget is spent",
             ", ".join(half),
-            "consider fewer rounds, or a longer interval between them",
+            "consider fewer rounds",
         )
 
 

@@ -211,7 +211,7 @@ def _of_budget(summary: Summary) -> Iterator[Alert]:
             Tone.WARNING,
             f"More than half of the budget of {summary.study_id} is spent",
             statement(summary),
-            "consider fewer rounds, or a longer interval between them",
+            "consider fewer rounds",
         )
 
 
