@@ -193,22 +193,31 @@ def _drawn(curve: Curve, frame: _Frame, number: int, *, over: int, percent: bool
 
 
 def _names(curves: Sequence[Curve], frame: _Frame) -> Iterator[Mark]:
-    """Names at the ends of curves, moved apart where they would lie on one another."""
+    """Names at the ends of curves, moved apart where they would lie on one another.
+
+    Of more than there is room for, some from the highest to the lowest, and how many are left out.
+    """
     ends = sorted(
         (frame.y(curve.points[-1][1]), number, curve.name)
         for number, curve in enumerate(curves)
         if curve.points
     )
-    floor, room = frame.height - 4.0, _LABEL_GAP
-    at = _TOP + 4.0
-    for place, (y, number, name) in enumerate(ends):
-        left = len(ends) - 1 - place
+    at, floor, room = _TOP + 4.0, frame.height - 4.0, _LABEL_GAP
+    most = max(3, int((floor - at) // room) + 1)
+    labels = [(y, COLOURS[number % len(COLOURS)], name) for y, number, name in ends]
+    if len(labels) > most:
+        step = (len(labels) - 1) / (most - 2)
+        left_out = len(labels) - most + 1
+        labels = [labels[round(each * step)] for each in range(most - 1)]
+        labels.append((floor, MUTED, f"and {left_out} more"))
+    for place, (y, colour, name) in enumerate(labels):
+        left = len(labels) - 1 - place
         at = min(max(y + 4.0, at), floor - left * room)
         yield Text(
             frame.width - _RIGHT + 8.0,
             at,
             name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…",
-            COLOURS[number % len(COLOURS)],
+            colour,
             12.0,
             bold=True,
         )

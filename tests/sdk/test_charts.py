@@ -33,6 +33,17 @@ def test_names_at_the_ends_of_equal_curves_do_not_lie_on_one_another() -> None:
     assert inside(chart)
 
 
+def test_of_more_names_than_there_is_room_for_some_are_left_out_and_counted() -> None:
+    curves = [Curve(f"hospital_{n}", ((1, 0.5), (2, n / 60))) for n in range(60)]
+    chart = line_chart(curves, says="")
+    names = [m for m in chart.marks if isinstance(m, Text) and m.bold]
+    assert all(later.y - earlier.y >= 14 for earlier, later in pairwise(names))
+    assert inside(chart)
+    *shown, rest = [each.text for each in names]
+    assert (shown[0], shown[-1]) == ("hospital_59", "hospital_0")
+    assert rest == f"and {60 - len(set(shown))} more"
+
+
 def test_of_equal_curves_each_shows() -> None:
     strokes = [m for m in line_chart(CURVES, says="").marks if isinstance(m, Stroke)]
     dashes = [m.dash for m in strokes if m.width > 2]
