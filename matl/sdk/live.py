@@ -7,7 +7,7 @@ question, so that nothing is held by a client that somebody forgot.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -72,10 +72,10 @@ class LiveFederation:
         """
         with self.connected() as client:
             found = client.status()
-        if self._mode is not None and not _is_at_least(found.mode, self._mode):
+        if self._mode is not None and _STRENGTH[mode_of(found.mode)] < _STRENGTH[self._mode]:
             raise BrokenPromiseError(
                 f"mode={self._mode.value} was asked for, and the coordinator is of mode "
-                f"{found.mode or 'unknown'}; ask its operator, or ask for less"
+                f"{found.mode}; ask its operator, or ask for less"
             )
         return found
 
@@ -96,17 +96,12 @@ class LiveFederation:
                 "coordinator's operator, or name it"
             )
         if self._privacy is not None:
-            for each in found:
-                if each.epsilon_budget > self._privacy.epsilon:
-                    raise BrokenPromiseError(
-                        f"epsilon={self._privacy.epsilon:g} was asked for, and {each.node_id} may "
-                        f"spend {each.epsilon_budget:g} in this study"
-                    )
+            check_promise(self._privacy, found)
         return found
 
     def mode(self) -> MATLMode:
-        """The coordinator's own word; without what it says of evidence that is SIMULATED."""
-        return MATLMode(self.status().mode.removesuffix(SIMULATED))
+        """The coordinator's own word; see ``mode_of``."""
+        return mode_of(self.status().mode)
 
     def claim(self) -> str:
         """As ``Federation``."""
@@ -144,7 +139,9 @@ class LiveFederation:
     def has_tls(self) -> bool:
         """Whether the coordinator answers; it does so over mutual TLS 1.3 or not at all."""
         try:
-            self.status()
+            # Not ``self.status``: a study that breaks a promise says so over TLS.
+            with self.connected() as client:
+                client.status()
         except MatlError:
             return False
         return True
@@ -201,8 +198,10 @@ class LiveFederation:
         """Wait until so many more rounds are released; see ``train_federated_medical_ai``.
 
         Raises:
+            BrokenPromiseError: the study is not what was asked for; told before any waiting.
             MatlError: the study is paused or complete before.
         """
+        self.participants()
         with self.connected() as client:
             before = client.status().rounds_released
         told = before
@@ -226,7 +225,38 @@ class LiveFederation:
             time.sleep(POLL_SECONDS)
 
 
-def _is_at_least(mode: str, wanted: MATLMode) -> bool:
-    """Whether a coordinator's mode, in its own word, is as strong; a SIMULATED one is none."""
-    names: Mapping[str, int] = {each.value: strength for each, strength in _STRENGTH.items()}
-    return names.get(mode, -1) >= _STRENGTH[wanted]
+def mode_of(name: str) -> MATLMode:
+    """A coordinator's mode by its own word.
+
+    SIMULATED evidence proves nothing, and what is left of MODE2 without it is MODE1.
+
+    Raises:
+        BrokenPromiseError: there is no such mode.
+    """
+    if name == f"{MATLMode.MODE2}{SIMULATED}":
+        return MATLMode.MODE1
+    try:
+        return MATLMode(name)
+    except ValueError:
+        raise BrokenPromiseError(
+            f"the coordinator is of mode {name or 'unknown'}, which this version does not know; "
+            "install its version of matl"
+        ) from None
+
+
+def check_promise(privacy: DifferentialPrivacy, participants: Iterable[Participant]) -> None:
+    """Look that no hospital may spend more than was asked for.
+
+    Raises:
+        BrokenPromiseError: one may, in ε or in δ.
+    """
+    for each in participants:
+        for name, asked, told in (
+            ("epsilon", privacy.epsilon, each.epsilon_budget),
+            ("delta", privacy.delta, each.target_delta),
+        ):
+            if told > asked:
+                raise BrokenPromiseError(
+                    f"{name}={asked:g} was asked for, and {each.node_id} may spend {told:g} in "
+                    "this study"
+                )

@@ -22,9 +22,10 @@ from matl import (
 )
 from matl.audit import AuditLogger
 from matl.checklist import SafeguardsError
+from matl.operations import Participant
 from matl.results import read_history
 from matl.sdk.federation import RawGradientError
-from matl.sdk.live import BrokenPromiseError
+from matl.sdk.live import BrokenPromiseError, check_promise, mode_of
 from matl_common.errors import ConfigurationError, MatlError
 from matl_common.identity.certificates import Role, SpiffeId
 from tests.coordinator.harness import COORDINATOR, NODES, OPERATOR, Site, make_site, play, running
@@ -106,6 +107,36 @@ def test_what_was_asked_for_is_held_against_the_study(federation: Federation) ->
         _ = federation.client(allowed_nodes=NODES[:2]).allowed_nodes
     with pytest.raises(BrokenPromiseError, match="may spend inf"):
         federation.client(privacy=DifferentialPrivacy()).get_trust_scores()
+
+
+def test_nobody_waits_for_rounds_of_a_study_that_breaks_a_promise(federation: Federation) -> None:
+    with pytest.raises(BrokenPromiseError, match="may spend inf"):
+        federation.client(privacy=DifferentialPrivacy()).watch(1)
+
+
+def test_a_study_that_breaks_a_promise_is_still_one_over_tls(federation: Federation) -> None:
+    assert federation.client(mode=MATLMode.MODE2).use_tls
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "broken"),
+    [(1.0, 1e-5, ""), (0.5, 1e-6, ""), (1.5, 1e-5, "epsilon=1 "), (1.0, 0.1, "delta=1e-05 ")],
+)
+def test_a_promise_is_of_epsilon_and_of_delta(epsilon: float, delta: float, broken: str) -> None:
+    hospital = Participant("a", 0.7, "trusted", "", 100, None, 0.1, epsilon, 0.1, 1, "", delta)
+    privacy = DifferentialPrivacy(epsilon=1.0, delta=1e-5)
+    if not broken:
+        check_promise(privacy, [hospital])
+        return
+    with pytest.raises(BrokenPromiseError, match=broken):
+        check_promise(privacy, [hospital])
+
+
+def test_simulated_evidence_leaves_mode1() -> None:
+    assert mode_of("mode2") is MATLMode.MODE2
+    assert mode_of("mode2-SIMULATED") is MATLMode.MODE1
+    with pytest.raises(BrokenPromiseError, match="mode unknown"):
+        mode_of("")
 
 
 def test_no_raw_gradient_and_no_data_set_passes_a_connected_client(
