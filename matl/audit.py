@@ -173,13 +173,13 @@ class AuditLogger:
             return False
         return True
 
-    def is_encrypted(self) -> bool:
-        """Whether the newest entry is stored as ciphertext; looked up, not remembered."""
+    def is_encrypted(self) -> bool | None:
+        """Whether the newest entry is stored as ciphertext; looked up. ``None`` without any."""
         if self._closed:
             return False
         head = self._store.log_head()
         if head.size == 0:
-            return True
+            return None
         (newest,) = self._store.log_entries(start=head.size - 1, limit=1)
         return (
             newest.payload is not None

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from matl.audit import AuditLogger
 from matl.client import MATLClient
 from matl_common.errors import ConfigurationError, MatlError
 from matl_coordinator.config import load_config as load_coordinator
@@ -129,37 +130,28 @@ def _data_row(name: str, dataset: Any) -> Row:
 
 
 def _client_rows(client: MATLClient) -> list[Row]:
-    logger, privacy, allowed = client.audit_logger, client.privacy, client.allowed_nodes
+    logger, privacy = client.audit_logger, client.privacy
     years = logger.retention_years
+    whose = "the coordinator's log" if client.is_connected else "the study's log"
     return [
-        _row(
-            "logs encrypted",
-            client.encryption_enabled,
-            "the newest entries are stored as ciphertext",
-            "the newest entry can be read in the database",
-            "restore the log, and find out who wrote to it",
+        _answered(
+            f"{whose} encrypted",
+            lambda name: _encrypted(name, client.study_log_is_encrypted(), is_required=True),
         ),
-        _row(
-            "audit log active",
-            logger.is_active(),
-            "its newest entry is in its tree",
-            "it does not hold its newest entry",
-            "see docs/log.md",
+        # What nobody wrote to hides nothing.
+        _answered(
+            "this client's audit log encrypted",
+            lambda name: _encrypted(name, logger.is_encrypted(), is_required=False),
         ),
+        _answered("this client's audit log active", lambda name: _active(name, logger)),
         _row(
-            "audit log kept",
+            "this client's audit log kept",
             years >= RETENTION_YEARS,
             f"{years} years",
             f"{years} years, and {RETENTION_YEARS} are asked for",
             "raise retention_years",
         ),
-        _row(
-            "access restricted",
-            len(allowed) > 1,
-            f"{len(allowed)} hospitals are enrolled",
-            "no other hospital is named",
-            "name every hospital in allowed_nodes",
-        ),
+        _answered("access restricted", lambda name: _restricted(name, client.allowed_nodes)),
         _row(
             "differential privacy",
             privacy is not None,
@@ -175,6 +167,54 @@ def _client_rows(client: MATLClient) -> list[Row]:
             "give coordinator_address=; an embedded federation is for trying",
         ),
     ]
+
+
+def _answered(name: str, probe: Callable[[str], Row]) -> Row:
+    """A probe's row; one that ended in an error found no safeguard."""
+    try:
+        return probe(name)
+    except MatlError as error:
+        return Row(name, Verdict.FAIL, str(error), "see that it answers, and verify again")
+
+
+def _encrypted(name: str, found: bool | None, *, is_required: bool) -> Row:  # noqa: FBT001 - the probe's answer
+    if found is None:
+        return _nothing_logged(name, is_required=is_required)
+    return _row(
+        name,
+        found,
+        "its newest entry is stored as ciphertext",
+        "its newest entry can be read in the database",
+        "restore the log, and find out who wrote to it",
+    )
+
+
+def _active(name: str, logger: AuditLogger) -> Row:
+    is_active = logger.is_active()
+    if is_active and logger.is_encrypted() is None:
+        return _nothing_logged(name, is_required=False)
+    return _row(
+        name,
+        is_active,
+        "its newest entry is in its tree",
+        "it does not hold its newest entry",
+        "see docs/log.md",
+    )
+
+
+def _nothing_logged(name: str, *, is_required: bool) -> Row:
+    remedy = "verify again once a round is released"
+    return Row(name, Verdict.NOT_TESTED, "nothing is logged yet", remedy, is_required=is_required)
+
+
+def _restricted(name: str, allowed: Sequence[str]) -> Row:
+    return _row(
+        name,
+        len(allowed) > 1,
+        f"{len(allowed)} hospitals are enrolled",
+        "no other hospital is named",
+        "name every hospital in allowed_nodes",
+    )
 
 
 def _row(name: str, passed: bool, found: str, lacking: str, remedy: str) -> Row:  # noqa: FBT001 - the probe's answer

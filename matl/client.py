@@ -399,12 +399,22 @@ class MATLClient:
 
     @property
     def encryption_enabled(self) -> bool:
-        """Whether logs are stored as ciphertext; looked up in their newest entries.
+        """Whether no log has its newest entry in the clear; looked up.
+
+        True of logs that hold nothing yet; ``verify_hipaa_compliance`` tells those apart.
 
         Images, models and ledgers are files: whether the disk under them is encrypted, no program
         can tell from here.
         """
-        return self._federation.log_is_encrypted() and self.audit_logger.is_encrypted()
+        return False not in (self.study_log_is_encrypted(), self.audit_logger.is_encrypted())
+
+    def study_log_is_encrypted(self) -> bool | None:
+        """Whether the study's own log has its newest entry as ciphertext; ``None`` without any.
+
+        Raises:
+            OperationsError: the coordinator does not answer or refuses.
+        """
+        return self._federation.log_is_encrypted()
 
     @property
     def use_tls(self) -> bool:

@@ -273,9 +273,9 @@ class EmbeddedFederation:
         logged = store.log_entries(start=max(0, size - limit), limit=limit)
         return [dict(parse_entry(each.data)) for each in reversed(logged) if each.data is not None]
 
-    def log_is_encrypted(self) -> bool:
-        """As ``Federation``; what has not begun holds nothing in the clear."""
-        return self._study is None or self._study.log_is_encrypted()
+    def log_is_encrypted(self) -> bool | None:
+        """As ``Federation``; nothing is logged before the study begins."""
+        return None if self._study is None else self._study.log_is_encrypted()
 
     def has_tls(self) -> bool:
         """Never: there is no connection at all, and nothing to deploy."""

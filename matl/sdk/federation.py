@@ -86,8 +86,8 @@ class Federation(Protocol):
     def recent_events(self, limit: int) -> list[dict[str, Any]]:
         """The newest entries of the study's log, the newest first."""
 
-    def log_is_encrypted(self) -> bool:
-        """Whether the newest of them is stored as ciphertext; looked up."""
+    def log_is_encrypted(self) -> bool | None:
+        """Whether the newest of them is stored as ciphertext; looked up. ``None`` without any."""
 
     def has_tls(self) -> bool:
         """Whether there is a mutual TLS connection that works; tried."""

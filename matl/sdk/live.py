@@ -183,11 +183,13 @@ class LiveFederation:
                 dict(parse_entry(each)) for each in reversed(client.newest_log_entries(limit=limit))
             ]
 
-    def log_is_encrypted(self) -> bool:
-        """Whether the newest entry of the log is stored as ciphertext, as its reader gets it."""
+    def log_is_encrypted(self) -> bool | None:
+        """As ``Federation``, of the newest entry as its reader gets it."""
         with self.connected() as client:
             entries = client.audit.read(limit=1).entries
-        return all(each.entry not in each.payload for each in entries if each.entry)
+        # An entry whose key was erased has no plaintext to look for.
+        found = [each.entry not in each.payload for each in entries if each.entry]
+        return all(found) if found else None
 
     def resume(self, reason: str) -> None:
         """Open rounds again."""

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from matl import DifferentialPrivacy, MATLClient, MATLMode, MatlWarning
+from matl import (
+    DifferentialPrivacy,
+    MATLClient,
+    MATLMode,
+    MatlWarning,
+    verify_hipaa_compliance,
+)
+from matl.checklist import SafeguardsError
 from matl.sdk.embedded import RoundHeldError, StudyCompleteError, TooFewUpdatesError
 from matl.sdk.federation import hospital_name
 from matl.sdk.gradients import submission
@@ -191,6 +198,21 @@ def test_a_folder_is_gone_on_from_with_what_it_has_cost(tmp_path: Path) -> None:
         assert second.get_current_round() == 2
         assert second.get_remaining_privacy_budget() < left
         assert second.history()["rounds"] == [1]
+
+
+def test_a_log_that_holds_nothing_passes_no_safeguard(client: MATLClient) -> None:
+    def verdicts() -> dict[str, str]:
+        told: list[str] = []
+        with pytest.raises(SafeguardsError):
+            verify_hipaa_compliance(client, report=told.append)
+        return {line[12:].partition(":")[0]: line.split()[0] for line in told if " log " in line}
+
+    logs = ("this client's audit log encrypted", "this client's audit log active")
+    before = verdicts()
+    assert [before.pop(each) for each in (*logs, "the study's log encrypted")] == ["NOT-TESTED"] * 3
+    submit_all(client, 0.5, 0.5, 0.5)
+    client.audit_log("looked")
+    assert set(verdicts().values()) == {"PASS"}
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:

@@ -165,8 +165,23 @@ def test_safeguards_are_looked_up_and_said_by_row(federation: Federation) -> Non
     with pytest.raises(SafeguardsError, match="give privacy=") as failed:
         verify_hipaa_compliance(federation.client(), report=told.append)
     assert [each.name for each in failed.value.rows] == ["differential privacy"]
-    assert sum(line.startswith("PASS") for line in told) == 5
+    assert sum(line.startswith("PASS") for line in told) == 4
+    assert "PASS        the coordinator's log encrypted: its newest entry" in "\n".join(told)
+    # Nobody wrote to this client's own.
+    untested = [line for line in told if line.startswith("NOT-TESTED")]
+    assert [line.partition(": ")[2] for line in untested] == ["nothing is logged yet"] * 2
     assert isinstance(failed.value, RuntimeError)
+
+
+def test_a_coordinator_that_does_not_answer_fails_its_rows(federation: Federation) -> None:
+    client = federation.client(coordinator_address="127.0.0.1:9", privacy=DifferentialPrivacy())
+    with pytest.raises(SafeguardsError) as failed:
+        verify_hipaa_compliance(client, report=lambda _: None)
+    assert [each.name for each in failed.value.rows] == [
+        "the coordinator's log encrypted",
+        "access restricted",
+        "mutual TLS",
+    ]
 
 
 def test_an_address_where_nobody_answers_is_no_connection(federation: Federation) -> None:
