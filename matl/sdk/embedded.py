@@ -209,8 +209,8 @@ class EmbeddedCoordinator:
         if plan != wanted:
             raise StudyMismatchError(
                 f"the folder holds study {plan.study_id!r}, which began with other terms or with "
-                "another model; give MATLClient the arguments it began with, or another folder= "
-                "or study="
+                "another model; give MATLClient the arguments it began with, or another folder=, "
+                "whose ledgers do not know of this one: add the ε of both yourself"
             )
         return plan
 
@@ -270,8 +270,8 @@ class EmbeddedCoordinator:
             if offer.study_complete:
                 raise StudyCompleteError(
                     f"all {self._terms.rounds} rounds of study {self._terms.study!r} are over; "
-                    "begin another with study=, whose ε adds to this one's, or say rounds= at "
-                    "the beginning"
+                    "begin another in another folder=, whose ledgers do not know of this one, so "
+                    "that you add its ε yourself; or say more rounds= at the beginning"
                 )
             if state.round is not None and state.round.phase is Phase.COLLECTING:
                 return offer

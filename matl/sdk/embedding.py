@@ -118,7 +118,8 @@ class EmbeddedFederation:
             elif self._study.terms != terms or self._study.coordinator.plan.schema != schema:
                 raise ConfigurationError(
                     "this client's study began with other terms, hospitals or another model; close "
-                    "it, and make a client with another folder= or study="
+                    "it, and make a client with another folder=, whose ledgers do not know of "
+                    "this one: add the ε of both yourself"
                 )
             return self._study
 

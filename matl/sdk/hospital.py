@@ -137,9 +137,9 @@ class Hospital:
             )
         except BudgetExhaustedError as error:
             raise BudgetExhaustedError(
-                f"{self._node}: {error}. No folder or study name brings a budget back: the "
-                "patients are the same. Say rounds= at the beginning of the next study, and on "
-                "public data begin in another folder="
+                f"{self._node}: {error}. Another folder= begins with a new ledger, which does not "
+                "know of this one, and brings no budget back: the patients are the same, so add "
+                "the ε of both yourself"
             ) from error
         receipt = self._send(start, make)
         standing = offer.standing

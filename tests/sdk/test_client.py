@@ -130,8 +130,16 @@ def test_every_submission_is_charged_and_the_budget_ends_the_study(tmp_path: Pat
             client.aggregate(submit_all(client, 0.1, 0.1, 0.1))
             left.append(client.get_remaining_privacy_budget())
         assert left == pytest.approx([1.0, 1.0 - privacy.epsilon_after(1, of=2), 0.0], abs=1e-6)
-        with pytest.raises(StudyCompleteError, match="begin another with study="):
+        with pytest.raises(StudyCompleteError, match=r"in another folder=.* add its ε yourself"):
             client.submit_gradient(gradient_of(0.1))
+    # What the message says is what works, and a name alone does not.
+    with (
+        client_in(tmp_path, privacy=privacy, rounds=2, study="next") as renamed,
+        pytest.raises(StudyMismatchError, match=r"another folder=.* yourself"),
+    ):
+        renamed.submit_gradient(gradient_of(0.1))
+    with client_in(tmp_path / "next", privacy=privacy, rounds=2) as another:
+        another.submit_gradient(gradient_of(0.1))
 
 
 def test_a_hospital_submits_once_a_round(client: MATLClient) -> None:
