@@ -84,7 +84,9 @@ class MATLClient:
                 spend. ``None``: no noise, no promise, and no limit.
             audit_logger: where ``audit_log`` writes; one in ``folder`` unless given.
             allowed_nodes: the hospitals that may take part, or a mapping of them to the number of
-                their patients as it is declared, which weighs their updates.
+                their patients as it is declared, which weighs the updates that
+                ``train_federated_medical_ai`` makes. Submitted gradients weigh equally: each
+                carries the same noise.
             rounds: of an embedded study of submitted gradients; noise is calibrated for them.
             study: name of an embedded study.
             folder: of an embedded study, which is gone on from where it exists.

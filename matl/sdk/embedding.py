@@ -130,6 +130,7 @@ class EmbeddedFederation:
 
         return self.begin(
             Mechanism.SUBMISSIONS,
+            # Declared patients weigh nothing here: every submission carries the same noise.
             patients=dict.fromkeys(self._nodes, 1),
             rounds=self._rounds,
             steps_per_round=1,

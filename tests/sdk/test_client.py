@@ -86,6 +86,15 @@ def test_numbers_of_samples_that_a_caller_brings_give_no_weight(client: MATLClie
     assert weight.mean() < 0.5
 
 
+def test_declared_patients_give_a_submission_no_weight(tmp_path: Path) -> None:
+    found = []
+    for name, patients in (("equal", NODES), ("large", dict(zip(NODES, (9, 1, 1), strict=True)))):
+        with client_in(tmp_path / name, allowed_nodes=patients) as client:
+            found.append(client.aggregate(submit_all(client, 0.1, 0.15, 0.2))[0])
+    assert np.array_equal(*found)
+    assert 0.1 < found[0].mean() < 0.2
+
+
 def test_privacy_noises_even_a_gradient_of_zeros(tmp_path: Path) -> None:
     privacy = DifferentialPrivacy(epsilon=1.0, clip_norm=0.25)
     with client_in(tmp_path, privacy=privacy, rounds=2) as client:
