@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from matl.sdk.gradients import Layout
     from matl.sdk.study import EmbeddedStudy
     from matl.sdk.terms import Mechanism
+    from matl.sdk.told import Standing
     from matl_common.tensors import ModelSchema
+    from matl_coordinator.core.rounds import Round
     from matl_coordinator.ports import Scorer
     from matl_coordinator.store.models import FileModelStore
+    from matl_participant.core.spending import Summary
 
 
 class EmbeddedFederation:
@@ -215,36 +218,56 @@ class EmbeddedFederation:
 
     def active_nodes(self) -> int:
         """How many take part in the newest round."""
-        rnd = None if self._study is None else self._study.coordinator.state().round
+        rnd = self._newest_round()
         return 0 if rnd is None else len(rnd.invited)
 
     def current_round(self) -> int:
         """As ``Federation``."""
-        rnd = None if self._study is None else self._study.coordinator.state().round
+        rnd = self._newest_round()
         return 0 if rnd is None else rnd.round_id
+
+    def _newest_round(self) -> Round | None:
+        if self._study is not None:
+            return self._study.coordinator.state().round
+        kept = self._kept()
+        return None if kept is None else kept.round
+
+    def _kept(self) -> Standing | None:
+        """What the folder of a study says that this client has not gone on with yet."""
+        if not (self.folder / "coordinator").is_dir():
+            return None
+        from matl.sdk.told import standing_in_folder
+
+        return standing_in_folder(self.folder, self._nodes)
 
     def trust_scores(self) -> dict[str, float]:
         """As ``Federation``; the initial ones before the first round."""
         if self._study is not None:
             return {node: each.trust for node, each in self._study.trust().items()}
+        if (kept := self._kept()) is not None:
+            return dict(kept.trust)
         from matl_coordinator.core.trust_record import initial_record
 
         return {node: initial_record(node).trust for node in self._nodes}
 
     def epsilon_left(self) -> dict[str, float]:
-        """As the hospitals' ledgers have it."""
-        if self._study is None:
-            whole = math.inf if self._privacy is None else self._privacy.epsilon
+        """As the hospitals' ledgers have it; the whole budget where there is none yet."""
+        whole = math.inf if self._privacy is None else self._privacy.epsilon
+        if not (budgets := self._budgets()):
             return dict.fromkeys(self._nodes, whole)
         from matl.sdk.hospital import epsilon_left
 
-        return {node: epsilon_left(each) for node, each in self._study.budgets().items()}
+        return {node: epsilon_left(each) for node, each in budgets.items()}
+
+    def _budgets(self) -> Mapping[NodeId, Summary]:
+        if self._study is not None:
+            return self._study.budgets()
+        kept = self._kept()
+        return {} if kept is None else kept.budgets
 
     def budget_fraction(self) -> float:
         """As the hospitals' ledgers have it."""
-        if self._study is None:
-            return 0.0
-        return max(each.budget_fraction for each in self._study.budgets().values())
+        return max((each.budget_fraction for each in self._budgets().values()), default=0.0)
 
     def history(self) -> TutorialHistory:
         """As ``Federation``; of the folder where no study has begun here.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from matl.history import RoundTold, TutorialHistory, tutorial_history
@@ -16,16 +18,18 @@ from matl.operations import Round as ToldRound
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError
 from matl_common.identity.wrapping import SoftwareKeyEncryptionKey
-from matl_common.ids import RoundId
+from matl_common.ids import NodeId, RoundId
 from matl_common.privacy.budget import gaussian_epsilon, gaussian_mu
 from matl_common.privacy.charges import epsilon_of
 from matl_common.protocol import PrivacyTerms, StudyPlan
 from matl_common.wire.documents import parse_study_plan
 from matl_coordinator.core.rounds import Phase, Round
-from matl_coordinator.ports import Store
+from matl_coordinator.core.trust_record import with_newcomers
+from matl_coordinator.ports import State, Store
 from matl_coordinator.store.database import create_database_engine, reading
 from matl_coordinator.store.sql import SqlStore, read_state
 from matl_participant.core.account import Account
+from matl_participant.core.spending import Summary, summarise
 from matl_participant.ledger import read_accounts
 
 DATABASE = "coordinator.db"
@@ -140,21 +144,64 @@ def told_by_folder(folder: Path) -> TutorialHistory:
             "MATLClient or a coordinator's state_dir; where the database is PostgreSQL, give a "
             "client with the coordinator's address"
         )
-    engine = create_database_engine(f"sqlite:///{state / DATABASE}")
-    # Of the tables that are read here none is encrypted, so that no key is needed.
-    store = SqlStore(engine, log_origin="", log_key=SoftwareKeyEncryptionKey(bytes(32)))
-    try:
-        with reading(engine) as connection:
-            study = read_state(connection, 0).study
-        if study is None:
+    with _opened(state) as (store, kept):
+        if kept.study is None:
             raise ConfigurationError(f"the study in {folder} has not begun")
         # Shown, and not believed: who verifies has the coordinator's key.
-        plan = parse_study_plan(study.plan.payload)
+        plan = parse_study_plan(kept.study.plan.payload)
         accounts = _accounts(folder / "hospitals", plan.study_id)
         spent = spent_by_ledgers(accounts)
         if not accounts:
             spent = spent_by_admission(rounds_of(store), plan)
         return told_by_store(store, terms=plan.privacy, spent=spent, measured=read_measured(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the study of a folder is at, whoever holds it."""
+
+    round: Round | None
+    """The newest."""
+    trust: Mapping[str, float]
+    budgets: Mapping[NodeId, Summary]
+    """By hospital; without those whose ledger was never opened."""
+
+
+def standing_in_folder(folder: Path, nodes: Sequence[NodeId]) -> Standing | None:
+    """What an embedded study's folder says; ``None`` where no study has begun in it.
+
+    Args:
+        folder: of the study; may be read while it runs.
+        nodes: hospitals that have the initial trust where the study knows of none.
+
+    Raises:
+        StoreError: its database cannot be read.
+        LedgerCorruptError: a ledger is damaged.
+    """
+    if not (folder / "coordinator" / DATABASE).is_file():
+        return None
+    with _opened(folder / "coordinator") as (_, kept):
+        if kept.study is None:
+            return None
+        plan = parse_study_plan(kept.study.plan.payload)
+        accounts = _accounts(folder / "hospitals", plan.study_id)
+        return Standing(
+            round=kept.round,
+            trust={each.node_id: each.trust for each in with_newcomers(kept.trust, nodes)},
+            budgets={NodeId(name): summarise(account) for name, account in accounts.items()},
+        )
+
+
+@contextmanager
+def _opened(state: Path) -> Iterator[tuple[Store, State]]:
+    """The database of a coordinator's folder, read without holding the folder."""
+    engine = create_database_engine(f"sqlite:///{state / DATABASE}")
+    # Of the tables that are read here none is encrypted, so that no key is needed.
+    store = SqlStore(engine, log_origin="", log_key=SoftwareKeyEncryptionKey(bytes(32)))
+    try:
+        with reading(engine) as connection:
+            kept = read_state(connection, 0)
+        yield store, kept
     finally:
         store.close()
 

@@ -217,6 +217,27 @@ def test_a_folder_is_gone_on_from_with_what_it_has_cost(tmp_path: Path) -> None:
         assert second.history()["rounds"] == [1]
 
 
+def test_a_client_of_a_used_folder_tells_what_was_spent_there(tmp_path: Path) -> None:
+    def told(client: MATLClient) -> tuple[Any, ...]:
+        left = [client.get_remaining_privacy_budget(node) for node in NODES]
+        trust = client.get_trust_scores()
+        return left, client.get_budget_fraction(), trust, client.get_current_round()
+
+    arguments = {"privacy": DifferentialPrivacy(), "rounds": 2}
+    with client_in(tmp_path, **arguments) as first:
+        unused = told(first)
+        first.aggregate(submit_all(first, 0.1, 0.1, 0.1))
+        first.submit_gradient(gradient_of(0.1))
+        spent = told(first)
+        # While the first has it, and when nobody does.
+        with client_in(tmp_path, **arguments) as second:
+            assert told(second) == spent
+    with client_in(tmp_path, **arguments) as third:
+        assert told(third) == spent
+        assert told(third) != unused
+        assert spent[0][0] < spent[0][1] < 1.0
+
+
 def test_a_log_that_holds_nothing_passes_no_safeguard(client: MATLClient) -> None:
     def verdicts() -> dict[str, str]:
         told: list[str] = []
