@@ -53,6 +53,7 @@ class History:
         references: accuracy of other ways to train on the same data, by name.
         clinical_threshold: accuracy to compare with, as a fraction.
         least_epsilon_remaining: of the hospital that has least, where no more is known.
+        delta: that every ε goes with; NaN where it is not known.
     """
 
     rounds: Sequence[int]
@@ -64,6 +65,7 @@ class History:
     references: Mapping[str, Sequence[float]] = field(default_factory=dict)
     clinical_threshold: float = CLINICAL_THRESHOLD
     least_epsilon_remaining: Sequence[float] = ()
+    delta: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,12 @@ def tutorial_history(
         "epsilon_budget": epsilon_budget,
         "delta": delta,
     }
+
+
+def relation_of(delta: float) -> str:
+    """What an ε means nothing without, as a caption; δ is NaN where it is not known."""
+    told = f"δ = {delta:g}" if math.isfinite(delta) else "δ is not told"
+    return f"{told}, add or remove one patient"
 
 
 def left_of(budget: float, spent: float | None) -> float:
@@ -162,6 +170,7 @@ def history_of(source: Mapping[str, Any], *, epsilon_budget: float | None = None
         epsilon_budget=budget,
         epsilon_warning=_warning(budget, source.get("delta")),
         least_epsilon_remaining=() if known else least,
+        delta=float(source.get("delta", math.nan)),
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from matl.history import History
+from matl.history import History, relation_of
 
 TRUSTED_FROM: Final = 0.7
 EXCLUDED_BELOW: Final = 0.4
@@ -153,6 +153,8 @@ def _plot_budget(axes: Axes, history: History) -> None:
         axes.set_yticks([])
         _write_across(axes, "ε = ∞: this study adds no noise\nand promises no privacy")
         return
+    relation = relation_of(history.delta)
+    axes.text(0.012, 0.02, relation, transform=axes.transAxes, fontsize=10.5, color=_MUTED)
     budget, warning = history.epsilon_budget, history.epsilon_warning
     if math.isfinite(warning):
         text = f"half of the budget: {warning:.2f} of ε = {budget:g}"

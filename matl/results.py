@@ -66,6 +66,7 @@ def plot_medical_fl_results(
         or found.references,
         clinical_threshold=clinical_threshold / 100.0,
         least_epsilon_remaining=found.least_epsilon_remaining,
+        delta=found.delta,
     )
     for name, values in drawn.references.items():
         if len(values) != len(drawn.rounds):

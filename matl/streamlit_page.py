@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from matl.client import MATLClient
+from matl.history import relation_of
 from matl_common.errors import ConfigurationError
 
 WARNED_FROM = 0.5
@@ -77,6 +78,15 @@ def _draw_budget(client: MATLClient) -> None:
     fraction = client.get_budget_fraction()
     # Of Σ 1/σ², which rounds use up evenly; ε itself runs ahead of them.
     st.progress(min(1.0, max(0.0, 1.0 - fraction)))
-    st.caption(f"{100 * (1 - fraction):.0f} % of the rounds are left to pay for, ε = {left:.2f}.")
+    st.caption(
+        f"{100 * (1 - fraction):.0f} % of the rounds are left to pay for, ε = {left:.2f} "
+        f"({_relation(client)})."
+    )
     if fraction > WARNED_FROM:
         st.warning("More than half of the privacy budget is spent.")
+
+
+def _relation(client: MATLClient) -> str:
+    if client.get_current_round() > 0:
+        return relation_of(client.history()["delta"])
+    return relation_of(math.nan if client.privacy is None else client.privacy.delta)

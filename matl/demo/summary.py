@@ -318,6 +318,7 @@ def draw(report: Report, path: Path) -> None:
             "FedAvg, weighted by size": report.references.fedavg_weighted,
         },
         clinical_threshold=CLINICAL_THRESHOLD,
+        delta=RECIPE.delta,
     )
     draw_results(
         history,

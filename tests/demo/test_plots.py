@@ -66,6 +66,7 @@ def test_the_note_on_the_images_is_on_the_picture(tmp_path: Path) -> None:
         ({"references": {"Pooled": [0.1, 0.1, 0.1], "Plain": [0.4, 0.5, 0.6]}}, {"accuracy"}),
         ({"trust": {**HISTORY.trust, "Hospital E": [0.6, 0.4, 0.1]}}, {"trust", "contributions"}),
         ({"epsilon_warning": 0.5}, {"budget"}),
+        ({"delta": 1e-5}, {"budget"}),
         (
             {"epsilon_remaining": {**HISTORY.epsilon_remaining, "Hospital C": [0.5, 0.2, 0.0]}},
             {"budget"},

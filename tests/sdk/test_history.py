@@ -10,7 +10,7 @@ import pytest
 
 from matl import plot_medical_fl_results
 from matl.checklist import Row, SafeguardsError, Verdict, _data_row, is_of_coordinator
-from matl.history import history_of
+from matl.history import history_of, relation_of
 from matl.operations import Contribution, Evaluation, Participant, Round
 from matl.privacy import DifferentialPrivacy
 from matl.sdk.told import told_by_coordinator
@@ -45,6 +45,13 @@ def test_the_tutorials_dictionary_is_enough() -> None:
 def test_a_dictionary_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         history_of({**TUTORIALS, **change})
+
+
+def test_an_epsilon_is_told_with_its_delta_and_relation() -> None:
+    assert relation_of(history_of({**TUTORIALS, "delta": 1e-5}).delta) == (
+        "δ = 1e-05, add or remove one patient"
+    )
+    assert relation_of(history_of(TUTORIALS).delta).startswith("δ is not told, ")
 
 
 def test_a_missing_key_is_named() -> None:

@@ -204,3 +204,5 @@ def test_the_dashboard_of_part_eight_is_drawn(trained: Tutorial, whose: str) -> 
     assert not page.exception
     assert [each.value for each in page.metric][:2] == ["5", "2"]
     assert len(page.table[0].value) == 10
+    if whose == "ours":
+        assert any("δ = 1e-05, add or remove" in each.value for each in page.caption)
