@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict
 
+from matl.privacy import DifferentialPrivacy
 from matl_common.errors import ConfigurationError
 
 CLINICAL_THRESHOLD: Final = 0.92
@@ -48,8 +49,8 @@ class History:
         trust: by hospital, from 0 to 1; NaN where there was none.
         epsilon_remaining: by hospital; those without a ledger are absent.
         epsilon_budget: what every hospital may spend; infinite without privacy.
-        epsilon_warning: what is spent where half of the budget is; ε is not linear in it. NaN
-            where δ is not known.
+        epsilon_warning: what is spent where half of the budget is; ε is not linear in it. Where
+            δ is not known, half of ε.
         references: accuracy of other ways to train on the same data, by name.
         clinical_threshold: accuracy to compare with, as a fraction.
         least_epsilon_remaining: of the hospital that has least, where no more is known.
@@ -120,14 +121,14 @@ def left_of(budget: float, spent: float | None) -> float:
     return math.nan if spent is None else max(0.0, budget - spent)
 
 
-def history_of(source: Mapping[str, Any], *, epsilon_budget: float | None = None) -> History:
+def history_of(source: Mapping[str, Any], *, privacy: DifferentialPrivacy | None = None) -> History:
     """What the plots draw of a dictionary like the tutorial's.
 
     Args:
         source: with ``rounds``, ``accuracy`` in per cent, ``trust_scores`` and ``privacy_budget``;
             the other keys of ``TutorialHistory`` where they are known.
-        epsilon_budget: what each hospital may spend, where the dictionary does not say; else the
-            most that was ever left is taken for it.
+        privacy: what each hospital may spend, where the dictionary does not say; without it the
+            most that was ever left is taken for the budget, and δ is not known.
 
     Raises:
         ConfigurationError: a key is missing, there is no round, or lists differ in length.
@@ -151,8 +152,8 @@ def history_of(source: Mapping[str, Any], *, epsilon_budget: float | None = None
             "history's trust_scores name another number of hospitals in rounds"
         )
     least = [float(each) for each in source["privacy_budget"]]
-    budget = source.get("epsilon_budget", epsilon_budget)
-    budget = max(least) if budget is None else float(budget)
+    budget = float(source.get("epsilon_budget", max(least) if privacy is None else privacy.epsilon))
+    delta = float(source.get("delta", math.nan if privacy is None else privacy.delta))
     remaining = {
         name: [float(row[at]) for row in source.get("epsilon_remaining", ())]
         for at, name in enumerate(names)
@@ -168,15 +169,18 @@ def history_of(source: Mapping[str, Any], *, epsilon_budget: float | None = None
         trust={name: [row[at] for row in rows] for at, name in enumerate(names)},
         epsilon_remaining=known,
         epsilon_budget=budget,
-        epsilon_warning=_warning(budget, source.get("delta")),
+        epsilon_warning=_warning(budget, delta),
         least_epsilon_remaining=() if known else least,
-        delta=float(source.get("delta", math.nan)),
+        delta=delta,
     )
 
 
-def _warning(budget: float, delta: float | None) -> float:
-    if delta is None or not math.isfinite(budget) or budget <= 0.0:
+def _warning(budget: float, delta: float) -> float:
+    if not math.isfinite(budget) or budget <= 0.0:
         return math.nan
+    if math.isnan(delta):
+        # Where half of Σ 1/σ² is, only δ tells; half of ε comes before it.
+        return budget / 2
     from matl_participant.core.spending import warning_epsilon
 
     return warning_epsilon(budget, delta)

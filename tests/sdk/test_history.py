@@ -13,6 +13,7 @@ from matl.checklist import Row, SafeguardsError, Verdict, _data_row, is_of_coord
 from matl.history import history_of, relation_of
 from matl.operations import Contribution, Evaluation, Participant, Round
 from matl.privacy import DifferentialPrivacy
+from matl.results import summary_of
 from matl.sdk.told import told_by_coordinator
 from matl_common.errors import ConfigurationError
 
@@ -31,7 +32,34 @@ def test_the_tutorials_dictionary_is_enough() -> None:
     assert history.least_epsilon_remaining == [0.9, 0.7]
     assert history.epsilon_remaining == {}
     assert history.epsilon_budget == 0.9
-    assert history_of(TUTORIALS, epsilon_budget=1.0).epsilon_budget == 1.0
+    assert history.epsilon_warning == 0.45
+    promised = history_of(TUTORIALS, privacy=DifferentialPrivacy(epsilon=1.0, delta=1e-5))
+    assert (promised.epsilon_budget, promised.delta) == (1.0, 1e-5)
+    assert promised.epsilon_warning == pytest.approx(0.684, abs=1e-3)
+
+
+def test_a_summary_says_the_last_round_in_words(tmp_path: Path) -> None:
+    told: list[str] = []
+    privacy = DifferentialPrivacy(epsilon=1.0, delta=1e-5)
+    plot_medical_fl_results(TUTORIALS, tmp_path / "p.png", privacy=privacy, report=told.append)
+    assert told == [
+        "Final model accuracy: 93.80 %",
+        "Threshold of 92 %: met",
+        "Trust in Hospital A: 0.800, trusted",
+        "Trust in Hospital B: 0.300, excluded",
+        "Privacy budget left: ε = 0.70 of 1 (δ = 1e-05, add or remove one patient)",
+    ]
+
+
+def test_a_summary_claims_nothing_that_nobody_measured() -> None:
+    unknown = {"accuracy": [math.nan] * 2, "privacy_budget": [math.nan] * 2, "epsilon_budget": 1.0}
+    said = list(summary_of(history_of({**TUTORIALS, **unknown})))
+    assert (said[0], said[-1]) == (
+        "Final model accuracy: not measured",
+        "Privacy budget: only the hospitals' own ledgers know what is left",
+    )
+    without = history_of({**TUTORIALS, "privacy_budget": [math.inf] * 2})
+    assert list(summary_of(without))[-1].endswith("promises no privacy")
 
 
 @pytest.mark.parametrize(
