@@ -43,6 +43,7 @@ from matl.compliance.registry import Registry
 from matl.compliance.report import Report
 from matl.compliance.site import CoordinatorSite, ParticipantSite, Site
 from matl.doctor.examination import BrokenLinkError
+from matl_common.configuration import labels_beside
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.version import __version__
 from matl_coordinator.account import current_account
@@ -100,13 +101,10 @@ def coordinator_site(
     data: Iterable[Path] = (),
 ) -> CoordinatorSite:
     """A coordinator's site; ``stack`` closes what it opens."""
+    study, holdout = config.study, config.holdout
     own = [
-        each
-        for each in (
-            config.study.public_images,
-            None if config.holdout is None else config.holdout.images,
-        )
-        if each is not None
+        *_images_and_labels(study.public_images, study.public_labels),
+        *(() if holdout is None else _images_and_labels(holdout.images, holdout.labels)),
     ]
     return CoordinatorSite(
         config=config,
@@ -123,15 +121,23 @@ def participant_site(
     config: ParticipantConfig, *, file: Path, registry: Registry, data: Iterable[Path] = ()
 ) -> ParticipantSite:
     """A hospital's site."""
-    folders = (config.data.images, *registry.places.data, *data)
+    own = _images_and_labels(config.data.images, config.data.labels)
     return ParticipantSite(
         config=config,
         file=file,
         registry=registry,
         now=datetime.now(UTC),
-        data=tuple(dict.fromkeys(folders)),
+        data=tuple(dict.fromkeys((*own, *registry.places.data, *data))),
         key=os.urandom(32),
     )
+
+
+def _images_and_labels(images: Path | None, labels: Path | None) -> tuple[Path, ...]:
+    """A folder of images, and its labels where they do not lie in it."""
+    if images is None:
+        return ()
+    table = labels or labels_beside(images)
+    return (images,) if table.is_relative_to(images) else (images, table)
 
 
 def audit(

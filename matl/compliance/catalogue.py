@@ -244,7 +244,8 @@ CONTROLS: Final = (
         "164.514(b)(2)",
         _R,
         "no identifiers lie in the data folders",
-        "scans every file of the folders: names, columns, values, metadata of pictures, DICOM",
+        "scans every file of the folders, and the labels beside them: names, columns, values, "
+        "metadata of pictures, DICOM",
         "what the scanner's recall leaves, which its documentation states; text in the pixels",
         sides=BOTH,
     ),

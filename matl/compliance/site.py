@@ -24,6 +24,7 @@ class CoordinatorSite:
     Attributes:
         file: what its configuration was read from.
         log: its log.
+        data: folders and files to scan for what identifies patients.
         key: for the keyed hashes of what a scan finds.
         processes: where the kernel tells of sockets and mounts.
     """

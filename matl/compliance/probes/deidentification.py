@@ -17,7 +17,7 @@ _NAMED: Final = 3
 
 
 def scan(site: Site) -> Outcome:
-    """Scan every file of every data folder."""
+    """Scan every file of every data folder, and the labels beside it."""
     reports = _scanned(site)
     _refuse(each for each in _findings(reports) if each.category is not Category.BURNED_IN)
     files = sum(each.files_scanned for each in reports)
@@ -30,7 +30,7 @@ def scan(site: Site) -> Outcome:
         )
     lacking = dict.fromkeys(each for report in reports for each in report.not_tested)
     limits = f"; not looked for: {'; '.join(lacking)}" if lacking else ""
-    return passed(f"{files} files in {len(site.data)} folders, nothing found{limits}")
+    return passed(f"{files} files at {len(site.data)} places, nothing found{limits}")
 
 
 def burned_in(site: Site) -> Outcome:
