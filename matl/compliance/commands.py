@@ -14,6 +14,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from matl.compliance.audit import audit, coordinator_site, participant_site
 from matl.compliance.catalogue import CONTROLS, controls_of
@@ -186,15 +187,16 @@ def show(report: Report) -> None:
         status = each.outcome.status.value
         remedy = f"\n\N{RIGHTWARDS ARROW} {each.outcome.remedy}" if each.outcome.remedy else ""
         rows.add_row(
-            f"[bold {_COLOURS[status]}]{status}[/]",
-            each.control.id,
-            each.control.cfr,
-            _plain(each.outcome.evidence) + _plain(remedy),
+            # Text, for evidence and remedies have brackets that are no markup.
+            Text(status, style=f"bold {_COLOURS[status]}"),
+            Text(each.control.id),
+            Text(each.control.cfr),
+            Text(_plain(each.outcome.evidence + remedy), overflow="fold"),
         )
     out.print(rows)
     counts = report.verdict.counts
     out.print(", ".join(f"{count} {status.value}" for status, count in counts.items()))
-    out.print(verdict_sentence(report))
+    out.print(verdict_sentence(report), markup=False)
     out.print(DISCLAIMER, style="dim")
 
 

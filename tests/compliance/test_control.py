@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from matl.compliance.audit import PROBES
 from matl.compliance.catalogue import BY_ID, CONTROLS, controls_before, controls_of, table_lines
+from matl.compliance.commands import show
 from matl.compliance.control import (
     Control,
     Finding,
@@ -70,6 +71,16 @@ def test_only_a_required_control_that_is_broken_hinders_a_start() -> None:
 def test_nothing_at_all_is_sound_and_says_so_of_what_was_probed_only() -> None:
     sentence = verdict_sentence(a_report(a_finding(Level.OWN, Status.PASS)))
     assert sentence.startswith("No control was found broken")
+
+
+def test_brackets_are_shown_to_people_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    remedy = "set [probes] ocr = true, [places] backups [/nothing] [bold"
+    outcome = Outcome(Status.FAIL, "[red]seen[/red] \x1b[31m", remedy)
+    show(a_report(Finding(a_control(), outcome)))
+    shown = capsys.readouterr().out
+    assert remedy in shown
+    assert "[red]seen[/red]" in shown
+    assert "\x1b" not in shown
 
 
 def test_every_control_has_a_probe_and_every_probe_a_control() -> None:
