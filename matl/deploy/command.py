@@ -29,7 +29,7 @@ from matl.terminal import console, printable, table
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.certificates import Role
-from matl_common.ids import parse_node_id
+from matl_common.ids import NodeId, parse_node_id
 from matl_common.modes import MATLMode
 from matl_coordinator import config as coordinator_config
 from matl_coordinator import daemon as coordinator_daemon
@@ -74,7 +74,7 @@ def coordinator_configuration(
     if audit_db is not None:
         config = coordinator_config.with_database(config, audit_db)
     if hospitals is not None:
-        _check_enrolled(hospitals, config.federation.allowlist)
+        _check_enrolled(hospitals, config.federation.allowlist, coordinator=config.node_id)
     wanted = _wanted_mode(environment)
     if wanted is not None and wanted is not config.mode:
         raise ConfigurationError(
@@ -158,14 +158,19 @@ def _wanted_mode(environment: Mapping[str, str]) -> MATLMode | None:
         raise ConfigurationError(f"{MODE_VARIABLE} is {text[:40]!r}; use {names}") from None
 
 
-def _check_enrolled(hospitals: str, allowlist: Path) -> None:
+def _check_enrolled(hospitals: str, allowlist: Path, *, coordinator: NodeId) -> None:
+    """Refuse names that are not exactly those enrolled; the coordinator's own may be among them.
+
+    Raises:
+        ConfigurationError: names what is missing from either.
+    """
     try:
         named = {parse_node_id(name.strip()) for name in hospitals.split(",")}
     except InvalidInputError as error:
         raise ConfigurationError(f"--hospitals: {error}") from error
     nodes = load_allowlist(allowlist).nodes.values()
     enrolled = {node.node_id for node in nodes if node.role is Role.PARTICIPANT}
-    missing, surplus = sorted(named - enrolled), sorted(enrolled - named)
+    missing, surplus = sorted(named - enrolled - {coordinator}), sorted(enrolled - named)
     if missing:
         raise ConfigurationError(
             f"--hospitals names {', '.join(missing)}, not enrolled in {allowlist}; enrol "
@@ -194,7 +199,7 @@ def deploy(
         str | None,
         typer.Option(
             help="Coordinator: hospitals that take part, separated by commas. Refused unless "
-            "they are exactly those of the allow-list."
+            "they are exactly those of the allow-list; the coordinator's own name may be there too."
         ),
     ] = None,
     audit_db: Annotated[

@@ -15,8 +15,11 @@ from matl.demo.run import DEPLOY
 from matl.demo.study import COORDINATOR
 from matl.deploy import command as deploy
 from matl_common.errors import ConfigurationError
+from matl_common.identity.allowlist import encode_allowlist, enrol, load_allowlist
 from matl_common.ids import NodeId
 from matl_common.modes import MATLMode
+from matl_coordinator.config import Config
+from matl_coordinator.config import load_config as load_coordinator
 from tests.compliance.words import forbidden_in
 from tests.demo.test_federation import prepared
 
@@ -76,6 +79,38 @@ def test_hospitals_must_be_exactly_those_enrolled(
     path = layout.config(COORDINATOR)
     with pytest.raises(ConfigurationError, match=named):
         deploy.coordinator_configuration(path, hospitals=hospitals, audit_db=None)
+
+
+def test_the_hospital_that_coordinates_may_be_named_among_the_others(layout: Layout) -> None:
+    path = layout.config(COORDINATOR)
+    allowed = load_allowlist(load_coordinator(path, environment={}).federation.allowlist)
+    others = [node for name, node in allowed.nodes.items() if name != "hospital_a"]
+    file = path.with_name("without-hospital-a.toml")
+    file.write_bytes(encode_allowlist(enrol(allowed.federation, others)))
+    changed = path.with_name("coordinated-by-hospital-a.toml")
+    lines = path.read_text().splitlines()
+    changed.write_text(
+        "\n".join(
+            f'allowlist = "{file}"' if line.startswith("allowlist = ") else line for line in lines
+        )
+    )
+    line = "hospital_a,hospital_b,hospital_c,hospital_d,hospital_e"
+    audit_db = "postgresql://secure-db:5432/audit"
+
+    def named(hospitals: str) -> Config:
+        return deploy.coordinator_configuration(
+            changed,
+            hospitals=hospitals,
+            audit_db=audit_db,
+            environment={"MATL_NODE_ID": "hospital_a"},
+        )
+
+    assert named(line).node_id == "hospital_a"
+    assert named(line.removeprefix("hospital_a,")).node_id == "hospital_a"
+    with pytest.raises(ConfigurationError, match="hospital_f"):
+        named(f"{line},hospital_f")
+    with pytest.raises(ConfigurationError, match="also enrols hospital_e"):
+        named(line.removesuffix(",hospital_e"))
 
 
 def test_the_data_folder_is_laid_over_the_file(layout: Layout, tmp_path: Path) -> None:
