@@ -39,6 +39,7 @@ from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.keys import parse_public_key
 from matl_common.ids import digest_of
+from matl_coordinator.config import Config as CoordinatorConfig
 from matl_coordinator.config import load_config as load_coordinator
 from matl_coordinator.config import with_database
 from matl_participant.config import load_config as load_participant
@@ -138,10 +139,10 @@ def verify(
         return
     path = _configuration(config)
     if check is not None:
-        _check(check, path, signing_key)
+        _check(check, path, signing_key, audit_db)
         return
     if record_review is not None:
-        _record_review(path, record_review)
+        _record_review(path, record_review, audit_db)
         return
     with ExitStack() as stack:
         with errors_in_one_line():
@@ -240,10 +241,13 @@ def _site(
     known = load_registry(registry, beside=path)
     if not is_coordinators(path):
         return participant_site(load_participant(path), file=path, registry=known, data=data)
-    config = load_coordinator(path)
-    if database is not None:
-        config = with_database(config, database)
+    config = _coordinator(path, database)
     return coordinator_site(stack, config, file=path, registry=known, data=data)
+
+
+def _coordinator(path: Path, database: str | None) -> CoordinatorConfig:
+    config = load_coordinator(path)
+    return config if database is None else with_database(config, database)
 
 
 def _chosen(site: Site, prefixes: tuple[str, ...], names: Iterable[str]) -> tuple[Control, ...]:
@@ -286,7 +290,7 @@ def _write(path: Path, report: Report, site: Site) -> str:
     return f"{path}, SHA-256 {digest}. On record: entry {logged.index} of the log."
 
 
-def _check(page: Path, config: Path, signing_key: Path | None) -> None:
+def _check(page: Path, config: Path, signing_key: Path | None, database: str | None) -> None:
     with verdict_in_one_line():
         try:
             content = page.read_bytes()
@@ -297,8 +301,10 @@ def _check(page: Path, config: Path, signing_key: Path | None) -> None:
         f"{page}: signed by this key, and unchanged. {found.side.value.capitalize()} {found.node} "
         f"of {found.federation}, {found.at:%Y-%m-%d %H:%M} UTC. {verdict_sentence(found)}"
     )
-    if is_coordinators(config) if config.exists() else False:
-        _tell_record(config, digest_of(content))
+    if config.exists() and is_coordinators(config):
+        with errors_in_one_line():
+            known = _coordinator(config, database)
+        _tell_record(known, digest_of(content))
 
 
 def _public_key(config: Path, given: Path | None) -> ec.EllipticCurvePublicKey:
@@ -311,9 +317,9 @@ def _public_key(config: Path, given: Path | None) -> ec.EllipticCurvePublicKey:
         raise ConfigurationError(f"{given} holds no public key: {error}") from error
 
 
-def _tell_record(config: Path, digest: str) -> None:
+def _tell_record(config: CoordinatorConfig, digest: str) -> None:
     """Whether the log has the page's digest."""
-    with Logbook(load_coordinator(config)) as log:
+    with Logbook(config) as log:
         try:
             found = [each for each in log.events if each.get("report") == digest]
         except MatlError as error:
@@ -326,13 +332,13 @@ def _tell_record(config: Path, digest: str) -> None:
     typer.echo(f"The log has it since {at:%Y-%m-%d %H:%M} UTC, by {found[-1].get('account')}.")
 
 
-def _record_review(config: Path, said: str) -> None:
+def _record_review(config: Path, said: str, database: str | None) -> None:
     with errors_in_one_line():
         if not said.strip():
             raise ConfigurationError("say what you have looked at: the log keeps it for good")
         if not is_coordinators(config):
             raise ConfigurationError("the log is the coordinator's: review it there")
-        with Logbook(load_coordinator(config)) as log:
+        with Logbook(_coordinator(config, database)) as log:
             size = log.reader.size()
             written = log.add(REVIEW_EVENT, entries=size, said=said.strip()[:2000])
     typer.echo(f"Entry {written.index} says that entries 0 to {size - 1} were reviewed.")

@@ -1,0 +1,49 @@
+"""``verify_hipaa.py`` as it is typed, as far as it needs no federation."""
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typer.testing import CliRunner
+
+from matl.compliance.commands import app
+from matl.compliance.control import Level, Status
+from matl.compliance.signed import signed_page
+from tests.compliance.test_control import a_finding, a_report
+from tests.signers import SoftwareSigner
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "coordinator.toml"
+SIGNER = SoftwareSigner(ec.generate_private_key(ec.SECP256R1()))
+
+
+@pytest.fixture
+def checking(tmp_path: Path) -> tuple[str, ...]:
+    """Return what checks a page that was signed by a known key."""
+    page, key = tmp_path / "page.html", tmp_path / "key.pem"
+    page.write_bytes(signed_page(a_report(a_finding(Level.OWN, Status.PASS)), SIGNER))
+    pem = SIGNER.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    key.write_bytes(pem)
+    return ("--check", str(page), "--signing-key", str(key))
+
+
+def test_the_database_that_was_named_is_the_one_a_page_is_looked_for_in(
+    checking: tuple[str, ...], tmp_path: Path
+) -> None:
+    for given, environment in (
+        (("--audit-db", "no url"), {}),
+        ((), {"MATL_AUDIT_DB": "no url"}),
+    ):
+        done = CliRunner().invoke(app, ["-c", str(EXAMPLE), *checking, *given], env=environment)
+        assert done.exit_code == 2
+        assert "--audit-db" in done.output
+    nowhere = f"sqlite:///{tmp_path / 'none.db'}"
+    done = CliRunner().invoke(app, ["-c", str(EXAMPLE), *checking, "--audit-db", nowhere])
+    assert "there is no database yet" in done.output
+
+
+def test_the_database_that_was_named_is_the_one_a_review_is_recorded_in() -> None:
+    review = ("--record-review", "the refusals", "--audit-db", "no url")
+    done = CliRunner().invoke(app, ["-c", str(EXAMPLE), *review])
+    assert done.exit_code == 2
+    assert "--audit-db" in done.output
