@@ -155,7 +155,8 @@ def audit(
     """
     began = time.monotonic()
     findings = []
-    for control in controls_of(site.side) if controls is None else controls:
+    every = controls_of(site.side)
+    for control in every if controls is None else controls:
         finding = Finding(control, probed(PROBES[control.id], site))
         findings.append(finding)
         on_finding(finding)
@@ -167,6 +168,7 @@ def audit(
         side=site.side,
         version=__version__,
         account=current_account(),
+        controls=len(every),
         findings=tuple(findings),
     )
 

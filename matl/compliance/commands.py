@@ -97,7 +97,10 @@ def verify(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Write a signed page (HTML) here, and put its SHA-256 into the log."),
+        typer.Option(
+            help="Write a signed page (HTML) of the full audit here, and put its SHA-256 into the "
+            "log."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
     check: Annotated[
@@ -146,9 +149,20 @@ def verify(
         return
     with ExitStack() as stack:
         with errors_in_one_line():
-            site = _site(stack, path, registry, data_dir or [], audit_db)
             prefixes = (AUDIT_TRAIL if audit_trail else ()) + (PHI_CHECK if phi_check else ())
-            chosen = _chosen(site, () if full_audit else prefixes, control or [])
+            is_part = bool(prefixes or control)
+            if is_part and full_audit:
+                raise ConfigurationError(
+                    "--full-audit is every control; leave out --audit-trail, --phi-check and "
+                    "--control"
+                )
+            if is_part and report is not None:
+                raise ConfigurationError(
+                    "--report is of a full audit; leave out --audit-trail, --phi-check and "
+                    "--control"
+                )
+            site = _site(stack, path, registry, data_dir or [], audit_db)
+            chosen = _chosen(site, prefixes, control or [])
         with _told(len(chosen), is_quiet=as_json) as on_finding:
             found = audit(site, controls=chosen, on_finding=on_finding)
         record = ""
@@ -280,6 +294,8 @@ def _write(path: Path, report: Report, site: Site) -> str:
         logged = site.log.add(
             RECORD_EVENT,
             report=digest,
+            probed=len(report.findings),
+            controls=report.controls,
             exit_status=report.verdict.exit_status,
             counts={status.value: count for status, count in counts.items()},
             broken=list(report.verdict.broken),

@@ -77,7 +77,8 @@ def _lines(report: Report, envelope: bytes) -> Iterator[str]:
     yield f'<p class="counts">{shown}</p>'
     yield f"<p>{escape(verdict_sentence(report))}</p>"
     yield f"<p>{escape(DISCLAIMER)}</p>"
-    yield "<table><caption>Every control, what was done, and what was found</caption>"
+    which = "Every control" if report.is_whole else probed_of_all(report)
+    yield f"<table><caption>{which}, what was done, and what was found</caption>"
     yield (
         '<thead><tr><th scope="col">Result</th><th scope="col">Control</th>'
         '<th scope="col">Evidence</th></tr></thead><tbody>'
@@ -92,17 +93,27 @@ def _lines(report: Report, envelope: bytes) -> Iterator[str]:
     yield f"{_OPENS}{envelope.decode()}{_CLOSES}</main></body></html>"
 
 
+def probed_of_all(report: Report) -> str:
+    """How much of a side was looked at."""
+    return f"{len(report.findings)} of {report.controls} controls of this side"
+
+
 def verdict_sentence(report: Report) -> str:
-    """What follows, in a sentence."""
+    """What follows, in a sentence; of a part of the controls, it says of how many."""
     verdict = report.verdict
+    part = "" if report.is_whole else f"Probed: {probed_of_all(report)}. "
     parts = []
     if verdict.broken:
         parts.append(f"broken: {', '.join(verdict.broken)}")
     if verdict.untested:
         parts.append(f"required, and not tested: {', '.join(verdict.untested)}")
     if not parts:
-        return "No control was found broken, and every required one was tested or signed for."
-    return f"To be dealt with. {'; '.join(parts).capitalize()}."
+        which = "" if report.is_whole else " of these"
+        return (
+            f"{part}No control{which} was found broken, and every required one{which} was tested "
+            "or signed for."
+        )
+    return f"{part}To be dealt with. {'; '.join(parts).capitalize()}."
 
 
 def _row(finding: Finding) -> str:

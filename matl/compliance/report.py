@@ -42,7 +42,8 @@ class Report:
         side: what that node is.
         version: of the software that probed.
         account: who ran it.
-        findings: a row for every control of that side.
+        controls: how many that side has.
+        findings: a row for each that was probed.
     """
 
     at: datetime
@@ -52,12 +53,18 @@ class Report:
     side: Side
     version: str
     account: str
+    controls: int
     findings: tuple[Finding, ...]
 
     @property
     def verdict(self) -> Verdict:
         """What follows."""
         return judge(self.findings)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every control of that side was probed."""
+        return len(self.findings) == self.controls
 
 
 class _Row(BaseModel):
@@ -85,6 +92,8 @@ class _Document(BaseModel):
     side: Side
     version: str
     account: str
+    probed: int
+    controls: int
     exit_status: int
     disclaimer: str
     findings: list[_Row]
@@ -101,6 +110,8 @@ def facts_of(report: Report) -> dict[str, Any]:
         "side": report.side.value,
         "version": report.version,
         "account": report.account,
+        "probed": len(report.findings),
+        "controls": report.controls,
         "exit_status": report.verdict.exit_status,
         "disclaimer": DISCLAIMER,
         "findings": [_row(each) for each in report.findings],
@@ -133,6 +144,7 @@ def parse_report(data: bytes) -> Report:
         side=found.side,
         version=found.version,
         account=found.account,
+        controls=found.controls,
         findings=tuple(
             Finding(
                 Control(

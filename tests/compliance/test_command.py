@@ -47,3 +47,15 @@ def test_the_database_that_was_named_is_the_one_a_review_is_recorded_in() -> Non
     done = CliRunner().invoke(app, ["-c", str(EXAMPLE), *review])
     assert done.exit_code == 2
     assert "--audit-db" in done.output
+
+
+@pytest.mark.parametrize("part", [["--audit-trail"], ["--phi-check"], ["--control", "audit.roles"]])
+def test_a_part_is_neither_called_a_full_audit_nor_reported(
+    part: list[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    for flags in (["--full-audit"], ["--report", str(page)]):
+        done = CliRunner().invoke(app, ["-c", str(EXAMPLE), *part, *flags])
+        assert done.exit_code == 2
+        assert "leave out" in done.output
+    assert not page.exists()

@@ -21,7 +21,7 @@ from matl.compliance.control import (
     judge,
 )
 from matl.compliance.page import render_page, verdict_sentence
-from matl.compliance.report import Report, encode_report, parse_report
+from matl.compliance.report import Report, encode_report, facts_of, parse_report
 from matl.compliance.signed import checked_page, signed_page
 from matl_common.errors import IntegrityError, InvalidInputError
 from tests.compliance.words import FORBIDDEN, forbidden_in
@@ -39,7 +39,7 @@ def a_finding(level: Level, status: Status) -> Finding:
     return Finding(a_control(level), Outcome(status, "seen <b>this</b>", "do that"))
 
 
-def a_report(*findings: Finding) -> Report:
+def a_report(*findings: Finding, controls: int | None = None) -> Report:
     return Report(
         at=AT,
         seconds=1.25,
@@ -48,6 +48,7 @@ def a_report(*findings: Finding) -> Report:
         side=Side.COORDINATOR,
         version="0.1.0",
         account="matl",
+        controls=len(findings) if controls is None else controls,
         findings=findings,
     )
 
@@ -71,6 +72,19 @@ def test_only_a_required_control_that_is_broken_hinders_a_start() -> None:
 def test_nothing_at_all_is_sound_and_says_so_of_what_was_probed_only() -> None:
     sentence = verdict_sentence(a_report(a_finding(Level.OWN, Status.PASS)))
     assert sentence.startswith("No control was found broken")
+
+
+def test_a_part_of_the_controls_is_not_shown_or_signed_as_all_of_them() -> None:
+    for status in (Status.PASS, Status.FAIL):
+        report = a_report(a_finding(Level.REQUIRED, status), controls=35)
+        said = "1 of 35 controls of this side"
+        assert said in verdict_sentence(report)
+        page = signed_page(report, SIGNER).decode()
+        assert f"<caption>{said}" in page
+        assert "Every control" not in page
+        assert checked_page(page.encode(), SIGNER.public_key).controls == 35
+    facts = facts_of(report)
+    assert (facts["probed"], facts["controls"]) == (1, 35)
 
 
 def test_brackets_are_shown_to_people_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
