@@ -6,6 +6,7 @@ import matl_common  # noqa: F401, I001
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -134,8 +135,8 @@ def verify(
     What it finds is evidence about one machine at one moment, not a statement about an
     organisation. docs/compliance.md tells of every control what its probe leaves open.
 
-    Exit status: 0 nothing stands against the node; 1 a control is broken, or a required one could
-    not be tested; 2 wrong options or configuration.
+    Exit status: 0 nothing stands against the node; 1 a control is broken, a required one could not
+    be tested, or a page could not be put on record; 2 wrong options or configuration.
     """
     if list_controls:
         _show_table()
@@ -165,17 +166,26 @@ def verify(
             chosen = _chosen(site, prefixes, control or [])
         with _told(len(chosen), is_quiet=as_json) as on_finding:
             found = audit(site, controls=chosen, on_finding=on_finding)
-        record = ""
+        record = _Record()
         with errors_in_one_line():
             if report is not None:
                 record = _write(report, found, site)
     if as_json:
-        print_json(facts_of(found) | {"recorded": record or None})
+        told = {"recorded": record.told or None, "record_error": record.error or None}
+        print_json(facts_of(found) | told)
     else:
         show(found)
-        if record:
-            typer.echo(record)
-    raise typer.Exit(found.verdict.exit_status)
+        if said := record.told or record.error:
+            typer.echo(said)
+    raise typer.Exit(EXIT_FAILED if record.error else found.verdict.exit_status)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What became of a page: where its digest is found again, or why it is in no log."""
+
+    told: str = ""
+    error: str = ""
 
 
 @contextmanager
@@ -279,16 +289,17 @@ def _chosen(site: Site, prefixes: tuple[str, ...], names: Iterable[str]) -> tupl
     )
 
 
-def _write(path: Path, report: Report, site: Site) -> str:
-    """Write the signed page, and put its digest into the log; returns what to say of it."""
+def _write(path: Path, report: Report, site: Site) -> _Record:
+    """Write the signed page, and put its digest into the log."""
     page = signed_page(report, load_p256_key(site.config.identity.signing_key))
     try:
         write_atomically(path, [page])
     except OSError as error:
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
     digest = digest_of(page)
+    page_named = f"{path}, SHA-256 {digest}."
     if not isinstance(site, CoordinatorSite):
-        return f"{path}, SHA-256 {digest}. A hospital has no log of its own: keep it."
+        return _Record(f"{page_named} A hospital has no log of its own: keep it.")
     counts = report.verdict.counts
     try:
         logged = site.log.add(
@@ -302,8 +313,8 @@ def _write(path: Path, report: Report, site: Site) -> str:
             untested=list(report.verdict.untested),
         )
     except (MatlError, OSError) as error:
-        return f"{path}, SHA-256 {digest}. It could not be put on record: {error}"
-    return f"{path}, SHA-256 {digest}. On record: entry {logged.index} of the log."
+        return _Record(error=f"{page_named} It could not be put on record: {error}")
+    return _Record(f"{page_named} On record: entry {logged.index} of the log. Keep the page.")
 
 
 def _check(page: Path, config: Path, signing_key: Path | None, database: str | None) -> None:

@@ -1,5 +1,6 @@
 """``verify_hipaa.py`` as it is typed, as far as it needs no federation."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
+from matl.compliance import commands
 from matl.compliance.commands import app
 from matl.compliance.control import Level, Status
 from matl.compliance.signed import signed_page
+from matl_common.identity.keys import generate_private_key, private_key_pem
+from matl_common.ids import digest_of
 from tests.compliance.test_control import a_finding, a_report
 from tests.signers import SoftwareSigner
 
@@ -59,3 +63,20 @@ def test_a_part_is_neither_called_a_full_audit_nor_reported(
         assert done.exit_code == 2
         assert "leave out" in done.output
     assert not page.exists()
+
+
+def test_a_page_that_cannot_be_put_on_record_is_told_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, key, page = (tmp_path / name for name in ("c.toml", "signing.key", "page.html"))
+    file.write_text(EXAMPLE.read_text().replace("/var/lib/matl-coordinator", str(tmp_path / "no")))
+    key.write_bytes(private_key_pem(generate_private_key()))
+    key.chmod(0o600)
+    sound = a_report(a_finding(Level.OWN, Status.PASS))
+    monkeypatch.setattr(commands, "audit", lambda *_, **__: sound)
+    done = CliRunner().invoke(app, ["-c", str(file), "--json", "--report", str(page)])
+    said = json.loads(done.stdout)
+    assert said["exit_status"] == 0
+    assert done.exit_code == 1
+    assert said["recorded"] is None
+    assert digest_of(page.read_bytes()) in said["record_error"]
