@@ -1,6 +1,7 @@
 """Which files a folder holds, and how a report calls each of them.
 
-Links are not followed, and files of no content (sockets, devices) are not opened.
+A link is followed only where the caller named the files, as the labels' images: those are
+read through it. Files of no content (sockets, devices) are not opened.
 """
 
 import os
@@ -32,13 +33,13 @@ def entries_of(root: Path, *, key: bytes, is_deep: bool = True) -> Iterator[Entr
     Args:
         root: the folder or file.
         key: of the marks that stand for names.
-        is_deep: look into folders inside, too.
+        is_deep: look into folders inside, too, and follow no link.
 
     Raises:
         OSError: the folder cannot be listed.
     """
     if not root.is_dir():
-        yield _entry(root, 1, "", frozenset(), key)
+        yield _entry(root, 1, "", frozenset(), key, follows=True)
         return
     yield from _below(root, "", key, is_deep=is_deep)
 
@@ -47,7 +48,7 @@ def _below(folder: Path, shown_folder: str, key: bytes, *, is_deep: bool) -> Ite
     names = sorted(os.listdir(folder), key=os.fsencode)
     lengths = random_lengths(code for name in names for code in codes_of(Path(name).stem))
     for number, name in enumerate(names, start=1):
-        entry = _entry(folder / name, number, shown_folder, lengths, key)
+        entry = _entry(folder / name, number, shown_folder, lengths, key, follows=not is_deep)
         yield entry
         if not entry.is_folder or not is_deep:
             continue
@@ -58,7 +59,13 @@ def _below(folder: Path, shown_folder: str, key: bytes, *, is_deep: bool) -> Ite
 
 
 def _entry(
-    path: Path, number: int, shown_folder: str, lengths: frozenset[int], key: bytes
+    path: Path,
+    number: int,
+    shown_folder: str,
+    lengths: frozenset[int],
+    key: bytes,
+    *,
+    follows: bool,
 ) -> Entry:
     is_folder = path.is_dir() and not path.is_symlink()
     name = os.fsencode(path.name).decode("utf-8", "replace")
@@ -68,7 +75,7 @@ def _entry(
         Found(what, hit.category, hit.value) for hit in detect_in_code(stem, lengths=lengths)
     )
     reason = ""
-    if path.is_symlink():
+    if path.is_symlink() and not follows:
         reason = "it is a link, which is not followed"
     elif not is_folder and not path.is_file():
         reason = "it is no ordinary file"

@@ -23,7 +23,7 @@ from matl_common.phi.schema import LABELS_SCHEMA, Schema
 Progress = Callable[[int, int], None]
 """Told how many files are done, and how many there are."""
 
-SCANNER_VERSION = 1
+SCANNER_VERSION = 2
 """Raised with every change after which the same data may be judged differently."""
 
 _MAX_FOUND = 10 * MAX_FINDINGS_PER_FILE
@@ -48,7 +48,8 @@ def scan_folder(
         ocr: read text in images, with the system's ``tesseract``, a second or so for each.
         progress: called after each file with the number done and the number of all.
         schema: the columns that tables may have.
-        only: the files of the folder itself to look at, where not all are meant.
+        only: the files of the folder itself to look at, through links as well, where not all
+            are meant.
 
     Raises:
         ConfigurationError: there is no such folder, or it cannot be listed.

@@ -73,12 +73,8 @@ def _verdict(
 
     images = frozenset(record.path for record in records)
     folder = records[0].path.parent
-    found = merged(
-        (
-            scan_folder(labels_csv, key=key, schema=LABELS_SCHEMA),
-            scan_folder(folder, key=key, ocr=asked.ocr, only=images, progress=tell),
-        )
-    )
+    table = scan_folder(labels_csv, key=key, schema=LABELS_SCHEMA)
+    found = merged((table, scan_folder(folder, key=key, ocr=asked.ocr, only=images, progress=tell)))
     return {
         "findings": len(found.findings) + found.findings_left_out,
         "places": [
@@ -86,6 +82,7 @@ def _verdict(
             for each in found.findings[:MAX_PLACES]
         ],
         "not_understood": len(found.files_not_understood),
+        "unexamined_labels": [each.reason for each in table.files_not_understood],
         "unexamined_rows": _unexamined(records, found)[:MAX_PLACES],
         "not_tested": list(found.not_tested),
     }
@@ -117,6 +114,12 @@ def _refuse(verdict: Mapping[str, Any]) -> None:
             + (f"; and {more} more" if more else "")
             + '. See "matl phi scan" on the folder, and its --clean; where somebody has judged '
             'each finding harmless, data.phi_scan = "warn" trains nevertheless'
+        )
+    if verdict["unexamined_labels"]:
+        raise IdentifiersFoundError(
+            "the labels file cannot be examined for identifiers: "
+            f"{verdict['unexamined_labels'][0]}; "
+            'write it anew as delimited text, or set data.phi_scan = "warn"'
         )
     if verdict["unexamined_rows"]:
         rows = ", ".join(map(str, verdict["unexamined_rows"]))

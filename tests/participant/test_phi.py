@@ -113,6 +113,34 @@ def test_an_image_that_decodes_but_cannot_be_examined_is_refused_and_a_damaged_o
         hospital.look()
 
 
+def test_links_are_looked_through_as_training_reads_through_them(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    table, image = tmp_path / "..data", hospital.images / "target.jpg"
+    hospital.labels.rename(table)
+    hospital.labels.symlink_to(table)
+    (hospital.images / "e1.jpg").rename(image)
+    (hospital.images / "e1.jpg").symlink_to(image)
+    assert hospital.look()["phi"]["not_understood"] == 0
+    image.write_bytes(picture(comment=CANARY.encode()))
+    with pytest.raises(IdentifiersFoundError, match=r"e1\.jpg: comment: free text"):
+        hospital.look()
+    image.write_bytes(picture())
+    hospital.write_labels("e0", RECORD)
+    (hospital.images / f"{RECORD}.jpg").write_bytes(picture())
+    with pytest.raises(IdentifiersFoundError, match="row 3, column 1"):
+        hospital.look()
+
+
+def test_a_labels_file_that_cannot_be_examined_is_refused(hospital: Hospital) -> None:
+    misnamed = hospital.labels.with_suffix(".xlsx")
+    hospital.labels.rename(misnamed)
+    hospital.labels = misnamed
+    with pytest.raises(IdentifiersFoundError, match="labels file cannot be examined"):
+        hospital.look()
+    assert hospital.look("warn")["phi"]["not_understood"] == 1
+
+
 def test_a_warning_says_where_and_trains(hospital: Hospital) -> None:
     (hospital.images / "e1.jpg").write_bytes(picture(comment=CANARY.encode()))
     answer = hospital.look("warn")
