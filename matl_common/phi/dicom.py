@@ -1,14 +1,16 @@
 """DICOM: attributes by the profile of PS3.15, private ones, and what else a file carries.
 
 A file that says PatientIdentityRemoved is believed as far as dummies go: the profile lets
-them stand where an attribute may not be missing. What must be removed must be empty, and
-values are still looked at. One that does not say so may have no value at all there.
+them stand where an attribute may not be missing. What must be removed must be empty, a
+person's name must be a known dummy, and a number short or random. One that does not say so
+may have no value at all there.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,10 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.phi.codes import detect_in_code
 from matl_common.phi.dicom_profile import Action, action_on, category_of
 from matl_common.phi.findings import Category, Found
 from matl_common.phi.jpeg import JpegDamagedError, scan_jpeg
 from matl_common.phi.text import hits_in
+from matl_common.phi.tokens import without_random
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileDataset
@@ -35,6 +39,12 @@ _BASELINE = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.
 PIXELS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _TEXT: Final = frozenset({"AE", "LO", "LT", "SH", "ST", "UC", "UR", "UT", "CS", "AS"})
 _BYTES: Final = frozenset({"UN", "OB"})
+_CODES: Final = frozenset({"LO", "SH", "CS"})
+_NOBODY: Final = frozenset(
+    {"anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "removed", "none",
+     "unknown", "patient", "subject", "case", "dummy", "phantom"}
+)  # fmt: skip
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _MAX_BYTES = 64 << 10
 _META: Final = {
     **dict.fromkeys((0x00020016, 0x00020017, 0x00020018), Category.DEVICE),
@@ -226,10 +236,21 @@ def found_in_element(element: Any, said: Said, place: str) -> Iterator[Found]:
         if not said.dates_are_shifted and not text.startswith(DUMMY_DATE):
             yield Found(place, Category.DATE, text)
     elif kind == "PN":
-        if action is None or any(hits_in(text)):
+        if action is None or not _is_nobody(text):
             yield Found(place, Category.NAME, text)
+    elif action is not None and kind in _CODES:
+        for line in text[:_MAX_BYTES].splitlines():
+            yield from (Found(place, hit.category, hit.value) for hit in detect_in_code(line))
     elif kind in _TEXT or kind in _BYTES:
         yield from (Found(place, hit.category, hit.value) for hit in hits_in(text[:_MAX_BYTES]))
+
+
+def _is_nobody(name: str) -> bool:
+    """Whether a person's name is a dummy: words for nobody, short numbers, random codes."""
+    rest = without_random(name)
+    if any(word.lower() not in _NOBODY for word in _WORD.findall(rest)):
+        return False
+    return not any(detect_in_code(_WORD.sub(" ", rest)))
 
 
 def _is_old(age: str) -> bool:

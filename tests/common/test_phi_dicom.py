@@ -113,6 +113,18 @@ def test_who_says_that_identity_is_removed_may_have_dummies_and_nothing_more() -
     }
 
 
+def test_who_says_that_identity_is_removed_and_keeps_a_patients_name_or_number_is_found() -> None:
+    says = {"PatientIdentityRemoved": "YES", "BurnedInAnnotation": "NO"}
+    assert categories(dataset(PatientID="90817263", AccessionNumber="A55512345", **says)) == {
+        "PatientID": {Category.UNIQUE},
+        "AccessionNumber": {Category.UNIQUE},
+    }
+    for name in ("OKONKWO", "Okonkwo^A17", "90817263"):
+        assert categories(dataset(PatientName=name, **says)) == {"PatientName": {Category.NAME}}
+    for name in ("ANONYMOUS", "Anon^Patient^007", "3f2a1b4c5d6e7f80"):
+        assert categories(dataset(PatientName=name, PatientID="A17", **says)) == {}, name
+
+
 def test_ages_are_told_apart_at_ninety() -> None:
     assert categories(dataset(PatientAge="090Y")) == {"PatientAge": {Category.AGE}}
     assert categories(dataset(PatientAge="089Y")) == {"PatientAge": {Category.METADATA}}
