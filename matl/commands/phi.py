@@ -22,6 +22,7 @@ from matl_common.phi.schema import LABELS_SCHEMA, load_schema
 
 _KEY_BYTES: Final = 32
 _MAX_SHOWN: Final = 100
+_EXIT_NOT_UNDERSTOOD: Final = 3
 _WRONG_USE: Final = (ConfigurationError, InvalidInputError)
 
 phi_app = typer.Typer(
@@ -92,8 +93,9 @@ def scan(
     What is not found is not proved to be absent: names of people are hardly found in text, and
     text in pixels only with --ocr. See docs/phi.md for what was measured.
 
-    Exit status: 0 nothing was found, or with --clean a clean copy of everything was written; 1
-    something was found, or left out of the copy; 2 wrong options, or the folder cannot be read.
+    Exit status: 0 all was understood and nothing found, or with --clean a clean copy of everything
+    was written; 1 something was found, or left out of the copy; 2 wrong options, or the folder
+    cannot be read; 3 nothing was found, and some file was not understood.
     """
     with errors_in_one_line(_WRONG_USE):
         key = _key(key_file)
@@ -112,6 +114,8 @@ def scan(
     _tell(report, as_json=as_json)
     if not report.is_clean:
         raise typer.Exit(EXIT_FAILED)
+    if report.files_not_understood:
+        raise typer.Exit(_EXIT_NOT_UNDERSTOOD)
 
 
 def _key(path: Path | None) -> bytes:

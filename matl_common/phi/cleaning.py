@@ -179,7 +179,7 @@ def clean_folder(
 
 def _check_places(path: Path, out: Path) -> None:
     if not path.is_dir():
-        raise ConfigurationError("there is no such folder to clean")
+        raise ConfigurationError(f"there is no such folder to clean: {path}")
     if out.exists() or out.is_symlink():
         raise ConfigurationError("the place of the copy exists already; name a new folder")
     if not out.parent.is_dir():

@@ -18,9 +18,11 @@ from matl_common.phi.text import (
     NotTextError,
     decode,
     hits_in,
+    is_table,
     scan_csv,
     scan_json,
     scan_text,
+    scan_xml,
 )
 from matl_common.phi.tiff import scan_tiff
 
@@ -44,6 +46,7 @@ class Kind(StrEnum):
     DICOM = "DICOM"
     TABLE = "table"
     JSON = "JSON"
+    XML = "XML"
     TEXT = "text"
 
 
@@ -79,8 +82,13 @@ class Look:
                 yield from scan_csv(data, self.schema)
             case Kind.JSON:
                 yield from scan_json(data)
+            case Kind.XML:
+                yield from scan_xml(data)
+                yield from scan_text(data)
             case Kind.TEXT:
                 yield from scan_text(data)
+                if is_table(data):
+                    yield from scan_csv(data, self.schema)
 
     def _in_dicom(self, data: bytes) -> Iterator[Found]:
         dataset = read_dicom(data)
@@ -140,6 +148,8 @@ def kind_of(data: bytes, suffix: str) -> Kind | None:
         return Kind.TABLE
     if suffix in JSON_SUFFIXES:
         return Kind.JSON
+    if suffix == ".xml" or data.startswith(b"<?xml"):
+        return Kind.XML
     return Kind.TEXT if _is_text(data) else None
 
 

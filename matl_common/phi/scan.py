@@ -61,7 +61,7 @@ def scan_folder(
     except OSError as error:
         raise ConfigurationError("a folder cannot be listed; check that this user may") from error
     if not path.exists():
-        raise ConfigurationError("there is no such folder")
+        raise ConfigurationError(f"there is no such folder: {path}")
     if only is not None:
         entries = [each for each in entries if each.path in only]
     return _scan(entries, Look(schema, ocr), key=key, progress=progress)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -14,14 +15,18 @@ from matl_common.phi.tables import scan_table
 from matl_common.phi.values import MIN_CHARACTERS, detect
 
 TABLE_SUFFIXES: Final = frozenset({".csv", ".tsv", ".tab"})
-JSON_SUFFIXES: Final = frozenset({".json", ".geojson"})
-TEXT_SUFFIXES: Final = frozenset(
-    {".txt", ".md", ".log", ".xml", ".toml", ".yaml", ".yml", ".ini", ".html", ".jsonl"}
-)
+JSON_SUFFIXES: Final = frozenset({".json", ".geojson", ".jsonl", ".ndjson"})
 MAX_JSON_BYTES: Final = 16 << 20
 _MAX_LINE = 4_096
 _OVERLAP = 128
 _DELIMITERS = ",;\t|"
+_COMPARED_ROWS = 20
+_COLUMN_NAME = re.compile(r"[^\W\d][\w.\-/]*(?: [\w.\-/]+){0,2}")
+_NAMED_CONTENT = re.compile(
+    r"""<(?:[\w-]{1,64}:)?([A-Za-z_][\w.-]{0,127})(?=(?:\s[^<>]*)?>\s*[^\s<])
+    |(?<![\w.-])([A-Za-z_][\w.-]{0,127})=["'][^"'<]""",
+    re.VERBOSE,
+)
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8"),
     (b"\xff\xfe\x00\x00", "utf-32-le"),
@@ -79,6 +84,35 @@ def scan_csv(data: bytes, schema: Schema) -> Iterator[Found]:
     yield from scan_table(table_rows(decode(data)), schema)
 
 
+def is_table(data: bytes) -> bool:
+    """Whether text is a table whatever its file is called: names of columns, and rows as wide.
+
+    Raises:
+        NotTextError: it is not text.
+    """
+    lines = [line for line in decode(data).splitlines() if line.strip()][:_COMPARED_ROWS]
+    try:
+        rows = list(table_rows("\n".join(lines)))
+    except NotTextError:
+        return False
+    if len(rows) < 2 or len(rows[0]) < 2 or len({len(row) for row in rows}) > 1:
+        return False
+    return all(_COLUMN_NAME.fullmatch(cell.strip()) for cell in rows[0])
+
+
+def scan_xml(data: bytes) -> Iterator[Found]:
+    """Elements and attributes with content and an identifier's name.
+
+    Raises:
+        NotTextError: it is not text.
+    """
+    for number, found in enumerate(_NAMED_CONTENT.finditer(decode(data)), start=1):
+        name = found[1] or found[2]
+        category = category_of_column(name)
+        if category is not None:
+            yield Found(f"named content {number}", category, name)
+
+
 def scan_text(data: bytes) -> Iterator[Found]:
     """What identifies in plain text, line by line.
 
@@ -99,7 +133,7 @@ def hits_in(text: str) -> Iterator[Hit]:
 
 
 def scan_json(data: bytes) -> Iterator[Found]:
-    """What identifies in a JSON document: its keys as columns, its strings as text.
+    """What identifies in JSON, one document or one a line: keys as columns, strings as text.
 
     Raises:
         NotTextError: it is not JSON, or too large.
@@ -107,10 +141,17 @@ def scan_json(data: bytes) -> Iterator[Found]:
     if len(data) > MAX_JSON_BYTES:
         raise NotTextError(f"it is JSON of more than {MAX_JSON_BYTES} bytes")
     try:
-        document = json.loads(decode(data))
+        document = _document(decode(data))
     except (ValueError, RecursionError) as error:
         raise NotTextError("it is not JSON") from error
     yield from _in_document(document)
+
+
+def _document(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _in_document(document: Any) -> Iterator[Found]:

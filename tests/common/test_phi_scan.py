@@ -153,3 +153,25 @@ def test_a_plain_image_is_clean(tmp_path: Path, kind: str) -> None:
     (tmp_path / "image.png").write_bytes(picture(kind))
     (tmp_path / "progressive.jpg").write_bytes(picture("JPEG", progressive=True, optimize=True))
     assert scan(tmp_path).is_clean
+
+
+MRN, PLACE = Category.MRN, Category.GEOGRAPHY
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("export.txt", "last_name,mrn,city\nx,y,z\n", {Category.NAME, MRN, PLACE}),
+        ("a.jsonl", '{"mrn": "x"}\n\n{"city": "z"}\n', {MRN, PLACE}),
+        ("a.xml", '<p:all><City mrn="x">z</City><phone/></p:all>', {MRN, PLACE}),
+        ("prose.txt", "Two things, said here.\nAnd, then, some more.\n", set()),
+        ("lines.txt", "shape, size\nround, small\n", set()),
+    ],
+)
+def test_names_of_fields_count_whatever_the_file_is_called(
+    tmp_path: Path, name: str, text: str, expected: set[Category]
+) -> None:
+    (tmp_path / name).write_text(text)
+    report = scan_folder(tmp_path, key=KEY)
+    assert {each.category for each in report.findings} == expected
+    assert report.files_scanned == 1

@@ -85,6 +85,20 @@ def test_clean_data_ends_with_0_and_says_what_was_not_looked_for(tmp_path: Path)
     assert "NOT-TESTED text burned into pixels: not asked for (--ocr); 1 images" in result.output
 
 
+def test_a_folder_that_is_not_understood_ends_with_3_and_a_missing_one_is_named(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "patients.xlsx").write_bytes(b"PK\3\4")
+    assert run(folder).exit_code == 3
+    (folder / "notes.txt").write_text("MRN 1234567")
+    assert run(folder).exit_code == 1
+    missing = run(tmp_path / "missing")
+    assert missing.exit_code == 2
+    assert f"{tmp_path}/missing" in missing.output.replace("\n", "")
+
+
 def test_findings_end_with_1_and_are_told_by_place_category_and_mark(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("fine\nMRN 1234567\nMRN 1234567\nMRN 7654321")
     result = run(tmp_path, "--json")
