@@ -22,6 +22,7 @@ from matl_common.phi.ifd import (
 
 _PROFILE = 0x8773
 _OFFSETS = {0x0111: 0x0117, 0x0144: 0x0145, 0x0201: 0x0202}
+_QUANTIZATION, _HUFFMAN = 0x0207, frozenset({0x0208, 0x0209})
 _MAX_PARTS = 1_000_000
 
 
@@ -42,9 +43,10 @@ def scan_tiff(data: bytes) -> Iterator[Found]:
                     yield Found(f"{directory.name}, {POINTERS[entry.tag]}", Category.METADATA, b"")
         if number and _is_image(directory):
             yield Found(f"{directory.name}, further image", Category.THUMBNAIL, b"")
-    end = _end(data, tree)
-    if data[end:].strip(b"\0"):
-        yield Found(f"{len(data) - end} bytes after the end", Category.TRAILING, data[end:])
+    for start, end in _gaps(data, tree):
+        if data[start:end].strip(b"\0"):
+            where = "after the end" if end == len(data) else f"at {start}, which belong to nothing"
+            yield Found(f"{end - start} bytes {where}", Category.TRAILING, data[start:end])
 
 
 def _is_needed(directory: Directory, entry: Entry) -> bool:
@@ -56,18 +58,34 @@ def _is_image(directory: Directory) -> bool:
     return any(entry.tag in _OFFSETS for entry in directory.entries)
 
 
-def _end(data: bytes, tree: Tree) -> int:
-    """Where the last byte ends that some directory refers to."""
-    end = 8
+def _gaps(data: bytes, tree: Tree) -> Iterator[tuple[int, int]]:
+    """The ranges to which no directory refers, the one after the end with them."""
+    at = 8
+    for start, end in sorted(_referenced(data, tree)):
+        if start > at:
+            yield at, start
+        at = max(at, end)
+    if at < len(data):
+        yield at, len(data)
+
+
+def _referenced(data: bytes, tree: Tree) -> Iterator[tuple[int, int]]:
+    yield 0, 16 if tree.layout.is_big else 8
     for directory in tree.directories:
-        end = max(end, directory.end, *(entry.end for entry in directory.entries), 0)
+        yield directory.at, directory.end
+        yield from ((entry.start, entry.end) for entry in directory.entries)
         tags = {entry.tag: entry for entry in directory.entries}
         for offsets, lengths in _OFFSETS.items():
             if offsets in tags and lengths in tags:
                 starts = tags[offsets].numbers(data, tree.layout, limit=_MAX_PARTS)
                 sizes = tags[lengths].numbers(data, tree.layout, limit=_MAX_PARTS)
-                end = max(end, *(a + b for a, b in zip(starts, sizes, strict=False)), 0)
-    return end
+                for start, size in zip(starts, sizes, strict=False):
+                    yield min(start, len(data)), min(start + size, len(data))
+        for tag in tags.keys() & {_QUANTIZATION, *_HUFFMAN}:
+            for start in tags[tag].numbers(data, tree.layout):
+                # TIFF 6.0, section 22: tables of JPEG, whose length nothing says.
+                size = 64 if tag == _QUANTIZATION else 16 + sum(data[start : start + 16])
+                yield min(start, len(data)), min(start + size, len(data))
 
 
 def clean_tiff(data: bytes) -> bytes:
@@ -77,14 +95,21 @@ def clean_tiff(data: bytes) -> bytes:
         TiffDamagedError: its structure cannot be followed.
     """
     tree = read_tree(data)
-    end = _end(data, tree)
-    cleaned = bytearray(data[:end])
+    cleaned = bytearray(data)
     for directory in tree.directories:
         kept = [entry for entry in directory.entries if _keeps(data, directory, entry)]
         for entry in directory.entries:
             if entry not in kept:
                 cleaned[entry.start : entry.end] = bytes(entry.end - entry.start)
         _rewrite(cleaned, data, tree, directory, kept)
+    return _without_gaps(bytes(cleaned))
+
+
+def _without_gaps(data: bytes) -> bytes:
+    """Zeros where nothing refers to any more, and nothing after the end."""
+    cleaned = bytearray(data)
+    for start, end in _gaps(data, read_tree(data)):
+        cleaned[start:end] = b"" if end == len(data) else bytes(end - start)
     return bytes(cleaned)
 
 

@@ -1,6 +1,7 @@
 import csv
 import os
 import random
+import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from matl_common.phi.jpeg import clean_jpeg, segments_of
 from matl_common.phi.png import clean_png
 from matl_common.phi.pseudonyms import Pseudonyms
 from matl_common.phi.schema import LABELS_SCHEMA
-from matl_common.phi.tiff import clean_tiff
+from matl_common.phi.tiff import clean_tiff, scan_tiff
 from tests.common import phi_corpus as corpus
 
 KEY = bytes(range(32))
@@ -121,6 +122,32 @@ def test_a_plain_image_is_the_same_byte_for_byte_or_picture_for_picture(
         assert pixels(clean(data)) == pixels(data)
     else:
         assert clean(data) == data
+
+
+def test_bytes_of_a_tiff_that_nothing_refers_to_are_found_and_not_copied() -> None:
+    whole = noisy("TIFF")
+    first = int.from_bytes(whole[4:8], "little")
+    hidden = b"Canarysson 90817263"
+    # The directory once more after what nothing refers to, and the header leads there.
+    data = whole + bytes(len(whole) % 2) + hidden + bytes(1)
+    count = int.from_bytes(whole[first : first + 2], "little")
+    directory = whole[first : first + 2 + 12 * count + 4]
+    data = data[:4] + len(data).to_bytes(4, "little") + data[8:] + directory
+    found = [each for each in scan_tiff(data) if hidden in bytes(each.value)]
+    assert [each.category for each in found] == [Category.TRAILING]
+    cleaned = clean_tiff(data)
+    assert hidden not in cleaned
+    assert list(scan_tiff(cleaned)) == []
+    assert pixels(cleaned) == pixels(whole)
+
+
+def test_the_tables_of_an_old_jpeg_in_a_tiff_are_kept_as_far_as_they_go() -> None:
+    quantization, huffman = bytes(range(1, 65)), bytes([2, 1, *bytes(14)]) + b"abc"
+    at = 8 + 2 + 2 * 12 + 4
+    entries = struct.pack("<HHII", 0x0207, 4, 1, at) + struct.pack("<HHII", 0x0208, 4, 1, at + 64)
+    data = b"II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4) + quantization + huffman
+    assert list(scan_tiff(data)) == []
+    assert clean_tiff(data + b"Canarysson") == data
 
 
 def test_a_copy_is_never_written_over_anything_nor_into_what_is_copied(
