@@ -292,6 +292,11 @@ def _probed(
             f'--compliance is hipaa, and {path} says log.compliance = "{config.log.compliance}"; '
             'set it to "hipaa"'
         )
+    if isinstance(config, participant_config.Config) and config.data.phi_scan == "off":
+        raise ConfigurationError(
+            f'--compliance is hipaa, and {path} says data.phi_scan = "off"; set it to "refuse", or '
+            'to "warn" where somebody has judged each finding harmless'
+        )
     known = load_registry(registry, beside=path)
     with ExitStack() as stack:
         site: Site

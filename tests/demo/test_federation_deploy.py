@@ -219,6 +219,20 @@ def test_compliance_refuses_to_start_and_names_every_control_with_its_remedy(
     assert not forbidden_in(done.output)
 
 
+def test_compliance_refuses_a_hospital_whose_data_nobody_scans(layout: Layout) -> None:
+    path = layout.config(NodeId("hospital_b"))
+    unscanned = path.with_name("unscanned.toml")
+    text = path.read_text()
+    assert "[data]\n" in text
+    assert "phi_scan" not in text
+    unscanned.write_text(text.replace("[data]\n", '[data]\nphi_scan = "off"\n'))
+    done = asked(
+        *("--role", "participant", "--config", str(unscanned), "--compliance", "hipaa", "--dry-run")
+    )
+    assert done.exit_code == 2, done.output
+    assert 'data.phi_scan = "off"; set it to "refuse"' in done.output
+
+
 def test_a_dry_run_shows_the_plan_and_changes_nothing(layout: Layout) -> None:
     path = str(layout.config(COORDINATOR))
     for images in (layout.data / "public" / "images", layout.data / "holdout" / "images"):
