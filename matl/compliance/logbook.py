@@ -136,11 +136,6 @@ class Logbook:
         """Put an entry into the log, beside its coordinator."""
         return record(self.config, event, **facts)
 
-    def newest(self, event: str) -> Event | None:
-        """The newest entry of a kind."""
-        found = [each for each in self.events if each.get("event") == event]
-        return found[-1] if found else None
-
     def close(self) -> None:
         """Let go of the database."""
         if self.is_open:

@@ -5,11 +5,12 @@ import math
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -17,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
-from matl.compliance.control import BrokenControlError, Status
+from matl.compliance.control import BrokenControlError, NotTestedError, Status
 from matl.compliance.probes.audit_controls import untold
+from matl.compliance.probes.emergency import newest_within
 from matl.compliance.probes.inventory import is_as_locked, parse_lock, undeclared
 from matl.compliance.probes.privacy import judge_spending
 from matl.compliance.probes.transmission import (
@@ -73,6 +75,41 @@ def test_every_single_entry_that_is_missing_is_named(left_out: Told) -> None:
     assert lacking
     named = str(left_out["event"])
     assert any(named in each or "model of round" in each for each in lacking)
+
+
+def days_of(*days: int) -> list[Told]:
+    """A log founded on day 0, and reviews on these days."""
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    kinds = ["study_founded", *("activity_reviewed" for _ in days)]
+    return [
+        {"event": kind, "at": (began + timedelta(days=day)).isoformat()}
+        for kind, day in zip(kinds, (0, *days), strict=True)
+    ]
+
+
+def reviewed_by(day: int, events: list[Told]) -> Mapping[str, Any]:
+    return newest_within(
+        timedelta(days=30),
+        events,
+        kind="activity_reviewed",
+        now=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day),
+        never="nobody has reviewed it",
+        remedy="review it",
+    )
+
+
+def test_what_was_never_done_is_overdue_only_once_the_log_is_old_enough() -> None:
+    with pytest.raises(NotTestedError, match="due by 2026-01-31"):
+        reviewed_by(30, days_of())
+    for events in (days_of(), []):
+        with pytest.raises(BrokenControlError, match="nobody has reviewed it"):
+            reviewed_by(31, events)
+
+
+def test_the_last_one_counts_and_not_the_first() -> None:
+    assert reviewed_by(70, days_of(10, 40)) == days_of(10, 40)[-1]
+    with pytest.raises(BrokenControlError, match="31 days ago"):
+        reviewed_by(71, days_of(10, 40))
 
 
 def test_an_aborted_round_says_so() -> None:

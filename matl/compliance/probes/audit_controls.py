@@ -10,8 +10,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
-from matl.compliance.control import BrokenControlError, Outcome, passed
-from matl.compliance.probes.emergency import moment_of
+from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
+from matl.compliance.probes.emergency import moment_of, newest_within
 from matl.compliance.site import CoordinatorSite, Site, at_coordinator
 from matl.log.sources import DatabaseSource
 from matl.log.verification import verify_log
@@ -56,9 +56,10 @@ def integrity(site: Site) -> Outcome:
             str(error), "see what log.md says of damage, and compare with hospitals' checkpoints"
         ) from error
     if found.witnessed_size == 0:
-        raise BrokenControlError(
-            "no quorum of hospitals has cosigned any of it: the coordinator could show everybody "
-            "another log",
+        # Hospitals cosign only while the coordinator runs: this must not keep it from starting.
+        raise NotTestedError(
+            "it is whole, but no quorum of hospitals has cosigned any of it: the coordinator could "
+            "show everybody another log",
             "enrol hospitals with a witness_key, and let them run",
         )
     tally = found.tally
@@ -73,9 +74,11 @@ def integrity(site: Site) -> Outcome:
 def roles(site: Site) -> Outcome:
     """Try to change the log as every user there is a URL of."""
     here = at_coordinator(site)
+    # First, so that a database without users is refused before anything is founded in it.
+    urls = database_urls(here)
     here.log.reader.size()
     told = []
-    for url in database_urls(here):
+    for url in urls:
         refused_as(url, _STATEMENTS)
         told.append(make_url(url).username or "the local user")
     engine = here.log.engine
@@ -159,13 +162,16 @@ def untold(
 def review(site: Site) -> Outcome:
     """Look for a review of the activity within 30 days."""
     here = at_coordinator(site)
-    last = here.log.newest(REVIEW_EVENT)
-    remedy = "review the activity, and say so: verify_hipaa.py --record-review 'what was looked at'"
-    if last is None:
-        raise BrokenControlError("nobody has said that the activity was reviewed", remedy)
+    last = newest_within(
+        LONGEST_UNREVIEWED,
+        here.log.events,
+        kind=REVIEW_EVENT,
+        now=here.now,
+        never="nobody has said that the activity was reviewed",
+        remedy="review the activity, and say so: verify_hipaa.py --record-review 'what was looked "
+        "at'",
+    )
     age = here.now - moment_of(last)
-    if age > LONGEST_UNREVIEWED:
-        raise BrokenControlError(f"the last review was {age.days} days ago", remedy)
     return passed(
         f"the last one was {age.days} days ago, by {last.get('account')}, of entries up to "
         f"{last.get('entries')}"
