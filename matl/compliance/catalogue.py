@@ -225,9 +225,10 @@ CONTROLS: Final = (
         "contingency.restore",
         "164.308(a)(7)(ii), 164.316(b)(2)",
         _R,
-        "the newest backup can be restored",
-        "restores it into a scratch folder and a scratch database, goes over the whole log there, "
-        "and compares its root with the running log's; tells how long that took",
+        "the newest backup is of these days and can be restored",
+        "reads when each was made from its signed manifest, restores the newest into a scratch "
+        "folder and a scratch database, goes over the whole log there, and compares "
+        "its root with the running log's; tells how long that took",
         "keys and configuration, which are in no backup; where the backup is kept",
     ),
     Control(

@@ -85,6 +85,8 @@ class Places(Section):
 
     backups: FilePath | None = None
     """The folder that holds backups, each a folder that ``matl backup`` wrote."""
+    backup_days: int = Field(default=7, ge=1, le=365)
+    """How old the newest of them may be."""
     scratch: FilePath | None = None
     """Where a backup is restored to for the drill; the system's folder if unset."""
     data: list[FilePath] = Field(default_factory=list)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from matl.compliance.control import BrokenControlError, NotTestedError, Status
 from matl.compliance.probes.audit_controls import untold
+from matl.compliance.probes.contingency import newest_backup
 from matl.compliance.probes.emergency import newest_within
 from matl.compliance.probes.inventory import is_as_locked, parse_lock, undeclared
 from matl.compliance.probes.privacy import judge_spending
@@ -36,11 +38,13 @@ from matl_common.identity.certificates import (
     issue_certificate,
 )
 from matl_common.identity.keys import generate_private_key, private_key_pem
-from matl_common.ids import FederationId, NodeId
+from matl_common.ids import FederationId, NodeId, digest_of
 from matl_common.privacy.charges import epsilon_of
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import StudyPlan
+from matl_coordinator.backup_manifest import FORMAT, MANIFEST, Manifest, sign_manifest
 from tests.fuzz.samples import PLAN
+from tests.signers import SoftwareSigner
 
 Told = dict[str, str | int]
 
@@ -110,6 +114,62 @@ def test_the_last_one_counts_and_not_the_first() -> None:
     assert reviewed_by(70, days_of(10, 40)) == days_of(10, 40)[-1]
     with pytest.raises(BrokenControlError, match="31 days ago"):
         reviewed_by(71, days_of(10, 40))
+
+
+SIGNER = SoftwareSigner(ec.generate_private_key(ec.SECP256R1()))
+NOON = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+
+
+def a_backup(folder: Path, *, days: int, signer: SoftwareSigner = SIGNER) -> None:
+    """One that was made so many days before noon, and copied here just now."""
+    manifest = Manifest(
+        format=FORMAT,
+        version="0.1.0",
+        schema="0001",
+        made_at=NOON - timedelta(days=days),
+        federation="f",
+        study="s",
+        node="c",
+        log_origin="f/c",
+        log_size=1,
+        log_root=digest_of(b"root"),
+        encryption_key="k",
+        round=1,
+        phase="released",
+        has_spool=False,
+        sums=digest_of(b"sums"),
+    )
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_bytes(sign_manifest(manifest, signer))
+
+
+def test_the_newest_backup_is_the_one_made_last_and_not_the_one_copied_last(
+    tmp_path: Path,
+) -> None:
+    stranger = SoftwareSigner(ec.generate_private_key(ec.SECP256R1()))
+    a_backup(tmp_path / "young", days=2)
+    a_backup(tmp_path / "old", days=90)
+    a_backup(tmp_path / "foreign", days=0, signer=stranger)
+    found = newest_backup(tmp_path, SIGNER.public_key, now=NOON, days=2)
+    assert found.folder.name == "young"
+    assert found.undated == ("foreign",)
+    assert "foreign" in found.besides
+
+
+def test_an_old_backup_is_none_and_neither_is_a_strangers(tmp_path: Path) -> None:
+    def asked(days: int = 7) -> None:
+        newest_backup(tmp_path, SIGNER.public_key, now=NOON, days=days)
+
+    with pytest.raises(BrokenControlError, match="there is no backup"):
+        asked()
+    stranger = SoftwareSigner(ec.generate_private_key(ec.SECP256R1()))
+    a_backup(tmp_path / "foreign", days=0, signer=stranger)
+    with pytest.raises(BrokenControlError, match="found foreign"):
+        asked()
+    a_backup(tmp_path / "old", days=8)
+    with pytest.raises(BrokenControlError, match="8 days old; 7 are allowed"):
+        asked()
+    asked(days=8)
 
 
 def test_an_aborted_round_says_so() -> None:

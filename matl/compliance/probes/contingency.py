@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import Engine
 
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
@@ -16,9 +17,10 @@ from matl.log.place import configured, with_data_keys
 from matl.log.sources import DatabaseSource
 from matl.log.verification import verify_log
 from matl_common.errors import IntegrityError, InvalidInputError
+from matl_common.identity.held_keys import load_p256_key
 from matl_common.tlog.merkle import root_from
 from matl_coordinator.backup_check import check_backup
-from matl_coordinator.backup_manifest import MANIFEST
+from matl_coordinator.backup_manifest import MANIFEST, Manifest, open_manifest
 from matl_coordinator.config import Config
 from matl_coordinator.restore import RestoreError, restore
 from matl_coordinator.store.anchor import log_anchor
@@ -28,13 +30,17 @@ from matl_coordinator.store.reader import LogReader
 def restored(site: Site) -> Outcome:
     """Restore the newest backup into a scratch folder and database, and compare the logs."""
     here = at_coordinator(site)
-    newest = _newest(here.registry.places.backups)
+    places = here.registry.places
+    if places.backups is None:
+        raise NotTestedError(
+            "no folder of backups is known", "name it in [places] backups of safeguards.toml"
+        )
+    own = load_p256_key(here.config.identity.signing_key).public_key
+    newest = newest_backup(places.backups, own, now=here.now, days=places.backup_days)
     began = time.monotonic()
     try:
         checked = check_backup(here.config, newest.folder, report=_silent)
-        with TemporaryDirectory(
-            prefix="matl-restore-drill-", dir=here.registry.places.scratch
-        ) as scratch:
+        with TemporaryDirectory(prefix="matl-restore-drill-", dir=places.scratch) as scratch:
             made = restore(
                 _scratch_config(here.config, Path(scratch)),
                 checked,
@@ -60,31 +66,65 @@ def restored(site: Site) -> Outcome:
     return passed(
         f"{newest.folder.name}, {age.days} days old, restored with {len(checked.files)} files in "
         f"{time.monotonic() - began:.1f} s: its {manifest.log_size} entries are the first of the "
-        f"{size} that the log has, root {manifest.log_root[:16]}…"
+        f"{size} that the log has, root {manifest.log_root[:16]}…{newest.besides}"
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Backup:
+class Backup:
+    """The newest of a folder.
+
+    Attributes:
+        folder: it.
+        manifest: as this coordinator has signed it.
+        undated: other backups whose manifests it has not signed like that.
+    """
+
     folder: Path
-    made_at: datetime
+    manifest: Manifest
+    undated: tuple[str, ...]
+
+    @property
+    def besides(self) -> str:
+        """What to say of those that cannot be dated."""
+        named = ", ".join(self.undated)
+        return f"; not signed by this coordinator's key of today: {named}" if named else ""
 
 
-def _newest(folder: Path | None) -> _Backup:
-    if folder is None:
-        raise NotTestedError(
-            "no folder of backups is known", "name it in [places] backups of safeguards.toml"
-        )
-    found = [_Backup(each.parent, _written_at(each)) for each in folder.glob(f"*/{MANIFEST}")]
-    if not found:
+def newest_backup(
+    folder: Path, own: ec.EllipticCurvePublicKey, *, now: datetime, days: int
+) -> Backup:
+    """The backup that was made last, by what its manifest says and not by when it was copied here.
+
+    Args:
+        folder: that holds backups.
+        own: the coordinator's signing key; under an older one a backup is of no time that counts.
+        now: when it is asked.
+        days: how old it may be.
+
+    Raises:
+        BrokenControlError: there is none that this coordinator has signed, or it is too old.
+    """
+    dated, undated = [], []
+    for each in sorted(folder.glob(f"*/{MANIFEST}")):
+        try:
+            dated.append((each.parent, open_manifest(each.read_bytes(), own)))
+        except (IntegrityError, InvalidInputError):
+            undated.append(each.parent.name)
+    if not dated:
+        unknown = f" that this coordinator has signed; found {', '.join(undated)}"
         raise BrokenControlError(
-            f"there is no backup in {folder}", f"make one: matl backup {folder}/NAME"
+            f"there is no backup in {folder}{unknown if undated else ''}",
+            f"make one: matl backup {folder}/NAME",
         )
-    return max(found, key=lambda each: each.made_at)
-
-
-def _written_at(manifest: Path) -> datetime:
-    return datetime.fromtimestamp(manifest.stat().st_mtime).astimezone()
+    newest, manifest = max(dated, key=lambda each: each[1].made_at)
+    if now - manifest.made_at > timedelta(days=days):
+        raise BrokenControlError(
+            f"the newest backup, {newest.name}, is {(now - manifest.made_at).days} days old; "
+            f"{days} are allowed",
+            f"make another: matl backup {folder}/NAME",
+        )
+    return Backup(newest, manifest, tuple(undated))
 
 
 def _scratch_config(config: Config, scratch: Path) -> Config:
