@@ -181,7 +181,8 @@ CONTROLS: Final = (
         "164.312(e)(1)",
         _R,
         "nothing is spoken in the clear",
-        "speaks HTTP/2 without TLS to the port, and expects no HTTP/2 back",
+        "speaks HTTP/2 without TLS to the port, and expects no HTTP/2 back; wants metrics, which "
+        "have no TLS, on loopback alone",
         "other ports; see inventory.sockets",
         needs_daemon=True,
     ),
@@ -274,7 +275,8 @@ CONTROLS: Final = (
         _OWN,
         "no hospital's patients have paid more than the plan allows",
         "reads the signed plan and counts admitted updates of each hospital in the log, and "
-        "computes the epsilon that they come to; at a hospital, verifies its ledger",
+        "computes the epsilon that they come to; at a hospital, verifies its ledgers and compares "
+        "them with plan and limit",
         "attempts that never arrived: they are in the hospital's own ledger",
         sides=BOTH,
     ),

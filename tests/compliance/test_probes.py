@@ -20,16 +20,18 @@ from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
 from matl.compliance.control import BrokenControlError, NotTestedError, Status
-from matl.compliance.probes.audit_controls import untold
+from matl.compliance.probes.audit_controls import judge_asked, untold
 from matl.compliance.probes.contingency import newest_backup
 from matl.compliance.probes.emergency import newest_within
 from matl.compliance.probes.inventory import is_as_locked, parse_lock, undeclared
-from matl.compliance.probes.privacy import judge_spending
+from matl.compliance.probes.privacy import judge_ledgers, judge_spending
 from matl.compliance.probes.transmission import (
+    check_metrics,
     client_hello,
     is_server_hello,
     judge_database,
 )
+from matl.compliance.registry import Probes
 from matl_common.identity.certificates import (
     COORDINATOR_ROLES,
     Role,
@@ -43,6 +45,7 @@ from matl_common.privacy.charges import epsilon_of
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import StudyPlan
 from matl_coordinator.backup_manifest import FORMAT, MANIFEST, Manifest, sign_manifest
+from matl_participant.core.spending import DatasetSummary, Summary
 from tests.fuzz.samples import PLAN
 from tests.signers import SoftwareSigner
 
@@ -114,6 +117,56 @@ def test_the_last_one_counts_and_not_the_first() -> None:
     assert reviewed_by(70, days_of(10, 40)) == days_of(10, 40)[-1]
     with pytest.raises(BrokenControlError, match="31 days ago"):
         reviewed_by(71, days_of(10, 40))
+
+
+def test_who_was_not_asked_is_not_vouched_for() -> None:
+    whole = Probes(reader_database="postgresql://r@db/matl", retention_database="postgresql://t@db")
+    assert judge_asked("refused", whole).status is Status.PASS
+    for key in ("reader_database", "retention_database"):
+        with pytest.raises(NotTestedError) as told:
+            judge_asked("refused", whole.model_copy(update={key: ""}))
+        assert key in told.value.remedy
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:1", "[::1]:1", "localhost:1"])
+def test_metrics_may_be_served_in_the_clear_on_this_machine(address: str) -> None:
+    check_metrics(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", ":1", "metrics.lan:1"])
+def test_metrics_that_others_can_read_are_found_out(address: str) -> None:
+    with pytest.raises(BrokenControlError, match="in the clear"):
+        check_metrics(address)
+
+
+def a_summary(*, of_plan: float, together: float | None) -> Summary:
+    return Summary(
+        study_id="s",
+        dataset="retina",
+        epsilon_spent=1.0,
+        target_epsilon=1.0,
+        target_delta=1e-5,
+        adjacency="add-or-remove-one",
+        unit="patient",
+        noise=Noise.GAUSSIAN,
+        budget_fraction=of_plan,
+        steps_spent=1,
+        max_steps=1,
+        evaluations_spent=0,
+        max_evaluations=0,
+        rounds_left=0,
+        rounds_acknowledged=1,
+        halted=None,
+        together=DatasetSummary(2, 1.0, 1e-5, 1.0, together),
+    )
+
+
+def test_a_ledger_that_spent_more_than_it_may_is_found_out_by_plan_and_by_data_set() -> None:
+    sound = [a_summary(of_plan=1.0, together=1.0), a_summary(of_plan=0.5, together=None)]
+    assert judge_ledgers(sound).status is Status.PASS
+    for over in (a_summary(of_plan=1.01, together=None), a_summary(of_plan=0.5, together=1.01)):
+        with pytest.raises(BrokenControlError, match="more is spent than is allowed"):
+            judge_ledgers([*sound, over])
 
 
 SIGNER = SoftwareSigner(ec.generate_private_key(ec.SECP256R1()))

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.probes.emergency import moment_of, newest_within
+from matl.compliance.registry import Probes
 from matl.compliance.site import CoordinatorSite, Site, at_coordinator
 from matl.log.sources import DatabaseSource
 from matl.log.verification import verify_log
@@ -86,12 +87,33 @@ def roles(site: Site) -> Outcome:
         found = weaknesses(connection)
     if found:
         raise BrokenControlError(found[0], "run deploy/postgresql/roles.sql as a superuser")
-    unasked = {"reader", "retention"} - {each.rpartition("_")[2] for each in told}
-    lacking = f"; no URL of {' and '.join(sorted(unasked))} was given" if unasked else ""
-    return passed(
+    return judge_asked(
         f"{len(_STATEMENTS)} statements each refused with {DENIED} to {', '.join(told)}; triggers "
-        f"and functions are as they were made{lacking}"
+        "and functions are as they were made",
+        here.registry.probes,
     )
+
+
+def judge_asked(found: str, probes: Probes) -> Outcome:
+    """What to say where nobody who was asked may change the log. Pure.
+
+    Raises:
+        NotTestedError: not everybody was asked.
+    """
+    unasked = [
+        key
+        for key, url in (
+            ("reader_database", probes.reader_database),
+            ("retention_database", probes.retention_database),
+        )
+        if not url
+    ]
+    if unasked:
+        raise NotTestedError(
+            f"{found}; nobody else was asked",
+            f"give the URLs of the other users: [probes] {', '.join(unasked)}",
+        )
+    return passed(found)
 
 
 def completeness(site: Site) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.site import CoordinatorSite, ParticipantSite, Site
@@ -15,7 +15,7 @@ from matl_common.protocol import PayloadType, StudyPlan
 from matl_common.signing import verify
 from matl_common.wire.documents import parse_study_plan
 from matl_coordinator.service.story import LoggedEnvelope
-from matl_participant.core.spending import statement
+from matl_participant.core.spending import Summary, statement
 from matl_participant.files import StateFolder
 from matl_participant.ledger import read_summaries
 from matl_participant.verification import verify_ledgers
@@ -89,4 +89,25 @@ def _by_ledger(site: ParticipantSite) -> Outcome:
         if each.problem is not None:
             raise BrokenControlError(f"{each.file}: {each.problem}", "see docs/privacy.md")
     summaries = read_summaries(state.ledger, limit=site.config.privacy.dataset_limit)
-    return passed("; ".join(f"{each.study_id}: {statement(each)}" for each in summaries))
+    return judge_ledgers(summaries)
+
+
+def judge_ledgers(summaries: Iterable[Summary]) -> Outcome:
+    """Compare what a hospital's studies have spent with what they may. Pure.
+
+    Raises:
+        BrokenControlError: one has spent more than its plan, or all together more than the
+            hospital's own limit for the data set.
+    """
+    told, is_over = [], False
+    for each in summaries:
+        shares = (each.budget_fraction, each.together.budget_fraction or 0.0)
+        is_over |= max(shares) > 1 + _ROUNDING
+        told.append(f"{each.study_id}: {statement(each)}")
+    said = "; ".join(told)
+    if is_over:
+        raise BrokenControlError(
+            f"more is spent than is allowed: {said}",
+            "stop the participant, and see docs/privacy.md",
+        )
+    return passed(said)

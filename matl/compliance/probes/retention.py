@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import make_url
 
-from matl.compliance.control import BrokenControlError, Outcome, passed
+from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.probes.audit_controls import DENIED, refused_as, state_as
 from matl.compliance.site import CoordinatorSite, Site, at_coordinator
 from matl_common.errors import IntegrityError
@@ -73,9 +73,9 @@ def _at_least(site: Site, wanted: int) -> Outcome:
         raise BrokenControlError(f"log.retention_years is {configured}, less than {wanted}", remedy)
     url = here.registry.probes.retention_database
     if not here.config.is_on_postgres or not url:
-        return passed(
-            f"log.retention_years = {configured}; what the database insists on was not asked, for "
-            "want of [probes] retention_database"
+        raise NotTestedError(
+            f"log.retention_years = {configured}; what the database insists on was not asked",
+            "use PostgreSQL, and give [probes] retention_database",
         )
     here.log.reader.size()
     # Of a month that would be expired by one year less, and that no log has entries of.

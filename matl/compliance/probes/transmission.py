@@ -53,6 +53,7 @@ def tls(site: Site) -> Outcome:
 def plaintext(site: Site) -> Outcome:
     """Speak HTTP/2 without TLS, and expect no HTTP/2 back."""
     here = answering(site)
+    check_metrics(here.config.listen.metrics)
     answer = _answer(here.address, _PREFACE + _SETTINGS)
     if len(answer) >= 4 and answer[3] == _SETTINGS_FRAME and answer[0] != _ALERT:
         raise BrokenControlError(
@@ -66,6 +67,30 @@ def plaintext(site: Site) -> Outcome:
         )
     how = "closes the connection" if not answer else "answers with a TLS alert"
     return passed(f"{here.address} {how} when HTTP/2 comes without TLS")
+
+
+def check_metrics(address: str) -> None:
+    """See that metrics, which are served in the clear, stay on this machine. Pure.
+
+    Args:
+        address: where they are served; empty where they are not.
+
+    Raises:
+        BrokenControlError: others can read them.
+    """
+    if not address:
+        return
+    host, _ = split_address(address)
+    try:
+        is_here = ip_address(host).is_loopback
+    except ValueError:
+        is_here = host == "localhost"
+    if not is_here:
+        raise BrokenControlError(
+            f"metrics are served in the clear at {address}",
+            "set listen.metrics to a port of 127.0.0.1, and collect them there or through a proxy "
+            "that speaks TLS",
+        )
 
 
 def database(site: Site) -> Outcome:
