@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
-from matl.compliance.control import BrokenControlError, NotTestedError, Status
+from matl.compliance.audit import probed
+from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, Status
 from matl.compliance.probes.audit_controls import judge_asked, untold
 from matl.compliance.probes.contingency import newest_backup
 from matl.compliance.probes.emergency import newest_within
@@ -32,6 +33,7 @@ from matl.compliance.probes.transmission import (
     judge_database,
 )
 from matl.compliance.registry import Probes
+from matl.compliance.site import Site
 from matl_common.identity.certificates import (
     COORDINATOR_ROLES,
     Role,
@@ -223,6 +225,20 @@ def test_an_old_backup_is_none_and_neither_is_a_strangers(tmp_path: Path) -> Non
     with pytest.raises(BrokenControlError, match="8 days old; 7 are allowed"):
         asked()
     asked(days=8)
+
+
+@pytest.mark.parametrize("raised", [ValueError("secret"), KeyError("secret"), IndexError()])
+def test_a_probe_that_stumbles_gets_its_row_and_repeats_nothing_it_read(
+    raised: Exception,
+) -> None:
+    def stumbling(site: Site) -> Outcome:
+        del site
+        raise raised
+
+    found = probed(stumbling, cast("Site", None))
+    assert found.status is Status.NOT_TESTED
+    assert type(raised).__name__ in found.evidence
+    assert "secret" not in found.evidence
 
 
 def test_an_aborted_round_says_so() -> None:
