@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.certificates import Role
 from matl_common.identity.key_places import KeyPlace
@@ -52,11 +53,16 @@ def coordinator_plan(config: CoordinatorConfig) -> list[Row]:
 
 
 def participant_plan(config: ParticipantConfig) -> list[Row]:
-    """Which participant would run."""
+    """Which participant would run.
+
+    Raises:
+        ConfigurationError: images, labels or a key are not there.
+    """
     identity, coordinator = config.identity, config.coordinator
     keys: dict[str, KeyPlace] = {"TLS": identity.tls_key, "signing": identity.signing_key}
     if identity.witness_key is not None:
         keys["witness"] = identity.witness_key
+    _check_there(config, keys)
     attested = "its evidence is verified" if config.attestation else "its word is believed"
     return [
         ("Would run", f"the participant {config.node_id}"),
@@ -71,6 +77,16 @@ def participant_plan(config: ParticipantConfig) -> list[Row]:
         *_keys(keys),
         ("Listens", f"metrics {config.daemon.metrics or 'nowhere'}"),
     ]
+
+
+def _check_there(config: ParticipantConfig, keys: Mapping[str, KeyPlace]) -> None:
+    if not config.data.images.is_dir():
+        raise ConfigurationError(f"data.images is {config.data.images}, which is not a folder")
+    if not config.data.labels_file.is_file():
+        raise ConfigurationError(f"data.labels: there is no file {config.data.labels_file}")
+    for use, place in keys.items():
+        if isinstance(place, Path) and not place.is_file():
+            raise ConfigurationError(f"the key for {use}: there is no file {place}")
 
 
 def _keys(places: dict[str, KeyPlace]) -> Iterator[Row]:

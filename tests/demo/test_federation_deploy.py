@@ -14,12 +14,14 @@ from matl.demo.federation import Layout
 from matl.demo.run import DEPLOY
 from matl.demo.study import COORDINATOR
 from matl.deploy import command as deploy
+from matl.deploy.plan import participant_plan
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import encode_allowlist, enrol, load_allowlist
 from matl_common.ids import NodeId
 from matl_common.modes import MATLMode
 from matl_coordinator.config import Config
 from matl_coordinator.config import load_config as load_coordinator
+from matl_participant.config import load_config as load_participant
 from tests.compliance.words import forbidden_in
 from tests.demo.test_federation import prepared
 
@@ -238,8 +240,7 @@ def test_compliance_refuses_a_hospital_whose_data_nobody_scans(layout: Layout) -
 def test_a_dry_run_shows_the_plan_and_changes_nothing(layout: Layout) -> None:
     path = str(layout.config(COORDINATOR))
     for images in (layout.data / "public" / "images", layout.data / "holdout" / "images"):
-        images.mkdir(parents=True)
-        (images.parent / "labels_deidentified.csv").write_text("image_id,dr_level\n")
+        some_data(images)
     before = contents(layout.out.parent)
     done = asked("--role", "coordinator", "--config", path, "--dry-run")
     assert done.exit_code == 0, done.output
@@ -256,11 +257,38 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(layout: Layout) -> None:
 
 
 def test_a_participants_dry_run_names_coordinator_and_data(layout: Layout) -> None:
-    path = str(layout.config(NodeId("hospital_b")))
-    done = asked("--role", "participant", "--config", path, "--dry-run")
+    path = layout.config(NodeId("hospital_b"))
+    some_data(load_participant(path).data.images)
+    done = asked("--role", "participant", "--config", str(path), "--dry-run")
     assert done.exit_code == 0, done.output
     for told in ("hospital_b", "127.0.0.1:4711", "epsilon 1", "software-held"):
         assert told in done.output
+
+
+def test_a_participants_dry_run_refuses_what_is_not_there(layout: Layout, tmp_path: Path) -> None:
+    path = layout.config(NodeId("hospital_b"))
+    dry = ("--role", "participant", "--config", str(path), "--dry-run", "--data-dir")
+    nowhere = asked(*dry, str(tmp_path / "nowhere"))
+    assert nowhere.exit_code == 2
+    assert "data.images is" in nowhere.output
+    config = load_participant(path)
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    data = config.data.model_copy(update={"images": images, "labels": None})
+    config = config.model_copy(update={"data": data})
+    with pytest.raises(ConfigurationError, match=r"data\.labels: there is no file"):
+        participant_plan(config)
+    some_data(images)
+    assert participant_plan(config)
+    identity = config.identity.model_copy(update={"signing_key": tmp_path / "signing.key"})
+    with pytest.raises(ConfigurationError, match="the key for signing: there is no file"):
+        participant_plan(config.model_copy(update={"identity": identity}))
+
+
+def some_data(images: Path) -> None:
+    """An empty folder of images, with labels beside it."""
+    images.mkdir(parents=True, exist_ok=True)
+    (images.parent / "labels_deidentified.csv").write_text("image_id,dr_level\n")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
