@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +15,7 @@ import structlog
 import typer
 
 from matl_common.descriptors import raise_descriptor_limit
+from matl_common.ending import run_to_the_end
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.tls import MAX_CONNECTIONS
@@ -158,17 +156,7 @@ def _refusals_in_one_line() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of ``matl-coordinator``."""
-    faulthandler.enable()
-    status: int | str | None = 0
-    try:
-        app()
-    except SystemExit as ended:
-        status = ended.code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All is closed and durable. gRPC's threads may outlive the connections of hostile clients,
-    # and crash while the interpreter takes itself apart around them.
-    os._exit(status if isinstance(status, int) else int(status is not None))
+    run_to_the_end(app)
 
 
 if __name__ == "__main__":

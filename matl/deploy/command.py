@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -26,6 +27,7 @@ from matl.compliance.site import Site
 from matl.deploy.plan import coordinator_plan, participant_plan
 from matl.deploy.terminal import watched
 from matl.terminal import console, printable, table
+from matl_common.ending import run_to_the_end
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.certificates import Role
@@ -382,7 +384,7 @@ def _refuse_flags_without_effect(role: DaemonRole, given: Mapping[str, object]) 
 
 def main() -> None:
     """Entry point of ``deploy_medical_fl.py``."""
-    app(prog_name="deploy_medical_fl.py")
+    run_to_the_end(partial(app, prog_name="deploy_medical_fl.py"))
 
 
 if __name__ == "__main__":
