@@ -249,6 +249,14 @@ def other_registry(live: Live, old: str, new: str) -> Iterator[Change]:
         yield unchanged
 
 
+def an_agreement_that_has_expired(live: Live) -> Any:
+    text = live.registry_file.read_text()
+    at = text.index('node = "hospital_b"')
+    expires = text[text.index("expires = ", at) :].splitlines()[0]
+    changed = text[:at] + text[at:].replace(expires, "expires = 2026-06-01", 1)
+    return written(live.registry_file, changed.encode())
+
+
 def an_old_upload(live: Live) -> Any:
     text = live.registry_file.read_text()
     at = text.index('kind = "vulnerability-scan"')

@@ -67,6 +67,10 @@ SABOTEURS: dict[str, tuple[Saboteur, set[str]]] = {
     "a changed backup": (sabotage.a_changed_backup, {"contingency.restore"}),
     "six years": (partial(other_log_settings, retention_years=6), {"retention.promise"}),
     "an agreement that has expired": (
+        sabotage.an_agreement_that_has_expired,
+        {"agreements.nodes"},
+    ),
+    "a hospital without an agreement": (
         partial(other_registry, old='node = "hospital_b"', new='node = "hospital_z"'),
         {"agreements.nodes"},
     ),
