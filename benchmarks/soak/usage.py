@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,11 +61,12 @@ def usage_of(pid: int, state: Path) -> Mapping[str, float] | None:
 def _disk_of(state: Path) -> Mapping[str, float]:
     """MiB of a state folder: updates under way, models, and the rest, which keeps the log."""
     sizes = {"spool_mib": 0.0, "models_mib": 0.0, "other_files_mib": 0.0}
-    for path in state.rglob("*"):
-        with suppress(OSError):
-            if path.is_file():
-                name = f"{path.relative_to(state).parts[0]}_mib"
-                kind = name if name in sizes else "other_files_mib"
+    # Unlike Path.rglob, os.walk passes over a folder that has gone since it was listed.
+    for folder, _, names in os.walk(state):
+        for path in (Path(folder, name) for name in names):
+            name = f"{path.relative_to(state).parts[0]}_mib"
+            kind = name if name in sizes else "other_files_mib"
+            with suppress(OSError):
                 sizes[kind] += path.stat().st_blocks * 512 / MEBIBYTE
     return sizes
 

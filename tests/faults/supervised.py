@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def main() -> None:
 def _hand_on(child: int, number: int, _: object) -> None:
     if number != signal.SIGHUP:
         STOPPED.append(number)
-    os.kill(child, number)
+    # It may have died a moment ago.
+    with suppress(ProcessLookupError):
+        os.kill(child, number)
 
 
 def _live(plan: Plan, program: str, arguments: list[str]) -> None:
