@@ -16,8 +16,10 @@ def signed_page(report: Report, signer: Signer) -> bytes:
     Raises:
         TokenError: the key's token cannot be used.
     """
-    envelope = sign(PAYLOAD_TYPE, encode_report(report), signer)
-    return render_page(report, encode_envelope(envelope))
+    said = encode_report(report)
+    envelope = encode_envelope(sign(PAYLOAD_TYPE, said, signer))
+    # Of what was signed, which is rounded already: rounding twice can come to another figure.
+    return render_page(parse_report(said), envelope)
 
 
 def checked_page(page: bytes, public_key: ec.EllipticCurvePublicKey) -> Report:

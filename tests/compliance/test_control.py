@@ -145,6 +145,12 @@ def test_a_page_that_shows_something_else_than_was_signed_is_refused(
         checked_page(page.replace(old, new, 1), SIGNER.public_key)
 
 
+def test_a_page_is_made_of_what_was_signed_and_not_of_what_was_measured() -> None:
+    # To the tenth 1.3, and by way of the thousandth, 1.350, it is 1.4.
+    report = replace(a_report(a_finding(Level.OWN, Status.PASS)), seconds=1.3496)
+    checked_page(signed_page(report, SIGNER), SIGNER.public_key)
+
+
 def test_a_page_without_an_envelope_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="no signed envelope"):
         checked_page(b"<!doctype html>", SIGNER.public_key)
