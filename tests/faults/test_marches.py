@@ -14,7 +14,15 @@ from tests.faults.points import Mode
 from tests.faults.warm_worker import warm_workers
 from tests.system.federation import COORDINATOR, HOSPITALS, Material, prepare_material
 
-pytestmark = [pytest.mark.system, pytest.mark.crash, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.crash,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        "MATL_MARCHES" not in os.environ,
+        reason="minutes of what make evidence-faults does whole; wants MATL_MARCHES=1",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +41,6 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found
 
 
-@pytest.mark.skipif(
-    "MATL_MARCHES" not in os.environ,
-    reason="a minute of what make evidence-faults does whole; wants MATL_MARCHES=1",
-)
 def test_a_coordinator_that_dies_after_every_commit_of_an_update_ends_with_the_same_model_and_log(
     tmp_path: Path, material: Material, expected: Ending, python: str
 ) -> None:
