@@ -16,9 +16,10 @@ class DurableImage:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        # By inode: a file's bytes; and, by the inode of a folder, the inode behind each name.
+        # By inode: a file's bytes; and, by the inode of a folder, the inode behind each name and
+        # whether that was a folder, for a file may get the inode of a folder that is gone.
         self._contents: dict[int, bytes] = {}
-        self._names: dict[int, dict[str, int]] = {}
+        self._names: dict[int, dict[str, tuple[int, bool]]] = {}
         for folder, _, files in os.walk(root):
             self._note_folder(folder)
             for each in files:
@@ -37,7 +38,7 @@ class DurableImage:
         """A file was flushed, and so was its name."""
         self._note_file(path)
         inode = path.stat().st_ino
-        self._names.setdefault(path.parent.stat().st_ino, {})[path.name] = inode
+        self._names.setdefault(path.parent.stat().st_ino, {})[path.name] = (inode, False)
 
     def left(self) -> dict[str, bytes | None]:
         """Path below the root, and a file's bytes; ``None`` for a folder."""
@@ -50,19 +51,18 @@ class DurableImage:
         path.write_bytes(pickle.dumps(self.left()))
 
     def _collect(self, inode: int, prefix: str, found: dict[str, bytes | None]) -> None:
-        for name, behind in self._names.get(inode, {}).items():
-            if behind in self._names or self._is_folder(behind):
+        for name, (behind, is_folder) in self._names.get(inode, {}).items():
+            if is_folder:
                 found[f"{prefix}{name}"] = None
                 self._collect(behind, f"{prefix}{name}/", found)
             else:
                 found[f"{prefix}{name}"] = self._contents.get(behind, b"")
 
-    def _is_folder(self, inode: int) -> bool:
-        return any(Path(each).stat().st_ino == inode for each, _, _ in os.walk(self._root))
-
     def _note_folder(self, folder: "str | int") -> None:
         with os.scandir(folder) as entries:
-            self._names[os.stat(folder).st_ino] = {each.name: each.inode() for each in entries}
+            self._names[os.stat(folder).st_ino] = {
+                each.name: (each.inode(), each.is_dir(follow_symlinks=False)) for each in entries
+            }
 
     def _note_file(self, path: Path) -> None:
         self._contents[path.stat().st_ino] = path.read_bytes()

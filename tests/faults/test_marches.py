@@ -3,7 +3,6 @@
 # Before gRPC, which reads its TLS settings once.
 import matl_common  # noqa: F401, I001
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +13,7 @@ from tests.faults.points import Mode
 from tests.faults.warm_worker import warm_workers
 from tests.system.federation import COORDINATOR, HOSPITALS, Material, prepare_material
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.crash,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        "MATL_MARCHES" not in os.environ,
-        reason="minutes of what make evidence-faults does whole; wants MATL_MARCHES=1",
-    ),
-]
+pytestmark = [pytest.mark.system, pytest.mark.crash, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

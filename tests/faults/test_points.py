@@ -1,5 +1,6 @@
 """The harness itself: what it says it does to a process, it does."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from sqlalchemy import text
 
 from matl_coordinator.store.database import create_database_engine, reading
 from tests.faults.points import Mode, Plan, visited
-from tests.faults.power import restore
+from tests.faults.power import DurableImage, restore
 from tests.system.processes import ROOT
 
 pytestmark = pytest.mark.crash
@@ -113,3 +114,18 @@ def test_a_full_disk_is_an_error_that_the_writer_sees(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, Mode.DISK_FULL, only="sync coordinator")
     assert lives_until_done(plan, "file") == [1, 0]
     assert [path.name for path in Path(plan.root).iterdir()] == ["file"]
+
+
+def test_a_file_that_got_the_inode_of_a_folder_that_is_gone_is_left_as_a_file(
+    tmp_path: Path,
+) -> None:
+    image = DurableImage(tmp_path)
+    file = tmp_path / "ledger"
+    file.write_bytes(b"charged")
+    # File systems hand inodes on when they like.
+    image._names[file.stat().st_ino] = {}
+    for path in (file, tmp_path):
+        descriptor = os.open(path, os.O_RDONLY)
+        image.flushed(descriptor)
+        os.close(descriptor)
+    assert image.left() == {"ledger": b"charged"}
