@@ -377,7 +377,7 @@ def _budget_note(participants: Iterable[Participant]) -> str:
     )
 
 
-_PROOFS: Final = {
+PROOFS: Final = {
     Proof.WITNESSED: ("proven, witnessed", Tone.GOOD),
     Proof.PROVEN: ("proven", Tone.GOOD),
     Proof.PENDING: ("no checkpoint yet", Tone.PLAIN),
@@ -388,7 +388,7 @@ _PROOFS: Final = {
 
 def entry_row(entry: Entry) -> EntryRow:
     """A log entry as a row of a table."""
-    proof, tone = _PROOFS[entry.proof]
+    proof, tone = PROOFS[entry.proof]
     facts = entry.facts
     about = [str(facts["node"])] if facts.get("node") else []
     if entry.round_id is not None:

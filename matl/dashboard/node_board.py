@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from matl.dashboard.alerts import LOW_TRUST, Alert
-from matl.dashboard.board import BudgetRow, Tile, Tone, trust_tone
+from matl.dashboard.board import PROOFS, BudgetRow, Tile, Tone, trust_tone
 from matl.dashboard.node_snapshot import Budget, DataState, NodeSnapshot, Receipt
 from matl.dashboard.snapshot import Proof
 from matl_participant.core.spending import Summary, shown_epsilon, statement
@@ -140,13 +140,8 @@ def _date(moment: datetime) -> str:
     return f"at this pace by {moment:%Y-%m-%d %H:%M} UTC"
 
 
-_PROOFS: Final = {
-    Proof.WITNESSED: ("proven, witnessed", Tone.GOOD),
-    Proof.PROVEN: ("proven", Tone.GOOD),
-    Proof.PENDING: ("proof owed", Tone.PLAIN),
-    Proof.UNCHECKED: ("not verified", Tone.WARNING),
-    Proof.BROKEN: ("DOES NOT HOLD", Tone.BAD),
-}
+# A receipt without its proof is owed one; an entry merely waits.
+_PROOFS: Final = {**PROOFS, Proof.PENDING: ("proof owed", Tone.PLAIN)}
 
 
 def _receipt_row(receipt: Receipt) -> ReceiptRow:
