@@ -33,6 +33,7 @@ from matl_coordinator.backup_manifest import (
     sign_manifest,
 )
 from matl_coordinator.core.rounds import Phase
+from matl_coordinator.last_backup import last_completed
 from matl_coordinator.ports import State
 from matl_coordinator.restore import refuse_unfinished
 from tests.coordinator.harness import (
@@ -130,6 +131,8 @@ def made_machine(site: Site) -> Machine:
     assert made.exit_code == 0, made.output
     assert "entry" in made.stdout
     assert "key-encryption key" in made.stdout
+    assert last_completed(machine.state) is not None
+    assert events(site)[-1]["event"] == "backup_begun"
     return machine
 
 
