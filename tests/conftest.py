@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 import matl_common  # noqa: F401 - before gRPC, which reads its TLS settings once
@@ -32,6 +33,14 @@ def _slowness(item: pytest.Item) -> int:
     kinds = {marker.name for marker in item.iter_markers()}
     ranks = (rank for rank, kind in enumerate(SLOWER_KINDS, start=1) if kind in kinds)
     return max(ranks, default=0)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """Take back how a test set up this process's logs, which the next one may want to read."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
