@@ -21,7 +21,8 @@ from matl.commands.doctor import doctor
 from matl.commands.evidence import evidence
 from matl.commands.ledger import ledger_app
 from matl.commands.phi import phi_app
-from matl.commands.pki import keygen, pki_app
+from matl.commands.pki.app import pki_app
+from matl.commands.pki.node import keygen
 from matl.commands.report import report
 from matl.commands.retention import retention_app
 from matl.connection import Flags, Invocation, connected

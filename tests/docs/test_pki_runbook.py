@@ -79,7 +79,8 @@ def test_the_runbook_works_from_the_first_key_to_the_last(tmp_path: Path) -> Non
     command.parent.mkdir()
     # Says yes; and without the other commands' imports it starts in a fraction of the time.
     program = (
-        "import sys; from matl.commands.pki import keygen, pki_app; pki_app.command()(keygen); "
+        "import sys; from matl.commands.pki.app import pki_app; "
+        "from matl.commands.pki.node import keygen; pki_app.command()(keygen); "
         'pki_app([each for each in sys.argv[1:] if each != "pki"])'
     )
     command.write_text(f"#!/bin/sh\nyes | {sys.executable} -c '{program}' \"$@\"\n")

@@ -1,136 +1,47 @@
-"""``matl pki`` and ``matl keygen``: who belongs to a federation, and by which keys.
-
-Works on files alone; no coordinator is asked, and a running one follows what is written here.
-No private key is ever read by another machine than the one it was made on.
-"""
+"""What the coordinator's operator does: found a federation, admit, renew and shut out."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from matl.terminal import console, errors_in_one_line, print_json, printable, table
+from matl.commands.pki.dialogue import (
+    SOFTWARE_HELD,
+    compare,
+    file_to_write,
+    in_words,
+    read_document,
+    say,
+    utc_now,
+)
+from matl.commands.pki.options import (
+    CoordinatorDays,
+    Days,
+    Federation,
+    Json,
+    ServerName,
+    TokenKey,
+    Yes,
+)
+from matl.terminal import console, errors_in_one_line, print_json, table
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.authorities import AUTHORITY_VALIDITY, CERTIFICATE_VALIDITY
 from matl_common.identity.certificates import CLOCK_SKEW, Role, SpiffeId
-from matl_common.identity.enrolling import (
-    MAX_DOCUMENT_BYTES,
-    Keys,
-    fingerprint,
-    for_people,
-    make_answer,
-    make_request,
-    parse_answer,
-    parse_request,
-)
+from matl_common.identity.enrolling import fingerprint, for_people, make_answer, parse_request
 from matl_common.identity.ephemeral import create_node_authority
 from matl_common.identity.federation_folder import Facts, FederationFolder
-from matl_common.identity.held_keys import KeyKind, generate_key, load_tls_key
-from matl_common.identity.installing import install
 from matl_common.identity.key_places import parse_key_place
 from matl_common.identity.keys import spki_pin
-from matl_common.identity.node_folder import (
-    PUBLIC_MODE,
-    NodeFolder,
-    TokenKeys,
-    keys_at,
-    keys_in,
-    make_keys_anew,
-    make_missing_keys,
-    write_private_key,
-    write_public,
-)
-from matl_common.identity.pkcs11.uri import TokenUri, parse_token_uri
+from matl_common.identity.node_folder import PUBLIC_MODE, TokenKeys, write_public
+from matl_common.identity.pkcs11.uri import parse_token_uri
 from matl_common.ids import parse_digest, parse_federation_id, parse_node_id
 
-pki_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="Enrol nodes, renew and revoke their keys. A hospital's private keys never leave its "
-    "machine.",
-)
 
-SOFTWARE_HELD: Final = "software-held: whoever can read the file has the key"
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-Yes = Annotated[
-    bool,
-    typer.Option("--yes", help="The fingerprint was compared already; do not ask. For scripts."),
-]
-Federation = Annotated[
-    Path,
-    typer.Option("--folder", "-f", help="The federation's folder, which `matl pki init` made."),
-]
-NodeFolderOption = Annotated[
-    Path, typer.Option("--folder", "-f", help="The node's own folder, with its keys.")
-]
-Days = Annotated[int, typer.Option(min=1, max=3660, help="How long the certificate is valid.")]
-CoordinatorDays = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=3660,
-        help="How long the coordinator's certificate is valid. Default: 365; five years for a TLS "
-        "key in a token, whose certificate is an authority's.",
-    ),
-]
-ServerName = Annotated[
-    list[str] | None,
-    typer.Option("--server-name", help="A further DNS name or IP address of the coordinator."),
-]
-
-
-TokenKey = Annotated[
-    str | None, typer.Option(help="The `pkcs11:` URI of a key in a token, not one in the folder.")
-]
-
-
-class Client(StrEnum):
-    """Whom a request can be for."""
-
-    PARTICIPANT = "participant"
-    OPERATOR = "operator"
-
-
-def keygen(
-    place: Annotated[
-        str,
-        typer.Argument(metavar="PLACE", help="A file or a `pkcs11:` URI; it must not exist."),
-    ],
-    *,
-    kind: Annotated[
-        KeyKind,
-        typer.Option(
-            help="`p256` for TLS and for signing updates, `p384` for TLS alone, `ed25519` for a "
-            "log or its witness."
-        ),
-    ] = KeyKind.P256,
-    as_json: Json = False,
-) -> None:
-    """Make one private key, in a file that its owner alone can read or in a token.
-
-    A node needs a key for each use. `matl pki init` and `matl pki request` make those that are
-    missing, so this is for replacing one of them: move the old file away first.
-    """
-    with errors_in_one_line():
-        where = parse_key_place(place)
-        key = generate_key(where, kind)
-    facts = {
-        "uri" if isinstance(where, TokenUri) else "file": str(where),
-        "kind": kind.value,
-        "held": key.holder if isinstance(where, TokenUri) else SOFTWARE_HELD,
-        "pin": key.keyid,
-    }
-    _say(facts, as_json=as_json)
-
-
-@pki_app.command()
 def authority(
     *,
     key: Annotated[
@@ -152,7 +63,7 @@ def authority(
         name = SpiffeId(
             parse_federation_id(federation), Role.COORDINATOR, parse_node_id(coordinator)
         )
-        now = _now()
+        now = utc_now()
         certificate = create_node_authority(
             parse_key_place(key),
             name,
@@ -160,11 +71,10 @@ def authority(
             not_after=now + timedelta(days=days),
             server_names=tuple(server_name or ()),
         )
-        write_public(_target(out, ""), certificate.public_bytes(Encoding.PEM))
-    _say({"file": str(out), "for": str(name), "pin": spki_pin(certificate)}, as_json=as_json)
+        write_public(file_to_write(out, ""), certificate.public_bytes(Encoding.PEM))
+    say({"file": str(out), "for": str(name), "pin": spki_pin(certificate)}, as_json=as_json)
 
 
-@pki_app.command()
 def init(
     *,
     folder: Annotated[Path, typer.Option("--folder", "-f", help="To be made; empty or absent.")],
@@ -199,7 +109,7 @@ def init(
         made = FederationFolder.found(
             folder,
             name,
-            now=_now(),
+            now=utc_now(),
             validity=None if days is None else timedelta(days=days),
             server_names=tuple(server_name or ()),
             tokens=tokens,
@@ -214,113 +124,9 @@ def init(
             for use, uri in places.items()
         },
     }
-    _say(facts, as_json=as_json)
+    say(facts, as_json=as_json)
 
 
-@pki_app.command()
-def request(
-    *,
-    folder: NodeFolderOption,
-    federation: Annotated[str, typer.Option(help="The federation's name.")],
-    node: Annotated[str, typer.Option(help="This node's name in it, such as hospital_b.")],
-    role: Annotated[Client, typer.Option(help="What it takes part as.")] = Client.PARTICIPANT,
-    new_key: Annotated[
-        bool,
-        typer.Option(
-            "--new-key",
-            help="Ask for a new TLS key, made beside the one in use; without it, for the key "
-            "in use.",
-        ),
-    ] = False,
-    replace_keys: Annotated[
-        bool,
-        typer.Option(
-            "--replace-keys",
-            help="Make all keys anew, TLS, signing and witness, beside those in use: after a "
-            "theft, or for another signing or witness key.",
-        ),
-    ] = False,
-    tls_key: TokenKey = None,
-    signing_key: TokenKey = None,
-    witness_key: TokenKey = None,
-    out: Annotated[Path | None, typer.Option(help="Default: NODE.request.json here.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Ask to be enrolled, or for another certificate. Run it at the hospital.
-
-    Makes the keys that are missing in the folder, and a request: public keys, and a signature by
-    each that proves you hold it. Send the file to the coordinator's operator, and read the
-    fingerprint to each other over a line that you trust; nothing else shows that nobody
-    exchanged the request on its way.
-
-    Run it again before the certificate ends: the daemon takes the new one without a restart.
-
-    With `--tls-key`, `--signing-key` and `--witness-key` the keys stay in their token, where
-    `matl keygen` has made them; the folder then gets no private key.
-
-    New keys are used from `matl pki install` on. A daemon reads a TLS key again by itself, others
-    at its next start.
-    """
-    with errors_in_one_line((ConfigurationError, InvalidInputError)):
-        name = SpiffeId(parse_federation_id(federation), Role(role), parse_node_id(node))
-        path = _target(out, f"{name.node_id}.request.json")
-        if new_key and replace_keys:
-            raise ConfigurationError("--replace-keys makes a new TLS key, too; leave out --new-key")
-        if tls_key or signing_key or witness_key:
-            if new_key or replace_keys:
-                raise ConfigurationError(
-                    "make new keys in a token with matl keygen, and name them here"
-                )
-            keys, held = _in_token(name, tls_key, signing_key, witness_key)
-            made: tuple[Path, ...] = ()
-        else:
-            mine = NodeFolder(folder)
-            keys, made = (
-                _made_anew(mine, name) if replace_keys else _in_folder(mine, name, new_key=new_key)
-            )
-            held = SOFTWARE_HELD
-        document = make_request(name, keys)
-        write_atomically(path, [document], mode=PUBLIC_MODE)
-        found = parse_request(document).fingerprint
-    facts = {
-        "request": str(path),
-        "node": str(name),
-        "fingerprint": for_people(found),
-        "keys made": [str(each) for each in made],
-        "keys": held,
-    }
-    _say(facts, as_json=as_json)
-
-
-def _in_folder(mine: NodeFolder, name: SpiffeId, *, new_key: bool) -> tuple[Keys, tuple[Path, ...]]:
-    made = make_missing_keys(mine, name.role)
-    if new_key and not mine.next_tls_key.exists():
-        write_private_key(mine.next_tls_key)
-        made = (*made, mine.next_tls_key)
-    return keys_in(mine, name, next_tls_key=new_key), made
-
-
-def _made_anew(mine: NodeFolder, name: SpiffeId) -> tuple[Keys, tuple[Path, ...]]:
-    made = make_keys_anew(mine, name.role)
-    return keys_in(mine.next, name), made
-
-
-def _in_token(
-    name: SpiffeId, tls_key: str | None, signing_key: str | None, witness_key: str | None
-) -> tuple[Keys, str]:
-    if tls_key is None or signing_key is None:
-        raise ConfigurationError("keys in a token need both --tls-key and --signing-key")
-    tls = parse_token_uri(tls_key)
-    keys = keys_at(
-        name,
-        tls=tls,
-        signing=parse_token_uri(signing_key),
-        witness=None if witness_key is None else parse_token_uri(witness_key),
-    )
-    return keys, load_tls_key(tls).holder
-
-
-@pki_app.command()
 def approve(
     path: Annotated[Path, typer.Argument(metavar="REQUEST", help="The file that was sent.")],
     *,
@@ -360,13 +166,13 @@ def approve(
     """
     with errors_in_one_line((ConfigurationError, InvalidInputError)):
         federation = FederationFolder(folder)
-        found = parse_request(_read(path))
-        target = _target(out, f"{found.spiffe_id.node_id}.answer.json")
-        _compare(f"Request of {found.spiffe_id}", found.fingerprint, yes=yes)
+        found = parse_request(read_document(path))
+        target = file_to_write(out, f"{found.spiffe_id.node_id}.answer.json")
+        compare(f"Request of {found.spiffe_id}", found.fingerprint, yes=yes)
         answer = federation.approve(
             found,
             Facts(patients, _histogram(histogram)),
-            now=_now(),
+            now=utc_now(),
             validity=timedelta(days=days),
             replace_keys=replace_keys,
         )
@@ -379,41 +185,9 @@ def approve(
         "valid until": answer.node.not_after.isoformat(),
         "fingerprint": for_people(fingerprint(document)),
     }
-    _say(facts, as_json=as_json)
+    say(facts, as_json=as_json)
 
 
-@pki_app.command("install")
-def install_command(
-    path: Annotated[Path, typer.Argument(metavar="ANSWER", help="The file that came back.")],
-    *,
-    folder: NodeFolderOption,
-    tls_key: TokenKey = None,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """Put an answer in place. Run it at the hospital.
-
-    Refuses a certificate for another key than the folder's. The answer says whom to trust as the
-    coordinator: compare its fingerprint with the operator, as for the request. A running daemon
-    uses the new certificate at its next call.
-    """
-    with errors_in_one_line((ConfigurationError, InvalidInputError)):
-        document = _read(path)
-        answer = parse_answer(document)
-        _compare(f"Answer for {answer.node.spiffe_id}", fingerprint(document), yes=yes)
-        uri = None if tls_key is None else parse_token_uri(tls_key)
-        node = install(NodeFolder(folder), answer, now=_now(), tls_key=uri)
-    facts = {
-        "node": str(node.spiffe_id),
-        "coordinator": str(answer.coordinator),
-        "pin": node.pin,
-        "valid until": node.not_after.isoformat(),
-        "folder": str(folder),
-    }
-    _say(facts, as_json=as_json)
-
-
-@pki_app.command()
 def renew(
     *,
     folder: Federation,
@@ -446,7 +220,7 @@ def renew(
         federation = FederationFolder(folder)
         if tls_key is None:
             certificate = federation.renew(
-                now=_now(),
+                now=utc_now(),
                 validity=CERTIFICATE_VALIDITY if days is None else timedelta(days=days),
                 new_key=new_key,
                 new_authority=new_authority,
@@ -459,7 +233,7 @@ def renew(
         else:
             certificate = federation.renew_in_token(
                 parse_token_uri(tls_key),
-                now=_now(),
+                now=utc_now(),
                 validity=AUTHORITY_VALIDITY if days is None else timedelta(days=days),
                 server_names=tuple(server_name or ()),
             )
@@ -469,10 +243,9 @@ def renew(
         "valid until": certificate.not_valid_after_utc.isoformat(),
         "certificate": str(federation.coordinator.tls.certificate_chain),
     }
-    _say(facts, as_json=as_json)
+    say(facts, as_json=as_json)
 
 
-@pki_app.command()
 def revoke(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The node, as enrolled.")],
     *,
@@ -496,7 +269,7 @@ def revoke(
         revoked = federation.revoke(
             parse_node_id(node),
             reason=reason,
-            now=_now(),
+            now=utc_now(),
             pin=None if pin is None else parse_digest(pin),
         )
     facts = {
@@ -508,10 +281,9 @@ def revoke(
         "reason": revoked.reason,
         "allowlist": str(federation.coordinator.allowlist),
     }
-    _say(facts, as_json=as_json)
+    say(facts, as_json=as_json)
 
 
-@pki_app.command("list")
 def list_command(
     node: Annotated[
         str | None, typer.Argument(metavar="[NODE]", help="Only this node. Default: all.")
@@ -558,7 +330,7 @@ def list_command(
         print_json({"enrolled": rows, "revoked": revoked})
         return
     headings = ("node", "role", "patients", "pin", "valid until", "signing key", "witness")
-    console().print(table(headings, [[_cell(cell) for cell in row.values()] for row in rows]))
+    console().print(table(headings, [[in_words(cell) for cell in row.values()] for row in rows]))
     if gone:
         console().print(
             table(
@@ -589,36 +361,6 @@ def _until(certificate: Any) -> str:
     return f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
 
 
-def _cell(value: object) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case list():
-            return " ".join(map(str, value)) or "none"
-        case dict():
-            return "; ".join(f"{key}: {each}" for key, each in value.items())
-        case None:
-            return "none"
-        case _:
-            return str(value)
-
-
-def _say(facts: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
-    else:
-        console().print(table(None, [(key, _cell(value)) for key, value in facts.items()]))
-
-
-def _compare(what: str, digest: str, *, yes: bool) -> None:
-    if yes:
-        return
-    typer.echo(f"{printable(what)}\n  {for_people(digest)}", err=True)
-    question = "Does the other side, over a line that you trust, read out the same?"
-    if not typer.confirm(question, err=True):
-        raise ConfigurationError("the fingerprints differ, or were not compared; nothing was done")
-
-
 def _histogram(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -628,23 +370,3 @@ def _histogram(text: str | None) -> tuple[int, ...] | None:
         raise ConfigurationError(
             "--histogram takes numbers, such as 2500,700,1100,400,300"
         ) from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_DOCUMENT_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _target(out: Path | None, default: str) -> Path:
-    """Where a file goes; nothing is done whose result could not be written."""
-    path = out or Path(default)
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {path.parent} for {path.name}; make it first")
-    return path
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
