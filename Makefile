@@ -11,7 +11,7 @@ CODE := $(wildcard matl matl_common matl_coordinator matl_participant scripts be
 TESTS ?= test
 
 # Processes that share the suite, file by file; tests wait for daemons more than they compute.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
