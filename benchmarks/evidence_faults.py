@@ -171,7 +171,9 @@ def _run(console: Console, missing: list[Cell], scratch: Path, *, at_once: int) 
         material = prepare_material(scratch / "material")
         expected = pool.submit(undisturbed, scratch / "undisturbed", material).result()
         shared = Shared(material, expected, python)
-        running = {pool.submit(cell.run, scratch / cell.name, shared): cell for cell in missing}
+        running = {
+            pool.submit(_run_cell, cell.name, scratch / cell.name, shared): cell for cell in missing
+        }
         for each in as_completed(running):
             cell = running[each]
             bars.update(bar, advance=1, description=cell.name)
