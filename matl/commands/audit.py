@@ -7,11 +7,10 @@ bundle that was exported, anywhere, without either. Nothing here decides what is
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,6 +18,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from matl.commands.proof import check, prove
+from matl.commands.replay import replay
 from matl.log.bundle import POLICY, export_bundle
 from matl.log.place import (
     Bundle,
@@ -33,7 +33,7 @@ from matl.log.place import (
 )
 from matl.log.sources import CoordinatorSource, LogSource
 from matl.log.told import told
-from matl.log.verification import AuditReport, opened_entries, verify_log
+from matl.log.verification import AuditReport, verify_log
 from matl.terminal import (
     EXIT_FAILED,
     console,
@@ -44,18 +44,13 @@ from matl.terminal import (
     verdict_in_one_line,
 )
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
-from matl_common.identity.key_places import load_wrapping_key
 from matl_common.ids import Digest
 from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.note import parse_note
 from matl_common.tlog.verification import LogDamagedError, StoredLeaf
 from matl_coordinator.breakglass import decrypt_entries
 from matl_coordinator.config import load_config
-from matl_coordinator.replay import replay_round
 from matl_coordinator.service.readings import Verification
-from matl_coordinator.service.story import is_told
-from matl_coordinator.store.database import create_database_engine
-from matl_coordinator.store.reader import LogReader
 
 # Entries looked through at once for some that are wanted.
 _WINDOW: Final = 500
@@ -208,11 +203,11 @@ def verify(
                 report = verify_log(place.source, believed, on_progress=advance)
         except (IntegrityError, InvalidInputError) as error:
             if place.record is not None:
-                recorded = _recorded(place, _damage(error, size))
+                recorded = place.put_on_record(_damage(error, size))
                 typer.echo(f"On record: {printable(recorded.said)}", err=True)
             raise
         tally = report.tally
-        recorded = _recorded(place, Verification(tally.size, Digest(tally.root.hex())))
+        recorded = place.put_on_record(Verification(tally.size, Digest(tally.root.hex())))
     if as_json:
         facts = asdict(report) | {"tally": asdict(tally) | {"root": tally.root.hex()}}
         print_json(facts | {"recorded": recorded.index, "record": recorded.said})
@@ -247,54 +242,7 @@ def export(
     )
 
 
-@audit_app.command()
-def replay(
-    number: Annotated[int, typer.Argument(min=1, metavar="ROUND", help="The round's number.")],
-    *,
-    coordinator_config: Annotated[
-        Path, typer.Option(help="The TOML file of the coordinator whose round it is.")
-    ] = Path("coordinator.toml"),
-    as_json: Json = False,
-) -> None:
-    """Make a round's model again, from its log entries and the updates that are still spooled.
-
-    Every signature, every hash and the model itself must come out as the log says; the first
-    difference ends it. Runs on the coordinator's machine, beside the daemon if you like, and
-    changes nothing there.
-
-    Exit status: 0 the same; 1 a difference; 2 wrong options, or what it takes is not there.
-    """
-    with verdict_in_one_line():
-        config = load_config(coordinator_config)
-        engine = create_database_engine(config.database_url)
-        try:
-            reader = LogReader(engine)
-            keys = reader.data_keys(load_wrapping_key(config.log_encryption_key))
-            entries = opened_entries(
-                reader.pages(),
-                keys,
-                wanted=lambda leaf: is_told(leaf.event, leaf.round, number),
-                on_damage=lambda why: typer.echo(f"matl: passed over: {printable(why)}", err=True),
-            )
-            with console().status(f"replaying round {number}") as status:
-                steps = asyncio.run(
-                    replay_round(
-                        config,
-                        entries,
-                        number,
-                        on_step=lambda step: status.update(f"{step.what}: the same"),
-                    )
-                )
-        except InvalidInputError as error:
-            # Nothing came out differently: what it takes is not there.
-            raise ConfigurationError(f"round {number} cannot be replayed: {error}") from error
-        finally:
-            engine.dispose()
-    if as_json:
-        print_json([asdict(step) for step in steps])
-        return
-    console().print(table(("The same", "Found"), ((each.what, each.found) for each in steps)))
-    typer.echo(f"Round {number} comes out as the log says.")
+audit_app.command()(replay)
 
 
 @audit_app.command()
@@ -363,26 +311,6 @@ def _given_note(path: Path) -> bytes:
     except InvalidInputError as error:
         raise ConfigurationError(f"{path} is no signed checkpoint: {error}") from error
     return note
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorded:
-    """Where the log says that it was gone over, or why it does not."""
-
-    index: int | None
-    said: str
-
-
-def _recorded(place: Place, found: Verification) -> _Recorded:
-    if place.record is None:
-        return _Recorded(
-            None, "no: a bundle cannot be written to, and its coordinator is not asked"
-        )
-    try:
-        index = place.record(found)
-    except (MatlError, OSError) as error:
-        return _Recorded(None, f"no, this run could not be logged: {error}")
-    return _Recorded(index, f"entry {index} of the log tells of this run")
 
 
 def _damage(error: MatlError, size: int) -> Verification:

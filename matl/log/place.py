@@ -20,7 +20,7 @@ from matl.connection import opened_client
 from matl.log.bundle import BundleSource
 from matl.log.sources import CoordinatorSource, DatabaseSource, LogSource
 from matl.log.verification import Believed
-from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.identity.keys import load_verifier_key
@@ -56,6 +56,14 @@ Index = Annotated[int, typer.Argument(min=0, help="The entry's number in the log
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """Where the log says that it was gone over, or why it does not."""
+
+    index: int | None
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A log to read, and whose signatures on it count.
 
@@ -81,6 +89,27 @@ class Place:
                 "sign it proves nothing"
             )
         return self.believed
+
+    def put_on_record(self, found: Verification) -> Recorded:
+        """Put a verification into the log, where there is one to write to."""
+        if self.record is None:
+            return Recorded(
+                None, "no: a bundle cannot be written to, and its coordinator is not asked"
+            )
+        return put_on_record(partial(self.record, found))
+
+
+def put_on_record(write: Callable[[], int]) -> Recorded:
+    """Log a run of a command; what it found is no worse where that cannot be.
+
+    Args:
+        write: puts the run into the log and returns the entry's number.
+    """
+    try:
+        index = write()
+    except (MatlError, OSError) as error:
+        return Recorded(None, f"no, this run could not be logged: {error}")
+    return Recorded(index, f"entry {index} of the log tells of this run")
 
 
 @contextmanager
