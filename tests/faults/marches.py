@@ -36,8 +36,8 @@ TURNED_AWAY = ("access_denied", "handshake_refused")
 ATTEMPTS_PER_ROUND = 10
 """As many trainings as a hospital may allow: most kills in one cost another."""
 LEDGER = re.compile(r"\.ledger\.jsonl")
-PASSING = re.compile(r"\.db-(wal|shm)$")
-"""Files of SQLite that come and go."""
+PASSING = re.compile(r"\.db(-wal|-shm)?$")
+"""The database, which may be elsewhere, and files of SQLite that come and go."""
 
 
 @dataclass(frozen=True, slots=True)

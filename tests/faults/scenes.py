@@ -147,7 +147,7 @@ def full_disks(federation: Federation, running: ExitStack) -> Facts:
         federation.control(VICTIM).write_text("wait")
         with ExitStack() as inside:
             daemons = start_all(
-                federation, inside, {node: _kept_alive(federation, node) for node in nodes}
+                federation, inside, {node: kept_alive(federation, node) for node in nodes}
             )
             until(lambda: federation.trainings(VICTIM) == [1], what="the victim trains")
             daemons[COORDINATOR].wait_for("update_admitted", node=OTHERS[0], round=1)
@@ -167,7 +167,7 @@ def full_disks(federation: Federation, running: ExitStack) -> Facts:
     return {"seconds": 15, **lives, "charges of 2 rounds": charged}
 
 
-def _kept_alive(federation: Federation, node: NodeId) -> Plan:
+def kept_alive(federation: Federation, node: NodeId) -> Plan:
     """Nothing strikes, but whoever ends with a failure is started again."""
     return Plan(
         root=str(federation.folder / node),
