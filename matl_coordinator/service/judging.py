@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import structlog
+
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
 from matl_coordinator.aggregation import aggregate_chunks, apply_update
@@ -22,8 +24,16 @@ from matl_coordinator.core.robust.gram import AggregationError, Needs
 from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import Admitted, NodeWeight, Round
 from matl_coordinator.core.trust_record import TrustPolicy, TrustRecord
-from matl_coordinator.ports import ModelStore, RootGradient, SpooledUpdates, UpdateRecord
+from matl_coordinator.ports import (
+    ModelStore,
+    RootGradient,
+    SpooledUpdates,
+    SpoolError,
+    UpdateRecord,
+)
 from matl_coordinator.service.survey import Survey, Surveyor, checked_model
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +262,15 @@ class Judge:
 
     @contextmanager
     def _scratch(self, rnd: Round) -> Iterator[None]:
-        """Root rows of a large network are gigabytes: they go as soon as they were used."""
+        """Root rows of a large network are gigabytes: they go as soon as they were used.
+
+        What cannot be deleted takes back nothing that was computed: it goes with its round's
+        updates, or at the next start.
+        """
         try:
             yield
         finally:
-            self._spool.clear_scratch(rnd.round_id)
+            try:
+                self._spool.clear_scratch(rnd.round_id)
+            except SpoolError as error:
+                log.warning("scratch_left", round=rnd.round_id, reason=str(error))

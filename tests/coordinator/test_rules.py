@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,7 @@ from matl_coordinator.service.survey import (
     remembered_hashes,
     write_difference,
 )
+from matl_coordinator.store.files import LocalFiles
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.spool import DiskSpool
 from tests.coordinator.harness import (
@@ -91,7 +94,25 @@ async def test_a_study_learns_by_any_rule_and_leaves_no_scratch(tmp_path: Path, 
         assert await built_again(coordinator, 2) == second.candidate
         scored = [each for each in events_of(coordinator.store) if each["event"] == "round_scored"]
     assert [DEMANDING[name]["rule"] in str(each["rule"]) for each in scored] == [True, True]
-    assert list((site.config.state_dir / "spool").glob("*/scratch")) == []
+    assert list((site.config.state_dir / "spool").glob("*/scratch-*")) == []
+
+
+async def test_scratch_that_cannot_be_deleted_costs_no_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def fail(self: LocalFiles, folder: Path) -> None:
+        tried.append(folder)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(LocalFiles, "remove_tree", fail)
+    site = make_site(tmp_path, keep_spooled=10, **DEMANDING["fltrust"])
+    async with running(site) as coordinator:
+        await play(coordinator)
+        assert [each.phase for each in rounds_of(coordinator)] == [Phase.RELEASED] * 2
+    assert all(each.name.startswith("scratch-") for each in tried)
+    assert len(tried) >= 2 * len(rounds_of(coordinator))
 
 
 async def test_a_model_made_from_what_judging_measured_is_the_one_that_is_measured_again(

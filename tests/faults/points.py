@@ -30,7 +30,7 @@ T = TypeVar("T")
 SETTLED = re.compile(r"(?P<digest>\b[0-9a-f]{64}\b)|(?P<study>\b[0-9a-f]{16}\b)")
 ROUND = re.compile(r"(?<=spool/)\d+|(?<=round-)\d{6}|(?<=released/)\d{4}")
 TEMPORARY = re.compile(r"\.[^/]*\.tmp$")
-SCRATCH = re.compile(r"/scratch/.*$")
+SCRATCH = re.compile(r"/scratch-[0-9a-f]{16}(/.*)?$")
 """Files that are worthless after a kill, one like the other."""
 WRITTEN = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
 
@@ -139,7 +139,7 @@ class Points:
         if path.name == "lock":
             return ""
         text = str(path.relative_to(self._root.parent)).removesuffix(" (deleted)")
-        text = SCRATCH.sub("/scratch/<any>", TEMPORARY.sub("<temporary>", text))
+        text = SCRATCH.sub("/<scratch>", TEMPORARY.sub("<temporary>", text))
         text = ROUND.sub("<round>", text)
         return SETTLED.sub(lambda found: f"<{found.lastgroup}>", text)
 
