@@ -476,11 +476,19 @@ class Participant:
             log_index=result.receipt.log_index,
         )
         run.sealed = None
-        study.discard_others(None)
         self.reports.admitted(result.receipt)
+        self._discard_sealed()
+
+    def _discard_sealed(self) -> None:
+        """Delete what nobody will send; where the disk fails, with the next, or as we leave."""
+        try:
+            _known(self._run.study).discard_others(None)
+        except OSError as error:
+            self.reports.sealed_left(error)
 
     async def _take_leave(self) -> None:
         """Let the witness cosign the study's last entries and prove our last update."""
+        self._discard_sealed()
         if self.witness is None:
             return
         try:
@@ -603,7 +611,7 @@ class Participant:
         was_sealed = _known(ledger.account.open_attempt).state is AttemptState.SEALED
         ledger.abandon(at=self.clock(), round_id=round_id, reason=why)
         run.sealed, run.has_result, run.correct = None, False, None
-        _known(run.study).discard_others(None)
+        self._discard_sealed()
         self.folder.result(round_id).unlink(missing_ok=True)
         self.reports.abandoned(round_id, why, was_sealed=was_sealed, outcome=outcome)
         if not was_sealed:

@@ -187,11 +187,21 @@ class StudyFolder:
         return (*receipts, *(Evidence(round_id, None) for round_id in sorted(sealed)))
 
     def discard_others(self, keep: RoundId | None) -> None:
-        """Delete sealed files of every round but one."""
+        """Delete sealed files of every round but one.
+
+        Raises:
+            OSError: of the first that cannot be deleted; the others are.
+        """
         kept = set() if keep is None else {self.update(keep), self.manifest(keep)}
+        failed: list[OSError] = []
         for file in self.sealed.iterdir():
             if file not in kept:
-                file.unlink(missing_ok=True)
+                try:
+                    file.unlink(missing_ok=True)
+                except OSError as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
 
 
 def _round_of(file: Path) -> RoundId:

@@ -335,6 +335,14 @@ class Reports:
             "for a cosignature, or the last update was not proven; start again to catch up",
         )
 
+    def sealed_left(self, error: OSError) -> None:
+        self._log.warning(
+            "participant.sealed_left",
+            error=text_of(error),
+            why="an update that nobody waits for any more could not be deleted; tried again after "
+            "the next one, at the study's end and at every start",
+        )
+
     def abandoned(self, round_id: RoundId, why: str, *, was_sealed: bool, outcome: str) -> None:
         if was_sealed:
             self.metrics.uploads.labels(outcome).inc()

@@ -1,6 +1,7 @@
 """The participant as a whole: rounds, faults and restarts, over real mutual TLS."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ from matl_participant.core.journal import LedgerCorruptError, replay
 from matl_participant.core.spending import summarise
 from matl_participant.daemon import attestation_of, participate, witness_of
 from matl_participant.engine import Outcome, Participant
+from matl_participant.files import StudyFolder
 from matl_participant.ledger import ledger_path
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports
@@ -803,6 +805,26 @@ async def test_a_full_disk_while_sealing_costs_a_wait_and_no_training(
         obstacle.rmdir()
         await until(lambda: hospital.states() == [ACKNOWLEDGED])
     assert len(hospital.jobs("train")) == 1
+
+
+async def test_a_sealed_update_that_cannot_be_deleted_goes_when_the_study_ends(
+    hospital: Hospital, coordinator: SimulatedCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: StudyFolder, keep: int | None) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    coordinator.open_round(1)
+    async with running(hospital) as run:
+        await until(lambda: len(hospital.jobs("train")) == 1)
+        with monkeypatch.context() as failing, capture_logs() as logs:
+            failing.setattr(StudyFolder, "discard_others", fail)
+            await until(lambda: any(each["event"].endswith("sealed_left") for each in logs))
+        assert hospital.states() == [ACKNOWLEDGED]
+        assert len(hospital.files("studies/*/sealed/*")) == 2
+        coordinator.complete()
+        assert await run.outcome() is Outcome.FINISHED
+    assert hospital.files("studies/*/sealed/*") == []
+    assert len(coordinator.uploads) == 1
 
 
 async def test_a_full_disk_is_noticed_before_a_training_is_paid_for(
