@@ -83,7 +83,8 @@ def _temporary_beside(folder: Path, *, mode: int) -> Iterator[tuple[BinaryIO, Pa
             os.fchmod(descriptor, mode)
             yield file, temporary
     except BaseException:
-        with suppress(FileNotFoundError):
+        # What went wrong first is what counts; a disk that fails may not let go of the file either.
+        with suppress(OSError):
             temporary.unlink()
         raise
 

@@ -6,10 +6,12 @@ knows what a tensor is, or which model is in use.
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from errno import EXDEV
 from pathlib import Path
 from typing import Self
 
+from matl_common.durable import remove_leftovers
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.ids import Digest, digest_of_file, parse_digest
 from matl_common.tensors import MODEL_SUFFIX
@@ -91,6 +93,9 @@ class FileModelStore:
             raise ModelFileError(
                 f"cannot move {source.name} into the model folder: {error.strerror}; {advice}"
             ) from error
+        # One model is made at a time: any other half of one is from an attempt whose disk failed.
+        with suppress(OSError):
+            remove_leftovers(self.incoming)
         return digest
 
     def digests(self) -> Iterable[Digest]:

@@ -41,6 +41,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert path.read_bytes() == b"old"
 
 
+def test_a_write_whose_half_file_cannot_be_deleted_either_says_what_failed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Path, *, missing_ok: bool = False) -> None:
+        raise OSError("nothing is deleted here")
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_atomically(tmp_path / "file", blocks_that_fail())
+
+
 def test_a_file_is_private_unless_asked_otherwise(tmp_path: Path) -> None:
     write_atomically(tmp_path / "private", [b""])
     write_atomically(tmp_path / "public", [b""], mode=0o644)

@@ -201,6 +201,15 @@ def test_a_model_is_adopted_after_the_failure_of_any_operation(
     assert number == 3
 
 
+def test_what_a_failed_attempt_could_not_delete_goes_with_the_next_model(tmp_path: Path) -> None:
+    store = FileModelStore.open(tmp_path / "models")
+    (store.incoming / ".half.tmp").write_bytes(b"half")
+    whole = store.incoming / "model"
+    whole.write_bytes(b"model")
+    store.adopt(whole)
+    assert list(store.incoming.iterdir()) == []
+
+
 def test_what_a_killed_process_was_making_is_removed(tmp_path: Path) -> None:
     store = FileModelStore.open(tmp_path / "models")
     kept = store.incoming / "model"
