@@ -49,7 +49,7 @@ def clipping_norms(of: Descent) -> list[Descent]:
     """The same, gradients clipped; the learning rate makes up for some of it."""
     return [
         replace(of, max_grad_norm=norm, learning_rate=rate * of.learning_rate)
-        for norm, rate in product((1.0, 0.7, 0.5, 0.35), (1.0, 2.0))
+        for norm, rate in product((1.0, 0.5, 0.35, 0.2), (1.0, 2.0))
     ]
 
 
@@ -60,7 +60,7 @@ def descents(epsilon: float = 1.0, *, hidden: bool = False) -> list[Descent]:
     return [
         Descent(InputMap(size, power, hidden), steps, rate, norm)
         for size, power, steps, rate, norm in product(
-            (64, 128, 256), (0.5, 0.75), (8, 16, 32), (256.0, 512.0), (0.7, 0.4)
+            (64, 128, 256), (0.25, 0.5), (16, 32, 64), (512.0, 1024.0), (0.4, 0.2)
         )
     ]
 
@@ -70,17 +70,29 @@ def started_descents(epsilon: float = 1.0) -> list[Descent]:
     if epsilon >= QUIET:
         return [replace(each, public_steps=PUBLIC_STEPS) for each in _quiet()]
     return [
-        Descent(InputMap(size, 0.6), steps, rate, norm, public_steps=PUBLIC_STEPS)
-        for size, steps, rate, norm in product(
-            (128, 256, 512), (4, 8, 16), (128.0, 256.0, 512.0), (0.7, 0.4)
+        Descent(InputMap(size, power), steps, rate, norm, public_steps=PUBLIC_STEPS)
+        for size, power, steps, rate, norm in product(
+            (128, 256, 512), (0.25, 0.6), (8, 16, 32), (128.0, 512.0), (0.4, 0.2)
+        )
+    ]
+
+
+def kernel_descents() -> list[Descent]:
+    """From zero, over similarities to public images."""
+    return [
+        Descent(InputMap(size, power, sharpness=2.0), steps, rate, norm)
+        for size, power, steps, rate, norm in product(
+            (128, 256), (0.6, 0.75), (16, 32), (512.0, 1024.0), (0.4, 0.2)
         )
     ]
 
 
 def _quiet(*, hidden: bool = False) -> list[Descent]:
     return [
-        Descent(InputMap(size, 0.6, hidden), 64, rate, norm)
-        for size, rate, norm in product((128, 256, 512), (256.0, 512.0), (1.0, 0.5))
+        Descent(InputMap(size, power, hidden), 64, rate, norm)
+        for size, power, rate, norm in product(
+            (128, 256, 512), (0.25, 0.6), (256.0, 512.0), (1.0, 0.5)
+        )
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.utility.extraction import PLAIN, Images
+from benchmarks.utility.extraction import PLAIN, Images, Labels
 from benchmarks.utility.sources import Extracted
 
 SHARES: Final = (10, 5, 3, 2, 1)
@@ -26,11 +26,13 @@ class PublicPool:
         images: labelled public images.
         classes: how many classes there are.
         ordered: whether they are grades, so that a far miss is worse than a near one.
+        origins: number of the camera that took each image, ``(n,)``.
     """
 
     images: Images
     classes: int
     ordered: bool
+    origins: Labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +52,7 @@ class Cohort:
 def fundus_cohort(found: Extracted, *, layered: bool) -> Cohort:
     """The hospitals as they were planned: each has its camera and mix of grades."""
     return Cohort(
-        PublicPool(_choose(found.public, layered=layered), classes=5, ordered=True),
+        _pool(found, classes=5, ordered=True, layered=layered),
         tuple(_choose(each, layered=layered) for each in found.hospitals),
         _choose(found.test, layered=layered),
     )
@@ -58,7 +60,7 @@ def fundus_cohort(found: Extracted, *, layered: bool) -> Cohort:
 
 def fashion_cohorts(found: Extracted, *, splits: int, layered: bool) -> tuple[Cohort, ...]:
     """The hospitals' images dealt to five hospitals at random, anew for each split."""
-    pool = PublicPool(_choose(found.public, layered=layered), classes=10, ordered=False)
+    pool = _pool(found, classes=10, ordered=False, layered=layered)
     owned, test = _choose(found.hospitals[0], layered=layered), _choose(found.test, layered=layered)
     return tuple(Cohort(pool, deal(owned, split=split), test) for split in range(splits))
 
@@ -68,6 +70,11 @@ def deal(images: Images, *, split: int, shares: Sequence[int] = SHARES) -> tuple
     order = np.random.default_rng([_SPLIT_SEED, split]).permutation(len(images))
     ends = np.cumsum(shares) * len(images) // sum(shares)
     return tuple(images.take(rows) for rows in np.split(order, ends[:-1]))
+
+
+def _pool(found: Extracted, *, classes: int, ordered: bool, layered: bool) -> PublicPool:
+    images = _choose(found.public, layered=layered)
+    return PublicPool(images, classes, ordered, found.public_origins)
 
 
 def _choose(images: Images, *, layered: bool) -> Images:

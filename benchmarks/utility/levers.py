@@ -15,6 +15,7 @@ from benchmarks.utility.candidates import (
     clipping_norms,
     descents,
     input_maps,
+    kernel_descents,
     learning_rates,
     started_descents,
     step_counts,
@@ -83,6 +84,7 @@ def pull_levers(
     *,
     at: float = EPSILON,
     together: Callable[[float], Sequence[Descent]] = descents,
+    kernels: Callable[[], Sequence[Descent]] = kernel_descents,
     started: Callable[[float], Sequence[Descent]] = started_descents,
 ) -> list[Lever]:
     """Every row at this ε, in order; the last cumulative one is the recipe recommended.
@@ -92,6 +94,7 @@ def pull_levers(
         effort: how much is repeated.
         at: ε.
         together: candidates that differ in everything, from zero.
+        kernels: the same over a map that is not linear.
         started: the same from public labels.
     """
     rows: list[Lever] = []
@@ -154,6 +157,14 @@ def pull_levers(
     for how in (Weighting.PATIENTS, Weighting.CAPPED, Weighting.CAPPED_SQUARES, Weighting.EQUAL):
         add(f"weights ∝ {how.value}", whole, how=how, layered=True, cumulative=False)
     add("last iterate", replace(whole, averaged=False), how=squares, layered=True, cumulative=False)
+    curved = best(kernels(), data.layered, squares)
+    add(
+        "similarities to public images as features (not built)",
+        curved,
+        how=squares,
+        layered=True,
+        cumulative=False,
+    )
     from_labels = best(started(at), data.layered, squares)
     add("a start from public labels", from_labels, how=squares, layered=True, cumulative=False)
     add(

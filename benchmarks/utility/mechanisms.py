@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.utility.extraction import Images
+from benchmarks.utility.kernel import similarities
 from matl_common.errors import InvalidInputError
 from matl_common.privacy.budget import Budget, calibrate_noise, would_exceed
 from matl_common.privacy.mechanisms import GaussianEvent
@@ -140,11 +141,13 @@ class InputMap:
         dimensions: principal directions of public images.
         whitening: power of the public spectrum that they are divided by.
         hidden: a public layer of 512 rectified units on top.
+        sharpness: of a kernel; above 0 similarities to public images take the place of features.
     """
 
     dimensions: int
     whitening: float
     hidden: bool = False
+    sharpness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +183,10 @@ def map_inputs(inputs: InputMap, federation: Federation, public: Images, *, clas
 @lru_cache(maxsize=16)
 def inputs_of(images: Images, inputs: InputMap, public: Images) -> Float64Array:
     """Inputs of the head ``(n, k)`` for images, by the map fitted on ``public``."""
+    if inputs.sharpness:
+        images, public = (
+            similarities(each, public, sharpness=inputs.sharpness) for each in (images, public)
+        )
     turned, spectrum = _turned(images, public), _turned_spectrum(public)
     projection = project_onto(spectrum, dimensions=inputs.dimensions, whitening=inputs.whitening)
     if inputs.hidden:

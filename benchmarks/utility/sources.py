@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.robust.datasets import DataSet, load_images
-from benchmarks.utility.extraction import Images, Progress, Source, extract
+from benchmarks.utility.extraction import Images, Labels, Progress, Source, extract
 from matl.demo.fundus import CAMERAS, fundus_jpeg
 from matl.demo.fundus.image_set import ImageSet
 from matl.demo.hospitals import (
@@ -52,6 +52,8 @@ class Sources:
     test: Source
     hospitals: tuple[Source, ...]
     """One for each hospital in order of size, or one that is dealt out afterwards."""
+    public_origins: Labels
+    """Number of the camera that took each public image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Extracted:
     public: Images
     test: Images
     hospitals: tuple[Images, ...]
+    public_origins: Labels
 
 
 def extract_all(
@@ -74,6 +77,7 @@ def extract_all(
             extract(source, cache, share=hospitals_share, progress=progress)
             for source in sources.hospitals
         ),
+        sources.public_origins,
     )
 
 
@@ -88,6 +92,7 @@ def fundus_sources() -> Sources:
         _fundus_source(public),
         _fundus_source(test),
         tuple(_fundus_source(plan_hospital(each, seed=FUNDUS_SEED)) for each in hospitals),
+        np.array([others.index(image.camera) for image in public.images]),
     )
 
 
@@ -120,6 +125,7 @@ def fashion_sources() -> Sources:
         _fashion_source(PUBLIC, images.values[public], images.labels[public]),
         _fashion_source(TEST, images.test_values, images.test_labels),
         (_fashion_source("hospitals", images.values[owned], images.labels[owned]),),
+        np.zeros(FASHION_PUBLIC, dtype=np.int64),
     )
 
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.utility.candidates import descents, least_squares, started_descents
+from benchmarks.utility.candidates import (
+    descents,
+    kernel_descents,
+    least_squares,
+    started_descents,
+)
 from benchmarks.utility.cohort import Cohort, PublicPool, deal
 from benchmarks.utility.evidence import choose_recipe
 from benchmarks.utility.extraction import PART_IMAGES, Images, Source, extract
@@ -32,7 +37,7 @@ from benchmarks.utility.mechanisms import (
     stand_in,
 )
 from benchmarks.utility.scores import cohen_kappa, interval
-from benchmarks.utility.selection import choose
+from benchmarks.utility.selection import choose, cut
 from benchmarks.utility.study import gap_points, run
 from matl_common.privacy.budget import Budget, would_exceed
 from matl_common.privacy.mechanisms import GaussianEvent
@@ -54,7 +59,8 @@ def images(count: int, *, seed: int) -> Images:
 
 
 def cohort(count: int = 420) -> Cohort:
-    pool = PublicPool(images(1600, seed=1), classes=4, ordered=True)
+    origins = np.zeros(1600, dtype=np.int64)
+    pool = PublicPool(images(1600, seed=1), classes=4, ordered=True, origins=origins)
     return Cohort(pool, deal(images(count, seed=2), split=0), images(200, seed=3))
 
 
@@ -78,7 +84,12 @@ def test_hyper_parameters_are_chosen_without_any_image_of_a_hospital_or_of_the_t
 def test_levers_choose_the_same_whatever_the_hospitals_hold() -> None:
     def mechanisms(one: Cohort) -> list[Mechanism]:
         levers = pull_levers(
-            data(one), EFFORT, at=math.inf, together=lambda _: few, started=lambda _: few
+            data(one),
+            EFFORT,
+            at=math.inf,
+            together=lambda _: few,
+            kernels=lambda: few,
+            started=lambda _: few,
         )
         return [lever.runs.mechanism for lever in levers]
 
@@ -87,6 +98,36 @@ def test_levers_choose_the_same_whatever_the_hospitals_hold() -> None:
     nonsense = tuple(Images(-each.features, each.labels[::-1]) for each in whole.hospitals)
     swapped = replace(whole, hospitals=nonsense, test=images(50, seed=9))
     assert mechanisms(swapped) == mechanisms(whole)
+
+
+def numbered_pool(cameras: int, count: int = 600) -> PublicPool:
+    numbers = np.arange(count)
+    found = Images(numbers[:, None].astype(np.float32), numbers // cameras % 5)
+    return PublicPool(found, classes=5, ordered=True, origins=numbers % cameras)
+
+
+@pytest.mark.parametrize("split", [0, 1, 2])
+def test_a_map_is_fitted_on_other_cameras_than_those_it_is_judged_on(split: int) -> None:
+    parts = cut(numbered_pool(3), split)
+    assert len(parts.fitting) == 400
+    for part in (parts.standing_in, parts.judging):
+        assert set(part.features[:, 0] % 3) == {split}
+    assert not set(parts.fitting.features[:, 0] % 3) & {split}
+
+
+@pytest.mark.parametrize("cameras", [1, 2])
+def test_no_image_stands_in_for_hospitals_and_judges_them(cameras: int) -> None:
+    parts = cut(numbered_pool(cameras), 0)
+    used = [set(part.features[:, 0]) for part in (parts.fitting, parts.standing_in, parts.judging)]
+    assert all(one.isdisjoint(other) for one, other in pairwise([*used, used[0]]))
+
+
+def test_stand_ins_of_a_camera_have_a_mix_of_classes_of_their_own() -> None:
+    parts = cut(numbered_pool(2), 0)
+    counts = np.bincount(parts.standing_in.labels, minlength=5)
+    assert counts.max() > 1.5 * counts.min()
+    other = np.bincount(cut(numbered_pool(2), 2).standing_in.labels, minlength=5)
+    assert not np.array_equal(counts, other)
 
 
 def test_the_best_on_public_images_is_chosen_and_every_score_is_kept() -> None:
@@ -158,6 +199,7 @@ def test_noise_is_that_of_who_adds_it() -> None:
     [
         Descent(InputMap(16, 0.5), steps=16, learning_rate=64.0),
         Descent(InputMap(16, 0.5, hidden=True), steps=16, learning_rate=64.0),
+        Descent(InputMap(16, 0.5, sharpness=1.0), steps=16, learning_rate=64.0),
         Descent(InputMap(16, 0.5), steps=8, learning_rate=64.0, public_steps=8),
         LeastSquares(InputMap(16, 0.5), gram_share=0.2, ridge=1e-3),
         LeastSquares(InputMap(16, 0.5), gram_share=0.0, ridge=1e-3),
@@ -179,6 +221,7 @@ def test_candidates_are_distinct() -> None:
         descents(),
         descents(math.inf),
         descents(hidden=True),
+        kernel_descents(),
         started_descents(),
         started_descents(math.inf),
         least_squares(),
