@@ -157,15 +157,16 @@ class Mapped:
     Attributes:
         federation: who trains.
         sites: inputs and labels of each of its sites.
-        public: inputs of public images.
-        public_labels: used by nothing but a start from them.
+        public: the images the map was fitted on; their labels are used by nothing but a start
+            from them.
+        public_inputs: their inputs.
         classes: how many there are.
     """
 
     federation: Federation
     sites: tuple[tuple[Float64Array, Labels], ...]
-    public: Float64Array
-    public_labels: Labels
+    public: Images
+    public_inputs: Float64Array
     classes: int
 
 
@@ -174,8 +175,8 @@ def map_inputs(inputs: InputMap, federation: Federation, public: Images, *, clas
     return Mapped(
         federation,
         tuple((inputs_of(site, inputs, public), site.labels) for site in federation.sites),
+        public,
         inputs_of(public, inputs, public),
-        public.labels,
         classes,
     )
 
@@ -251,16 +252,15 @@ class Descent:
 
     def start(self, mapped: Mapped) -> Head:
         """The head before the first round."""
-        dimensions = mapped.public.shape[1]
-        weight, bias = public_descent(
+        if not self.public_steps:
+            return np.zeros((mapped.classes, mapped.public_inputs.shape[1] + 1))
+        return _learn_public(
             mapped.public,
-            mapped.public_labels,
-            np.zeros((mapped.classes, dimensions), dtype=np.float32),
-            np.zeros(mapped.classes, dtype=np.float32),
+            self.inputs,
+            classes=mapped.classes,
             steps=self.public_steps,
             learning_rate=self.learning_rate,
         )
-        return np.concatenate([weight, bias[:, None]], axis=1).astype(np.float64)
 
     def _update(
         self, head: Head, inputs: Float64Array, labels: Labels, *, noise: float
@@ -277,6 +277,23 @@ class Descent:
         update = noisy_descent(inputs, labels, weight, bias, training=training)
         moved_weight, moved_bias = np.split(update.astype(np.float64), [weight.size])
         return np.concatenate([moved_weight.reshape(weight.shape), moved_bias[:, None]], axis=1)
+
+
+# Many candidates share a start, and every draw of noise has the same.
+@lru_cache(maxsize=64)
+def _learn_public(
+    public: Images, inputs: InputMap, *, classes: int, steps: int, learning_rate: float
+) -> Head:
+    rows = inputs_of(public, inputs, public)
+    weight, bias = public_descent(
+        rows,
+        public.labels,
+        np.zeros((classes, rows.shape[1]), dtype=np.float32),
+        np.zeros(classes, dtype=np.float32),
+        steps=steps,
+        learning_rate=learning_rate,
+    )
+    return np.concatenate([weight, bias[:, None]], axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,13 +327,13 @@ class LeastSquares:
         )
         moments = unpack_moments(
             np.asarray(mean, dtype=np.float64),
-            dimensions=mapped.public.shape[1],
+            dimensions=mapped.public_inputs.shape[1],
             classes=mapped.classes,
             gram_share=self.gram_share,
         )
         gram = moments.gram
         if gram is None:
-            public = augmented(mapped.public)
+            public = augmented(mapped.public_inputs)
             gram = public.T @ public / len(public)
         weight, bias = solve_ridge(gram, moments.cross, ridge=self.ridge)
         return np.concatenate([weight, bias[:, None]], axis=1)
