@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,7 +17,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from matl_common.durable import owned_folder, write_atomically
-from matl_common.errors import ConfigurationError, MatlError
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.keys import load_ed25519_private_key, private_key_pem
 from matl_common.identity.wrapping import create_key_file, load_key_file
 from matl_common.ids import parse_federation_id
@@ -25,6 +25,7 @@ from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.entry import entry_of, parse_entry
 from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
 from matl_common.tlog.names import log_origin
+from matl_coordinator.service.parts import Fact, numbered_parts
 from matl_coordinator.store.sql import SqlStore
 
 MINIMUM_YEARS: Final = 6
@@ -100,23 +101,26 @@ class AuditLogger:
                 these; ``node`` and ``round`` can be filtered by later. Never patient data.
 
         Raises:
-            InvalidInputError: a fact is of another kind, not finite, or too long.
+            InvalidInputError: a fact is of another kind, not finite, or all are longer than 64 KiB.
             ConfigurationError: the log was closed.
             StoreError: the database did not confirm; the entry may be there or not.
         """
+        return self._write(event, [{name: _plain(fact) for name, fact in facts.items()}])
+
+    def _write(self, event: str, parts: Sequence[Mapping[str, object]]) -> int:
+        """Log an entry of each part, all or none; returns the last one's number."""
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        told = {name: _plain(fact) for name, fact in facts.items()}
-        written = entry_of({**told, "v": 1, "event": event, "at": moment})
+        written = [entry_of({**part, "v": 1, "event": event, "at": moment}) for part in parts]
         with self._lock:
             if self._closed:
                 raise ConfigurationError("this log was closed; open another AuditLogger")
             try:
-                (logged,) = self._store.commit([], [written])
+                logged = self._store.commit([], written)
             except MatlError:
                 # What is durable is not known; the next call reads it again.
                 self._store.load()
                 raise
-        return logged.index
+        return logged[-1].index
 
     def audit_checkpoint(
         self, round_num: int, accuracy: float, history: Mapping[str, Any] | None = None
@@ -126,18 +130,20 @@ class AuditLogger:
         Args:
             round_num: the round.
             accuracy: of its model.
-            history: what else is to be on record; as for ``audit_log``.
+            history: what else is to be on record, as for ``audit_log``, and as long as it is: what
+                one entry cannot hold is cut into several, which tell their ``part`` of ``parts``.
 
         Returns:
             The checkpoint, a C2SP signed note. Give it to somebody who keeps it: the log can then
             no longer be rewritten unnoticed.
 
         Raises:
-            InvalidInputError, StoreError: as for ``audit_log``.
+            InvalidInputError: as for ``audit_log``; too long is a single text of 64 KiB.
+            ConfigurationError, StoreError: as for ``audit_log``.
         """
-        self.audit_log(
-            "audit_checkpoint", round=round_num, accuracy=accuracy, history=dict(history or {})
-        )
+        facts = {"accuracy": _plain(accuracy), "history": _plain(dict(history or {}))}
+        parts = numbered_parts(facts)
+        self._write("audit_checkpoint", [{**part, "round": _plain(round_num)} for part in parts])
         head = self._store.log_head()
         key = log_key(self._origin, self._private_key.public_key())
         checkpoint = Checkpoint(self._origin, head.size, bytes.fromhex(head.root))
@@ -232,13 +238,19 @@ class AuditLogger:
         )
 
 
-def _plain(fact: object) -> object:
-    """A fact with Python's own numbers in the place of NumPy's."""
+def _plain(fact: object) -> Fact:
+    """A fact with Python's own numbers in the place of NumPy's.
+
+    Raises:
+        InvalidInputError: no entry can hold it.
+    """
     match fact:
         case np.generic():
-            return fact.item()
-        case Mapping():
+            return _plain(fact.item())
+        case Mapping() if all(isinstance(name, str) for name in fact):
             return {name: _plain(each) for name, each in fact.items()}
         case list() | tuple():
             return [_plain(each) for each in fact]
-    return fact
+        case None | bool() | int() | float() | str():
+            return fact
+    raise InvalidInputError(f"an audit entry cannot hold this {type(fact).__name__}")

@@ -77,7 +77,8 @@ def encode_entry(entry: Mapping[str, object]) -> bytes:
         raise InvalidInputError("a text in an audit entry is not valid Unicode") from error
     if len(encoded) > MAX_ENTRY_BYTES:
         raise InvalidInputError(
-            f"the audit entry has {len(encoded)} bytes; at most {MAX_ENTRY_BYTES}"
+            f"the audit entry has {len(encoded)} bytes; at most {MAX_ENTRY_BYTES}; log less "
+            "at once, or the digest of what is kept elsewhere"
         )
     return encoded
 

@@ -31,7 +31,7 @@ from matl_coordinator.core.rounds import (
 from matl_coordinator.core.trust_record import TrustRecord
 from matl_coordinator.service.alarms import Alarm
 from matl_coordinator.service.judging import Verdict
-from matl_coordinator.service.parts import Fact, in_parts, numbered
+from matl_coordinator.service.parts import Fact, numbered, numbered_parts
 from matl_coordinator.service.story import aggregator_facts
 
 __all__ = [
@@ -61,10 +61,8 @@ def entries(event: str, *, at: datetime, round_id: int | None, **facts: Fact) ->
     One entry, or several of the same kind with ``part`` and ``parts`` in a large federation;
     see ``parts`` for how they go together.
     """
-    parts = in_parts({name: fact for name, fact in facts.items() if fact is not None})
-    for number, part in enumerate(parts, start=1):
-        numbers = {"part": number, "parts": len(parts)} if len(parts) > 1 else {}
-        yield entry(event, at=at, **{"round": round_id, **part, **numbers})
+    for part in numbered_parts({name: fact for name, fact in facts.items() if fact is not None}):
+        yield entry(event, at=at, **{"round": round_id, **part})
 
 
 _EVENTS: dict[type[Event], str] = {

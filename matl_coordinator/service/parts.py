@@ -45,6 +45,16 @@ def in_parts(facts: Mapping[str, Fact]) -> list[dict[str, Fact]]:
     return parts
 
 
+def numbered_parts(facts: Mapping[str, Fact]) -> list[dict[str, Fact]]:
+    """As ``in_parts``, each with ``part`` and ``parts`` where there are several."""
+    parts = in_parts(facts)
+    if len(parts) == 1:
+        return parts
+    return [
+        {**part, "part": number, "parts": len(parts)} for number, part in enumerate(parts, start=1)
+    ]
+
+
 def encoded_length(fact: object) -> int:
     """Bytes of a fact in a log entry."""
     return len(json.dumps(fact, separators=(",", ":"), ensure_ascii=False).encode())

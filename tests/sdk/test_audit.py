@@ -13,6 +13,7 @@ from matl_common.durable import FolderInUseError
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.tlog.checkpoint import open_checkpoint
 from matl_common.tlog.note import parse_verifier_key
+from matl_coordinator.service.story import together
 
 
 def test_what_is_logged_comes_back_newest_first_and_survives_a_restart(tmp_path: Path) -> None:
@@ -35,6 +36,32 @@ def test_a_checkpoint_is_a_signed_note_over_all_that_was_logged(tmp_path: Path) 
         key = parse_verifier_key(logger.verifier_key)
     checkpoint = open_checkpoint(note.encode(), [key]).checkpoint
     assert (checkpoint.size, checkpoint.origin) == (2, "research.matl.internal/log")
+
+
+def test_a_history_longer_than_an_entry_is_logged_whole_in_parts(tmp_path: Path) -> None:
+    # As long as the study: 40 hospitals, and every round's scores once more in each checkpoint.
+    scores = [[round(0.001 * (number + node), 6) for node in range(40)] for number in range(400)]
+    history = {"trust_scores": scores, "hospitals": ["hospital_a"], "accuracy": np.float64(0.5)}
+    with AuditLogger(folder=tmp_path / "log") as logger:
+        note = logger.audit_checkpoint(400, 0.9, history)
+        parts = logger.get_recent(limit=100)[::-1]
+        key = parse_verifier_key(logger.verifier_key)
+    assert open_checkpoint(note.encode(), [key]).checkpoint.size == len(parts) > 1
+    assert [(each["part"], each["parts"], each["round"]) for each in parts] == [
+        (number, len(parts), 400) for number in range(1, len(parts) + 1)
+    ]
+    whole = together(parts)
+    assert (whole["accuracy"], whole["history"]) == (0.9, {**history, "accuracy": 0.5})
+
+
+def test_what_no_entry_can_hold_says_what_to_do_and_nothing_is_logged(tmp_path: Path) -> None:
+    with AuditLogger(folder=tmp_path / "log") as logger:
+        with pytest.raises(InvalidInputError, match="log less at once, or the digest"):
+            logger.audit_checkpoint(1, 0.9, {"accuracy": [0.5] * 20_000, "notes": "x" * 70_000})
+        for wrong in ({"scores": {0.5}}, {"scores": {("a", "b"): 0.5}}, {"scores": [float("nan")]}):
+            with pytest.raises(InvalidInputError):
+                logger.audit_checkpoint(1, 0.9, wrong)
+        assert logger.get_recent() == []
 
 
 @pytest.mark.postgres
