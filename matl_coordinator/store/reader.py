@@ -17,7 +17,7 @@ from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_common.ids import NodeId
 from matl_common.tlog.merkle import NodeRun
 from matl_common.tlog.sealing import DataKey
-from matl_common.tlog.verification import StoredLeaf
+from matl_common.tlog.verification import LogDamagedError, StoredLeaf
 from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.store import log
 from matl_coordinator.store.data_keys import DataKeys
@@ -63,10 +63,28 @@ def _blob(value: object) -> bytes:
     return bytes(value)
 
 
-def _check_blobs(values: Iterable[Any], *, known: frozenset[type]) -> None:
-    # As _blob, for a column of a page: by kind, and not one by one.
-    if not known >= set(map(type, values)):
-        raise IntegrityError("one of the log's tables holds text where bytes belong")
+def _first_misfit(page: Sequence[StoredLeaf]) -> int:
+    """How many leaves of a page come before the first with something else where bytes belong."""
+    columns = (
+        ((each.hash for each in page), _BYTES),
+        ((each.leaf for each in page), _BYTES_OR_NULL),
+        ((each.payload for each in page), _BYTES_OR_NULL),
+    )
+    # By kind, and not one by one, where nothing is wrong.
+    if all(known >= set(map(type, values)) for values, known in columns):
+        return len(page)
+    return next(
+        at
+        for at, each in enumerate(page)
+        if not {type(each.hash)} <= _BYTES
+        or not {type(each.leaf), type(each.payload)} <= _BYTES_OR_NULL
+    )
+
+
+def _misfit(where: str, *, first: int, last: int) -> LogDamagedError:
+    return LogDamagedError(
+        f"{where} was changed: a table holds text where bytes belong", first=first, last=last
+    )
 
 
 def _check_key_rows(connection: Connection) -> None:
@@ -103,9 +121,19 @@ class LogReader:
             return log.read_node(connection, level, index)
 
     def pages(self, *, start: int = 0, end: int | None = None) -> Iterator[list[StoredLeaf]]:
-        """Leaves ``start`` to ``end - 1`` as they are stored, a page at a time, in order."""
+        """Leaves ``start`` to ``end - 1`` as they are stored, a page at a time, in order.
+
+        Raises:
+            LogDamagedError: SQLite holds other than bytes of one, after those before it were given.
+        """
         at = start
         while page := self._page(at, PAGE if end is None else min(PAGE, end - at)):
+            sound = _first_misfit(page)
+            if sound < len(page):
+                if sound > 0:
+                    yield page[:sound]
+                index = page[sound].index
+                raise _misfit(f"entry {index}", first=index, last=index)
             yield page
             at = page[-1].index + 1
 
@@ -123,9 +151,6 @@ class LogReader:
         with _reading(self._engine) as connection:
             page = list(starmap(StoredLeaf, driver_rows(connection, query)))
         _check_kinds((each.index for each in page), int, column=leaves.node_index)
-        _check_blobs((each.hash for each in page), known=_BYTES)
-        _check_blobs((each.leaf for each in page), known=_BYTES_OR_NULL)
-        _check_blobs((each.payload for each in page), known=_BYTES_OR_NULL)
         return page
 
     def stray_entries(self) -> int:
@@ -155,7 +180,12 @@ class LogReader:
         with _reading(self._engine) as connection:
             query = select(nodes.level, nodes.node_index, nodes.hash).where(lies)
             rows = driver_rows(connection, query)
-        _check_blobs((value for _, _, value in rows), known=_BYTES)
+        for level, index, value in rows:
+            if not isinstance(value, bytes):
+                first, last = index << level, ((index + 1) << level) - 1
+                raise _misfit(
+                    f"a hash of the tree over entries {first} to {last}", first=first, last=last
+                )
         held = {(level, index): value for level, index, value in rows}
         return [
             NodeRun(

@@ -288,6 +288,25 @@ CRIMES: dict[str, tuple[Callable[[Connection], None], str]] = {
         sql("UPDATE log_checkpoints SET note = 'none' WHERE size = 257"),
         "text where bytes belong",
     ),
+    "a leaf is text, and one before it is changed": (
+        both(
+            sql("UPDATE log_entries SET leaf = CAST(leaf AS TEXT) WHERE leaf_index = 50"),
+            lambda c: forged_leaf(c, 45),
+        ),
+        "entry 45 was changed",
+    ),
+    "a payload is text": (
+        sql("UPDATE log_entries SET payload = 'none' WHERE leaf_index = 50"),
+        "entry 50 was changed: a table holds text",
+    ),
+    "a leaf's hash is text": (
+        sql("UPDATE log_nodes SET hash = printf('%032d', 0) WHERE level = 0 AND node_index = 50"),
+        "entry 50 was changed: a table holds text",
+    ),
+    "an inner hash is text": (
+        sql("UPDATE log_nodes SET hash = printf('%032d', 0) WHERE level = 2 AND node_index = 3"),
+        "over entries 12 to 15 was changed: a table holds text",
+    ),
     "a month's data key is another month's": (
         sql("UPDATE log_keys SET wrapped = zeroblob(40)"),
         "does not unwrap",
