@@ -111,6 +111,7 @@ class Round:
     base_model: Digest
     rules: RoundRules
     opens_at: datetime
+    """When it was scheduled. Nothing waits for it: the clock may be put back meanwhile."""
     phase: Phase = Phase.SCHEDULED
     opened_at: datetime | None = None
     deadline: datetime | None = None
@@ -347,12 +348,18 @@ def _illegal(rnd: Round, event: Event, why: str) -> IllegalEventError:
 
 
 def next_event(
-    rnd: Round, now: datetime, *, present: frozenset[NodeId]
+    rnd: Round,
+    now: datetime,
+    *,
+    present: frozenset[NodeId],
+    collected_for: timedelta = timedelta(0),
 ) -> tuple[Event | None, str]:
     """Decide what a tick of the clock does to ``rnd``, and say why.
 
     Args:
         present: enrolled hospitals heard from recently.
+        collected_for: how long updates have been waited for at least, by a clock that nobody
+            sets; it ends a collection whose deadline was set by a wrong one.
 
     Returns:
         The event, or ``None`` with what the round waits for.
@@ -361,7 +368,7 @@ def next_event(
         case Phase.SCHEDULED:
             return _when_scheduled(rnd, now, present)
         case Phase.COLLECTING:
-            return _when_collecting(rnd, now)
+            return _when_collecting(rnd, now, collected_for)
         case Phase.SCORING if _is_short(rnd):
             reason = f"hospitals were removed, and {len(rnd.admitted)} updates are left"
             return Aborted(now, f"{reason} of {rnd.rules.quorum} needed"), "quorum out of reach"
@@ -374,8 +381,6 @@ def next_event(
 def _when_scheduled(
     rnd: Round, now: datetime, present: frozenset[NodeId]
 ) -> tuple[Event | None, str]:
-    if now < rnd.opens_at:
-        return None, f"opens at {rnd.opens_at.isoformat(timespec='seconds')}"
     needed = rnd.rules.minimum_participants
     if len(present) < needed:
         return None, f"{len(present)} of at least {needed} hospitals are connected"
@@ -383,7 +388,9 @@ def _when_scheduled(
     return Opened(now, invited), f"{len(invited)} hospitals invited"
 
 
-def _when_collecting(rnd: Round, now: datetime) -> tuple[Event | None, str]:
+def _when_collecting(
+    rnd: Round, now: datetime, collected_for: timedelta
+) -> tuple[Event | None, str]:
     assert rnd.deadline is not None, "a collecting round has a deadline"
     admitted, quorum = len(rnd.admitted), rnd.rules.quorum
     if not rnd.pending_nodes and admitted >= quorum:
@@ -393,7 +400,7 @@ def _when_collecting(rnd: Round, now: datetime) -> tuple[Event | None, str]:
         and len(rnd.invited) >= rnd.rules.maximum_participants
     ):
         return Aborted(now, f"quorum of {quorum} can no longer be reached"), "quorum out of reach"
-    if now < rnd.deadline:
+    if now < rnd.deadline and collected_for < rnd.rules.collect_for:
         return None, f"{admitted} of {len(rnd.invited)} updates admitted"
     if admitted >= quorum:
         return CollectionClosed(now), "the deadline has passed"

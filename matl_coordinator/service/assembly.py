@@ -5,6 +5,7 @@ The daemon gives it the real ones, a test any that pass the contract suite.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -53,6 +54,8 @@ class Outside:
     meter: Meter
     clock: Callable[[], datetime]
     entropy: Callable[[int], bytes]
+    elapsed: Callable[[], float] = time.monotonic
+    """Seconds, by a clock that nobody sets."""
     tick_seconds: float = 1.0
 
 
@@ -130,6 +133,7 @@ def assemble(
         settings=_settings(config, plan, outside.tick_seconds),
         clock=outside.clock,
         entropy=outside.entropy,
+        elapsed=outside.elapsed,
     )
     operations = Operations(
         register=register,

@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -129,6 +129,7 @@ class Conductor:
         settings: Settings,
         clock: Callable[[], datetime],
         entropy: Callable[[int], bytes],
+        elapsed: Callable[[], float],
     ) -> None:
         self._register = register
         self._spool = spool
@@ -144,6 +145,9 @@ class Conductor:
         self._settings = settings
         self._clock = clock
         self._entropy = entropy
+        self._elapsed = elapsed
+        # The round that collects, and since when by that clock.
+        self._collecting: tuple[RoundId, float] | None = None
         # An operator asked for a round; remembered until it is scheduled.
         self._asked = asyncio.Event()
         # The last round after which old updates were dropped.
@@ -201,7 +205,7 @@ class Conductor:
             return "the study is complete", None
         if rnd is not None and not rnd.phase.is_final:
             current = self._with_present_rules(rnd)
-            return next_event(current, now, present=self._presence.present())[1], None
+            return self._next_event(current, now)[1], None
         if state.study is not None and state.study.paused:
             return f"paused: {state.study.pause_reason}", None
         due = self._due(state, now)
@@ -256,11 +260,20 @@ class Conductor:
 
     async def _tick(self, rnd: Round) -> float:
         rnd = self._with_present_rules(rnd)
-        event, _ = next_event(rnd, self._clock(), present=self._presence.present())
+        event, _ = self._next_event(rnd, self._clock())
         if event is None:
             return self._settings.tick_seconds
         await self._advance(rnd, event)
         return 0.0
+
+    def _next_event(self, rnd: Round, now: datetime) -> tuple[Event | None, str]:
+        present = self._presence.present()
+        if rnd.phase is not Phase.COLLECTING:
+            return next_event(rnd, now, present=present)
+        if self._collecting is None or self._collecting[0] != rnd.round_id:
+            self._collecting = (rnd.round_id, self._elapsed())
+        waited = timedelta(seconds=self._elapsed() - self._collecting[1])
+        return next_event(rnd, now, present=present, collected_for=waited)
 
     def _with_present_rules(self, rnd: Round) -> Round:
         """A round that has not opened goes by today's configuration, not by that of its day."""

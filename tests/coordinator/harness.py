@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -303,7 +304,12 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    site: Site, store: Store | None = None, *, spool_bytes: int = DEFAULT_QUOTA_BYTES
+    site: Site,
+    store: Store | None = None,
+    *,
+    spool_bytes: int = DEFAULT_QUOTA_BYTES,
+    clock: Callable[[], datetime] = utc_now,
+    elapsed: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
     """Start a coordinator from what is on disk; nothing is tidied up at its end."""
     store = store or site.connect_store()
@@ -328,8 +334,9 @@ async def running(
         scorer=scorer,
         signer=signer,
         meter=meter,
-        clock=utc_now,
+        clock=clock,
         entropy=secrets.token_bytes,
+        elapsed=elapsed,
         tick_seconds=TICK_SECONDS,
     )
     roster = Roster(site.allowlist)
