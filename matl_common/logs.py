@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import structlog
 
@@ -47,9 +47,42 @@ def configure_logs(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_LineLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def failed_writes() -> int:
+    """How often a line of this process's log could not be written when it was to be."""
+    return _LineLogger.failed
+
+
+class _LineLogger:
+    """Writes lines on standard error. Work goes on where they cannot be written.
+
+    A full disk under the log, or a reader that is gone, must not end a round. Once lines can be
+    written again, one says how many could not.
+    """
+
+    failed: ClassVar[int] = 0
+    _untold: ClassVar[int] = 0
+
+    def __init__(self, *_: object) -> None:
+        """Take what structlog gives a logger, and need none of it."""
+
+    def msg(self, line: str) -> None:
+        cls = type(self)
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            cls.failed += 1
+            cls._untold += 1
+            return
+        if cls._untold:
+            lines, cls._untold = cls._untold, 0
+            structlog.get_logger(__name__).error("log_was_not_written", lines=lines)
+
+    debug = info = warning = error = critical = msg
 
 
 def mask_paths(hidden: Sequence[Path]) -> Callable[[Any, str, Event], Event]:

@@ -20,6 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
 
+from matl_common.logs import failed_writes
 from matl_common.version import __version__
 
 if TYPE_CHECKING:
@@ -113,10 +114,19 @@ def serve_scrapes(
 
 
 def describe_process(registry: CollectorRegistry, *, namespace: str) -> None:
-    """Show which version runs, since when, and what it takes of the machine."""
+    """Show which version runs, since when, what it takes of the machine, and whether its log is
+    written.
+    """
     build = Info("build", "The software that runs.", namespace=namespace, registry=registry)
     build.info({"version": __version__})
     ProcessCollector(registry=registry)
+    unwritten = Gauge(
+        "log_lines_unwritten",
+        "Lines of the log that could not be written, since the start.",
+        namespace=namespace,
+        registry=registry,
+    )
+    unwritten.set_function(failed_writes)
 
 
 def show_disk(registry: CollectorRegistry, folder: Path, *, namespace: str) -> None:
