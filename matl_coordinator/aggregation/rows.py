@@ -33,7 +33,7 @@ GROUP_ELEMENTS: Final = 16_384
 _LONGEST_CHUNK: Final = 4 * GROUP_ELEMENTS
 _LONGEST_STREAM: Final = 16 * GROUP_ELEMENTS
 # Of all threads' chunks together, unless single groups of the rows need more.
-_BUFFER_BYTES: Final = 64 << 20
+_BUFFER_BYTES: Final = 16 << 20
 
 _T = TypeVar("_T")
 

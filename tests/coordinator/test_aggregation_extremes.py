@@ -216,7 +216,7 @@ def test_a_row_that_is_selected_twice_counts_twice(tmp_path: Path) -> None:
 def test_chunks_of_another_length_and_other_threads_change_no_bit(tmp_path: Path) -> None:
     # Long and numerous enough that the length of a chunk follows the number of threads.
     elements, n = 40 * GROUP_ELEMENTS + 5, 40
-    assert len({chunk_elements(n, threads=threads) for threads in (1, 7, 10, 60)}) == 4
+    assert len({chunk_elements(n, threads=threads) for threads in (1, 2, 3, 60)}) == 4
     values = np.random.default_rng(0).standard_normal((n, elements), dtype=np.float32)
     rows = spooled(tmp_path, values)
     names = tuple(row.name for row in rows)
@@ -228,7 +228,7 @@ def test_chunks_of_another_length_and_other_threads_change_no_bit(tmp_path: Path
         Plan(names, random.random((5, n)), MeanAroundMedian(3)),
     ]
     seen: set[object] = set()
-    for threads in (1, 7, 10, 60):
+    for threads in (1, 2, 3, 60):
         gram = measure(
             rows, elements=elements, threads=threads, needs=Needs(subsets=2), noise=noise, seed=9
         )
