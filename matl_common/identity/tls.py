@@ -39,6 +39,9 @@ from matl_common.identity.wrapping import SOFTWARE_HELD
 MAX_MESSAGE_BYTES = 2 << 20
 MAX_METADATA_BYTES = 8 << 10
 MAX_STREAMS_PER_CONNECTION = 64
+READ_BUFFER_BYTES = 128 << 10
+"""What a connection to the coordinator reads at once, and keeps for its next read when nothing is
+sent: by itself gRPC keeps as much as ever came at once, a megabyte for each hospital."""
 # Half-open ones included, which cost a descriptor each until their handshake times out.
 MAX_CONNECTIONS = 4096
 HANDSHAKE_TIMEOUT_MS = 10_000
@@ -324,6 +327,7 @@ def server_options() -> ChannelOptions:
         # What is sent ahead of what is read waits in memory, for every stream. gRPC makes room for
         # the message that is read, and by itself for as much as the connection could hold.
         ("grpc.http2.bdp_probe", 0),
+        ("grpc.experimental.tcp_max_read_buffer_size", READ_BUFFER_BYTES),
         # Otherwise a second coordinator could share the port and take half the calls.
         ("grpc.so_reuseport", 0),
     )
