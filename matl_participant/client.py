@@ -494,9 +494,10 @@ def _classified(error: grpc.aio.AioRpcError) -> CallError:
     details = (error.details() or "no reason given")[:300]
     if code in _IDENTITY_CODES:
         return NotAllowedError(
-            f"the coordinator does not accept this node ({details}); ask its operator to enrol the "
-            "certificate's public key; a node that was revoked asks with new ones "
-            "(matl pki request --replace-keys)",
+            f"the coordinator does not accept this node ({details}); where it says expired or not "
+            "yet valid, compare both clocks (matl doctor), then renew the certificate (matl pki "
+            "request); else ask its operator to enrol the certificate's public key, with new keys "
+            "if it was revoked (matl pki request --replace-keys)",
             code=code.name,
         )
     if code in _FINAL_CODES:
