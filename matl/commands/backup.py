@@ -35,6 +35,7 @@ from matl_coordinator.backup import Report, write_backup
 from matl_coordinator.backup_check import CheckedBackup, check_backup
 from matl_coordinator.backup_manifest import Manifest
 from matl_coordinator.config import Config, load_config
+from matl_coordinator.core.rounds import Phase
 from matl_coordinator.restore import Restored
 from matl_coordinator.restore import restore as restore_backup
 from matl_coordinator.store.reader import LogReader
@@ -87,7 +88,7 @@ def backup(
     rows = [
         ("Backup", f"{out}, {made.byte_count / 1e6:.1f} MB"),
         *_rows(made.manifest),
-        ("Open round", _spool_told(made.manifest)),
+        *_open_round(made.manifest),
         ("On record", f"entry {made.entry} of the log"),
         ("Not in it", "private keys, certificates, configuration, allow-list: keep them apart"),
         ("It needs", f"the key-encryption key {made.manifest.encryption_key}, to read the log"),
@@ -205,10 +206,15 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def _spool_told(manifest: Manifest) -> str:
+def _open_round(manifest: Manifest) -> list[tuple[str, str]]:
+    """What becomes of the round that was under way; nothing where none was."""
+    if not manifest.phase or Phase(manifest.phase).is_final:
+        return []
     if manifest.has_spool:
-        return "its admitted updates are in it; what was half received is sent again"
-    return "without updates: restored, it is given up"
+        return [
+            ("Open round", "its admitted updates are in it; what was half received is sent again")
+        ]
+    return [("Open round", "without updates: restored, it is given up")]
 
 
 def _verifier(
