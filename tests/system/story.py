@@ -56,10 +56,12 @@ def run_to_the_end(federation: Federation, running: ExitStack) -> Story:
     return tell(federation)
 
 
-def start_hospitals(federation: Federation, running: ExitStack) -> dict[NodeId, Daemon]:
-    """Start every hospital, scripted."""
+def start_hospitals(
+    federation: Federation, running: ExitStack, *, address: str = ""
+) -> dict[NodeId, Daemon]:
+    """Start every hospital, scripted; it looks for the coordinator at ``address`` if not empty."""
     return {
-        node: running.enter_context(federation.start_scripted(node))
+        node: running.enter_context(federation.start_scripted(node, address=address))
         for node in federation.hospitals
     }
 

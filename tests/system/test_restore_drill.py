@@ -63,7 +63,9 @@ def run_into_round_2(
     """Round 1 is published; round 2 waits for one hospital, the others are admitted."""
     coordinator = running.enter_context(federation.start_coordinator())
     coordinator.wait_for("coordinator_ready")
-    hospitals = start_hospitals(federation, running)
+    # By two names, which it tries in turn: with one, it waits for as long again as a restore took.
+    both = f"{federation.address},localhost:{federation.port}"
+    hospitals = start_hospitals(federation, running, address=both)
     with federation.operator() as operator:
         coordinator.wait_for(
             "round_phase", round=1, phase="collecting", seconds=3 * PATIENCE_SECONDS
