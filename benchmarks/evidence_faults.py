@@ -33,7 +33,7 @@ from rich.table import Table
 
 from matl.demo.summary import machine
 from matl_common.durable import write_atomically
-from tests.faults.databases import DATABASES, DatabaseAway
+from tests.faults.absences import ABSENCES, Absence
 from tests.faults.links import LINKS, LargeUpload
 from tests.faults.marches import Ending, Verdict, march, undisturbed
 from tests.faults.points import Mode
@@ -83,9 +83,7 @@ def _marched(victim: str, mode: Mode, folder: Path, shared: Shared) -> Mapping[s
     }
 
 
-def _acted(
-    scene: Scene | DatabaseAway | LargeUpload, folder: Path, shared: Shared
-) -> Mapping[str, Any]:
+def _acted(scene: Scene | Absence | LargeUpload, folder: Path, shared: Shared) -> Mapping[str, Any]:
     found = scene.play(folder, shared.material, shared.expected)
     return {
         "what": scene.what,
@@ -109,7 +107,7 @@ def cells() -> list[Cell]:
         for mode in Mode
         for victim in ("coordinator", "hospital")
     ]
-    scenes = (*SCENES, *DATABASES, *LINKS)
+    scenes = (*SCENES, *ABSENCES, *LINKS)
     return [*marches, *(Cell(scene.name, partial(_acted, scene)) for scene in scenes)]
 
 

@@ -36,8 +36,8 @@ TURNED_AWAY = ("access_denied", "handshake_refused")
 ATTEMPTS_PER_ROUND = 10
 """As many trainings as a hospital may allow: most kills in one cost another."""
 LEDGER = re.compile(r"\.ledger\.jsonl")
-PASSING = re.compile(r"\.db(-wal|-shm)?$")
-"""The database, which may be elsewhere, and files of SQLite that come and go."""
+ELSEWHERE = re.compile(r"\.db(-wal|-shm)?$|/log-encryption\.key$")
+"""Files without which the log cannot be read, and which need not be here; SQLite's come and go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def _files(federation: Federation) -> frozenset[str]:
     found = set()
     for node in (COORDINATOR, *federation.hospitals):
         for path in (federation.folder / node).rglob("*"):
-            if path.is_file() and not PASSING.search(path.name):
+            if path.is_file() and not ELSEWHERE.search(str(path)):
                 text = str(path.relative_to(federation.folder))
                 found.add(SETTLED.sub(lambda match: f"<{match.lastgroup}>", text))
     return frozenset(found)

@@ -1,7 +1,7 @@
-"""Faults of what is around the daemons: disks, clocks, names, certificates, tokens, and signals.
+"""Faults of what is around the daemons: disks, clocks, names, certificates, and signals.
 
 A scene is one study with such a fault in it. What came of it is judged as a march is. Links are
-in ``links``.
+in ``links``, and what a coordinator may miss for a while in ``absences``.
 """
 
 import shutil
@@ -13,10 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
-
 from matl_common.identity.keys import load_private_key
-from matl_common.identity.pkcs11.wrapping import create_token_key
 from matl_common.ids import NodeId
 from tests.faults.elsewhere import Surroundings, start_elsewhere
 from tests.faults.marches import (
@@ -30,11 +27,9 @@ from tests.faults.marches import (
     start_all,
 )
 from tests.faults.points import Mode, Plan
-from tests.softhsm import token_folder
 from tests.system.federation import COORDINATOR, HOSPITALS, Federation, Material
 from tests.system.processes import Daemon, until
 from tests.system.renewing import replace_files
-from tests.system.tokens import move_into_token
 
 Facts = Mapping[str, object]
 VICTIM, *OTHERS = HOSPITALS
@@ -266,25 +261,6 @@ def expired_certificate(federation: Federation, running: ExitStack) -> Facts:
     return {"expired for": "10 s", "retries": retries}
 
 
-def absent_token(federation: Federation, running: ExitStack) -> Facts:
-    """All of the coordinator's keys are in a token, which is away for a minute of a round."""
-    patch = running.enter_context(pytest.MonkeyPatch.context())
-    tokens = running.enter_context(token_folder(federation.folder / "softhsm", patch))
-    tokens.add("hsm")
-    create_token_key(tokens.uri("hsm"))
-    federation = replace(federation, log={"encryption_key": tokens.uri_text("hsm")})
-    move_into_token(federation, tokens)
-    federation.control(VICTIM).write_text("wait")
-    daemons = start_all(federation, running)
-    until(lambda: federation.trainings(VICTIM) == [1], what="the victim trains")
-    with tokens.taken_away():
-        federation.control(VICTIM).unlink()
-        time.sleep(60.0)
-        said = daemons[COORDINATOR].output.count("is not there")
-    finish(federation, daemons)
-    return {"seconds": 60, "complaints": said}
-
-
 SCENES: tuple[Scene, ...] = (
     Scene(
         "drain-coordinator", "SIGTERM to the coordinator, phase after phase", drained_coordinator
@@ -296,5 +272,4 @@ SCENES: tuple[Scene, ...] = (
     Scene("clocks", "clocks jump ahead in one round, back in the next", jumping_clocks),
     Scene("names", "name lookup fails, and the coordinator's address changes", lost_names),
     Scene("certificate", "a certificate expires in mid-round", expired_certificate),
-    Scene("token", "the token with all the coordinator's keys is away", absent_token),
 )

@@ -29,9 +29,10 @@ from matl_common.identity.development import (
     Enrolment,
     create_development_keys,
 )
+from matl_common.identity.key_places import load_wrapping_key
 from matl_common.identity.keys import load_verifier_key
 from matl_common.identity.node_folder import NodeFolder
-from matl_common.identity.wrapping import load_key_file
+from matl_common.identity.pkcs11.uri import parse_token_uri
 from matl_common.ids import FederationId, NodeId
 from matl_common.tlog.merkle import root_from
 from matl_coordinator.store.database import create_database_engine
@@ -325,7 +326,9 @@ def write_images(folder: Path, *, per_class: int, seed: int) -> None:
 
 def logged_events(federation: Federation) -> list[Event]:
     """The log's entries, verified as ``matl audit verify`` does, each one opened."""
-    key = load_key_file(federation.coordinator_state / "log-encryption.key")
+    uri = federation.log.get("encryption_key")
+    place = federation.coordinator_state / "log-encryption.key"
+    key = load_wrapping_key(parse_token_uri(str(uri)) if uri else place)
     log_key = load_verifier_key(federation.keys[COORDINATOR].log_verifier_key)
     with _reading(federation) as reader:
         keys = reader.data_keys(key)
