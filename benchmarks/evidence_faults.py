@@ -264,9 +264,10 @@ def _draw(found: Mapping[str, Mapping[str, Any]]) -> None:
     labels = sorted({kind for each in kinds.values() for kind in each})
     figure, axes = plt.subplots(figsize=(9.0, 0.35 * len(kinds) + 1.8), layout="constrained")
     left = dict.fromkeys(kinds, 0)
-    for label in labels:
+    # There are more kinds than colours that come by themselves.
+    for label, colour in zip(labels, map(plt.get_cmap("tab20"), range(20)), strict=False):
         widths = [each[label] for each in kinds.values()]
-        axes.barh(list(kinds), widths, left=list(left.values()), label=label)
+        axes.barh(list(kinds), widths, left=list(left.values()), label=label, color=colour)
         left = {name: left[name] + each[label] for name, each in kinds.items()}
     axes.invert_yaxis()
     axes.set_xlabel("points at which the fault struck")
