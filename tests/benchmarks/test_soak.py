@@ -1,8 +1,11 @@
 """Growth a round: told from noise, and not hidden by restarts."""
 
+import socket
+
 import pytest
 
 from benchmarks.soak.usage import Slope, Usage, slope_of
+from tests.store.proxy import proxied_port
 
 
 def lives_of(per_round: float, *, lives: int, rounds: int, node: str = "a") -> list[Usage]:
@@ -54,3 +57,17 @@ def test_lives_too_short_to_tell_say_nothing() -> None:
 def test_growth_that_is_sure_but_tiny_counts_as_flat() -> None:
     assert Slope(per_round=1e-4, interval=1e-6, median=100.0, rounds=500).is_flat
     assert not Slope(per_round=1e-1, interval=1e-6, median=100.0, rounds=500).is_flat
+
+
+def test_a_link_whose_hospital_is_gone_keeps_the_coordinator_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as coordinator:
+        coordinator.settimeout(30.0)
+        with proxied_port(coordinator.getsockname()[1]) as link:
+            hospital = socket.create_connection(("127.0.0.1", link.port))
+            served, _ = coordinator.accept()
+            with served:
+                served.settimeout(30.0)
+                hospital.sendall(b"x")
+                assert served.recv(1) == b"x"
+                hospital.close()
+                assert served.recv(1) == b""

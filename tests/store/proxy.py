@@ -75,14 +75,21 @@ class Proxy:
                     server.recv(1)
                 else:
                     server.sendall(data)
-        server.close()
+        _end(server)
 
     def _downstream(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError):
             while data := server.recv(CHUNK_BYTES):
                 if self.mode is not Mode.SILENT:
                     client.sendall(data)
-        client.close()
+        _end(client)
+
+
+def _end(connection: socket.socket) -> None:
+    # Closing alone tells the other side nothing while another thread waits in recv.
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 @contextmanager
