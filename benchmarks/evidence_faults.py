@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from matl.demo.summary import machine
+from matl.machine import machine
 from matl_common.durable import write_atomically
 from tests.faults.absences import ABSENCES, Absence
 from tests.faults.links import LINKS, LargeUpload

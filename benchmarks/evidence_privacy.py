@@ -27,7 +27,7 @@ from scipy import stats
 from benchmarks.utility import evidence as utility_evidence
 from benchmarks.utility.levers import Data
 from benchmarks.utility.levers import Effort as UtilityEffort
-from matl.demo.summary import machine
+from matl.machine import machine
 from matl_common.durable import write_atomically
 from matl_common.privacy.budget import calibrate_noise, gaussian_epsilon, gaussian_mu
 from matl_common.privacy.mechanisms import PoissonSampledGaussianEvent

@@ -31,7 +31,7 @@ from benchmarks.soak.faults import Processes, draw_fault, fault_names, inflict
 from benchmarks.soak.plot import draw
 from benchmarks.soak.usage import Slope, Usage, slope_of, usage_of
 from matl.calls import CoordinatorUnavailableError
-from matl.demo.summary import machine
+from matl.machine import machine
 from matl.operations import OperationsClient
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError

@@ -27,7 +27,7 @@ from benchmarks.utility.mechanisms import Mechanism, federated
 from benchmarks.utility.selection import choose
 from benchmarks.utility.study import Runs, run
 from matl.demo.hospitals import DEMO_PATIENTS, TUTORIAL_PATIENTS
-from matl.demo.summary import machine
+from matl.machine import machine
 from matl_common.durable import write_atomically
 
 EPSILONS: Final = (0.5, 1.0, 4.0, math.inf)

@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
 
-from matl.demo.summary import machine
 from matl.log.sources import DatabaseSource
 from matl.log.verification import Believed, verify_log
+from matl.machine import machine
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint

@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from matl.demo.summary import machine
+from matl.machine import machine
 from matl_common.durable import write_atomically
 from matl_common.phi import Category, scan_folder
 from matl_common.phi.cleaning import clean_folder

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import matl_common  # noqa: F401  (before gRPC, which reads its TLS settings once)
-from matl.demo.summary import machine
+from matl.machine import machine
 from matl_common.durable import write_atomically
 from tests.postgres import own_server
 from tests.system.federation import Federation, found_federation, prepare_material

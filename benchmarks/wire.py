@@ -40,7 +40,7 @@ from benchmarks.rounds.study import remove, times_of, wait
 from benchmarks.wire_runs import bare
 from benchmarks.wire_runs.pages import have_pages_at_hand
 from matl.demo.run import Supervisor, free_port
-from matl.demo.summary import machine
+from matl.machine import machine
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_common.identity.held_keys import load_p256_key

@@ -146,7 +146,7 @@ def ratios(findings: Findings) -> dict[str, float]:
 def document(findings: Findings) -> dict[str, object]:
     """``aggregation.json`` as a value."""
     # Loads torch and matplotlib, which must not weigh on the machine before.
-    from matl.demo.summary import machine
+    from matl.machine import machine
 
     return {
         "machine": machine(),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.clipping.arms import Arm, Figures
-from matl.demo.summary import machine
+from matl.machine import machine
 
 _MEGA: Final = 1e6
 TIME_TARGET: Final = 1.5

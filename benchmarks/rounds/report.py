@@ -115,7 +115,7 @@ def _known(at: float | None, what: str) -> float:
 def document(run: Run, costs: Sequence[Cost], times: Sequence[HospitalTimes]) -> dict[str, object]:
     """``full_round.json`` as a value."""
     # Loads torch and matplotlib, which must not weigh on the machine before.
-    from matl.demo.summary import machine
+    from matl.machine import machine
 
     idle, peak = _idle_bytes(run), max(each.peak_bytes for each in costs)
     by_name = {cost.phase.name.strip().replace(" ", "_").replace(",", ""): cost for cost in costs}

@@ -18,7 +18,7 @@ from benchmarks.rounds.growth import Growth, line_through
 from benchmarks.rounds.idle import Idle
 from benchmarks.rounds.peers import PeerRounds
 from benchmarks.rounds.study import Cost, Found
-from matl.demo.summary import machine
+from matl.machine import machine
 
 PEER_TARGETS: Final = {"flare": 3.0, "flower": 20.0}
 MEMORY_TARGET: Final = 0.2

@@ -8,8 +8,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.utility.extraction import Labels
-from matl_common.vision.linear_head import Float64Array
-from matl_common.vision.metrics import confusion_matrix, evaluate
+from matl_common.vision.metrics import cohen_kappa, confusion_matrix, evaluate
 
 CONFIDENCE = 0.95
 
@@ -43,15 +42,6 @@ def score(labels: Labels, guesses: Labels, *, classes: int, ordered: bool) -> Sc
         else cohen_kappa(confusion_matrix(labels, guesses, classes=classes))
     )
     return Scores(found.accuracy, found.balanced_accuracy, kappa)
-
-
-def cohen_kappa(table: Float64Array) -> float:
-    """Cohen's kappa (1960) of counts ``(classes, classes)``; 1 when nothing could disagree."""
-    total = table.sum()
-    by_chance = float(table.sum(axis=0) @ table.sum(axis=1)) / total**2
-    return (
-        1.0 if by_chance == 1.0 else (float(np.trace(table)) / total - by_chance) / (1 - by_chance)
-    )
 
 
 def interval(values: Sequence[float]) -> Interval:

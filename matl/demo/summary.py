@@ -6,14 +6,11 @@ Every form it gives the figures says that the images are semi-synthetic.
 
 import json
 import math
-import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +41,7 @@ from matl.demo.study import (
     display_name,
 )
 from matl.history import History
+from matl.machine import machine
 from matl.operations import Evaluation, Round
 from matl.plots import TRUSTED_FROM, draw_results
 from matl_common.durable import write_atomically
@@ -58,7 +56,6 @@ from matl_participant.ledger import open_ledger
 from matl_participant.training.head import HeadTraining
 
 _BARELY_POINTS: Final = 3.0
-_PACKAGES: Final = ("matl", "torch", "numpy", "grpcio", "opacus", "sqlalchemy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,23 +260,6 @@ def summary_document(report: Report) -> dict[str, object]:
         "averaged": final.averaged,
         "log": {"size": status.log_size, "root": status.log_root},
         "measurements": {f"{name}_seconds": round(s, 1) for name, s in report.seconds.items()},
-    }
-
-
-def machine() -> dict[str, object]:
-    """Where the figures were measured."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
     }
 
 

@@ -64,6 +64,14 @@ def confusion_matrix(
     return counts.reshape(classes, classes).astype(np.float64)
 
 
+def cohen_kappa(table: NDArray[np.float64]) -> float:
+    """Cohen's kappa (1960) of counts ``(classes, classes)``; 1 when nothing could disagree."""
+    total = table.sum()
+    by_chance = float(table.sum(axis=0) @ table.sum(axis=1)) / total**2
+    agreed = float(np.trace(table)) / total
+    return 1.0 if by_chance == 1.0 else (agreed - by_chance) / (1 - by_chance)
+
+
 def _quadratic_weighted_kappa(table: NDArray[np.float64]) -> float:
     """Cohen's weighted kappa (1968) with weights (i - j)²; 1 when nothing could disagree."""
     classes = np.arange(len(table))

@@ -36,11 +36,12 @@ from benchmarks.utility.mechanisms import (
     shares,
     stand_in,
 )
-from benchmarks.utility.scores import cohen_kappa, interval
+from benchmarks.utility.scores import interval
 from benchmarks.utility.selection import choose, cut
 from benchmarks.utility.study import gap_points, run
 from matl_common.privacy.budget import Budget, would_exceed
 from matl_common.privacy.mechanisms import GaussianEvent
+from matl_common.vision.metrics import cohen_kappa
 
 pytestmark = pytest.mark.privacy
 
