@@ -7,6 +7,7 @@ out/bench/weighting.json.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
@@ -30,25 +31,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.robust.arms import Arm, ArmName, Federation, RoundInput
-from benchmarks.robust.cohort import Indices, Mix, Setting, split_images
-from benchmarks.robust.datasets import (
-    FASHION_FOLDER,
-    DataSet,
-    Float32Array,
-    Images,
-    Labels,
-    load_images,
-)
-from benchmarks.robust.learners import EPSILON, Learner, LocalUpdates
-from benchmarks.robust.simulation import NO_ATTACK, prepare, run_under
+from benchmarks.robust.settings import EPSILON, HEAD
+from matl.machine import machine
+from matl.simulation.arms import Federation, TrustedArm
+from matl.simulation.cohort import hostile_of
+from matl.simulation.datasets import FASHION_FOLDER, DataSet, Float32Array, Images, load_images
+from matl.simulation.federation import prepare, run_under
+from matl.simulation.study import NO_ATTACK, TUTORIAL_PATIENTS, ArmName, Study
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
-from matl_common.protocol import StudyPlan
-from matl_common.vision.linear_head import Float64Array
 from matl_coordinator.core.robust.sizes import size_cap
+from matl_coordinator.core.rounds import NodeWeight
+from matl_coordinator.service.judging import Verdict
 
-MEMBERS: Final = 5
+MEMBERS: Final = len(TUTORIAL_PATIENTS)
+ALPHAS: Final = (math.inf, 0.5)
 _FILE_COLUMNS: Final = 150
 ATTACKS: Final = ("sign_flip_1", "sleeper")
 """By the largest hospital: one that is seen at once, and one that has earned full trust."""
@@ -83,11 +80,20 @@ def weigh(weighting: Weighting, patients: Sequence[int], *, f: int) -> list[floa
             return [float(min(square, size_cap(squares, f=f))) for square in squares]
 
 
-class WeighedArm(Arm):
+class WeighedArm(TrustedArm):
     """The product's coordinator but for what sizes count; hospitals' trust counts as it does."""
 
-    def __init__(self, weighting: Weighting, federation: Federation, folder: Path) -> None:
-        super().__init__(ArmName.MATL, federation, folder)
+    def __init__(
+        self,
+        weighting: Weighting,
+        federation: Federation,
+        folder: Path,
+        *,
+        first_model: Float32Array,
+    ) -> None:
+        super().__init__(
+            ArmName.MATL, federation, folder, first_model=first_model, weigh=self._weighed
+        )
         patients = [each.patients for each in federation.enrolled.values()]
         wanted = weigh(weighting, patients, f=federation.byzantine)
         usual = weigh(Weighting.CAPPED_SIZE, patients, f=federation.byzantine)
@@ -96,66 +102,20 @@ class WeighedArm(Arm):
             for node, mine, theirs in zip(federation.enrolled, wanted, usual, strict=True)
         }
 
-    def _judge(self, closed: RoundInput) -> str | None:
-        hold = super()._judge(closed)
-        raw = {node: share * self._factors[node] for node, share in self._weights.items()}
-        self._weights = {node: weight / sum(raw.values()) for node, weight in raw.items()}
-        return hold
-
-
-@dataclass(slots=True)
-class AveragingLearner:
-    """A learner that releases the mean of the second half's models, as a study may."""
-
-    learner: Learner
-    rounds: int
-    plan: StudyPlan = field(init=False)
-    last: Labels | None = field(default=None, init=False)
-    """What the last round's own model predicted where the mean was asked."""
-    _bases: list[Float32Array] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        self.plan = self.learner.plan
-
-    def initial(self) -> Float32Array:
-        """As ``Learner.initial``; begins anew."""
-        self._bases.clear()
-        return self.learner.initial()
-
-    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
-        """As ``Learner.train``."""
-        self._bases.append(base)
-        return self.learner.train(base, round_number=round_number)
-
-    def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
-        """As ``Learner.descent``."""
-        return self.learner.descent(base, root_rows)
-
-    def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
-        """As ``Learner.root_update``."""
-        return self.learner.root_update(base, round_number=round_number)
-
-    def root_losses(
-        self, base: Float32Array, updates: Float32Array, root_rows: Indices
-    ) -> Float64Array:
-        """As ``Learner.root_losses``."""
-        return self.learner.root_losses(base, updates, root_rows)
-
-    def predict(self, base: Float32Array, values: Float32Array) -> Labels:
-        """As ``Learner.predict``, with the mean of the models of the second half of rounds."""
-        # The first base is no round's model.
-        models = [*self._bases[1:], base][self.rounds // 2 :]
-        self.last = self.learner.predict(base, values)
-        mean = np.stack(models).mean(axis=0, dtype=np.float64)
-        return self.learner.predict(mean.astype(np.float32), values)
+    def _weighed(self, verdict: Verdict) -> tuple[NodeWeight, ...]:
+        raw = [each.weight * self._factors[each.node_id] for each in verdict.weights]
+        return tuple(
+            NodeWeight(each.node_id, weight / sum(raw))
+            for each, weight in zip(verdict.weights, raw, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One split under one attack, for every weighting."""
 
-    setting: Setting
-    attack: str
+    study: Study
+    seed: int
     fashion: Path
 
 
@@ -179,29 +139,32 @@ class Measured:
 
 def carry_out(job: Job) -> list[Measured]:
     """Run one job."""
-    study = prepare(_images(job.setting.data_set, job.fashion), job.setting, job.attack)
-    learner = AveragingLearner(study.learner, study.rounds)
-    study = replace(study, learner=learner)
+    data_set = DataSet(job.study.data.set)
+    simulation = prepare(_images(data_set, job.fashion), job.study, seed=job.seed)
+    learner, cohort = simulation.learner, simulation.cohort
     shared = Path("/dev/shm")
     found = []
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
-        for weighting in Weighting:
-            outcome = run_under(study, WeighedArm(weighting, study.federation, Path(folder)))
-            last = float(np.mean(learner.last == study.cohort.test_labels))
-            found.append(
-                Measured(
-                    data_set=job.setting.data_set,
-                    mix=job.setting.mix,
-                    f=job.setting.byzantine,
-                    attack=job.attack,
-                    seed=job.setting.seed,
-                    weighting=weighting,
-                    accuracy=outcome.accuracy,
-                    last_accuracy=last,
-                    held_rounds=outcome.held_rounds,
-                    hostile_excluded=outcome.hostile_excluded,
-                )
+    for weighting in Weighting:
+        with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+            arm = WeighedArm(
+                weighting, simulation.federation, Path(folder), first_model=learner.initial()
             )
+            outcome = run_under(simulation, arm)
+            last = learner.predict(arm.last(), cohort.test_values)
+        found.append(
+            Measured(
+                data_set=data_set,
+                mix=outcome.mix,
+                f=outcome.byzantine,
+                attack=outcome.attack,
+                seed=job.seed,
+                weighting=weighting,
+                accuracy=outcome.accuracy,
+                last_accuracy=float(np.mean(last == cohort.test_labels)),
+                held_rounds=outcome.held_rounds,
+                hostile_excluded=outcome.hostile_excluded,
+            )
+        )
     return found
 
 
@@ -210,26 +173,38 @@ def _images(data_set: DataSet, fashion: Path) -> Images:
     return load_images(data_set, fashion=fashion)
 
 
+def federation(data_set: DataSet, f: int, alpha: float, attack: str) -> Study:
+    """The tutorial's sizes at ε = 1, with f declared and as many drawn to be hostile."""
+    return Study.model_validate(
+        {
+            "data": {"set": data_set},
+            "hospitals": {"patients": TUTORIAL_PATIENTS, "alpha": alpha},
+            "training": HEAD | {"averaging": "second-half"},
+            "privacy": {"epsilon": EPSILON},
+            "coordinator": {"byzantine": f},
+            "hostile": {"attack": attack, "count": f},
+        }
+    )
+
+
 def jobs_of(data_sets: Sequence[DataSet], *, seeds: int, fashion: Path) -> list[Job]:
     """Nobody hostile, then the largest hospital, with f = 1 and f = 2 declared."""
     jobs = []
     for data_set in data_sets:
-        images = _images(data_set, fashion)
-        for mix in Mix:
+        for alpha in ALPHAS:
             for f in (1, 2):
-                splits = [Setting(data_set, MEMBERS, f, mix, True, seed) for seed in range(seeds)]
-                jobs += [Job(setting, NO_ATTACK, fashion) for setting in splits]
-                hostile = list(islice(_largest_hostile(images, data_set, f, mix), seeds))
-                jobs += [Job(each, attack, fashion) for attack in ATTACKS for each in hostile]
+                calm = federation(data_set, f, alpha, NO_ATTACK)
+                jobs += [Job(calm, seed, fashion) for seed in range(seeds)]
+                for attack in ATTACKS:
+                    study = federation(data_set, f, alpha, attack)
+                    hostile = list(islice(_largest_hostile(study), seeds))
+                    jobs += [Job(study, seed, fashion) for seed in hostile]
     return jobs
 
 
-def _largest_hostile(images: Images, data_set: DataSet, f: int, mix: Mix) -> Iterator[Setting]:
-    """The splits whose draw makes the largest hospital hostile, and at f = 2 another one."""
-    for seed in count():
-        setting = Setting(data_set, MEMBERS, f, mix, True, seed)
-        if split_images(images, setting).hostile[0]:
-            yield setting
+def _largest_hostile(study: Study) -> Iterator[int]:
+    """The seeds whose draw makes the largest hospital hostile, and at f = 2 another one."""
+    return (seed for seed in count() if hostile_of(study, seed=seed)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +262,6 @@ def _cell(found: Sequence[Measured], usual: Sequence[Measured]) -> Cell:
 
 def document(runs: Sequence[Measured], *, seeds: int) -> dict[str, object]:
     """``weighting.json`` as a value."""
-    # Imports torch, which no worker process needs.
-    from matl.demo.summary import machine
-
     return {
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,6 +25,7 @@ from matl.commands.pki.app import pki_app
 from matl.commands.pki.node import keygen
 from matl.commands.report import report
 from matl.commands.retention import retention_app
+from matl.commands.simulate import simulate
 from matl.connection import Flags, Invocation, connected
 from matl.operations import (
     HospitalEvaluation,
@@ -58,6 +59,7 @@ app.command()(doctor)
 app.command()(report)
 app.command()(backup)
 app.command()(restore)
+app.command()(simulate)
 audit_app.add_typer(retention_app, name="retention")
 
 

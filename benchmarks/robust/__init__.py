@@ -1,1 +1,1 @@
-"""A simulated federation under attack, for measuring the product's own rules."""
+"""The robustness evidence: every attack on simulated federations, and what it comes to."""

@@ -9,9 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.robust.arms import ArmName
-from benchmarks.robust.simulation import NO_ATTACK
 from benchmarks.robust.summary import TARGET_FPR, TARGET_GAP_POINTS, TARGET_TPR, Cell
+from matl.simulation.study import NO_ATTACK, ArmName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

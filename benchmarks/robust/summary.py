@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.robust.arms import ArmName
-from benchmarks.robust.simulation import NO_ATTACK, Outcome
+from matl.simulation.outcome import Outcome
+from matl.simulation.study import NO_ATTACK, ArmName
 
 HARM_POINTS = 1.0
 """What an attack must cost the plain mean before its authors must be found out."""
@@ -74,7 +74,14 @@ def cells_of(outcomes: Sequence[Outcome]) -> list[Cell]:
 
 
 def _key(each: Outcome) -> Key:
-    return (each.data_set, each.members, each.byzantine, each.mix, each.private, each.attack)
+    return (
+        each.data_set,
+        each.members,
+        each.byzantine,
+        each.mix,
+        each.is_private,
+        each.attack,
+    )
 
 
 def _gap(by_seed: Mapping[int, Outcome], oracle: Mapping[int, Outcome]) -> float | None:

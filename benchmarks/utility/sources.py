@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.robust.datasets import DataSet, load_images
 from benchmarks.utility.extraction import Images, Labels, Progress, Source, extract
 from matl.demo.fundus import CAMERAS, fundus_jpeg
 from matl.demo.fundus.image_set import ImageSet
@@ -31,6 +30,7 @@ from matl.demo.hospitals import (
     plan_balanced,
     plan_hospital,
 )
+from matl.simulation.datasets import DataSet, load_images
 from matl_common.vision.images import IMAGENET_MEAN, IMAGENET_STDDEV, View, load_image, render
 
 FUNDUS_SEED: Final = 23

@@ -1,41 +1,22 @@
 """The robustness evidence: its simulation, its figures, and a whole quick run."""
 
-import gzip
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import evidence_robust
-from benchmarks.robust.arms import Arm, ArmName, RoundInput
-from benchmarks.robust.cohort import Cohort, Mix, Setting, split_images
-from benchmarks.robust.datasets import DataSet, Images, load_images
 from benchmarks.robust.report import misses
-from benchmarks.robust.simulation import FOLDS, NO_ATTACK, Outcome, prepare, settings_of
+from benchmarks.robust.settings import attacks_on, federation, federations, under
 from benchmarks.robust.summary import cells_of, summarise
-from matl_common.errors import ConfigurationError
-from matl_common.protocol import Recipe
-from matl_coordinator.core.robust.root import RootRow
-from matl_coordinator.scoring.split import split_holdout
+from matl.simulation.datasets import DataSet
+from matl.simulation.outcome import Outcome
+from matl.simulation.study import ArmName
 
 # The quick run takes ten seconds of a core, and minutes where many share one.
 pytestmark = pytest.mark.timeout(600)
-
-SETTING = Setting(DataSet.DIGITS, 20, 9, Mix.DIRICHLET, private=False, seed=3)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Images:
-    return load_images(DataSet.DIGITS)
-
-
-@pytest.fixture(scope="module")
-def cohort(digits: Images) -> Cohort:
-    return split_images(digits, SETTING)
 
 
 @pytest.fixture(scope="module")
@@ -80,111 +61,6 @@ def test_in_a_quick_run_mislabelling_hospitals_are_excluded_and_no_others(
         assert cell["fpr"] <= 0.05
 
 
-def test_the_parts_of_a_split_share_no_image_and_the_root_set_is_balanced(
-    digits: Images, cohort: Cohort
-) -> None:
-    owned = np.concatenate(cohort.members)
-    assert len(np.unique(owned)) == len(owned)
-    assert np.bincount(cohort.root_labels).tolist() == [50] * 10
-    held = {row.tobytes() for row in np.concatenate([cohort.root_values, cohort.public_values])}
-    ours = {row.tobytes() for row in digits.values[owned]}
-    # Two images of the set may be equal; hardly any are.
-    assert len(held & ours) <= 2
-
-
-def test_hospitals_differ_in_their_classes_only_where_the_split_is_not_iid(
-    digits: Images, cohort: Cohort
-) -> None:
-    even = split_images(digits, replace(SETTING, mix=Mix.IID))
-    assert np.mean([max(shares) for shares in cohort.label_shares]) > 0.3
-    assert np.mean([max(shares) for shares in even.label_shares]) < 0.25
-
-
-def test_a_split_is_the_same_every_time_and_another_for_another_seed(
-    digits: Images, cohort: Cohort
-) -> None:
-    again = split_images(digits, SETTING)
-    other = split_images(digits, replace(SETTING, seed=4))
-    assert all(np.array_equal(a, b) for a, b in zip(cohort.members, again.members, strict=True))
-    assert np.array_equal(cohort.hostile, again.hostile)
-    assert not np.array_equal(cohort.members[0], other.members[0])
-
-
-def test_poisoned_labels_reach_the_attackers_training_and_nobody_elses(digits: Images) -> None:
-    honest, poisoned = (prepare(digits, SETTING, name) for name in (NO_ATTACK, "label_shift"))
-    base = honest.learner.initial()
-    before = honest.learner.train(base, round_number=1).clean
-    after = poisoned.learner.train(base, round_number=1).clean
-    changed = np.abs(before - after).max(axis=1) > 1e-6
-    assert np.array_equal(changed, poisoned.cohort.hostile)
-
-
-def test_noise_in_a_private_update_is_what_the_policy_promises(digits: Images) -> None:
-    study = prepare(digits, replace(SETTING, private=True), NO_ATTACK)
-    base = study.learner.initial()
-    one, other = (study.learner.train(base, round_number=number) for number in (1, 2))
-    plan, patients = study.federation.plan, np.array(study.cohort.patients)
-    step = plan.training.learning_rate * plan.privacy.noise_multiplier / patients
-    promised = step * np.sqrt(plan.training.steps_per_round)
-    # Full batches: two rounds from one model differ by their noise alone.
-    for found in ((one.sent - other.sent) / np.sqrt(2.0), one.sent - one.clean):
-        assert found.std(axis=1) / promised == pytest.approx(np.ones(20), rel=0.2)
-
-
-def test_the_oracle_counts_no_hostile_hospital_and_the_mean_counts_all(
-    digits: Images, tmp_path: Path
-) -> None:
-    study = prepare(digits, SETTING, "sign_flip_1")
-    base = study.learner.initial()
-    sent = study.learner.train(base, round_number=1).sent
-    closed = RoundInput(
-        number=1,
-        updates=dict(zip(study.cohort.nodes, sent, strict=True)),
-        violations={},
-        root=[],
-        root_values={},
-        root_update=base,
-        loss_improvement={},
-    )
-    hostile = {
-        node for node, bad in zip(study.cohort.nodes, study.cohort.hostile, strict=True) if bad
-    }
-    for name, expected in ((ArmName.ORACLE, hostile), (ArmName.MEAN, set())):
-        assert Arm(name, study.federation, tmp_path).decide(closed).weightless == expected
-
-
-@pytest.mark.parametrize("recipe", list(Recipe))
-def test_matl_compares_profiles_of_heads_alone_and_refuses_missing_noise_in_networks_too(
-    digits: Images, tmp_path: Path, recipe: Recipe
-) -> None:
-    study = prepare(digits, replace(SETTING, private=True), NO_ATTACK)
-    learner, nodes = study.learner, study.cohort.nodes
-    split = split_holdout(study.cohort.root_labels, folds=FOLDS)
-    base = learner.initial()
-    local = learner.train(base, round_number=1)
-    updates = dict(zip(nodes, local.sent, strict=True)) | {nodes[0]: local.clean[0]}
-    rows = [RootRow(f"root-{c}-{k}", c, k, len(own)) for (c, k), own in split.folds.items()]
-    closed = RoundInput(
-        number=1,
-        updates=updates,
-        violations={},
-        root=rows,
-        root_values={
-            row.name: learner.descent(base, split.folds[row.class_index, row.fold]) for row in rows
-        },
-        root_update=base,
-        loss_improvement=dict.fromkeys(nodes, 0.01),
-    )
-    plan = study.federation.plan
-    plan = replace(plan, training=replace(plan.training, recipe=recipe))
-    arm = Arm(ArmName.MATL, replace(study.federation, plan=plan), tmp_path)
-    arm.decide(closed)
-    assert nodes[0] in arm.refused
-    parts = [record.components for record in arm.trust if record.node_id not in arm.refused]
-    compared = {each is not None and each.profile_z is not None for each in parts}
-    assert compared == {recipe is Recipe.HEAD}
-
-
 def outcome(
     arm: str, *, accuracy: float, attack: str = "sign_flip_1", seed: int = 0, caught: float = 0.0
 ) -> Outcome:
@@ -192,12 +68,15 @@ def outcome(
         data_set="digits",
         members=20,
         byzantine=9,
+        hostile=9,
         mix="iid",
-        private=False,
+        epsilon=math.inf,
         seed=seed,
         attack=attack,
         arm=arm,
         accuracy=accuracy,
+        balanced_accuracy=accuracy,
+        kappa=accuracy,
         worst_silo=accuracy,
         backdoor_success=None,
         held_rounds=0,
@@ -206,6 +85,9 @@ def outcome(
         honest_excluded=0.1,
         hostile_weightless=caught,
         honest_weightless=0.0,
+        hostile_weight=0.45,
+        detected_in=None,
+        longest_honest_exclusion=0,
         trust={},
     )
 
@@ -247,39 +129,18 @@ def test_figures_beyond_their_targets_are_named_with_the_attack() -> None:
 
 
 def test_all_federations_are_run_with_every_attack_that_fits() -> None:
-    settings = settings_of(DataSet.FASHION, seeds=3)
-    assert len(settings) == len(set(settings)) == 2 * 2 * 2 * 3
-    first, later = settings[0], settings[1]
-    assert "noise_free_ipm" not in evidence_robust.attacks_on(first)
-    assert "noise_free_ipm" in evidence_robust.attacks_on(replace(first, private=True))
-    assert "label_shift" in evidence_robust.attacks_on(later)
+    studies = federations(DataSet.FASHION)
+    assert len(studies) == len(set(studies)) == 2 * 2 * 2
+    calm = federation(DataSet.FASHION, 20, alpha=0.5, private=False)
+    noisy = federation(DataSet.FASHION, 20, alpha=0.5, private=True)
+    assert "noise_free_ipm" not in attacks_on(calm, seed=0)
+    assert "noise_free_ipm" in attacks_on(noisy, seed=0)
+    assert "nan" not in attacks_on(noisy, seed=1)
+    for study in (calm, noisy):
+        assert [under(study, attack).hostile.attack for attack in attacks_on(study, seed=0)]
 
 
-def test_a_missing_fashion_mnist_names_the_package_to_install(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="apt-get install dataset-fashion-mnist"):
-        load_images(DataSet.FASHION, fashion=tmp_path)
-
-
-def test_idx_files_are_read_in_the_order_they_were_written(tmp_path: Path) -> None:
-    pictures = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
-    classes = np.array([7, 0, 9], dtype=np.uint8)
-    for part in ("train", "t10k"):
-        for kind, values in (("images-idx3", pictures), ("labels-idx1", classes)):
-            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
-            path = tmp_path / f"{part}-{kind}-ubyte.gz"
-            path.write_bytes(gzip.compress(header + values.tobytes()))
-    images = load_images(DataSet.FASHION, fashion=tmp_path)
-    assert images.labels.tolist() == [7, 0, 9]
-    assert images.values[2] == pytest.approx(np.array([8, 9, 10, 11]) / 255)
-
-
-def test_a_second_start_takes_over_what_the_first_has_finished(tmp_path: Path) -> None:
-    path = tmp_path / "runs.jsonl"
-    job = evidence_robust.Job(SETTING, "mimic", (ArmName.MATL,), Path())
-    found = [outcome("matl", accuracy=0.5)]
-    evidence_robust.Finished(path).add(job, found)
-    assert evidence_robust.Finished(path).get(job) == found
-    assert evidence_robust.Finished(path).get(replace(job, attack="alie")) is None
-    # Results of another version of the product are not taken over.
-    path.write_text(path.read_text().replace(evidence_robust.fingerprint(), "0" * 16))
-    assert evidence_robust.Finished(path).get(job) is None
+def test_rules_for_context_run_on_the_first_split_alone() -> None:
+    assert evidence_robust.arms_of(0, ()) == evidence_robust.ARMS
+    assert ArmName.MEDIAN not in evidence_robust.arms_of(1, ())
+    assert ArmName.ORACLE in evidence_robust.arms_of(1, (ArmName.MEDIAN,))

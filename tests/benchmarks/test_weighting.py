@@ -5,19 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.robust.arms import ArmName
-from benchmarks.robust.cohort import Mix, Setting
-from benchmarks.robust.datasets import DataSet, load_images
-from benchmarks.robust.simulation import prepare, run, run_under
 from benchmarks.weighting import (
+    ATTACKS,
     MEMBERS,
-    AveragingLearner,
     Measured,
     WeighedArm,
     Weighting,
+    _largest_hostile,
     cells_of,
+    federation,
     weigh,
 )
+from matl.simulation.cohort import hostile_of
+from matl.simulation.datasets import DataSet, load_images
+from matl.simulation.federation import prepare, run, run_under
+from matl.simulation.study import ArmName
 
 # A study takes a second of a core, and longer where many share one.
 pytestmark = pytest.mark.timeout(600)
@@ -40,27 +42,31 @@ def test_without_a_cap_weights_go_by_size_or_its_square() -> None:
 
 
 def test_weighing_as_the_product_does_gives_what_the_product_gives(tmp_path: Path) -> None:
-    setting = Setting(DataSet.DIGITS, MEMBERS, 1, Mix.IID, private=True, seed=0)
-    study = prepare(load_images(DataSet.DIGITS), setting, "none")
-    usual = run(study, ArmName.MATL, tmp_path)
-    weighed = run_under(study, WeighedArm(Weighting.CAPPED_SIZE, study.federation, tmp_path))
-    equal = run_under(study, WeighedArm(Weighting.EQUAL, study.federation, tmp_path))
-    assert weighed == usual
-    assert equal.accuracy != usual.accuracy
+    study = federation(DataSet.DIGITS, 1, float("inf"), "none")
+    simulation = prepare(load_images(DataSet.DIGITS), study, seed=0)
+    first = simulation.learner.initial()
+
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    def weighed(weighting: Weighting) -> WeighedArm:
+        return WeighedArm(
+            weighting, simulation.federation, folder(weighting.name), first_model=first
+        )
+
+    usual = run(simulation, ArmName.MATL, folder("product"))
+    arm = weighed(Weighting.CAPPED_SIZE)
+    assert run_under(simulation, arm) == usual
+    assert run_under(simulation, weighed(Weighting.EQUAL)).accuracy != usual.accuracy
+    assert not np.array_equal(arm.last(), arm.released()), "the mean of the second half"
 
 
-def test_the_mean_is_that_of_the_second_half(tmp_path: Path) -> None:
-    setting = Setting(DataSet.DIGITS, MEMBERS, 1, Mix.IID, private=True, seed=0)
-    study = prepare(load_images(DataSet.DIGITS), setting, "none")
-    learner = AveragingLearner(study.learner, rounds=4)
-    base = learner.initial()
-    models = [np.full_like(base, value) for value in (1.0, 2.0, 30.0, -29.0)]
-    for number, start in enumerate([base, *models[:-1]], start=1):
-        learner.train(start, round_number=number)
-    values = study.cohort.test_values[:50]
-    found = learner.predict(models[-1], values)
-    np.testing.assert_array_equal(found, study.learner.predict(np.full_like(base, 0.5), values))
-    np.testing.assert_array_equal(learner.last, study.learner.predict(models[-1], values))
+def test_the_largest_hospital_is_among_the_hostile_ones() -> None:
+    study = federation(DataSet.DIGITS, 2, 0.5, ATTACKS[0])
+    seed = next(_largest_hostile(study))
+    assert hostile_of(study, seed=seed)[0]
+    assert hostile_of(study, seed=seed).sum() == 2
 
 
 def test_gains_are_taken_split_by_split() -> None:

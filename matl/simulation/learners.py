@@ -1,8 +1,8 @@
 """Local training of every hospital at once, and what the coordinator computes of a model.
 
 Two models: a small network trained by local steps without noise, and the head recipe's
-linear model under its mechanism at ε = 1. Noise comes from a seeded generator here, so
-that every rule meets the same noise; a participant draws it from the system's.
+linear model under its mechanism. Noise comes from a seeded generator here, so that every
+rule meets the same noise; a participant draws it from the system's.
 """
 
 import math
@@ -13,8 +13,9 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.robust.cohort import Cohort, Indices
-from benchmarks.robust.datasets import CLASSES, Float32Array, Labels
+from matl.simulation.cohort import Cohort, Indices
+from matl.simulation.datasets import Float32Array, Labels
+from matl.simulation.study import Study
 from matl_common.privacy.budget import calibrate_noise
 from matl_common.protocol import PrivacyTerms, Recipe, StudyPlan, TrainingPlan
 from matl_common.tensors import TensorSpec, parse_schema
@@ -29,8 +30,6 @@ from matl_common.vision.linear_head import (
 
 HIDDEN: Final = 32
 Layers = tuple[Float32Array, Float32Array, Float32Array, Float32Array]
-DELTA: Final = 1e-5
-EPSILON: Final = 1.0
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -61,6 +60,10 @@ class Learner(Protocol):
         """Minus the gradient of the mean loss over these images of the root set."""
         ...
 
+    def pooled_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
+        """What all hospitals' images in one place give, with their true labels and no noise."""
+        ...
+
     def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
         """What the root set's images give as a hospital's would, without noise."""
         ...
@@ -76,55 +79,37 @@ class Learner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkRecipe:
-    """Local stochastic gradient descent without noise."""
-
-    rounds: int = 30
-    steps: int = 20
-    batch: int = 32
-    learning_rate: float = 0.2
-    longest_gradient: float = 10.0
-    """For the coordinator's limit on the norm of an update."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRecipe:
-    """The ``head`` recipe at ε = 1, without spare rounds."""
-
-    rounds: int = 20
-    steps: int = 2
-    learning_rate: float = 24.0
-    dimensions: int = 48
-    whitening: float = 0.5
+def make_learner(cohort: Cohort, study: Study, *, seed: int) -> Learner:
+    """The learner that a study's recipe names."""
+    kind = HeadLearner if study.training.recipe == "head" else NetworkLearner
+    return kind(cohort, study, seed=seed)
 
 
 class NetworkLearner:
-    """Pixels, 32 rectified units, 10 classes."""
+    """Pixels, 32 rectified units, classes."""
 
-    def __init__(self, cohort: Cohort, *, seed: int, recipe: NetworkRecipe) -> None:
+    def __init__(self, cohort: Cohort, study: Study, *, seed: int) -> None:
         self._cohort = cohort
+        self._classes = cohort.classes
         self._seed = seed
-        self._recipe = recipe
+        self._recipe = study.training
         self._pixels = cohort.values.shape[1]
         self.plan = _plan(
+            study,
             tensors={
                 "hidden.weight": (self._pixels, HIDDEN),
                 "hidden.bias": (HIDDEN,),
-                "head.weight": (HIDDEN, CLASSES),
-                "head.bias": (CLASSES,),
+                "head.weight": (HIDDEN, self._classes),
+                "head.bias": (self._classes,),
             },
-            training=_training(Recipe.FULL, recipe.steps, recipe.learning_rate),
-            noise_multiplier=0.0,
-            max_grad_norm=recipe.longest_gradient,
-            max_steps=recipe.rounds * recipe.steps,
+            recipe=Recipe.FULL,
         )
 
     def initial(self) -> Float32Array:
         """As ``Learner.initial``: He's initialisation, the last layer zero."""
         rng = np.random.default_rng([self._seed, 1])
         hidden = rng.normal(0.0, math.sqrt(2.0 / self._pixels), self._pixels * HIDDEN)
-        rest = HIDDEN + HIDDEN * CLASSES + CLASSES
+        rest = HIDDEN + HIDDEN * self._classes + self._classes
         return np.concatenate([hidden, np.zeros(rest)]).astype(np.float32)
 
     def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
@@ -143,6 +128,17 @@ class NetworkLearner:
             np.tile(base, (n, 1)), self._cohort.values, self._cohort.labels, batches
         )
         return LocalUpdates(updates, updates)
+
+    def pooled_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
+        """As ``Learner.pooled_update``: as many images a step as all hospitals' together."""
+        rng = np.random.default_rng([self._seed, 7, round_number])
+        rows = np.concatenate(self._cohort.members)
+        shape = (self._recipe.steps, 1, self._recipe.batch * len(self._cohort.members))
+        batches = rows[rng.integers(len(rows), size=shape)]
+        cohort = self._cohort
+        moved = self._descended(base[None], cohort.values, cohort.true_labels, batches)
+        update: Float32Array = moved[0]
+        return update
 
     def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
         """As ``Learner.root_update``."""
@@ -191,11 +187,11 @@ class NetworkLearner:
         """Weights and biases as views of rows of parameters, shape ``(m, d)``."""
         m, first = len(parameters), self._pixels * HIDDEN
         second = first + HIDDEN
-        third = second + HIDDEN * CLASSES
+        third = second + HIDDEN * self._classes
         return (
             parameters[:, :first].reshape(m, self._pixels, HIDDEN),
             parameters[:, None, first:second],
-            parameters[:, second:third].reshape(m, HIDDEN, CLASSES),
+            parameters[:, second:third].reshape(m, HIDDEN, self._classes),
             parameters[:, None, third:],
         )
 
@@ -203,8 +199,8 @@ class NetworkLearner:
         """Gradients of the mean cross-entropy, row by row; labels of shape ``(m, b)``."""
         hidden, logits = _forward(layers, values)
         m, b = labels.shape
-        flat = residuals(logits.reshape(m * b, CLASSES).astype(np.float64), labels.ravel())
-        error = (flat / b).astype(np.float32).reshape(m, b, CLASSES)
+        flat = residuals(logits.reshape(m * b, self._classes).astype(np.float64), labels.ravel())
+        error = (flat / b).astype(np.float32).reshape(m, b, self._classes)
         back = error @ layers[2].transpose(0, 2, 1)
         back[hidden <= 0] = 0
         return (
@@ -223,24 +219,27 @@ def _forward(layers: Layers, values: Float32Array) -> tuple[Float32Array, Float3
 
 
 class HeadLearner:
-    """A linear head over a public projection, trained with noise for ε = 1."""
+    """A linear head over a public projection, trained with noise for the study's ε."""
 
-    def __init__(self, cohort: Cohort, *, seed: int, recipe: HeadRecipe) -> None:
+    def __init__(self, cohort: Cohort, study: Study, *, seed: int) -> None:
         self._cohort = cohort
+        self._classes = cohort.classes
         self._seed = seed
-        self._recipe = recipe
+        self._recipe = recipe = study.training
         self._projection = projection = fit_projection(
             cohort.public_values, dimensions=recipe.dimensions, whitening=recipe.whitening
         )
         self._inputs = [project(cohort.values[rows], projection) for rows in cohort.members]
         self._root = project(cohort.root_values, projection)
-        steps = recipe.rounds * recipe.steps
+        # Judged once a run, always on the same images.
+        self._judged: tuple[Float32Array, Float64Array] | None = None
         self.plan = _plan(
-            tensors={"head.weight": (CLASSES, recipe.dimensions), "head.bias": (CLASSES,)},
-            training=_training(Recipe.HEAD, recipe.steps, recipe.learning_rate),
-            noise_multiplier=calibrate_noise(EPSILON, DELTA, steps=steps),
-            max_grad_norm=1.0,
-            max_steps=steps,
+            study,
+            tensors={
+                "head.weight": (self._classes, recipe.dimensions),
+                "head.bias": (self._classes,),
+            },
+            recipe=Recipe.HEAD,
         )
 
     def initial(self) -> Float32Array:
@@ -261,8 +260,27 @@ class HeadLearner:
     def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
         """As ``Learner.descent``."""
         labels = self._cohort.root_labels[root_rows]
-        total = self._gradient_sum(base.astype(np.float64), self._root[root_rows], labels)
+        # The coordinator clips nothing, whatever hospitals do.
+        total = self._gradient_sum(
+            base.astype(np.float64), self._root[root_rows], labels, max_grad_norm=1.0
+        )
         return (-total / len(root_rows)).astype(np.float32)
+
+    def pooled_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
+        """As ``Learner.pooled_update``: every patient counts once, wherever he went."""
+        cohort = self._cohort
+        labels = [cohort.true_labels[rows] for rows in cohort.members]
+        times = [size / len(rows) for size, rows in zip(cohort.patients, labels, strict=True)]
+        moved = base.astype(np.float64)
+        for _ in range(self._recipe.steps):
+            parts = [
+                count * self._gradient_sum(moved, inputs, own)
+                for count, inputs, own in zip(times, self._inputs, labels, strict=True)
+            ]
+            moved = moved - self._recipe.learning_rate / sum(cohort.patients) * np.sum(
+                parts, axis=0
+            )
+        return (moved - base).astype(np.float32)
 
     def root_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
         """As ``Learner.root_update``: full batches, so every round's draws are the same."""
@@ -283,7 +301,9 @@ class HeadLearner:
 
     def predict(self, base: Float32Array, values: Float32Array) -> Labels:
         """As ``Learner.predict``."""
-        inputs = project(values, self._projection)
+        if self._judged is None or self._judged[0] is not values:
+            self._judged = values, project(values, self._projection)
+        inputs = self._judged[1]
         classes: Labels = np.argmax(head_logits(inputs, *self._parts(base)), axis=1)
         return classes
 
@@ -305,17 +325,22 @@ class HeadLearner:
         return update.astype(np.float32), (update - added).astype(np.float32)
 
     def _gradient_sum(
-        self, parameters: Float64Array, inputs: Float64Array, labels: Labels
+        self,
+        parameters: Float64Array,
+        inputs: Float64Array,
+        labels: Labels,
+        *,
+        max_grad_norm: float | None = None,
     ) -> Float64Array:
         weight, bias = self._parts(parameters)
-        gradients = clipped_gradient_sum(
-            inputs, labels, weight, bias, max_grad_norm=self.plan.privacy.max_grad_norm
-        )
+        longest = max_grad_norm or self.plan.privacy.max_grad_norm
+        gradients = clipped_gradient_sum(inputs, labels, weight, bias, max_grad_norm=longest)
         return np.concatenate([gradients[0].ravel(), gradients[1]])
 
     def _parts(self, parameters: NDArray[np.floating]) -> tuple[Float64Array, Float64Array]:
         wide = parameters.astype(np.float64)
-        return wide[:-CLASSES].reshape(CLASSES, -1), wide[-CLASSES:]
+        split = len(wide) - self._classes
+        return wide[:split].reshape(self._classes, -1), wide[split:]
 
 
 def _mean_losses(logits: Float64Array, labels: Labels) -> Float64Array:
@@ -329,41 +354,36 @@ def _mean_losses(logits: Float64Array, labels: Labels) -> Float64Array:
     return means
 
 
-def _training(recipe: Recipe, steps: int, learning_rate: float) -> TrainingPlan:
-    return TrainingPlan(
-        recipe=recipe,
-        backbone="none",
-        backbone_digest=None,
-        image_size=28,
-        views=1,
-        steps_per_round=steps,
-        learning_rate=learning_rate,
-        batch_size=32,
-    )
-
-
-def _plan(
-    *,
-    tensors: Mapping[str, tuple[int, ...]],
-    training: TrainingPlan,
-    noise_multiplier: float,
-    max_grad_norm: float,
-    max_steps: int,
-) -> StudyPlan:
+def _plan(study: Study, *, tensors: Mapping[str, tuple[int, ...]], recipe: Recipe) -> StudyPlan:
     """The plan as the coordinator would sign it; its checks read their limits from it."""
+    training, privacy = study.training, study.privacy
+    steps = training.rounds * training.steps
+    noise = (
+        calibrate_noise(privacy.epsilon, privacy.delta, steps=steps) if study.is_private else 0.0
+    )
     return StudyPlan(
-        federation_id="robustness",
+        federation_id="simulation",
         study_id="simulation",
         schema=parse_schema(tuple(TensorSpec(name, shape) for name, shape in tensors.items())),
-        training=training,
+        training=TrainingPlan(
+            recipe=recipe,
+            backbone="none",
+            backbone_digest=None,
+            image_size=28,
+            views=1,
+            steps_per_round=training.steps,
+            learning_rate=training.learning_rate,
+            batch_size=training.batch,
+        ),
         privacy=PrivacyTerms(
             unit="patient",
             adjacency="add-or-remove-one",
-            target_epsilon=EPSILON if noise_multiplier else math.inf,
-            target_delta=DELTA,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=max_grad_norm,
+            target_epsilon=privacy.epsilon,
+            target_delta=privacy.delta,
+            noise_multiplier=noise,
+            max_grad_norm=training.longest_gradient,
             sample_rate=1.0,
-            max_steps=max_steps,
+            max_steps=steps,
         ),
+        average_from=training.average_from,
     )

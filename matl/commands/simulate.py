@@ -1,0 +1,141 @@
+"""``matl simulate``: a federation in this process, by the coordinator's own code.
+
+Reads a study file, writes figures, and talks to nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from matl.machine import machine
+from matl.terminal import console, errors_in_one_line, print_json
+from matl_common.durable import write_atomically
+from matl_common.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from matl.simulation.report import Cell
+    from matl.simulation.study import StudyFile
+
+
+def simulate(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="STUDY.toml", help="What to simulate.")
+    ] = None,
+    *,
+    seeds: Annotated[
+        str, typer.Option(help="In place of the file's: a number of seeds, or a list like 3,4.")
+    ] = "",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Runs at the same time; each takes one core.")
+    ] = len(os.sched_getaffinity(0)),
+    out: Annotated[Path, typer.Option(help="Folder of JSON, plot and finished runs.")] = Path(
+        "out/simulate"
+    ),
+    fashion: Annotated[
+        Path | None, typer.Option(help="Folder of Fashion-MNIST, where it is elsewhere.")
+    ] = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a study file to begin with, and stop.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in place of the table.")
+    ] = False,
+) -> None:
+    """Simulate a federation under attack, and compare who aggregates.
+
+    Nobody is connected and nothing leaves this machine. Hospitals are simulated: they train on a
+    public image set, or on features that you bring, and attackers craft what they send by
+    matl.attacks. What a coordinator decides is decided by the coordinator's own code: admission,
+    trust, weights, rules, privacy, rounds. The same updates give the same models as the daemons.
+
+    Begin with:
+
+    ```
+    matl simulate --example > study.toml
+    matl simulate study.toml
+    matl simulate study.toml --seeds 5 --processes 2 --json > figures.json
+    ```
+
+    A table under [grid] runs every combination of the values it lists. Runs that are finished are
+    kept beside the results, and a second start goes on from there, unless the product or the
+    features have changed since.
+
+    Exit status: 0 done; 2 a study that cannot be, or options that are wrong.
+    """
+    from matl.simulation.study import EXAMPLE, read_study
+
+    if example:
+        typer.echo(EXAMPLE, nl=False)
+        return
+    with errors_in_one_line():
+        if study is None:
+            raise ConfigurationError(
+                "name a study file; matl simulate --example prints one to begin with"
+            )
+        file = _with_seeds(read_study(study), seeds)
+        cells, runs = _measured(file, out, processes=processes, fashion=fashion)
+        written = _write(file, out, cells, runs)
+    if as_json:
+        print_json(written)
+        return
+    from matl.simulation.report import shown
+
+    console().print(shown(cells))
+    typer.echo(f"Written: {out / file.name}.json and .png")
+
+
+def _with_seeds(file: StudyFile, text: str) -> StudyFile:
+    if not text:
+        return file
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts) or text.strip() == "0":
+        raise ConfigurationError(f"--seeds {text!r}: give a number of seeds, or a list like 3,4")
+    numbers = tuple(int(part) for part in parts)
+    return replace(file, seeds=numbers if len(parts) > 1 else tuple(range(numbers[0])))
+
+
+def _measured(
+    file: StudyFile, out: Path, *, processes: int, fashion: Path | None
+) -> tuple[list[Cell], list[dict[str, Any]]]:
+    from matl.simulation.campaign import jobs_of, open_finished, plain, run_jobs
+    from matl.simulation.datasets import FASHION_FOLDER
+    from matl.simulation.report import cells_of
+
+    found = run_jobs(
+        jobs_of(file, fashion=fashion or FASHION_FOLDER),
+        open_finished(out, file.name),
+        processes=processes,
+        # Standard output is for the figures.
+        console=Console(stderr=True),
+    )
+    return cells_of(found), [plain(run) for _, outcomes in found for run in outcomes]
+
+
+def _write(
+    file: StudyFile, out: Path, cells: list[Cell], runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    from matl.simulation.report import draw
+
+    document = {
+        "study": file.name,
+        "machine": machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["matl", *sys.argv[1:]]),
+        "simulated": True,
+        "cells": [cell.plain() for cell in cells],
+        "runs": runs,
+    }
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(out / f"{file.name}.json", [text.encode() + b"\n"], mode=0o644)
+    draw(cells, out / f"{file.name}.png")
+    return document

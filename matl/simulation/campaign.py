@@ -1,0 +1,271 @@
+"""Many runs: what is known from before, processes for the rest, and progress.
+
+A run is known by its study, seed, arm and by a digest of all code and data that enter it, so
+that a campaign goes on where it was stopped and never mixes versions.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX, Images, load_images
+from matl.simulation.federation import prepare, run
+from matl.simulation.outcome import Outcome
+from matl.simulation.study import NO_ATTACK, ArmName, Hostile, Study, StudyFile
+from matl_common.errors import ConfigurationError
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_ENTERS: Final = (
+    "matl/attacks",
+    "matl/simulation",
+    "matl_common/privacy",
+    "matl_common/vision/linear_head.py",
+    "matl_common/vision/metrics.py",
+    "matl_coordinator/aggregation",
+    "matl_coordinator/core",
+    "matl_coordinator/scoring/split.py",
+    "matl_coordinator/service/averaging.py",
+    "matl_coordinator/service/judging.py",
+    "matl_coordinator/service/survey.py",
+)
+_ENTERS_NOT: Final = frozenset({"campaign.py", "report.py", "intervals.py", "study.py"})
+_IN_MEMORY: Final = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where data sets are."""
+
+    fashion: Path = FASHION_FOLDER
+    features: Path = Path()
+    """What names of feature files are relative to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One study with one seed, under several rules."""
+
+    study: Study
+    seed: int
+    arms: tuple[ArmName, ...]
+    places: Places = Places()
+
+    def key(self, arm: ArmName) -> str:
+        """Names a run among those finished earlier."""
+        return f"{arm} seed {self.seed} {self.study.key()}"
+
+    @property
+    def name(self) -> str:
+        """For people who watch."""
+        study = self.study
+        epsilon = f"ε={study.privacy.epsilon:g}" if study.is_private else "no DP"
+        who = f"n{study.members}f{study.hostile_count}"
+        return f"{study.data.set} {who} {study.mix_name} {epsilon} {study.hostile.attack}"
+
+
+def jobs_of(file: StudyFile, *, fashion: Path = FASHION_FOLDER) -> list[Job]:
+    """Every job of a study file."""
+    places = Places(fashion, file.folder)
+    return [Job(study, seed, file.arms, places) for seed in file.seeds for study in file.studies]
+
+
+def carry_out(job: Job) -> list[Outcome]:
+    """Run one job."""
+    simulation = prepare(_images(job.study.data.set, job.places), job.study, seed=job.seed)
+    return [
+        replace(_oracle(_shown(job.study), job.seed, job.places), attack=job.study.hostile.attack)
+        if arm is ArmName.ORACLE
+        else _in_folder(lambda folder, arm=arm: run(simulation, arm, folder))  # type: ignore[misc]
+        for arm in job.arms
+    ]
+
+
+def _shown(study: Study) -> Study:
+    """The same hospitals hostile, by whatever attack: the oracle looks at none of their updates."""
+    if study.hostile.attack == NO_ATTACK or not study.hostile_count:
+        return study.model_copy(update={"hostile": Hostile()})
+    shown = study.hostile.model_copy(update={"attack": "sign_flip_1"})
+    return study.model_copy(update={"hostile": shown})
+
+
+@lru_cache(maxsize=64)
+def _oracle(study: Study, seed: int, places: Places) -> Outcome:
+    simulation = prepare(_images(study.data.set, places), study, seed=seed)
+    return _in_folder(lambda folder: run(simulation, ArmName.ORACLE, folder))
+
+
+def _in_folder(work: Callable[[Path], Outcome]) -> Outcome:
+    where = _IN_MEMORY if _IN_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        return work(Path(folder))
+
+
+@cache
+def _images(data_set: str, places: Places) -> Images:
+    return load_images(data_set, fashion=places.fashion, folder=places.features)
+
+
+@cache
+def fingerprint(features: Path | None = None) -> str:
+    """Of everything that enters a result: the core, attacks, this simulation, and features."""
+    digest = sha256()
+    for entry in _ENTERS:
+        place = _ROOT / entry
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            if path.name not in _ENTERS_NOT:
+                digest.update(path.read_bytes())
+    if features is not None:
+        with features.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class Finished:
+    """Outcomes of earlier starts; the file is owned by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[tuple[str, str], Outcome] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                entry = _entry(line)
+                if entry is not None:
+                    key = entry["fingerprint"], entry["run"]
+                    self._known[key] = _outcome(entry["outcome"])
+
+    def get(self, job: Job, arm: ArmName) -> Outcome | None:
+        """What the run gave, if it is known."""
+        return self._known.get((_fingerprint_of(job), job.key(arm)))
+
+    def add(self, job: Job, outcomes: Sequence[Outcome]) -> None:
+        """Keep what a job gave, run by run."""
+        lines = []
+        for arm, outcome in zip(job.arms, outcomes, strict=True):
+            self._known[_fingerprint_of(job), job.key(arm)] = outcome
+            entry = {
+                "fingerprint": _fingerprint_of(job),
+                "run": job.key(arm),
+                "outcome": plain(outcome),
+            }
+            lines.append(json.dumps(entry, allow_nan=False) + "\n")
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """As JSON, which has no infinity."""
+    found = asdict(outcome)
+    return found | {"epsilon": found["epsilon"] if outcome.is_private else "inf"}
+
+
+def _outcome(found: dict[str, Any]) -> Outcome:
+    return Outcome(**found | {"epsilon": float(found["epsilon"])})
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A start that was killed may have left half a line."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return entry
+
+
+def _fingerprint_of(job: Job) -> str:
+    data_set = job.study.data.set
+    is_file = data_set.endswith(FEATURES_SUFFIX)
+    return fingerprint(job.places.features / data_set if is_file else None)
+
+
+def run_jobs(
+    jobs: Sequence[Job], finished: Finished, *, processes: int, console: Console
+) -> list[tuple[Job, list[Outcome]]]:
+    """Run what is not yet known, with progress; everything in the order of ``jobs``.
+
+    Raises:
+        ConfigurationError: a study asks for more than its data set gives.
+    """
+    for job in jobs:
+        # In this process, so that what is missing is said once, and clearly.
+        _images(job.study.data.set, job.places)
+    unknown = [
+        replace(job, arms=tuple(arm for arm in job.arms if finished.get(job, arm) is None))
+        for job in jobs
+    ]
+    _run_unknown([job for job in unknown if job.arms], finished, processes, console)
+    found = []
+    for job in jobs:
+        outcomes = [finished.get(job, arm) for arm in job.arms]
+        found.append((job, [each for each in outcomes if each is not None]))
+    return found
+
+
+def _run_unknown(jobs: Sequence[Job], finished: Finished, processes: int, console: Console) -> None:
+    if not jobs:
+        return
+    with _progress(console) as progress:
+        task = progress.add_task("simulating", total=sum(len(job.arms) for job in jobs))
+
+        def done(job: Job, outcomes: list[Outcome]) -> None:
+            finished.add(job, outcomes)
+            progress.update(task, advance=len(job.arms), description=job.name[:60])
+
+        if processes == 1:
+            for job in jobs:
+                done(job, carry_out(job))
+            return
+        with _workers(processes) as pool:
+            futures = {pool.submit(carry_out, job): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    done(futures[future], future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    # Read when a new process loads numpy; small products are no faster on two threads.
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def open_finished(folder: Path, name: str) -> Finished:
+    """What earlier starts left in ``folder``, made where it is missing.
+
+    Raises:
+        ConfigurationError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make {folder}: {error.strerror}") from None
+    return Finished(folder / f"{name}-runs.jsonl")

@@ -1,0 +1,183 @@
+"""One simulated study: its hospitals, its noise, its attackers, and who decides."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from matl.simulation.arms import Decision, RoundInput, make_arm
+from matl.simulation.datasets import DataSet, Images, load_images
+from matl.simulation.federation import FOLDS, Simulation, prepare, run
+from matl.simulation.outcome import weighed
+from matl.simulation.study import ArmName, Study
+from matl_common.ids import NodeId
+from matl_common.protocol import Recipe
+from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.scoring.split import split_holdout
+
+HEAD = {"recipe": "head", "rounds": 3, "steps": 2, "learning_rate": 24.0}
+
+
+def study(attack: str = "none", **tables: Any) -> Study:
+    return Study.model_validate(
+        {
+            "hospitals": {"count": 20, "alpha": 0.5},
+            "training": {"rounds": 3},
+            "hostile": {"attack": attack, "share": 0.45},
+        }
+        | tables
+    )
+
+
+def private(attack: str = "none") -> Study:
+    return study(attack, training=HEAD, privacy={"epsilon": 1.0})
+
+
+@pytest.fixture(scope="module")
+def digits() -> Images:
+    return load_images(DataSet.DIGITS)
+
+
+def closed_round(simulation: Simulation, sent: np.ndarray, *, losses: float = 0.01) -> RoundInput:
+    """A round in which these updates were admitted."""
+    learner, nodes = simulation.learner, simulation.cohort.nodes
+    split = split_holdout(simulation.cohort.root_labels, folds=FOLDS)
+    base = learner.initial()
+    updates = dict(zip(nodes, sent, strict=True))
+    rows = [RootRow(f"root-{c}-{k}", c, k, len(own)) for (c, k), own in split.folds.items()]
+    return RoundInput(
+        number=1,
+        base=base,
+        sent=updates,
+        updates=updates,
+        violations={},
+        root=rows,
+        root_values={
+            row.name: learner.descent(base, split.folds[row.class_index, row.fold]) for row in rows
+        },
+        root_update=base,
+        pooled_update=base,
+        loss_improvement=dict.fromkeys(nodes, losses),
+    )
+
+
+def decided(simulation: Simulation, name: ArmName, folder: Path) -> Decision:
+    base = simulation.learner.initial()
+    sent = simulation.learner.train(base, round_number=1).sent
+    (folder / name).mkdir()
+    arm = make_arm(name, simulation.federation, folder / name, first_model=base)
+    return arm.decide(closed_round(simulation, sent))
+
+
+def test_poisoned_labels_reach_the_attackers_training_and_nobody_elses(digits: Images) -> None:
+    honest, poisoned = (prepare(digits, study(name), seed=3) for name in ("none", "label_shift"))
+    base = honest.learner.initial()
+    before = honest.learner.train(base, round_number=1).clean
+    after = poisoned.learner.train(base, round_number=1).clean
+    changed = np.abs(before - after).max(axis=1) > 1e-6
+    assert np.array_equal(changed, poisoned.cohort.hostile)
+    for each in (honest, poisoned):
+        pooled = each.learner.pooled_update(base, round_number=1)
+        np.testing.assert_array_equal(
+            pooled, honest.learner.pooled_update(base, round_number=1), "true labels, always"
+        )
+
+
+def test_noise_in_a_private_update_is_what_the_policy_promises(digits: Images) -> None:
+    simulation = prepare(digits, private(), seed=3)
+    base = simulation.learner.initial()
+    one, other = (simulation.learner.train(base, round_number=number) for number in (1, 2))
+    plan, patients = simulation.federation.plan, np.array(simulation.cohort.patients)
+    step = plan.training.learning_rate * plan.privacy.noise_multiplier / patients
+    promised = step * np.sqrt(plan.training.steps_per_round)
+    # Full batches: two rounds from one model differ by their noise alone.
+    for found in ((one.sent - other.sent) / np.sqrt(2.0), one.sent - one.clean):
+        assert found.std(axis=1) / promised == pytest.approx(np.ones(20), rel=0.2)
+
+
+def test_pooled_training_takes_the_mean_of_the_hospitals_steps_by_size(digits: Images) -> None:
+    calm = study(training=HEAD | {"steps": 1})
+    simulation = prepare(digits, calm, seed=0)
+    base = simulation.learner.initial()
+    sizes = np.array(simulation.cohort.patients, dtype=np.float64)
+    clean = simulation.learner.train(base, round_number=1).clean
+    expected = (sizes / sizes.sum()) @ clean
+    pooled = simulation.learner.pooled_update(base, round_number=1)
+    np.testing.assert_allclose(pooled, expected, atol=1e-6)
+
+
+def test_the_oracle_counts_no_hostile_hospital_and_the_means_count_all(
+    digits: Images, tmp_path: Path
+) -> None:
+    simulation = prepare(digits, study("sign_flip_1"), seed=3)
+    honest, everybody = simulation.federation.honest, set(simulation.cohort.nodes)
+    for name, expected in (
+        (ArmName.ORACLE, honest),
+        (ArmName.MEAN, everybody),
+        (ArmName.MEAN_EQUAL, everybody),
+        (ArmName.CENTRALISED, everybody),
+    ):
+        assert set(decided(simulation, name, tmp_path).shares) == expected
+    assert set(decided(simulation, ArmName.MATL, tmp_path).shares) == everybody
+
+
+def test_fedavg_as_in_the_tutorial_is_the_plain_mean(digits: Images, tmp_path: Path) -> None:
+    simulation = prepare(digits, study(), seed=0)
+    base = simulation.learner.initial()
+    sent = simulation.learner.train(base, round_number=1).sent
+    found = decided(simulation, ArmName.MEAN_EQUAL, tmp_path).base
+    assert found is not None
+    np.testing.assert_allclose(found, base + sent.mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", list(Recipe))
+def test_matl_compares_profiles_of_heads_alone_and_refuses_missing_noise_in_networks_too(
+    digits: Images, tmp_path: Path, recipe: Recipe
+) -> None:
+    simulation = prepare(digits, private(), seed=3)
+    nodes, base = simulation.cohort.nodes, simulation.learner.initial()
+    local = simulation.learner.train(base, round_number=1)
+    sent = np.concatenate([local.clean[:1], local.sent[1:]])
+    plan = simulation.federation.plan
+    plan = replace(plan, training=replace(plan.training, recipe=recipe))
+    federation = replace(simulation.federation, plan=plan)
+    arm = make_arm(ArmName.MATL, federation, tmp_path, first_model=base)
+    arm.decide(closed_round(simulation, sent))
+    assert nodes[0] in arm.refused
+    parts = [record.components for record in arm.trust if record.node_id not in arm.refused]
+    compared = {each is not None and each.profile_z is not None for each in parts}
+    assert compared == {recipe is Recipe.HEAD}
+
+
+def test_values_that_are_not_finite_are_refused_in_every_arm_and_never_reach_the_model(
+    digits: Images, tmp_path: Path
+) -> None:
+    simulation = prepare(digits, study("nan"), seed=1)
+    for name in (ArmName.MATL, ArmName.MATL_PEERS, ArmName.MEAN, ArmName.MEDIAN):
+        (tmp_path / name).mkdir()
+        found = run(simulation, name, tmp_path / name)
+        assert found.hostile_excluded == 1.0, name
+        assert found.hostile_weight == 0.0, name
+        assert np.isfinite(found.accuracy), name
+        assert found.held_rounds == 0, name
+
+
+def test_detection_is_the_first_round_after_the_last_in_which_an_attacker_counted() -> None:
+    a, b, bad = NodeId("a"), NodeId("b"), NodeId("bad")
+    rounds = [
+        (1, {a: 0.5, b: 0.0, bad: 0.5}),
+        (2, {a: 1.0}),
+        (4, {a: 0.9, bad: 0.1}),
+        (5, {a: 0.5, b: 0.5}),
+        (6, {a: 0.5, b: 0.5}),
+    ]
+    found = weighed(rounds, honest=[a, b], hostile=[bad])
+    assert found.detected_in == 5
+    assert found.longest_honest_exclusion == 3
+    assert found.hostile_weight == pytest.approx(0.6 / 5)
+    assert found.hostile_weightless == pytest.approx(3 / 5)
+    assert found.honest_weightless == pytest.approx(3 / 10)
+    assert weighed(rounds[:3], honest=[a], hostile=[bad]).detected_in is None
+    assert weighed(rounds, honest=[a], hostile=[]).hostile_weight is None

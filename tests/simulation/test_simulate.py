@@ -1,0 +1,105 @@
+"""``matl simulate`` from a study file to figures, twice."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from matl.cli import app
+from matl.simulation.campaign import Job, open_finished, run_jobs
+from matl.simulation.intervals import interval
+from matl.simulation.study import ArmName, Study
+
+RUNNER = CliRunner()
+STUDY = """
+arms = ["oracle", "matl", "mean"]
+seeds = 2
+[hospitals]
+count = 4
+[training]
+rounds = 2
+[grid]
+"hostile.attack" = ["none", "nan"]
+"hostile.count" = [1]
+"""
+
+
+def test_a_study_gives_a_table_json_and_a_plot_and_goes_on_from_what_is_finished(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY)
+    arguments = ["simulate", str(path), "--processes", "1", "--out", str(tmp_path / "out")]
+    first = RUNNER.invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    assert "who aggregates" in first.output
+    assert (tmp_path / "out" / "small.png").stat().st_size > 0
+    kept = (tmp_path / "out" / "small-runs.jsonl").read_bytes()
+    second = RUNNER.invoke(app, [*arguments, "--seeds", "1", "--json"])
+    found = json.loads(second.output)
+    assert (tmp_path / "out" / "small-runs.jsonl").read_bytes() == kept, "nothing ran again"
+    assert found["simulated"] is True
+    assert {run["seed"] for run in found["runs"]} == {0}
+    cells = {(each["study"]["hostile"]["attack"], each["arm"]): each for each in found["cells"]}
+    assert len(cells) == 6
+    assert cells["nan", "matl"]["hostile_excluded"]["mean"] == 1.0
+    assert cells["none", "matl"]["hostile_excluded"] is None
+
+
+def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    study = Study.model_validate({"hospitals": {"count": 3}, "training": {"rounds": 1}})
+    job = Job(study, 0, (ArmName.MEAN,))
+    finished = open_finished(tmp_path, "x")
+    run_jobs([job], finished, processes=1, console=Console(stderr=True))
+    again = open_finished(tmp_path, "x")
+    assert again.get(job, ArmName.MEAN) == finished.get(job, ArmName.MEAN) is not None
+    assert again.get(replace(job, seed=1), ArmName.MEAN) is None
+    assert again.get(job, ArmName.MATL) is None
+    path = tmp_path / "x-runs.jsonl"
+    # Results of another version of the product, and half a line of a start that was killed.
+    other = path.read_text().replace('"fingerprint": "', '"fingerprint": "0')
+    path.write_text(other + other[: len(other) // 2])
+    assert open_finished(tmp_path, "x").get(job, ArmName.MEAN) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--example prints one"),
+        (["gone.toml"], "gone.toml"),
+        (["STUDY", "--seeds", "0"], "--seeds '0'"),
+        (["STUDY", "--seeds", "a,b"], "a list like 3,4"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    words = [str(path) if each == "STUDY" else each for each in arguments]
+    found = RUNNER.invoke(app, ["simulate", *words, "--out", str(tmp_path / "out")])
+    assert found.exit_code == 2
+    assert said in found.output
+    assert len(found.output.strip().splitlines()) == 1
+
+
+def test_the_example_is_printed_as_it_is_read(tmp_path: Path) -> None:
+    from matl.simulation.study import parse_study
+
+    found = RUNNER.invoke(app, ["simulate", "--example"])
+    assert parse_study(found.output, name="example").studies
+
+
+def test_an_interval_is_students() -> None:
+    found = interval([1.0, 2.0, 3.0, None])
+    assert found is not None
+    assert found.half_width == pytest.approx(4.303 / math.sqrt(3))
+    alone = interval([1.0])
+    assert alone is not None
+    assert alone.half_width is None
+    assert interval([None]) is None

@@ -1,0 +1,75 @@
+"""Study files: what they may say, and what is said of those that may not."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from matl.simulation.study import EXAMPLE, ArmName, Mix, Study, parse_study, read_study
+from matl_common.errors import ConfigurationError
+
+
+def test_the_example_is_a_study() -> None:
+    found = parse_study(EXAMPLE, name="example")
+    (study,) = found.studies
+    assert found.arms[0] is ArmName.ORACLE
+    assert found.seeds == (0, 1, 2, 3, 4)
+    assert study.is_private
+    assert study.mix is Mix.DIRICHLET
+    assert study.hostile_count == 1
+    assert study.nodes[-1] == "hospital_e"
+
+
+def test_a_grid_gives_every_combination_once() -> None:
+    text = """
+        seeds = [7]
+        [training]
+        recipe = "head"
+        [hostile]
+        count = 1
+        [grid]
+        "privacy.epsilon" = [1.0, inf]
+        "hostile.attack" = ["none", "alie", "nan"]
+    """
+    found = parse_study(text, name="grid")
+    cells = [(each.privacy.epsilon, each.hostile.attack) for each in found.studies]
+    assert len(set(cells)) == len(found.studies) == 6
+    assert (math.inf, "nan") in cells
+    assert len({each.key() for each in found.studies}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[hospitals]\nsize = 3", "hospitals.size: Extra inputs"),
+        ('[hostile]\nattack = "flip"', "attack must be none or one of"),
+        ('[hostile]\ncount = 1\nshare = 0.2\nattack = "nan"', "one of hospitals, count and share"),
+        ('[hostile]\nhospitals = ["hospital_z"]', "no hospital_z in this study"),
+        ('[hostile]\nshare = 1.0\nattack = "nan"', "at least one hospital must be honest"),
+        ("[privacy]\nepsilon = 1.0", "needs training.recipe 'head'"),
+        ('[hostile]\ncount = 1\nattack = "hub"', "attack hub is on privacy noise"),
+        ("[coordinator]\nbyzantine = 3", "must be below half of 5"),
+        ("[hospitals]\nby_site = true\nalpha = 0.5", "leave alpha out"),
+        ('[grid]\n"privacy.epsilon" = 1.0', "must hold lists"),
+        ("[grid]\nepsilon = [1.0]", "name a key of a table"),
+        ("seeds = 0", "seeds"),
+        ('arms = ["fedavg"]', "arms.0"),
+        ("[[", "is not TOML"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_key(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match="study x") as found:
+        parse_study(text, name="x")
+    assert said in str(found.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"gone\.toml"):
+        read_study(tmp_path / "gone.toml")
+
+
+def test_hospitals_are_named_in_the_order_of_their_names() -> None:
+    for count in (5, 26, 27, 1000):
+        nodes = Study.model_validate({"hospitals": {"count": count}}).nodes
+        assert len(set(nodes)) == count
+        assert list(nodes) == sorted(nodes)
