@@ -23,6 +23,7 @@ from matl.demo.fundus import CAMERAS, fundus_jpeg
 from matl.demo.fundus.image_set import ImageSet
 from matl.demo.hospitals import (
     CAREFUL,
+    HOLDOUT,
     PUBLIC,
     TEST,
     TUTORIAL_PATIENTS,
@@ -94,6 +95,24 @@ def fundus_sources() -> Sources:
         tuple(_fundus_source(plan_hospital(each, seed=FUNDUS_SEED)) for each in hospitals),
         np.array([others.index(image.camera) for image in public.images]),
     )
+
+
+def fundus_holdout(images: int) -> Source:
+    """The coordinator's photographs: other patients, the same cameras, grades in equal parts."""
+    theirs = tuple(hospital.camera for hospital in five_hospitals(TUTORIAL_PATIENTS))
+    return _fundus_source(plan_balanced(HOLDOUT, images, theirs, seed=FUNDUS_SEED))
+
+
+def fashion_holdout(images: int) -> Source:
+    """Training images that are neither the hospitals' nor public.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    found = load_images(DataSet.FASHION)
+    order = np.random.default_rng(_FASHION_SEED).permutation(len(found.labels))
+    own = order[FASHION_PUBLIC + TUTORIAL_PATIENTS :][:images]
+    return _fashion_source(HOLDOUT, found.values[own], found.labels[own])
 
 
 def _fundus_source(images: ImageSet) -> Source:
