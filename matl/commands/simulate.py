@@ -44,6 +44,9 @@ def simulate(
     fashion: Annotated[
         Path | None, typer.Option(help="Folder of Fashion-MNIST, where it is elsewhere.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of feature files; the study's unless given.")
+    ] = None,
     example: Annotated[
         bool, typer.Option("--example", help="Print a study file to begin with, and stop.")
     ] = False,
@@ -83,7 +86,7 @@ def simulate(
                 "name a study file; matl simulate --example prints one to begin with"
             )
         file = _with_seeds(read_study(study), seeds)
-        cells, runs = _measured(file, out, processes=processes, fashion=fashion)
+        cells, runs = _measured(file, out, processes=processes, fashion=fashion, features=features)
         written = _write(file, out, cells, runs)
     if as_json:
         print_json(written)
@@ -105,14 +108,14 @@ def _with_seeds(file: StudyFile, text: str) -> StudyFile:
 
 
 def _measured(
-    file: StudyFile, out: Path, *, processes: int, fashion: Path | None
+    file: StudyFile, out: Path, *, processes: int, fashion: Path | None, features: Path | None
 ) -> tuple[list[Cell], list[dict[str, Any]]]:
     from matl.simulation.campaign import jobs_of, open_finished, plain, run_jobs
     from matl.simulation.datasets import FASHION_FOLDER
     from matl.simulation.report import cells_of
 
     found = run_jobs(
-        jobs_of(file, fashion=fashion or FASHION_FOLDER),
+        jobs_of(file, fashion=fashion or FASHION_FOLDER, features=features),
         open_finished(out, file.name),
         processes=processes,
         # Standard output is for the figures.

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX, Images, load_images
 from matl.simulation.federation import prepare, run
 from matl.simulation.outcome import Outcome
-from matl.simulation.study import NO_ATTACK, ArmName, Hostile, Study, StudyFile
+from matl.simulation.study import ArmName, Study, StudyFile
 from matl_common.errors import ConfigurationError
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -77,9 +77,11 @@ class Job:
         return f"{study.data.set} {who} {study.mix_name} {epsilon} {study.hostile.attack}"
 
 
-def jobs_of(file: StudyFile, *, fashion: Path = FASHION_FOLDER) -> list[Job]:
-    """Every job of a study file."""
-    places = Places(fashion, file.folder)
+def jobs_of(
+    file: StudyFile, *, fashion: Path = FASHION_FOLDER, features: Path | None = None
+) -> list[Job]:
+    """Every job of a study file, seed by seed; features lie beside it unless said otherwise."""
+    places = Places(fashion, features or file.folder)
     return [Job(study, seed, file.arms, places) for seed in file.seeds for study in file.studies]
 
 
@@ -96,8 +98,8 @@ def carry_out(job: Job) -> list[Outcome]:
 
 def _shown(study: Study) -> Study:
     """The same hospitals hostile, by whatever attack: the oracle looks at none of their updates."""
-    if study.hostile.attack == NO_ATTACK or not study.hostile_count:
-        return study.model_copy(update={"hostile": Hostile()})
+    if not study.hostile_count:
+        return study
     shown = study.hostile.model_copy(update={"attack": "sign_flip_1"})
     return study.model_copy(update={"hostile": shown})
 

@@ -266,6 +266,13 @@ class Study(Section):
         """As in ``dirichlet-0.5``."""
         return f"{self.mix}-{self.hospitals.alpha:g}" if self.mix is Mix.DIRICHLET else self.mix
 
+    @property
+    def settled(self) -> Study:
+        """The same study, with nobody named as hostile where nobody attacks."""
+        if self.hostile.attack != NO_ATTACK:
+            return self
+        return self.model_copy(update={"hostile": Hostile()})
+
     def key(self) -> str:
         """The same for equal studies, in every version of Python."""
         return json.dumps(self.plain(), sort_keys=True)
@@ -340,14 +347,14 @@ def parse_study(text: str, *, name: str, folder: Path = Path()) -> StudyFile:
     ways = {key: table.pop(key) for key in ("arms", "seeds") if key in table}
     try:
         asked = _File.model_validate(ways)
-        studies = tuple(
-            Study.model_validate(_merged(table, chosen)) for chosen in _combinations(grid)
+        studies = dict.fromkeys(
+            Study.model_validate(_merged(table, chosen)).settled for chosen in _combinations(grid)
         )
     except ValidationError as error:
         raise ConfigurationError(f"study {name}: {problems_in(error, whole='study')}") from None
     except _GridError as error:
         raise ConfigurationError(f"study {name}: [grid] {error}") from None
-    return StudyFile(name, folder, studies, asked.arms, asked.seeds)
+    return StudyFile(name, folder, tuple(studies), asked.arms, asked.seeds)
 
 
 class _GridError(ConfigurationError):

@@ -34,6 +34,7 @@ def test_a_grid_gives_every_combination_once() -> None:
     found = parse_study(text, name="grid")
     cells = [(each.privacy.epsilon, each.hostile.attack) for each in found.studies]
     assert len(set(cells)) == len(found.studies) == 6
+    assert {each.hostile_count for each in found.studies} == {0, 1}, "nobody attacks, or one"
     assert (math.inf, "nan") in cells
     assert len({each.key() for each in found.studies}) == 6
 
