@@ -1,0 +1,225 @@
+"""``make evidence``: the tables of docs/evidence.md, measured, and written from what was measured.
+
+Runs the studies of benchmarks/studies, which goes on where an earlier start was stopped, and
+writes docs/results/evidence.json, docs/evidence.md and its plots from every run that is
+finished. ``make evidence-quick`` runs a few on digits and checks the order of the rules.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from benchmarks.results.figures import draw
+from benchmarks.results.gather import cells_of, runs_of
+from benchmarks.results.ordering import violations
+from benchmarks.results.page import evidence_page
+from matl.machine import machine
+from matl.simulation.campaign import Finished, Job, jobs_of, open_finished, run_jobs
+from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
+from matl.simulation.outcome import Outcome
+from matl.simulation.study import ArmName, StudyFile, read_study
+from matl_common.durable import write_atomically
+from matl_common.errors import ConfigurationError, MatlError
+
+STUDIES: Final = Path("benchmarks/studies")
+OUT: Final = Path("out/evidence")
+RESULTS: Final = Path("docs/results/evidence.json")
+PAGE: Final = Path("docs/evidence.md")
+PLOTS: Final = Path("docs/images")
+ORDER: Final = (
+    "tutorial-fundus",
+    "tutorial-fashion",
+    "robust-n20-eps1",
+    "robust-n20",
+    "tuned-fundus-eps1",
+    "tuned-fundus-inf",
+    "tuned-fashion-eps1",
+    "tuned-fashion-inf",
+    "robust-n5-eps1",
+    "robust-n5",
+)
+QUICK: Final = "quick"
+
+
+def studies_of(names: Sequence[str]) -> list[StudyFile]:
+    """The study files of these names, in the order of the page.
+
+    Raises:
+        ConfigurationError: there is no such study.
+    """
+    if unknown := [name for name in names if name not in ORDER]:
+        raise ConfigurationError(f"{', '.join(unknown)}: choose from {', '.join(ORDER)}")
+    return [read_study(STUDIES / f"{name}.toml") for name in ORDER if name in (names or ORDER)]
+
+
+def known(jobs: Sequence[Job], finished: Finished) -> list[tuple[Job, list[Outcome]]]:
+    """What is finished, and nothing else."""
+    found = []
+    for job in jobs:
+        outcomes = [finished.get(job, arm) for arm in job.arms]
+        found.append((job, [each for each in outcomes if each is not None]))
+    return found
+
+
+def gathered(files: Sequence[StudyFile], *, out: Path, fashion: Path) -> dict[str, Any]:
+    """Every finished run of these studies, as cells."""
+    studies: dict[str, Any] = {}
+    for file in files:
+        needed = {each.data.set for each in file.studies}
+        if any(n.endswith(FEATURES_SUFFIX) and not (out / n).exists() for n in needed):
+            continue
+        jobs = jobs_of(file, fashion=fashion, features=out)
+        runs = runs_of(known(jobs, open_finished(out, file.name)))
+        if runs:
+            studies[file.name] = {
+                "asked_runs": sum(len(job.arms) for job in jobs),
+                "finished_runs": len(runs),
+                "cells": cells_of(runs),
+            }
+    return studies
+
+
+def summary_of(studies: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that carry a target, from table 1 with E mislabelled."""
+    summary: dict[str, Any] = {}
+    for data in ("fundus", "fashion"):
+        for cell in studies.get(f"tutorial-{data}", {}).get("cells", []):
+            if (cell["arm"], cell["attack"]) != (ArmName.MATL, "label_complement"):
+                continue
+            # Of Fashion-MNIST, the split whose classes are spread evenly.
+            if cell["mix"] in {"sites", "iid"} and "below_centralised_points" in cell:
+                gap = cell["below_centralised_points"]
+                summary[f"matl_vs_centralised_gap_points_eps_{cell['epsilon']}_{data}"] = gap
+    for epsilon in ("inf", "1"):
+        gap = summary.get(f"matl_vs_centralised_gap_points_eps_{epsilon}_fundus")
+        if gap is not None:
+            summary[f"matl_vs_centralised_gap_points_eps_{epsilon}"] = gap["mean"]
+    return summary
+
+
+def document(studies: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """``evidence.json`` as a value."""
+    return {
+        "machine": machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "simulated": True,
+        "summary": summary_of(studies),
+        "studies": dict(studies),
+    }
+
+
+def text_of(found: Mapping[str, Any]) -> str:
+    """As JSON with one cell a line, so that a change of one is a change of one line."""
+    head = {key: value for key, value in found.items() if key != "studies"}
+    lines = [json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)[:-2] + ","]
+    lines.append(' "studies": {')
+    blocks = []
+    for name, study in found["studies"].items():
+        cells = ",\n".join(
+            "    " + json.dumps(cell, ensure_ascii=False, allow_nan=False)
+            for cell in study["cells"]
+        )
+        asked, finished = study["asked_runs"], study["finished_runs"]
+        blocks.append(
+            f'  {json.dumps(name)}: {{\n   "asked_runs": {asked},\n'
+            f'   "finished_runs": {finished},\n   "cells": [\n{cells}\n   ]\n  }}'
+        )
+    lines += [",\n".join(blocks), " }", "}"]
+    return "\n".join(lines) + "\n"
+
+
+def write(found: Mapping[str, Any]) -> None:
+    """Results, page and plots."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(RESULTS, [text_of(found).encode()], mode=0o644)
+    write_atomically(PAGE, [evidence_page(found).encode()], mode=0o644)
+    draw(found, PLOTS)
+
+
+def quick(console: Console, *, processes: int, out: Path) -> None:
+    """Some minutes on digits; ends with 1 where the rules are not in their order."""
+    file = read_study(STUDIES / f"{QUICK}.toml")
+    found = run_jobs(jobs_of(file), open_finished(out, QUICK), processes=processes, console=console)
+    cells = cells_of(runs_of(found))
+    broken = violations(cells)
+    result = document({}, _command()) | {"cells": cells, "violations": broken}
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(out / "quick.json", [text.encode() + b"\n"], mode=0o644)
+    for line in broken:
+        console.print(line, style="red", highlight=False)
+    console.print(f"{len(cells)} cells, {len(broken)} out of order; {out / 'quick.json'}")
+    if broken:
+        raise typer.Exit(1)
+
+
+def main(
+    *,
+    is_quick: Annotated[
+        bool, typer.Option("--quick", help="Digits, some minutes; checks the order of the rules.")
+    ] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Run nothing; write what is finished.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Names of studies; all unless given.")] = "",
+    seeds: Annotated[int, typer.Option(min=0, help="So many seeds; 0 for the studies'.")] = 0,
+    arms: Annotated[str, typer.Option(help="Who aggregates; the studies' unless given.")] = "",
+    fashion: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST.")] = FASHION_FOLDER,
+    processes: Annotated[int, typer.Option(min=1)] = len(os.sched_getaffinity(0)),
+    out: Annotated[Path, typer.Option(help="Folder of finished runs and features.")] = OUT,
+) -> None:
+    """Measure, and write the page."""
+    console = Console()
+    try:
+        if is_quick:
+            quick(console, processes=processes, out=out)
+            return
+        wanted = studies_of([name for name in only.split(",") if name])
+        if not tables:
+            chosen = tuple(ArmName(name) for name in arms.split(",") if name)
+            for file in wanted:
+                asked = replace(
+                    file,
+                    seeds=file.seeds[:seeds] if seeds else file.seeds,
+                    arms=chosen or file.arms,
+                )
+                _run(asked, console, fashion=fashion, processes=processes, out=out)
+        found = document(gathered(studies_of([]), out=out, fashion=fashion), _command())
+        write(found)
+    except (MatlError, ValueError) as error:
+        console.print(str(error), style="red", highlight=False)
+        raise typer.Exit(1) from error
+    console.print(f"Written: {PAGE} and {RESULTS}", highlight=False)
+
+
+def _run(file: StudyFile, console: Console, *, fashion: Path, processes: int, out: Path) -> None:
+    for name in {each.data.set for each in file.studies}:
+        if name.endswith(FEATURES_SUFFIX):
+            # Imports torch, which no study needs.
+            from benchmarks.results.features import features_file
+
+            features_file(name.removesuffix(FEATURES_SUFFIX), out)
+    console.print(f"{file.name}: {len(file.studies) * len(file.arms) * len(file.seeds)} runs")
+    run_jobs(
+        jobs_of(file, fashion=fashion, features=out),
+        open_finished(out, file.name),
+        processes=processes,
+        console=console,
+    )
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "benchmarks.evidence_results", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    typer.run(main)
