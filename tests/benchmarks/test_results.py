@@ -1,0 +1,154 @@
+"""The evidence's tables: made from the runs alone, and the order of the rules."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from benchmarks import evidence_results
+from benchmarks.results.gather import cells_of, runs_of
+from benchmarks.results.ordering import violations
+from benchmarks.results.page import evidence_page
+from matl.simulation.campaign import Job, jobs_of, open_finished, run_jobs
+from matl.simulation.outcome import Outcome
+from matl.simulation.study import ArmName, Study, StudyFile, read_study
+
+pytestmark = pytest.mark.timeout(600)
+ROOT = Path(__file__).parents[2]
+
+
+def quick_file() -> StudyFile:
+    """One federation of ``make evidence-quick``, under the attack that costs FedAvg most."""
+    file = read_study(ROOT / evidence_results.STUDIES / "quick.toml")
+    studies = [s for s in file.studies if s.hostile.attack == "sign_flip_5"]
+    arms = (ArmName.ORACLE, ArmName.MATL, ArmName.MEAN)
+    return replace(file, studies=tuple(studies[:1]), arms=arms, seeds=(0,))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Job, list[Outcome]]]:
+    folder = tmp_path_factory.mktemp("quick")
+    jobs = jobs_of(quick_file())
+    return run_jobs(jobs, open_finished(folder, "quick"), processes=1, console=Console(stderr=True))
+
+
+def cells(found: Sequence[tuple[Job, Sequence[Outcome]]]) -> list[dict[str, Any]]:
+    return cells_of(runs_of(found))
+
+
+def test_under_sign_flips_the_rules_are_in_their_order(
+    found: list[tuple[Job, list[Outcome]]],
+) -> None:
+    assert violations(cells(found)) == []
+
+
+def test_a_trust_rule_that_trusts_everybody_is_out_of_order(
+    found: list[tuple[Job, list[Outcome]]],
+) -> None:
+    ((job, outcomes),) = found
+    mean = next(each for each in outcomes if each.arm == ArmName.MEAN)
+    blind = [replace(mean, arm=ArmName.MATL) if o.arm == ArmName.MATL else o for o in outcomes]
+    said = violations(cells([(job, blind)]))
+    assert [line.split(": ")[1][:20] for line in said] == [
+        "MATL is " + said[0].split("MATL is ")[1][:12],
+        "MATL gains only 0.0 ",
+        "MATL excludes 0% of ",
+    ]
+    strict = [replace(o, honest_excluded=0.2) if o.arm == ArmName.MATL else o for o in outcomes]
+    assert "excludes 20% of the honest" in violations(cells([(job, strict)]))[0]
+
+
+def outcomes_of(study: Study, accuracies: Mapping[str, float], seed: int) -> list[Outcome]:
+    return [
+        Outcome(
+            data_set="x",
+            members=5,
+            byzantine=2,
+            hostile=study.hostile_count,
+            mix="iid",
+            epsilon=1.0,
+            seed=seed,
+            attack=study.hostile.attack,
+            arm=arm,
+            accuracy=accuracy,
+            balanced_accuracy=accuracy,
+            kappa=accuracy,
+            worst_silo=accuracy,
+            backdoor_success=None,
+            held_rounds=0,
+            rounds=3,
+            hostile_excluded=1.0,
+            honest_excluded=0.0,
+            hostile_weightless=1.0,
+            honest_weightless=0.0,
+            hostile_weight=0.0,
+            detected_in=1,
+            longest_honest_exclusion=0,
+            trust={"hospital_e*": 0.1},
+        )
+        for arm, accuracy in accuracies.items()
+    ]
+
+
+def test_gaps_and_impacts_are_taken_seed_by_seed() -> None:
+    table = {"hostile": {"attack": "label_complement", "hospitals": ["hospital_e"]}}
+    wrong, right = Study.model_validate(table), Study()
+    arms = (ArmName.CENTRALISED, ArmName.MATL)
+    found = []
+    for seed, level in ((0, 0.90), (1, 0.70)):
+        after = {"centralised": level, "matl": level - 0.01 * (seed + 1)}
+        before = {"centralised": level, "matl": level}
+        found += [
+            (Job(wrong, seed, arms), outcomes_of(wrong, after, seed)),
+            (Job(right, seed, arms), outcomes_of(right, before, seed)),
+        ]
+    cell = next(c for c in cells(found) if (c["arm"], c["hostile"]) == ("matl", 1))
+    for name in ("below_centralised_points", "impact_points"):
+        assert cell[name] == {"mean": 1.5, "half_width": pytest.approx(6.353), "runs": 2}
+    assert cell["suspect_trust"]["mean"] == 0.1
+    assert "impact_points" not in next(c for c in cells(found) if c["hostile"] == 0)
+
+
+def test_a_gap_whose_interval_reaches_across_its_target_is_not_called_met() -> None:
+    def measured(mean: float, half_width: float | None) -> str:
+        gap = {"mean": mean, "half_width": half_width}
+        summary = {"matl_vs_centralised_gap_points_eps_inf_fundus": gap}
+        page = evidence_page(
+            {
+                "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
+                "date": "2026-11-29",
+                "command": "x",
+                "summary": summary,
+                "studies": {},
+            }
+        )
+        return page.split("Measured: ")[1].split(".\n")[0]
+
+    assert measured(0.2, 0.1).endswith("points, met")
+    assert measured(0.3, 0.2).endswith(
+        "met by the mean, and the interval reaches across the target"
+    )
+    assert "**missed** by the mean, though" in measured(0.5, 0.2)
+    assert measured(0.7, 0.2).endswith("**missed**")
+    assert "settles nothing" in measured(0.2, None)
+
+
+def test_the_published_page_is_what_the_published_figures_give() -> None:
+    text = (ROOT / evidence_results.RESULTS).read_text(encoding="utf-8")
+    published = json.loads(text)
+    assert evidence_results.text_of(published) == text
+    assert evidence_page(published) == (ROOT / evidence_results.PAGE).read_text(encoding="utf-8")
+    assert published["summary"] == evidence_results.summary_of(published["studies"])
+    for key in ("eps_inf", "eps_1"):
+        assert isinstance(published["summary"][f"matl_vs_centralised_gap_points_{key}"], float)
+
+
+def test_every_study_of_the_page_can_be_read_and_no_other_is_there() -> None:
+    files = evidence_results.studies_of([])
+    assert [file.name for file in files] == list(evidence_results.ORDER)
+    there = {path.stem for path in (ROOT / evidence_results.STUDIES).glob("*.toml")}
+    assert there == {*evidence_results.ORDER, evidence_results.QUICK}
