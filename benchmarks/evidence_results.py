@@ -22,6 +22,8 @@ from benchmarks.results.figures import draw
 from benchmarks.results.gather import cells_of, runs_of
 from benchmarks.results.ordering import violations
 from benchmarks.results.page import evidence_page
+from benchmarks.results.peers import NAME as PEERS
+from benchmarks.results.peers import asked_runs, peer_runs
 from matl.machine import machine
 from matl.simulation.campaign import Finished, Job, jobs_of, open_finished, run_jobs
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
@@ -85,6 +87,13 @@ def gathered(files: Sequence[StudyFile], *, out: Path, fashion: Path) -> dict[st
                 "finished_runs": len(runs),
                 "cells": cells_of(runs),
             }
+    peers = peer_runs(out)
+    if peers:
+        studies[PEERS] = {
+            "asked_runs": asked_runs(),
+            "finished_runs": len(peers),
+            "cells": cells_of(peers),
+        }
     return studies
 
 

@@ -32,6 +32,7 @@ def evidence_page(found: Mapping[str, Any]) -> str:
         _tutorial(studies, found["summary"]),
         _tuned(studies),
         _robustness(studies),
+        _peers(studies),
         _together(studies),
         _FAILS,
         _again(found),
@@ -253,6 +254,39 @@ def _exclusion_table(cells: Sequence[Cell]) -> str:
     return "MATL (MODE1), over the attacks that cost FedAvg a point or more:\n\n" + _table(
         header, rows
     )
+
+
+def _peers(studies: Mapping[str, Any]) -> str:
+    cells = studies.get("peers", {}).get("cells", [])
+    others = [cell for cell in cells if cell["arm"] != ArmName.ORACLE]
+    if not others:
+        return ""
+    ours = [
+        cell
+        for cell in studies.get("robust-n20", {}).get("cells", [])
+        if cell["arm"] == ArmName.MATL and cell["mix"] == others[0]["mix"]
+    ]
+    arms = list(dict.fromkeys(cell["arm"] for cell in others))
+    rows = []
+    for hostile, attack in dict.fromkeys((c["hostile"], c["attack"]) for c in others):
+        row = [f"{hostile} of 20", attack]
+        for arm in (ArmName.MATL, *arms):
+            found = [
+                c
+                for c in [*others, *ours]
+                if (c["hostile"], c["attack"], c["arm"]) == (hostile, attack, arm)
+            ]
+            row.append(_shown(found[0], "below_oracle_points", 1) if found else "")
+        rows.append(row)
+    return f"""
+### Other implementations
+
+Flower's own aggregation functions (flwr 1.41.0, in an interpreter of its own) and ByzFL's aggregators (0.0.11) on the
+same hospitals and attackers, without noise, {_mix(others[0]["mix"])}: points below the honest hospitals alone. f is 45 %
+of the hospitals, or the most a rule's proof accepts. Empty: not run.
+
+{_table(["hostile", "attack", "MATL", *arms], rows)}
+"""
 
 
 def _together(studies: Mapping[str, Any]) -> str:

@@ -1,0 +1,222 @@
+"""Other implementations' rules in the simulation: Flower's and ByzFL's own aggregators.
+
+    python -m benchmarks.results.peers [--out out/evidence]
+
+Flower runs in an environment of its own (``make peers`` makes it). What comes out is in table 2
+of docs/evidence.md, on the same updates, hospitals and attackers as the product's rules there.
+"""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from benchmarks.results.gather import Run
+from matl.simulation.arms import Arm, Decision, RoundInput
+from matl.simulation.campaign import Finished, Job, carry_out, jobs_of, open_finished
+from matl.simulation.datasets import FASHION_FOLDER, Float32Array, load_images
+from matl.simulation.federation import Simulation, prepare, run_under
+from matl.simulation.outcome import Outcome
+from matl.simulation.study import ArmName, Study, read_study
+from matl_common.ids import NodeId
+from matl_coordinator.core.trust_record import TrustRecord
+
+NAME: Final = "peers"
+STUDY: Final = Path("benchmarks/studies/robust-n20.toml")
+ATTACKS: Final = ("none", "sign_flip_5", "label_complement", "alie", "ipm_2", "mimic")
+HOSTILE: Final = (0, 4, 9)
+ALPHA: Final = 0.5
+FLOWER: Final = Path(os.environ.get("MATL_FLOWER_PYTHON", "out/venv-flower/bin/python"))
+Rows = NDArray[np.float32]
+Rule = Callable[[Rows], Rows]
+
+# How many Byzantine rows of n each accepts at most.
+_MOST: Final[Mapping[str, Callable[[int], int]]] = {
+    "median": lambda n: (n - 1) // 2,
+    "trimmed-mean": lambda n: (n - 1) // 2,
+    "krum": lambda n: (n - 3) // 2,
+    "multi-krum": lambda n: (n - 3) // 2,
+    "bulyan": lambda n: (n - 3) // 4,
+    "nnm+trimmed-mean": lambda n: (n - 1) // 2,
+    "geometric-median": lambda n: (n - 1) // 2,
+    "centered-clipping": lambda n: (n - 1) // 2,
+}
+FLOWERS: Final = ("median", "trimmed-mean", "krum", "multi-krum", "bulyan")
+BYZFLS: Final = ("krum", "multi-krum", "geometric-median", "centered-clipping", "nnm+trimmed-mean")
+
+
+class PeerArm:
+    """A rule that somebody else wrote, on every admitted update; an ``arms.Arm``."""
+
+    name = ArmName.MEAN
+    trust: tuple[TrustRecord, ...] = ()
+
+    def __init__(self, rule: Rule, *, first_model: Float32Array) -> None:
+        self.refused: frozenset[NodeId] = frozenset()
+        self._rule = rule
+        self._model = first_model
+
+    def decide(self, closed: RoundInput) -> Decision:
+        """As ``Arm.decide``."""
+        self.refused = frozenset(closed.violations)
+        if not closed.updates:
+            return Decision(None, {})
+        change = self._rule(np.stack(list(closed.updates.values())))
+        self._model = (self._model + change).astype(np.float32)
+        return Decision(self._model, dict.fromkeys(closed.updates, 1.0 / len(closed.updates)))
+
+    def guess(self, updates: Mapping[NodeId, Float32Array], root: RoundInput) -> Float32Array:
+        """As ``Arm.guess``."""
+        return self._rule(np.stack(list(updates.values())))
+
+    def released(self) -> Float32Array:
+        """As ``Arm.released``."""
+        return self._model
+
+
+def byzfl_rule(name: str, f: int) -> Rule:
+    """One of ByzFL's aggregators."""
+    import byzfl
+
+    match name:
+        case "krum":
+            found: Any = byzfl.Krum(f=f)
+        case "multi-krum":
+            found = byzfl.MultiKrum(f=f)
+        case "geometric-median":
+            found = byzfl.GeometricMedian()
+        case "centered-clipping":
+            found = byzfl.CenteredClipping()
+        case _:
+            mix, trim = byzfl.NNM(f=f), byzfl.TrMean(f=f)
+
+            def found(rows: Rows) -> Rows:
+                return np.asarray(trim(mix(rows)))
+
+    return lambda rows: np.asarray(found(rows), dtype=np.float32)
+
+
+@contextmanager
+def flower_rules(python: Path) -> Iterator[Callable[[str, int], Rule]]:
+    """Flower's aggregators, asked in their own interpreter."""
+    script = Path(__file__).with_name("flower_rules.py")
+    # Flower counts its starts over the network otherwise.
+    env = {"PATH": os.environ["PATH"], "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        ) as process,
+    ):
+        source, target = Path(folder) / "rows.npy", Path(folder) / "answer.npy"
+
+        def ask(name: str, f: int, rows: Rows) -> Rows:
+            assert process.stdin is not None, "it is a pipe"
+            assert process.stdout is not None, "it is a pipe"
+            np.save(source, rows)
+            process.stdin.write(f"{name} {f} {source} {target}\n")
+            process.stdin.flush()
+            if process.stdout.readline().strip() != "done":
+                raise RuntimeError(f"Flower's interpreter {python} ended")
+            return np.asarray(np.load(target), dtype=np.float32)
+
+        yield lambda name, f: partial(ask, name, f)
+        assert process.stdin is not None, "it is a pipe"
+        process.stdin.close()
+
+
+def studies() -> list[Study]:
+    """Those of table 2 that the others' rules are run on."""
+    return [
+        study
+        for study in read_study(STUDY).studies
+        if study.hostile.attack in ATTACKS
+        and study.hostile_count in HOSTILE
+        and study.hospitals.alpha == ALPHA
+    ]
+
+
+def peer_runs(out: Path, *, seeds: int = 1) -> list[Run]:
+    """Every finished run of another implementation's rule, and the oracles."""
+    finished, found = open_finished(out, NAME), []
+    for job in _jobs(seeds):
+        for arm in _arms():
+            outcome = finished.get(job, arm)
+            if outcome is not None:
+                found.append(Run(job.study, outcome))
+    return found
+
+
+def asked_runs(*, seeds: int = 1) -> int:
+    """As many as there are when all are finished."""
+    return len(_jobs(seeds)) * len(_arms())
+
+
+def _arms() -> list[Any]:
+    # Names of arms beside those of the product's.
+    return [ArmName.ORACLE, *(f"flwr {n}" for n in FLOWERS), *(f"byzfl {n}" for n in BYZFLS)]
+
+
+def _jobs(seeds: int, fashion: Path = FASHION_FOLDER) -> list[Job]:
+    file = read_study(STUDY)
+    wanted = set(studies())
+    return [
+        job for job in jobs_of(file, fashion=fashion) if job.study in wanted and job.seed < seeds
+    ]
+
+
+def _outcome(simulation: Simulation, name: str, rule: Rule) -> Outcome:
+    arm: Arm = PeerArm(rule, first_model=simulation.learner.initial())
+    return replace(run_under(simulation, arm), arm=name)
+
+
+def main(
+    *,
+    flower: Annotated[Path, typer.Option(help="The interpreter that has flwr.")] = FLOWER,
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    fashion: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST.")] = FASHION_FOLDER,
+    out: Annotated[Path, typer.Option()] = Path("out/evidence"),
+) -> None:
+    """Run what is not yet known."""
+    console = Console()
+    if not flower.exists():
+        console.print(f"{flower} is missing; make peers", style="red")
+        raise typer.Exit(2)
+    finished = open_finished(out, NAME)
+    images = load_images("fashion", fashion=fashion)
+    with flower_rules(flower) as flowers:
+        for job in _jobs(seeds, fashion):
+            simulation = prepare(images, job.study, seed=job.seed)
+            for name in _arms():
+                if finished.get(job, name) is None:
+                    found = _one(simulation, job, name, flowers)
+                    _keep(finished, job, name, found)
+                    console.print(f"{job.name}: {name} {100 * found.accuracy:.1f} %")
+
+
+def _one(
+    simulation: Simulation, job: Job, name: str, flowers: Callable[[str, int], Rule]
+) -> Outcome:
+    if name == ArmName.ORACLE:
+        return carry_out(Job(job.study, job.seed, (ArmName.ORACLE,), job.places))[0]
+    whose, rule = name.split(" ")
+    f = min(simulation.federation.byzantine, _MOST[rule](job.study.members))
+    return _outcome(simulation, name, (flowers if whose == "flwr" else byzfl_rule)(rule, f))
+
+
+def _keep(finished: Finished, job: Job, name: Any, outcome: Outcome) -> None:
+    finished.add(Job(job.study, job.seed, (name,), job.places), [outcome])
+
+
+if __name__ == "__main__":
+    typer.run(main)
