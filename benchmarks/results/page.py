@@ -347,6 +347,11 @@ _FAILS: Final = f"""
 - **Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update
   points away from the holdout set's optimum, and without noise to excuse it the hospital is excluded: see the recipe
   chosen for accuracy, where it was run. Use steps that each hospital's own loss survives.
+- **The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals
+  never hold half of the weight, which takes say from the largest. *Honest hospitals alone* have the same cap: where that
+  row is below FedAvg by size, it is the cap's price and not the attacker's.
+- **Honest hospitals that wait.** *Longest honest exclusion* above two rounds misses its target; the row names the attack,
+  or none, under which it happened.
 - **More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % are there to show what happens,
   not what is promised.
 """
@@ -371,6 +376,7 @@ def _again(found: Mapping[str, Any]) -> str:
     make evidence                        # goes on where it was stopped; all of it takes days of two cores
     make evidence ARGS='--only tutorial-fundus,tutorial-fashion'
     make evidence ARGS='--tables'        # only write what is finished
+    python -m benchmarks.results.peers   # Flower's and ByzFL's own rules; make peers installs them
     make evidence-quick                  # digits, some minutes: the order of the rules, with tolerance
 
 Studies are in `benchmarks/studies/`; each can be run by itself with `matl simulate`. Runs are kept in `out/evidence`

@@ -151,4 +151,4 @@ def test_every_study_of_the_page_can_be_read_and_no_other_is_there() -> None:
     files = evidence_results.studies_of([])
     assert [file.name for file in files] == list(evidence_results.ORDER)
     there = {path.stem for path in (ROOT / evidence_results.STUDIES).glob("*.toml")}
-    assert there == {*evidence_results.ORDER, evidence_results.QUICK}
+    assert there == {*evidence_results.ORDER, *evidence_results.QUICK}
