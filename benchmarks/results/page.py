@@ -13,6 +13,7 @@ TARGET_INF: Final = 0.4
 TARGET_EPS1: Final = 1.0
 TARGET_45: Final = 1.0
 TARGET_60: Final = 2.0
+MOST_ROUNDS: Final = 2.0
 BROKEN_POINTS: Final = 5.0
 _TITLES: Final = {
     ArmName.CENTRALISED: "centralised, true labels, no noise",
@@ -194,8 +195,11 @@ def _robustness(studies: Mapping[str, Any]) -> str:
     ]
     if not cells:
         return ""
-    text = """
+    text = f"""
 ## Table 2: attackers
+
+Targets for MATL (MODE1): at most {TARGET_45:.0f} point lost at 45 % on every attack, at most {TARGET_60:.0f} at 60 %,
+and no honest hospital without a say for more than two rounds at α = 0.5. On what was run: {_against_targets(cells)}.
 
 Fashion-MNIST's pixels; twenty hospitals of 2,000 to 3,000 patients, or five of the tutorial's sizes. Without noise a
 small network, 20 local steps a round for 30 rounds; at ε = 1 the `head` recipe, 20 rounds. Each entry is the worst
@@ -212,6 +216,33 @@ hospitals less one, and is shown beyond its claim too.
                 text += f"\n### {members} hospitals, {_epsilon(epsilon)}\n\n{_worst_table(own)}\n"
                 text += f"\n{_exclusion_table(own)}\n"
     return text
+
+
+def _against_targets(cells: Sequence[Cell]) -> str:
+    said = []
+    for hostile, target in ((9, TARGET_45), (12, TARGET_60)):
+        for epsilon in ("inf", "1"):
+            ours = [
+                c
+                for c in _where(cells, arm=ArmName.MATL, epsilon=epsilon)
+                if (c["members"], c["hostile"]) == (20, hostile) and "below_oracle_points" in c
+            ]
+            if not ours:
+                continue
+            over = [c["attack"] for c in ours if c["below_oracle_points"]["mean"] > target]
+            verdict = f"**missed** under {', '.join(over)}" if over else "met"
+            said.append(f"{hostile} of 20, {_epsilon(epsilon)}, {len(ours)} attacks: {verdict}")
+    waited = [
+        c
+        for c in _where(cells, arm=ArmName.MATL, mix="dirichlet-0.5")
+        if c["longest_honest_exclusion_rounds"]["mean"] > MOST_ROUNDS
+    ]
+    names = ", ".join(
+        f"{c['attack']} ({c['hostile']} of {c['members']}, {_epsilon(c['epsilon'])})"
+        for c in waited
+    )
+    said.append(f"waiting: **missed** under {names}" if waited else "waiting: met")
+    return "; ".join(said)
 
 
 def _worst_table(cells: Sequence[Cell]) -> str:
