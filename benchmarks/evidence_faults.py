@@ -2,7 +2,8 @@
 
 Every cell is one study of three hospitals, real daemons and real sockets; only the training is
 scripted. What came of it is compared with an undisturbed one. A cell that has ended is kept in
-out/evidence/faults, and not run again unless ``--fresh``. Prints tables and writes
+out/evidence/faults, and not run again as long as the code is the same, unless ``--fresh``. Prints
+tables of all cells that are kept and writes
 out/evidence/faults.json and a plot of where the kills struck.
 """
 
@@ -19,7 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -134,15 +136,11 @@ def evidence_faults(
         for cell in wanted:
             (CELLS / f"{cell.name}.json").unlink(missing_ok=True)
     CELLS.mkdir(parents=True, exist_ok=True)
-    missing = [cell for cell in wanted if not (CELLS / f"{cell.name}.json").exists()]
+    missing = [cell for cell in wanted if _kept(cell) is None]
     with tempfile.TemporaryDirectory(prefix="matl-faults-") as scratch:
         if missing:
             _run(console, missing, Path(scratch), at_once=at_once)
-    found = {
-        cell.name: json.loads((CELLS / f"{cell.name}.json").read_text())
-        for cell in wanted
-        if (CELLS / f"{cell.name}.json").exists()
-    }
+    found = {cell.name: kept for cell in cells() if (kept := _kept(cell)) is not None}
     summary = _summary(found)
     _show(console, found)
     _draw(found)
@@ -157,8 +155,34 @@ def evidence_faults(
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, [text.encode()], mode=0o644)
     console.print(f"\n{summary}\nWrote {path} and {PLOT}")
-    wrong = any(summary[key] for key in COUNTS) or len(found) < len(wanted)
+    wrong = any(summary[key] for key in COUNTS) or any(cell.name not in found for cell in wanted)
     raise typer.Exit(int(wrong))
+
+
+def _kept(cell: Cell) -> dict[str, Any] | None:
+    """What came of a cell, if the code that it came of is today's."""
+    path = CELLS / f"{cell.name}.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result if result.get("code") == fingerprint() else None
+
+
+@cache
+def fingerprint() -> str:
+    """Of everything that a result may hang on: the product and what puts it through faults."""
+    root = Path(__file__).resolve().parent.parent
+    folders = (
+        "matl_coordinator",
+        "matl_participant",
+        "matl_common",
+        "tests/faults",
+        "tests/system",
+    )
+    digest = sha256()
+    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _run(console: Console, missing: list[Cell], scratch: Path, *, at_once: int) -> None:
@@ -182,7 +206,11 @@ def _run(console: Console, missing: list[Cell], scratch: Path, *, at_once: int) 
             if (error := each.exception()) is not None:
                 console.print(f"{cell.name} did not end: {str(error)[-4000:]}", markup=False)
                 continue
-            result = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **each.result()}
+            result = {
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "code": fingerprint(),
+                **each.result(),
+            }
             text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
             write_atomically(CELLS / f"{cell.name}.json", [text.encode()], mode=0o644)
             shutil.rmtree(scratch / cell.name, ignore_errors=True)
