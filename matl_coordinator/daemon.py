@@ -32,6 +32,8 @@ OPEN_DESCRIPTORS = MAX_CONNECTIONS + 1024
 
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
+EXIT_REPLACED = 4
+"""Another coordinator took over; started again, this one would take over from that one."""
 
 log = structlog.get_logger(__name__)
 
@@ -73,11 +75,17 @@ def _serve_once(config: Config) -> int:
     except MatlError as error:
         if config.standby is not None and isinstance(error, StoreError):
             raise
-        took_over = isinstance(error, StaleWriterError)
-        event = "another_coordinator_took_over" if took_over else "coordinator_failed"
+        event, status = end_of(error)
         log.error(event, reason=str(error))
-        return EXIT_FAILED
+        return status
     return 0
+
+
+def end_of(error: MatlError) -> tuple[str, int]:
+    """What ended a daemon that has no standby, and with which status it ends."""
+    if isinstance(error, StaleWriterError):
+        return "another_coordinator_took_over", EXIT_REPLACED
+    return "coordinator_failed", EXIT_FAILED
 
 
 async def _run(coordinator: Coordinator) -> None:

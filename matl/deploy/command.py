@@ -249,7 +249,8 @@ def deploy(
     phases and uploads; elsewhere it writes structured lines.
 
     Exit status: 0 stopped in order, 1 failed, 2 the configuration or the data does not work or a
-    required control is broken, 3 halted (budget spent, or a plan that is not acceptable).
+    required control is broken, 3 halted (budget spent, or a plan that is not acceptable), 4
+    replaced: another coordinator without a standby took over.
     """
     path = config or Path(f"{role.value}.toml")
     try:

@@ -13,6 +13,7 @@ import pytest
 
 from matl import cli
 from matl_coordinator import config as coordinator
+from matl_coordinator import daemon as coordinator_daemon
 from matl_participant import config as participant
 from matl_participant import daemon
 from tests.deploy.command_lines import parse
@@ -117,6 +118,14 @@ def test_a_participant_that_has_ended_in_order_or_for_good_is_not_started_again(
     assert unit["Restart"] == ["on-failure"]
     for_good = {str(daemon.EXIT_CONFIGURATION), str(daemon.EXIT_HALTED)}
     assert set(unit["RestartPreventExitStatus"][0].split()) == for_good
+
+
+def test_a_coordinator_that_was_replaced_is_not_started_to_replace_the_other_in_turn() -> None:
+    unit = settings("coordinator")
+    assert unit["Restart"] == ["always"]
+    for_good = {str(coordinator_daemon.EXIT_CONFIGURATION), str(coordinator_daemon.EXIT_REPLACED)}
+    assert set(unit["RestartPreventExitStatus"][0].split()) == for_good
+    assert str(coordinator_daemon.EXIT_FAILED) not in for_good
 
 
 def test_sizes_that_journald_is_given_are_bytes() -> None:
