@@ -358,7 +358,8 @@ class Limits(Section):
     """Released rounds whose models stay on disk once they are published; all if unset. Their proofs
     always stay, and so does what a replay of spooled rounds needs."""
     idle_seconds: Seconds = 60.0
-    """A call from which nothing comes for this long is cut; an upload can be resumed."""
+    """A call from which nothing comes for this long is cut; an upload can be resumed. A chunk may
+    be on its way besides, for as long as the slowest link takes (``wire.chunks``)."""
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 10.0
 
 

@@ -38,7 +38,7 @@ from matl_common.tensors import MODEL_SUFFIX, chunk_lengths, hash_chunks, iter_u
 from matl_common.tlog.merkle import merkle_root
 from matl_common.version import IncompatibleVersionError, check_compatible
 from matl_common.wire import federation_pb2 as pb
-from matl_common.wire.chunks import format_push, parse_block
+from matl_common.wire.chunks import format_push, parse_block, transfer_seconds
 from matl_common.wire.documents import (
     envelope_from_wire,
     envelope_to_wire,
@@ -103,14 +103,13 @@ class UntrustedCoordinatorError(IntegrityError):
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Bounds on calls, in seconds, and the slowest link that counts as alive."""
+    """Bounds on calls, in seconds."""
 
     call_seconds: float = 30.0
-    slowest_bytes_per_second: int = 16 << 10
 
     def transfer_seconds(self, byte_count: int) -> float:
         """Deadline for moving this many bytes."""
-        return self.call_seconds + byte_count / self.slowest_bytes_per_second
+        return self.call_seconds + transfer_seconds(byte_count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,15 @@ from matl_common.wire import federation_pb2 as pb
 # Field number and wire type, as in "Encoding" of the protobuf documentation: 0 a varint, 2 bytes.
 _NUMBER: Final = 1 << 3 | 0
 _BYTES: Final = 2 << 3 | 2
+SLOWEST_BYTES_PER_SECOND: Final = 16 << 10
+"""The slowest link that counts as alive, for both ends of it."""
 _SHORT_VARINT: Final = 4
 """Bytes of the longest varint that is read here: below 2^28, so that nothing overflows."""
+
+
+def transfer_seconds(byte_count: int) -> float:
+    """How long so many bytes may be on their way."""
+    return byte_count / SLOWEST_BYTES_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """A call's messages, of which each must come in time.
 
 gRPC bounds how large a message is and how many calls a connection has, not how long a
-caller may keep a call open without a word. Nothing here knows what a message means.
+caller may keep a call open without a word. It tells of a message only once all of it is there,
+so a large one seems like silence for as long as a slow link takes. Nothing here knows what a
+message means.
 """
 
 from __future__ import annotations
@@ -28,10 +30,20 @@ class InTime(AsyncIterator[T]):
     waits for its turn; gRPC's own iterator is one, so messages are asked for one by one.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[Any]], *, idle_seconds: float) -> None:
-        """Take messages from ``read``, until it gives ``grpc.aio.EOF``."""
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Any]],
+        *,
+        idle_seconds: float,
+        on_the_way_seconds: float = 0.0,
+    ) -> None:
+        """Take messages from ``read``, until it gives ``grpc.aio.EOF``.
+
+        Every message but the first may be on its way for ``on_the_way_seconds`` besides.
+        """
         self._read = read
-        self._idle_seconds = idle_seconds
+        self._patience_seconds = idle_seconds
+        self._later_patience_seconds = idle_seconds + on_the_way_seconds
 
     async def __anext__(self) -> T:
         """The next one.
@@ -40,12 +52,13 @@ class InTime(AsyncIterator[T]):
             IdleError: it did not come in time.
         """
         try:
-            async with asyncio.timeout(self._idle_seconds):
+            async with asyncio.timeout(self._patience_seconds):
                 message = await self._read()
         except TimeoutError as error:
             raise IdleError(
-                f"nothing came for {self._idle_seconds:g} s; connect again and resume"
+                f"nothing came for {self._patience_seconds:g} s; connect again and resume"
             ) from error
+        self._patience_seconds = self._later_patience_seconds
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
         return cast("T", message)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.tls import ServerIdentity, server_options
+from matl_common.tensors import CHUNK_BYTES
 from matl_common.version import __version__
 from matl_common.wire import (
     audit_pb2,
@@ -28,7 +30,7 @@ from matl_common.wire import (
     operations_pb2,
     operations_pb2_grpc,
 )
-from matl_common.wire.chunks import parse_push
+from matl_common.wire.chunks import parse_push, transfer_seconds
 from matl_coordinator.config import Config
 from matl_coordinator.ports import Meter
 from matl_coordinator.roster import Roster
@@ -246,7 +248,12 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         parser = parse_push if method == PUSH_CHUNKS else handler.request_deserializer
         serializer = None if method == PULL_MODEL else handler.response_serializer
         parse = _parser(parser)
-        inner = _of_stream(handler, parse, self._idle_seconds)
+        in_time = partial(
+            InTime[Any],
+            idle_seconds=self._idle_seconds,
+            on_the_way_seconds=transfer_seconds(CHUNK_BYTES) if method == PUSH_CHUNKS else 0.0,
+        )
+        inner = _of_stream(handler, parse, in_time)
         # Every method takes a stream here: gRPC would wait, for as long as it likes, for the
         # message of a single-message method before it asked anybody who is calling. And what
         # comes is parsed after the guard, for gRPC answers a parser's error with its text.
@@ -329,7 +336,11 @@ def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return parse
 
 
-def _of_stream(handler: Handler, parse: Callable[[bytes], Any], idle_seconds: float) -> Any:
+def _of_stream(
+    handler: Handler,
+    parse: Callable[[bytes], Any],
+    in_time: Callable[[Callable[[], Awaitable[Any]]], InTime[Any]],
+) -> Any:
     """The handler's function over a stream of messages, of which it may take one only."""
     inner: Any = (
         handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
@@ -337,12 +348,12 @@ def _of_stream(handler: Handler, parse: Callable[[bytes], Any], idle_seconds: fl
     takes_stream = handler.request_streaming
 
     async def answer(_: object, context: Any) -> Any:
-        messages = InTime[Any](context.read, idle_seconds=idle_seconds)
+        messages = in_time(context.read)
         request = messages if takes_stream else parse(await only_message(messages))
         return await inner(request, context)
 
     async def answers(_: object, context: Any) -> AsyncIterator[Any]:
-        messages = InTime[Any](context.read, idle_seconds=idle_seconds)
+        messages = in_time(context.read)
         request = messages if takes_stream else parse(await only_message(messages))
         if inspect.isasyncgenfunction(inner):
             async for each in inner(request, context):

@@ -5,12 +5,26 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from matl_common.tensors import CHUNK_BYTES
 from matl_common.wire import federation_pb2 as pb
-from matl_common.wire.chunks import Numbered, format_block, format_push, parse_block, parse_push
+from matl_common.wire.chunks import (
+    Numbered,
+    format_block,
+    format_push,
+    parse_block,
+    parse_push,
+    transfer_seconds,
+)
+from matl_participant.client import Timeouts
 from tests.fuzz import chunk
 
 NUMBERS = st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1))
 LENGTHS = (0, 1, 127, 128, 16_383, 16_384, 1 << 20)
+
+
+def test_a_chunk_may_take_as_long_as_the_slowest_link_that_counts_as_alive() -> None:
+    assert transfer_seconds(CHUNK_BYTES) == 64.0
+    assert Timeouts(call_seconds=30.0).transfer_seconds(CHUNK_BYTES) == 94.0
 
 
 @given(index=NUMBERS, data=st.binary(max_size=300))

@@ -55,6 +55,27 @@ async def test_a_caller_that_falls_silent_is_noticed() -> None:
     assert taken == [1]
 
 
+async def test_a_message_that_follows_may_be_on_its_way_for_longer_than_silence_may_last() -> None:
+    async def slow() -> AsyncIterator[int]:
+        for number in (1, 2):
+            yield number
+            await asyncio.sleep(0.05)
+
+    taken: list[int] = []
+    messages = InTime[int](reading(slow()), idle_seconds=0.01, on_the_way_seconds=30.0)
+    await take(messages, taken)
+    assert taken == [1, 2]
+
+
+async def test_a_first_message_has_no_more_time_than_silence_has() -> None:
+    async def silent() -> object:
+        return await asyncio.Event().wait()
+
+    messages = InTime[int](silent, idle_seconds=0.01, on_the_way_seconds=30.0)
+    with pytest.raises(IdleError, match=r"0\.01 s"):
+        await anext(messages)
+
+
 async def test_a_message_that_was_given_out_is_not_kept() -> None:
     class Message:
         pass

@@ -3,6 +3,7 @@
 # Before gRPC, which reads its TLS settings once.
 import matl_common  # noqa: F401, I001
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -35,11 +36,24 @@ from matl_common.identity.certificates import (
 )
 from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
 from matl_common.identity.tls import MAX_METADATA_BYTES, TlsFiles
-from matl_common.ids import NodeId
+from matl_common.ids import Digest, NodeId
 from matl_common.wire import audit_pb2, federation_pb2, operations_pb2
+from matl_common.wire.chunks import format_push
 from matl_coordinator.rpc.guard import MAX_CALLS_PER_NODE, ROLES
+from matl_coordinator.rpc.server import PUSH_CHUNKS
 from matl_coordinator.rpc.statuses import status_of
-from tests.coordinator.harness import FEDERATION, NODES, OPERATOR, make_site, utc_now
+from tests.coordinator.harness import (
+    FEDERATION,
+    NODES,
+    OPERATOR,
+    Running,
+    honest_update,
+    make_site,
+    next_round,
+    seal,
+    send,
+    utc_now,
+)
 from tests.coordinator.served import Served, served
 from tests.messages import extremes, messages
 from tests.system.processes import until
@@ -118,6 +132,33 @@ def test_who_opens_a_call_and_says_nothing_is_cut(open_door: Served, path: str) 
         silent.set()
     assert call.code() is Code.DEADLINE_EXCEEDED
     assert f"nothing came for {IDLE_SECONDS:g} s" in str(call.details())
+
+
+def test_a_chunk_is_given_the_time_that_the_slowest_link_takes(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    limits = site.config.limits.model_copy(update={"idle_seconds": IDLE_SECONDS})
+    impatient = replace(site, config=site.config.model_copy(update={"limits": limits}))
+    with served(impatient) as running, running.channel(HOSPITAL) as channel:
+        digest, chunks = running.ask(an_open_update(running.coordinator))
+
+        def slowly() -> Iterator[bytes]:
+            yield federation_pb2.PushChunksRequest(update_digest=digest).SerializeToString()
+            for index, chunk in enumerate(chunks):
+                Event().wait(2 * IDLE_SECONDS if index == 0 else 0.0)
+                yield format_push(index, chunk)
+
+        (answer,) = raw_call(channel, PUSH_CHUNKS, slowly())
+        assert federation_pb2.UpdateStatus.FromString(answer).HasField("receipt")
+
+
+async def an_open_update(coordinator: Running) -> tuple[Digest, tuple[bytes, ...]]:
+    """Of an update that is declared: its digest, and its chunks, none of which was sent."""
+    start, *_ = await asyncio.gather(*(next_round(coordinator, each) for each in NODES))
+    assert start is not None
+    update = honest_update(HOSPITAL, start)
+    sealed = seal(coordinator.site, HOSPITAL, start, coordinator.plan, update)
+    progress = await send(coordinator, HOSPITAL, sealed, chunks=0)
+    return progress.update_digest, sealed.chunks
 
 
 def watching(channel: grpc.Channel) -> Any:
