@@ -85,15 +85,18 @@ class GuardedServer:
         servicers: Servicers,
         idle_seconds: float,
         on_end: OnEnd,
+        end_waits: Callable[[], None],
     ) -> None:
         """Prepare the server; it listens once started. A caller may be silent ``idle_seconds``.
 
-        ``on_end`` is told of every call that came to a handler.
+        ``on_end`` is told of every call that came to a handler. ``end_waits`` has those answer that
+        merely wait for something to happen.
 
         Raises:
             ConfigurationError: a method is unguarded.
         """
         self._credentials = identity.credentials
+        self._end_waits = end_waits
         self._server = grpc.aio.server(
             interceptors=(_GuardInterceptor(guard, idle_seconds=idle_seconds, on_end=on_end),),
             options=server_options(),
@@ -123,9 +126,16 @@ class GuardedServer:
         return port
 
     async def stop(self, *, grace_seconds: float) -> None:
-        """Refuse new calls and give those under way ``grace_seconds`` to end."""
+        """Refuse new calls and give those under way ``grace_seconds`` to end.
+
+        Those that wait for something to happen end at once.
+        """
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_seconds)
+        stopping = asyncio.create_task(self._server.stop(grace_seconds))
+        # Once it refuses calls: whoever is answered would ask again.
+        await asyncio.sleep(0)
+        self._end_waits()
+        await stopping
 
 
 async def listening(
@@ -191,6 +201,7 @@ def build_server(
         servicers=Servicers(federation, operations, audit),
         idle_seconds=config.limits.idle_seconds,
         on_end=meter.call_ended,
+        end_waits=use_cases.invitations.end_waits,
     )
 
 

@@ -60,6 +60,12 @@ class Invitations:
         self._rounds_planned = rounds_planned
         self._presence = presence
         self._clock = clock
+        self._may_wait = True
+
+    def end_waits(self) -> None:
+        """Answer everybody who waits for a round now, and whoever asks from now on."""
+        self._may_wait = False
+        self._register.wake()
 
     async def study_plan(self) -> Envelope:
         """The signed plan."""
@@ -71,7 +77,7 @@ class Invitations:
     async def await_round(
         self, node: AllowedNode, *, have_round: int, wait_seconds: float
     ) -> RoundOffer:
-        """The round the node should work on, or none after ``wait_seconds``.
+        """The round the node should work on, or none after ``wait_seconds`` or ``end_waits``.
 
         Asking makes a hospital present: it is ready for a round.
         """
@@ -83,7 +89,7 @@ class Invitations:
             if self._has_room_for(node.node_id, state):
                 state = await self._join(node)
             offer = await self._offer(node.node_id, state, have_round)
-            left = give_up_at - loop.time()
+            left = give_up_at - loop.time() if self._may_wait else 0.0
             if offer.round_start is not None or offer.study_complete or left <= 0:
                 return offer
             await self._register.wait_for_change(state, seconds=left)

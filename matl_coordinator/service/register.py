@@ -144,7 +144,7 @@ class Register:
             raise self._superseded
         if self._state is None:
             self._state = await asyncio.to_thread(self._store.load)
-            self._wake()  # A commit that was not confirmed may have changed it.
+            self.wake()  # A commit that was not confirmed may have changed it.
         before, expected = self._state, self._state
         changes: list[Change] = []
         entries: list[Entry] = []
@@ -185,7 +185,7 @@ class Register:
         self._state = applied(before, changes, logged)
         if logged:
             self._log_size = logged[-1].index + 1
-        self._wake()
+        self.wake()
         return logged
 
     @property
@@ -193,12 +193,13 @@ class Register:
         """Leaves of the log as of this process's last entry; 0 before it wrote one."""
         return self._log_size
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever waits for a change look again."""
         self._turn.set()
         self._turn = asyncio.Event()
 
     async def wait_for_change(self, since: State, *, seconds: float) -> None:
-        """Return once the state is no longer ``since``, or after ``seconds``."""
+        """Return once the state is no longer ``since``, after ``seconds``, or when woken."""
         if self._state is not since:
             return
         # Not wait_for, which before Python 3.12 may swallow a cancellation.

@@ -47,8 +47,13 @@ class Served:
 
 
 @contextmanager
-def served(site: Site, *, clock: Callable[[], datetime] = utc_now) -> Iterator[Served]:
-    """Yield a served coordinator. Its loop runs in a thread, so that a test may block."""
+def served(
+    site: Site, *, clock: Callable[[], datetime] = utc_now, grace_seconds: float = 0.0
+) -> Iterator[Served]:
+    """Yield a served coordinator. Its loop runs in a thread, so that a test may block.
+
+    At the end, calls under way have ``grace_seconds``.
+    """
     found: list[Served] = []
     ready, loop = threading.Event(), asyncio.new_event_loop()
     over = asyncio.Event()
@@ -68,7 +73,7 @@ def served(site: Site, *, clock: Callable[[], datetime] = utc_now) -> Iterator[S
             found.append(Served(site, coordinator, await server.start("127.0.0.1:0"), loop))
             ready.set()
             await over.wait()
-            await server.stop(grace_seconds=0.0)
+            await server.stop(grace_seconds=grace_seconds)
 
     def run() -> None:
         try:

@@ -37,7 +37,7 @@ from matl_common.identity.certificates import (
 from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
 from matl_common.identity.tls import MAX_METADATA_BYTES, TlsFiles
 from matl_common.ids import Digest, NodeId
-from matl_common.wire import audit_pb2, federation_pb2, operations_pb2
+from matl_common.wire import audit_pb2, federation_pb2, federation_pb2_grpc, operations_pb2
 from matl_common.wire.chunks import format_push
 from matl_coordinator.rpc.guard import MAX_CALLS_PER_NODE, ROLES
 from matl_coordinator.rpc.server import PUSH_CHUNKS
@@ -149,6 +149,24 @@ def test_a_chunk_is_given_the_time_that_the_slowest_link_takes(tmp_path: Path) -
 
         (answer,) = raw_call(channel, PUSH_CHUNKS, slowly())
         assert federation_pb2.UpdateStatus.FromString(answer).HasField("receipt")
+
+
+def test_a_hospital_that_waits_for_a_round_is_answered_when_the_coordinator_drains(
+    tmp_path: Path,
+) -> None:
+    request = federation_pb2.AwaitRoundRequest(wait_seconds=60)
+    with ExitStack() as stack:
+        with served(make_site(tmp_path), grace_seconds=5.0) as running:
+            channel = stack.enter_context(running.channel(HOSPITAL))
+            stub = federation_pb2_grpc.FederationServiceStub(channel)
+            waiting = stub.AwaitRound.future(request, timeout=CALL_SECONDS)
+            last_seen = running.coordinator.use_cases.overview.last_seen
+            until(lambda: last_seen(HOSPITAL), what="the call has come")
+        # Neither cut when the draining was over nor left to its own limit.
+        assert waiting.code() is Code.OK
+        assert not waiting.result().HasField("round_start")
+        again = stub.AwaitRound.future(request, timeout=CALL_SECONDS)
+        assert again.code() is Code.UNAVAILABLE
 
 
 async def an_open_update(coordinator: Running) -> tuple[Digest, tuple[bytes, ...]]:

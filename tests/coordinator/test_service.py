@@ -426,6 +426,20 @@ async def test_an_operators_quarantine_counts_until_the_release(site: Site) -> N
         await operations.release(OPERATOR, C, "cleared")
 
 
+async def test_nobody_waits_for_a_round_once_waits_are_ended(site: Site) -> None:
+    async with running(site) as coordinator:
+        invitations = coordinator.use_cases.invitations
+        waiting = asyncio.create_task(
+            invitations.await_round(site.allowed(A), have_round=0, wait_seconds=3600.0)
+        )
+        await asyncio.sleep(0)
+        assert coordinator.use_cases.overview.last_seen(A) is not None
+        invitations.end_waits()
+        late = invitations.await_round(site.allowed(B), have_round=0, wait_seconds=3600.0)
+        for offer in await asyncio.wait_for(asyncio.gather(waiting, late), 30.0):
+            assert offer.round_start is None
+
+
 async def test_a_second_coordinator_takes_over_and_the_first_never_writes_again(site: Site) -> None:
     with pytest.raises(StaleWriterError):  # noqa: PT012 - what ends the first one's conductor
         async with running(site) as first:
