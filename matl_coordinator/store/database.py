@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from matl_common.durable import PRIVATE_FILE_MODE
 from matl_common.errors import ConfigurationError
 from matl_coordinator.ports import StoreError
+from matl_coordinator.store.failures import word_for
 from matl_coordinator.store.limits import BINARY, DEFAULT_LIMITS, TimeLimits, pool_options
 
 _WRITES = "matl_writes"
@@ -118,8 +119,10 @@ def translated(engine: Engine) -> Iterator[None]:
 
 
 def _kind_of(error: BaseException) -> str:
-    code, name = _code_of(error), type(_cause_of(error)).__name__
-    return f"{name}: {code}" if code else name
+    cause = _cause_of(error)
+    # SQLAlchemy's own texts quote statements.
+    told = _code_of(error) or word_for("" if isinstance(cause, SQLAlchemyError) else str(cause))
+    return ": ".join(filter(None, (type(cause).__name__, told)))
 
 
 def _code_of(error: BaseException) -> str | None:

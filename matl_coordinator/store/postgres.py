@@ -102,7 +102,7 @@ def _until(steps: PQGen[_Result], deadline: float) -> PQGen[_Result]:
         # Comes back at least every tenth of a second, ready or not.
         ready = yield request
         if monotonic() > deadline:
-            raise _SilentServerError
+            raise _SilentServerError("timeout expired")
 
 
 def _prepare_postgres(connection: DBAPIConnection, limits: TimeLimits) -> None:

@@ -231,7 +231,7 @@ def test_a_server_that_hangs_is_given_up(postgres_database: str) -> None:
         proxy.mode = Mode.SILENT
         for call in (lambda: store.commit([], some_entries("lost")), store.log_head, store.load):
             began = time.monotonic()
-            with pytest.raises(StoreError):
+            with pytest.raises(StoreError, match="timed out"):
                 call()
             assert time.monotonic() - began < 8.0
         proxy.mode = Mode.FORWARD
