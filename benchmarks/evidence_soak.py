@@ -29,7 +29,7 @@ from rich.table import Table
 import matl_common  # noqa: F401  (before gRPC, which reads its TLS settings once)
 from benchmarks.soak.faults import Processes, draw_fault, fault_names, inflict
 from benchmarks.soak.plot import draw
-from benchmarks.soak.usage import Slope, Usage, slope_of, usage_of
+from benchmarks.soak.usage import Slope, Usage, Verdict, slope_of, usage_of
 from matl.calls import CoordinatorUnavailableError
 from matl.machine import machine
 from matl.operations import OperationsClient
@@ -73,7 +73,7 @@ class Soak:
 
 
 class SoakFailedError(MatlError):
-    """A round did not end, or the log is not what it must be."""
+    """A round did not end, the log is not what it must be, or something grows for ever."""
 
 
 def main(
@@ -119,6 +119,17 @@ def main(
     console.print(str(OUT / "soak.png"))
     if doubled or lost:
         raise SoakFailedError(f"{doubled} log entries are double and {lost} are missing")
+    if growing := what_grows(slopes):
+        raise SoakFailedError(f"{', '.join(growing)} grew from round to round")
+
+
+def what_grows(slopes: Mapping[str, Slope]) -> Sequence[str]:
+    """The names of what grew, and not because it keeps every entry."""
+    return [
+        name.replace("_", " ")
+        for name, slope in slopes.items()
+        if slope.verdict is Verdict.GROWS and not name.endswith(_BY_DESIGN)
+    ]
 
 
 def _found(folder: Path, rounds: int) -> Federation:
@@ -245,13 +256,13 @@ def _show(
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for name, slope in slopes.items():
-        grows = "keeps every entry" if name.endswith(_BY_DESIGN) else "grows"
+        by_design = name.endswith(_BY_DESIGN) and slope.verdict is Verdict.GROWS
         table.add_row(
             name.replace("_", " "),
             f"{slope.median:.2f}",
             f"{1000 * slope.per_round:+.2f}",
             f"{1000 * slope.interval:.2f}",
-            "flat" if slope.is_flat else grows,
+            "keeps every entry" if by_design else slope.verdict,
         )
     console.print(table)
     counts = Counter(fault for _, fault, _ in soak.faults)
@@ -282,7 +293,7 @@ def _write(soak: Soak, slopes: Mapping[str, Slope], *, doubled: int, lost: int) 
                     "interval_95": slope.interval,
                     "median": slope.median,
                     "samples": slope.rounds,
-                    "flat": slope.is_flat,
+                    "verdict": slope.verdict,
                 }
                 for name, slope in slopes.items()
             },

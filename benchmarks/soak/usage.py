@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from statistics import fmean, median
 from typing import Final
@@ -28,6 +29,14 @@ class Usage:
     values: Mapping[str, float]
 
 
+class Verdict(StrEnum):
+    """What a slope shows; too much noise shows neither."""
+
+    FLAT = "flat"
+    GROWS = "grows"
+    NOT_SHOWN = "not shown"
+
+
 @dataclass(frozen=True, slots=True)
 class Slope:
     """Growth a round, half the width of its 95 % interval, and the median of what grows."""
@@ -38,10 +47,12 @@ class Slope:
     rounds: int
 
     @property
-    def is_flat(self) -> bool:
-        """Whether a tenth more in 1,000 rounds can be excluded, or growth be chance."""
+    def verdict(self) -> Verdict:
+        """Flat where a tenth more in 1,000 rounds is excluded; growing where chance is."""
         tenth = 0.1 * self.median / 1000
-        return self.per_round <= self.interval or self.per_round + self.interval <= tenth
+        if self.per_round + self.interval <= tenth:
+            return Verdict.FLAT
+        return Verdict.GROWS if self.per_round > self.interval else Verdict.NOT_SHOWN
 
 
 def usage_of(pid: int, state: Path) -> Mapping[str, float] | None:

@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from benchmarks.soak.usage import Slope, Usage, slope_of
+from benchmarks.evidence_soak import what_grows
+from benchmarks.soak.usage import Slope, Usage, Verdict, slope_of
 from tests.store.proxy import proxied_port
 
 
@@ -27,7 +28,7 @@ def test_growth_is_found_however_often_the_process_starts_again(lives: int) -> N
     slope = slope_of(lives_of(0.5, lives=lives, rounds=60), "memory", settle_rounds=10)
     assert slope is not None
     assert slope.per_round == pytest.approx(0.5, abs=0.05)
-    assert not slope.is_flat
+    assert slope.verdict is Verdict.GROWS
 
 
 def test_taken_as_one_life_restarts_would_hide_it() -> None:
@@ -37,10 +38,27 @@ def test_taken_as_one_life_restarts_would_hide_it() -> None:
     assert slope.per_round < 0.1
 
 
-def test_noise_is_not_growth() -> None:
+def test_noise_shows_neither_growth_nor_that_there_is_none() -> None:
     slope = slope_of(lives_of(0.0, lives=2, rounds=60), "memory", settle_rounds=10)
     assert slope is not None
-    assert slope.is_flat
+    assert slope.verdict is Verdict.NOT_SHOWN
+
+
+def test_without_growth_enough_rounds_show_that_there_is_none() -> None:
+    slope = slope_of(lives_of(0.0, lives=1, rounds=500), "memory", settle_rounds=10)
+    assert slope is not None
+    assert slope.verdict is Verdict.FLAT
+
+
+def test_a_soak_fails_for_what_grows_but_not_for_the_log() -> None:
+    grows = Slope(per_round=1e-1, interval=1e-6, median=100.0, rounds=500)
+    unsure = Slope(per_round=1e-1, interval=2e-1, median=100.0, rounds=500)
+    slopes = {
+        "coordinator_descriptors": grows,
+        "coordinator_threads": unsure,
+        "hospital_other_files_mib": grows,
+    }
+    assert what_grows(slopes) == ["coordinator descriptors"]
 
 
 def test_what_a_life_begins_with_does_not_count() -> None:
@@ -55,8 +73,8 @@ def test_lives_too_short_to_tell_say_nothing() -> None:
 
 
 def test_growth_that_is_sure_but_tiny_counts_as_flat() -> None:
-    assert Slope(per_round=1e-4, interval=1e-6, median=100.0, rounds=500).is_flat
-    assert not Slope(per_round=1e-1, interval=1e-6, median=100.0, rounds=500).is_flat
+    tiny = Slope(per_round=1e-4, interval=1e-6, median=100.0, rounds=500)
+    assert tiny.verdict is Verdict.FLAT
 
 
 def test_a_link_whose_hospital_is_gone_keeps_the_coordinator_no_connection() -> None:
