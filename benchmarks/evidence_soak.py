@@ -49,7 +49,6 @@ from tests.system.federation import (
 
 OUT: Final = Path("out/evidence")
 NODES: Final = (*HOSPITALS, *EXTRA_HOSPITALS)
-SETTLE_ROUNDS: Final = 20
 ROUND_PATIENCE_SECONDS: Final = 180.0
 MOST_SPARE_ROUNDS: Final = 100
 """What the coordinator's configuration allows."""
@@ -82,6 +81,9 @@ def main(
     fault_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the rounds in which one strikes.")
     ] = 0.33,
+    settle_rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds at the start of each life that growth leaves out.")
+    ] = 20,
 ) -> None:
     """Run one long study under faults, and say what grows with its rounds."""
     console = Console()
@@ -105,13 +107,13 @@ def main(
             slope := slope_of(
                 usages,
                 quantity,
-                settle_rounds=SETTLE_ROUNDS,
+                settle_rounds=settle_rounds,
                 across_lives=quantity in _ON_DISK,
             )
         )
     }
     undisturbed = _undisturbed(soak)
-    if slope := slope_of(undisturbed, "round_seconds", settle_rounds=SETTLE_ROUNDS):
+    if slope := slope_of(undisturbed, "round_seconds", settle_rounds=settle_rounds):
         slopes["round_seconds"] = slope
     _show(console, soak, slopes, doubled=doubled, lost=lost)
     _write(soak, slopes, doubled=doubled, lost=lost)

@@ -15,6 +15,8 @@ from typing import Final
 import psutil
 
 MEBIBYTE: Final = 1 << 20
+# SQLite opens it and its journal, "-wal", once for each connection.
+DATABASE_FILE: Final = "coordinator.db"
 _Z_95: Final = 1.959964
 _FEWEST_ROUNDS: Final = 3
 
@@ -62,6 +64,9 @@ def usage_of(pid: int, state: Path) -> Mapping[str, float] | None:
         with process.oneshot():
             return {
                 "descriptors": process.num_fds(),
+                "database_descriptors": sum(
+                    Path(each.path).name.startswith(DATABASE_FILE) for each in process.open_files()
+                ),
                 "threads": process.num_threads(),
                 "resident_mib": process.memory_info().rss / MEBIBYTE,
                 **_disk_of(state),

@@ -1,11 +1,18 @@
 """Growth a round: told from noise, and not hidden by restarts."""
 
+import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import pytest
+from sqlalchemy import text
 
 from benchmarks.evidence_soak import what_grows
-from benchmarks.soak.usage import Slope, Usage, Verdict, slope_of
+from benchmarks.soak.usage import DATABASE_FILE, Slope, Usage, Verdict, slope_of, usage_of
+from matl_coordinator.store.database import create_database_engine, reading
+from matl_coordinator.store.limits import POOL_CONNECTIONS
 from tests.store.proxy import proxied_port
 
 
@@ -75,6 +82,30 @@ def test_lives_too_short_to_tell_say_nothing() -> None:
 def test_growth_that_is_sure_but_tiny_counts_as_flat() -> None:
     tiny = Slope(per_round=1e-4, interval=1e-6, median=100.0, rounds=500)
     assert tiny.verdict is Verdict.FLAT
+
+
+def test_a_database_s_descriptors_are_told_apart_and_end_with_its_pool(tmp_path: Path) -> None:
+    engine = create_database_engine(f"sqlite:///{tmp_path / DATABASE_FILE}")
+    all_read = Barrier(POOL_CONNECTIONS)
+
+    def read(_: int) -> None:
+        for _ in range(3):
+            with reading(engine) as connection:
+                connection.execute(text("SELECT count(*) FROM sqlite_schema"))
+                all_read.wait(30.0)
+
+    def descriptors() -> float:
+        found = usage_of(os.getpid(), tmp_path)
+        assert found is not None
+        return found["database_descriptors"]
+
+    assert descriptors() == 0
+    with ThreadPoolExecutor(POOL_CONNECTIONS) as threads:
+        list(threads.map(read, range(POOL_CONNECTIONS)))
+    # The file and its journal for each connection, and the memory that all of them share.
+    assert descriptors() == 2 * POOL_CONNECTIONS + 1
+    engine.dispose()
+    assert descriptors() == 0
 
 
 def test_a_link_whose_hospital_is_gone_keeps_the_coordinator_no_connection() -> None:
