@@ -21,7 +21,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
-from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -34,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from matl.machine import machine
+from matl.sources import sources_hash
 from matl_common.durable import write_atomically
 from tests.faults.absences import ABSENCES, Absence
 from tests.faults.links import LINKS, LargeUpload
@@ -171,7 +171,6 @@ def _kept(cell: Cell) -> dict[str, Any] | None:
 @cache
 def fingerprint() -> str:
     """Of everything that a result may hang on: the product and what puts it through faults."""
-    root = Path(__file__).resolve().parent.parent
     folders = (
         "matl_coordinator",
         "matl_participant",
@@ -179,10 +178,7 @@ def fingerprint() -> str:
         "tests/faults",
         "tests/system",
     )
-    digest = sha256()
-    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return sources_hash(folders).hexdigest()[:16]
 
 
 def _run(console: Console, missing: list[Cell], scratch: Path, *, at_once: int) -> None:

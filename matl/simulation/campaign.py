@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,9 +25,9 @@ from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX, Images, lo
 from matl.simulation.federation import prepare, run
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, Study, StudyFile
+from matl.sources import sources_hash
 from matl_common.errors import ConfigurationError
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
 _ENTERS: Final = (
     "matl/attacks",
     "matl/simulation",
@@ -124,12 +123,7 @@ def _images(data_set: str, places: Places) -> Images:
 @cache
 def fingerprint(features: Path | None = None) -> str:
     """Of everything that enters a result: the core, attacks, this simulation, and features."""
-    digest = sha256()
-    for entry in _ENTERS:
-        place = _ROOT / entry
-        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            if path.name not in _ENTERS_NOT:
-                digest.update(path.read_bytes())
+    digest = sources_hash(_ENTERS, without=_ENTERS_NOT)
     if features is not None:
         with features.open("rb") as file:
             while block := file.read(1 << 20):

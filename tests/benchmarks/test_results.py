@@ -16,6 +16,7 @@ from benchmarks.results.page import evidence_page
 from matl.simulation.campaign import Job, jobs_of, open_finished, run_jobs
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, Study, StudyFile, read_study
+from tests.simulation.outcomes import made_outcome
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[2]
@@ -64,30 +65,20 @@ def test_a_trust_rule_that_trusts_everybody_is_out_of_order(
 
 def outcomes_of(study: Study, accuracies: Mapping[str, float], seed: int) -> list[Outcome]:
     return [
-        Outcome(
+        made_outcome(
+            accuracy=accuracy,
             data_set="x",
             members=5,
             byzantine=2,
             hostile=study.hostile_count,
-            mix="iid",
             epsilon=1.0,
             seed=seed,
             attack=study.hostile.attack,
             arm=arm,
-            accuracy=accuracy,
-            balanced_accuracy=accuracy,
-            kappa=accuracy,
-            worst_silo=accuracy,
-            backdoor_success=None,
-            held_rounds=0,
             rounds=3,
             hostile_excluded=1.0,
-            honest_excluded=0.0,
             hostile_weightless=1.0,
-            honest_weightless=0.0,
-            hostile_weight=0.0,
             detected_in=1,
-            longest_honest_exclusion=0,
             trust={"hospital_e*": 0.1},
         )
         for arm, accuracy in accuracies.items()

@@ -1,7 +1,6 @@
 """The robustness evidence: its simulation, its figures, and a whole quick run."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from benchmarks.robust.summary import cells_of, summarise
 from matl.simulation.datasets import DataSet
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName
+from tests.simulation.outcomes import made_outcome
 
 # The quick run takes ten seconds of a core, and minutes where many share one.
 pytestmark = pytest.mark.timeout(600)
@@ -64,31 +64,15 @@ def test_in_a_quick_run_mislabelling_hospitals_are_excluded_and_no_others(
 def outcome(
     arm: str, *, accuracy: float, attack: str = "sign_flip_1", seed: int = 0, caught: float = 0.0
 ) -> Outcome:
-    return Outcome(
-        data_set="digits",
-        members=20,
-        byzantine=9,
-        hostile=9,
-        mix="iid",
-        epsilon=math.inf,
+    return made_outcome(
+        accuracy=accuracy,
         seed=seed,
         attack=attack,
         arm=arm,
-        accuracy=accuracy,
-        balanced_accuracy=accuracy,
-        kappa=accuracy,
-        worst_silo=accuracy,
-        backdoor_success=None,
-        held_rounds=0,
-        rounds=30,
         hostile_excluded=caught,
         honest_excluded=0.1,
         hostile_weightless=caught,
-        honest_weightless=0.0,
         hostile_weight=0.45,
-        detected_in=None,
-        longest_honest_exclusion=0,
-        trust={},
     )
 
 
