@@ -66,10 +66,11 @@ def test_a_connection_that_received_an_update_keeps_no_room_for_another_chunk(
     heard, told = spawn.Pipe(duplex=False)
     process = spawn.Process(target=serve, args=(site.config.identity.tls, told), daemon=True)
     process.start()
+    told.close()
     assert process.pid is not None
     resident = psutil.Process(process.pid).memory_info
     try:
-        port = heard.recv()
+        port = heard.recv()  # which ends at once where the process could not start
         with ExitStack() as opened:
 
             def push() -> None:
