@@ -142,6 +142,7 @@ def judge_round(
         {node: each.patients for node, each in enrolled.items()},
         present=sound.nodes,
         f=byzantine,
+        refused=len(broken),
         clusters=clusters,
         policy=policy,
     )

@@ -32,6 +32,8 @@ class Profile:
 
     node_id: NodeId
     classes: tuple[int, ...]
+    shares: tuple[float, ...]
+    """By class, of the enrolled label mix."""
     surplus: tuple[float, ...]
     """By class, in shares of one class's gradient; negative where the update lacks it."""
     variance: tuple[float, ...]
@@ -49,8 +51,10 @@ class ProfileReading:
     worst_class: int
     surplus: float
     """Of that class, averaged over rounds."""
+    deficit: float
+    """The same in multiples of what an honest hospital may lack; negative for a surplus."""
     z: float
-    """The same in standard errors; understated where the past has faded."""
+    """The surplus in standard errors; understated where the past has faded."""
     harm: bool = False
 
 
@@ -116,8 +120,8 @@ def profiles_of(
     variance = (std[places, None] ** 2 / squared + spread / squared**2) / scale**2
     surplus = found / squared / scale - shares @ gradients / squared
     return tuple(
-        Profile(node, tuple(classes), tuple(map(float, row)), tuple(map(float, each)))
-        for node, row, each in zip(nodes, surplus, variance, strict=True)
+        Profile(node, tuple(classes), *(tuple(map(float, each)) for each in parts))
+        for node, *parts in zip(nodes, shares, surplus, variance, strict=True)
     )
 
 
@@ -130,9 +134,11 @@ def read_profiles(
 ) -> dict[NodeId, ProfileReading]:
     """Add a round to what is remembered, and tell who lacks a class as no honest one does.
 
-    Harm is a deficit above the margin and above ``profile_spread`` times that of a middling
-    honest hospital, which no noise explains. At most ``f`` do harm in a round, the worst ones:
-    were it more, the enrolled mixes would be what is wrong.
+    Harm is a deficit above what an honest hospital may lack, and above ``profile_spread`` times
+    that of a middling one, which no noise explains. May lack: the margin, or ``profile_saturation``
+    of what is due, whichever is more, for a hospital of one class mostly has learnt it before
+    its local steps are over. At most ``f`` do harm in a round, the worst ones: were it more,
+    the enrolled mixes would be what is wrong.
     """
     before = {record.node_id: record for record in records}
     readings = {
@@ -142,14 +148,14 @@ def read_profiles(
     }
     if not readings:
         return {}
-    deficits = sorted(max(0.0, -reading.surplus) for reading in readings.values())
+    deficits = sorted(max(0.0, reading.deficit) for reading in readings.values())
     bound = min(f, (len(deficits) - 1) // 2)
     middling = deficits[-(-(len(deficits) - bound) // 2) - 1]
-    limit = max(policy.profile_margin, policy.profile_spread * middling)
+    limit = max(1.0, policy.profile_spread * middling)
     suspects = sorted(
-        (reading.surplus, node)
+        (-reading.deficit, node)
         for node, reading in readings.items()
-        if -reading.surplus > limit and reading.z < policy.profile_z
+        if reading.deficit > limit and reading.z < policy.profile_z
     )
     for _, node in suspects[:f]:
         readings[node] = replace(readings[node], harm=True)
@@ -170,11 +176,15 @@ def _added(record: TrustRecord, profile: Profile, policy: TrustPolicy) -> Profil
     if not np.isfinite([signal, information]).all():
         return None
     mean = signal / information
-    worst = int(mean.argmin())
+    lacking = -mean / np.maximum(
+        policy.profile_margin, policy.profile_saturation * np.array(profile.shares)
+    )
+    worst = int(lacking.argmax())
     return ProfileReading(
         signal=tuple(map(float, signal)),
         information=tuple(map(float, information)),
         worst_class=profile.classes[worst],
         surplus=float(mean[worst]),
+        deficit=float(lacking[worst]),
         z=float(mean[worst]) * math.sqrt(float(information[worst])),
     )

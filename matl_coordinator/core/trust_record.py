@@ -69,6 +69,8 @@ class TrustPolicy:
     """... and the most that they speak for a hospital together, so that it cannot save up."""
     profile_margin: float = 0.08
     """Deficit of a class, in shares of its gradient, up to which a profile does no harm ..."""
+    profile_saturation: float = 0.25
+    """... nor up to this part of the class's enrolled share ..."""
     profile_spread: float = 4.0
     """... and multiple of a middling honest deficit up to which it does none either."""
     profile_z: float = -4.0

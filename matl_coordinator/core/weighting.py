@@ -69,6 +69,7 @@ def aggregation_weights(
     *,
     present: Sequence[NodeId],
     f: int,
+    refused: int = 0,
     clusters: Collection[frozenset[NodeId]] = (),
     policy: TrustPolicy = DEFAULT_POLICY,
 ) -> Weighting | Hold:
@@ -79,13 +80,14 @@ def aggregation_weights(
     less than half of the capped patients that the others have when the f largest are
     hostile: all the patients would ask for more than the honest alone may have. Clones count
     in full towards that, so that copying a hospital cannot be used to hold rounds. So is a round
-    of no more updates than may be hostile.
+    of no more updates than may be hostile, those apart that gave themselves away.
 
     Args:
         records: after this round's ``update_trust``.
         enrolled: patients by hospital as the operator enrolled them, absent ones included.
         present: hospitals with an admitted update.
         f: hospitals that together must hold less than half of the weight.
+        refused: hospitals whose updates no honest hospital sends; they are among the ``f``.
         clusters: disjoint groups of nearly identical updates; each shares one weight.
         policy: the constants.
 
@@ -98,8 +100,11 @@ def aggregation_weights(
     cap = size_cap(tuple(enrolled.values()), f=f)
     capped = {node: float(min(patients, cap)) for node, patients in enrolled.items()}
     strength = {node: _counts_for(by_node[node], policy) for node in present}
-    if len(present) <= f:
-        return Hold(f"{len(present)} sound updates came, and up to {f} hospitals may be hostile")
+    unknown = max(0, f - refused)
+    if len(present) <= unknown:
+        return Hold(
+            f"{len(present)} sound updates came, and up to {unknown} of them may be hostile"
+        )
     total = math.fsum(strength.values())
     wanted = strength_wanted(len(enrolled), policy)
     support = math.fsum(capped[node] for node in present if strength[node] > 0)

@@ -147,12 +147,15 @@ def fresh() -> tuple[TrustRecord, ...]:
     return tuple(initial_record(node) for node in NODES)
 
 
-def lacking(deficits: Mapping[NodeId, float], *, z: float = 10.0) -> list[Profile]:
+def lacking(
+    deficits: Mapping[NodeId, float], *, z: float = 10.0, share: float = 0.3
+) -> list[Profile]:
     """Deficits of class 1, each of ``z`` standard errors or of the margin's."""
     return [
         Profile(
             node,
             (0, 1),
+            (1.0 - share, share),
             (0.0, -deficits.get(node, 0.0)),
             (1e-4, (max(deficits.get(node, 0.0), 0.1) / z) ** 2),
         )
@@ -170,6 +173,14 @@ def test_harm_is_a_deficit_over_the_margin_that_noise_does_not_explain() -> None
     assert harmful(lacking({LAST: 0.07})) == set()
     assert harmful(lacking({LAST: 0.3}, z=3.9)) == set()
     assert harmful(lacking({LAST: 0.3}, z=4.1)) == {LAST}
+
+
+def test_a_hospital_of_one_class_mostly_may_lack_a_quarter_of_it_but_not_more() -> None:
+    # Its local steps learn the class before they are over.
+    assert harmful(lacking({LAST: 0.19}, share=0.8)) == set()
+    assert harmful(lacking({LAST: 0.21}, share=0.8)) == {LAST}
+    # What is lacked of another class is not excused by it.
+    assert harmful(lacking({LAST: 0.09}, share=0.2)) == {LAST}
 
 
 def test_where_middling_hospitals_have_deficits_a_larger_one_is_needed() -> None:
@@ -211,7 +222,7 @@ def test_a_round_is_added_by_its_precision_and_the_past_fades() -> None:
     record = replace(
         initial_record(LAST), profile_signal=(1.0, -2.0), profile_information=(4.0, 5.0)
     )
-    seen = Profile(LAST, (0, 3), (0.2, -0.4), (0.1, 0.5))
+    seen = Profile(LAST, (0, 3), (0.5, 0.5), (0.2, -0.4), (0.1, 0.5))
     reading = read_profiles([record], [seen], f=0, policy=DEFAULT_POLICY)[LAST]
     assert reading.signal == pytest.approx((0.9 + 2.0, -1.8 - 0.8))
     assert reading.information == pytest.approx((3.6 + 10.0, 4.5 + 2.0))

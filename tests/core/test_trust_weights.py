@@ -33,10 +33,14 @@ def standing(trust: float, node: NodeId = NODES[0]) -> TrustRecord:
 
 
 def weighed(
-    trusts: Mapping[NodeId, float], *, f: int = 2, present: tuple[NodeId, ...] = NODES
+    trusts: Mapping[NodeId, float],
+    *,
+    f: int = 2,
+    present: tuple[NodeId, ...] = NODES,
+    refused: int = 0,
 ) -> Weighting | Hold:
     records = [standing(trusts.get(node, 1.0), node) for node in NODES]
-    return aggregation_weights(records, PATIENTS, present=present, f=f)
+    return aggregation_weights(records, PATIENTS, present=present, f=f, refused=refused)
 
 
 def shares(outcome: Weighting | Hold) -> list[float]:
@@ -113,8 +117,17 @@ def test_the_round_is_held_when_trusted_updates_stand_for_too_few_patients() -> 
 @pytest.mark.parametrize("f", [1, 2])
 def test_a_round_of_no_more_updates_than_may_be_hostile_is_held(f: int) -> None:
     outcome = weighed({}, f=f, present=NODES[:f])
-    assert outcome == Hold(f"{f} sound updates came, and up to {f} hospitals may be hostile")
+    assert outcome == Hold(f"{f} sound updates came, and up to {f} of them may be hostile")
     assert isinstance(weighed({}, f=f, present=NODES[: f + 1]), Weighting)
+
+
+def test_hospitals_that_gave_themselves_away_are_among_those_that_may_be_hostile() -> None:
+    two = NODES[:2]
+    assert isinstance(weighed({}, present=two), Hold)
+    assert isinstance(weighed({}, present=two, refused=1), Weighting)
+    # More than were expected make nobody less suspect than not at all.
+    assert isinstance(weighed({}, present=two, refused=3), Weighting)
+    assert isinstance(weighed({}, present=(), refused=3), Hold)
 
 
 @pytest.mark.parametrize(("n", "f"), [(5, 1), (5, 2), (20, 9), (7, 3)])

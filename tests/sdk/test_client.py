@@ -296,7 +296,7 @@ def test_a_round_that_is_held_costs_waits_and_is_resumed(tmp_path: Path) -> None
     nodes = tuple(f"hospital_{letter}" for letter in "abcdefg")
     with client_in(tmp_path, allowed_nodes=nodes, byzantine=3) as client:
         submit_all(client, 0.1, 0.1, 0.1)
-        with pytest.raises(RoundHeldError, match="up to 3 hospitals may be hostile"):
+        with pytest.raises(RoundHeldError, match="up to 3 of them may be hostile"):
             client.aggregate([gradient_of(0.1)])
         with pytest.raises(RoundHeldError, match="call resume"):
             client.submit_gradient(gradient_of(0.1))
