@@ -1,6 +1,6 @@
 """``make evidence``: the tables of docs/evidence.md, measured, and written from what was measured.
 
-Runs the studies of benchmarks/studies, which goes on where an earlier start was stopped, and
+Runs the studies of benchmarks/studies row by row, goes on where an earlier start was stopped, and
 writes docs/results/evidence.json, docs/evidence.md and its plots from every run that is
 finished. ``make evidence-quick`` runs a few on digits and checks the order of the rules.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +61,14 @@ def studies_of(names: Sequence[str]) -> list[StudyFile]:
     if unknown := [name for name in names if name not in ORDER]:
         raise ConfigurationError(f"{', '.join(unknown)}: choose from {', '.join(ORDER)}")
     return [read_study(STUDIES / f"{name}.toml") for name in ORDER if name in (names or ORDER)]
+
+
+def row_by_row(files: Sequence[StudyFile]) -> Iterator[StudyFile]:
+    """The first row of every study, then the second ones: what matters most stands first."""
+    for number in range(max(len(file.rows) for file in files)):
+        for file in files:
+            if row := file.rows[number : number + 1]:
+                yield replace(file, rows=row)
 
 
 def known(jobs: Sequence[Job], finished: Finished) -> list[tuple[Job, list[Outcome]]]:
@@ -218,13 +226,16 @@ def main(
         wanted = studies_of([name for name in only.split(",") if name])
         if not tables:
             chosen = tuple(ArmName(name) for name in arms.split(",") if name)
-            for file in wanted:
-                asked = replace(
+            asked = [
+                replace(
                     file,
                     seeds=file.seeds[:seeds] if seeds else file.seeds,
                     arms=chosen or file.arms,
                 )
-                _run(asked, console, fashion=fashion, processes=processes, out=out)
+                for file in wanted
+            ]
+            for part in row_by_row(asked):
+                _run(part, console, fashion=fashion, processes=processes, out=out)
         found = document(gathered(studies_of([]), out=out, fashion=fashion), _command())
         write(found)
     except (MatlError, ValueError) as error:
@@ -240,7 +251,8 @@ def _run(file: StudyFile, console: Console, *, fashion: Path, processes: int, ou
             from benchmarks.results.features import features_file
 
             features_file(name.removesuffix(FEATURES_SUFFIX), out)
-    console.print(f"{file.name}: {len(file.studies) * len(file.arms) * len(file.seeds)} runs")
+    runs = len(file.studies) * len(file.arms) * len(file.seeds)
+    console.print(f"{file.name}, {file.studies[-1].setting}: {runs} runs", highlight=False)
     run_jobs(
         jobs_of(file, fashion=fashion, features=out),
         open_finished(out, file.name),

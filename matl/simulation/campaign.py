@@ -70,18 +70,23 @@ class Job:
     @property
     def name(self) -> str:
         """For people who watch."""
-        study = self.study
-        epsilon = f"ε={study.privacy.epsilon:g}" if study.is_private else "no DP"
-        who = f"n{study.members}f{study.hostile_count}"
-        return f"{study.data.set} {who} {study.mix_name} {epsilon} {study.hostile.attack}"
+        return f"{self.study.setting} {self.study.hostile.attack}"
 
 
 def jobs_of(
     file: StudyFile, *, fashion: Path = FASHION_FOLDER, features: Path | None = None
 ) -> list[Job]:
-    """Every job of a study file, seed by seed; features lie beside it unless said otherwise."""
+    """Every job of a study file; features lie beside it unless said otherwise.
+
+    Row by row, so that a campaign that is stopped early has rows with all their seeds.
+    """
     places = Places(fashion, features or file.folder)
-    return [Job(study, seed, file.arms, places) for seed in file.seeds for study in file.studies]
+    return [
+        Job(study, seed, file.arms, places)
+        for row in file.rows
+        for seed in file.seeds
+        for study in row
+    ]
 
 
 def carry_out(job: Job) -> list[Outcome]:

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import product
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -267,6 +267,13 @@ class Study(Section):
         return f"{self.mix}-{self.hospitals.alpha:g}" if self.mix is Mix.DIRICHLET else self.mix
 
     @property
+    def setting(self) -> str:
+        """Data, hospitals, classes and privacy, for people who watch."""
+        epsilon = f"ε={self.privacy.epsilon:g}" if self.is_private else "no DP"
+        who = f"n{self.members}f{self.hostile_count}"
+        return f"{self.data.set} {who} {self.mix_name} {epsilon}"
+
+    @property
     def settled(self) -> Study:
         """The same study, with nobody named as hostile where nobody attacks."""
         if self.hostile.attack != NO_ATTACK:
@@ -290,9 +297,15 @@ class StudyFile:
     name: str
     folder: Path
     """What names of feature files are relative to."""
-    studies: tuple[Study, ...]
+    rows: tuple[tuple[Study, ...], ...]
+    """Studies that differ in the grid's last key alone, such as the attack, stand together."""
     arms: tuple[ArmName, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def studies(self) -> tuple[Study, ...]:
+        """Every study once, in the grid's order."""
+        return tuple(chain.from_iterable(self.rows))
 
 
 _Arm = Annotated[ArmName, Field(strict=False)]
@@ -347,14 +360,16 @@ def parse_study(text: str, *, name: str, folder: Path = Path()) -> StudyFile:
     ways = {key: table.pop(key) for key in ("arms", "seeds") if key in table}
     try:
         asked = _File.model_validate(ways)
-        studies = dict.fromkeys(
-            Study.model_validate(_merged(table, chosen)).settled for chosen in _combinations(grid)
-        )
+        studies: dict[Study, int] = {}
+        for number, chosen in enumerate(_combinations(grid)):
+            studies.setdefault(Study.model_validate(_merged(table, chosen)).settled, number)
     except ValidationError as error:
         raise ConfigurationError(f"study {name}: {problems_in(error, whole='study')}") from None
     except _GridError as error:
         raise ConfigurationError(f"study {name}: [grid] {error}") from None
-    return StudyFile(name, folder, tuple(studies), asked.arms, asked.seeds)
+    wide = len(next(reversed(grid.values()), [None]))
+    rows = groupby(studies, lambda study: studies[study] // wide)
+    return StudyFile(name, folder, tuple(tuple(row) for _, row in rows), asked.arms, asked.seeds)
 
 
 class _GridError(ConfigurationError):

@@ -27,7 +27,7 @@ def quick_file() -> StudyFile:
     file = read_study(ROOT / evidence_results.STUDIES / "quick.toml")
     studies = [s for s in file.studies if s.hostile.attack == "sign_flip_5"]
     arms = (ArmName.ORACLE, ArmName.MATL, ArmName.MEAN)
-    return replace(file, studies=tuple(studies[:1]), arms=arms, seeds=(0,))
+    return replace(file, rows=(tuple(studies[:1]),), arms=arms, seeds=(0,))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,17 @@ def test_the_published_page_is_what_the_published_figures_give() -> None:
     assert published["summary"] == evidence_results.summary_of(published["studies"])
     for key in ("eps_inf", "eps_1"):
         assert isinstance(published["summary"][f"matl_vs_centralised_gap_points_{key}"], float)
+
+
+def test_the_first_rows_of_all_studies_are_run_before_any_second_one() -> None:
+    parts = list(
+        evidence_results.row_by_row(evidence_results.studies_of(["robust-n20", "robust-n5"]))
+    )
+    assert [part.name for part in parts[:4]] == ["robust-n20", "robust-n5"] * 2
+    assert {each.hostile.share for each in parts[0].studies} == {0.0, 0.45}
+    assert sum(len(part.studies) for part in parts) == sum(
+        len(file.studies) for file in evidence_results.studies_of(["robust-n20", "robust-n5"])
+    )
 
 
 def test_every_study_of_the_page_can_be_read_and_no_other_is_there() -> None:

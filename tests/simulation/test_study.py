@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from matl.simulation.campaign import jobs_of
 from matl.simulation.study import EXAMPLE, ArmName, Mix, Study, parse_study, read_study
 from matl_common.errors import ConfigurationError
 
@@ -37,6 +38,27 @@ def test_a_grid_gives_every_combination_once() -> None:
     assert {each.hostile_count for each in found.studies} == {0, 1}, "nobody attacks, or one"
     assert (math.inf, "nan") in cells
     assert len({each.key() for each in found.studies}) == 6
+    assert [len(row) for row in found.rows] == [3, 3], "the last key varies fastest"
+
+
+def test_a_row_has_all_its_seeds_before_the_next_one_begins() -> None:
+    text = """
+        seeds = 2
+        [hostile]
+        count = 1
+        [grid]
+        "hospitals.alpha" = [0.5, inf]
+        "hostile.attack" = ["alie", "nan"]
+    """
+    jobs = jobs_of(parse_study(text, name="grid"))
+    order = [(job.study.hospitals.alpha, job.seed, job.study.hostile.attack) for job in jobs]
+    assert order[:5] == [
+        (0.5, 0, "alie"),
+        (0.5, 0, "nan"),
+        (0.5, 1, "alie"),
+        (0.5, 1, "nan"),
+        (math.inf, 0, "alie"),
+    ]
 
 
 @pytest.mark.parametrize(
