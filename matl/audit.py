@@ -31,6 +31,9 @@ from matl_coordinator.store.sql import SqlStore
 MINIMUM_YEARS: Final = 6
 """45 CFR 164.316(b)(2)(i) keeps required documentation for six years."""
 
+MAX_DEPTH: Final = 32
+"""Levels of lists and mappings in a fact."""
+
 
 class AuditLogger:
     """Logs events where nobody can rewrite them unnoticed.
@@ -101,7 +104,8 @@ class AuditLogger:
                 these; ``node`` and ``round`` can be filtered by later. Never patient data.
 
         Raises:
-            InvalidInputError: a fact is of another kind, not finite, or all are longer than 64 KiB.
+            InvalidInputError: a fact is of another kind, not finite, deeper than ``MAX_DEPTH``, or
+                all are longer than 64 KiB.
             ConfigurationError: the log was closed.
             StoreError: the database did not confirm; the entry may be there or not.
         """
@@ -238,19 +242,23 @@ class AuditLogger:
         )
 
 
-def _plain(fact: object) -> Fact:
-    """A fact with Python's own numbers in the place of NumPy's.
+def _plain(fact: object, *, depth: int = 0) -> Fact:
+    """A fact, ``depth`` levels down, with Python's own numbers in the place of NumPy's.
 
     Raises:
         InvalidInputError: no entry can hold it.
     """
+    if depth > MAX_DEPTH:
+        raise InvalidInputError(
+            f"an audit entry is at most {MAX_DEPTH} levels deep, and contains not itself"
+        )
     match fact:
         case np.generic():
-            return _plain(fact.item())
+            return _plain(fact.item(), depth=depth)
         case Mapping() if all(isinstance(name, str) for name in fact):
-            return {name: _plain(each) for name, each in fact.items()}
+            return {name: _plain(each, depth=depth + 1) for name, each in fact.items()}
         case list() | tuple():
-            return [_plain(each) for each in fact]
+            return [_plain(each, depth=depth + 1) for each in fact]
         case None | bool() | int() | float() | str():
             return fact
     raise InvalidInputError(f"an audit entry cannot hold this {type(fact).__name__}")

@@ -107,6 +107,10 @@ def test_a_fact_that_cannot_be_logged_loses_nothing(tmp_path: Path) -> None:
         logger.audit_log("first")
         with pytest.raises(InvalidInputError):
             logger.audit_log("second", fact=float("nan"))
+        itself: list[object] = []
+        itself.append(itself)
+        with pytest.raises(InvalidInputError, match="contains not itself"):
+            logger.audit_log("second", fact=itself)
         assert logger.audit_log("third") == 1
 
 
