@@ -40,6 +40,7 @@ PLOTS: Final = Path("docs/images")
 ORDER: Final = (
     "tutorial-fundus",
     "tutorial-fashion",
+    "minority",
     "robust-n20-eps1",
     "robust-n20",
     "tuned-fundus-eps1",

@@ -33,7 +33,15 @@ from matl_coordinator.core.trust_record import TrustRecord
 
 NAME: Final = "peers"
 STUDY: Final = Path("benchmarks/studies/robust-n20.toml")
-ATTACKS: Final = ("none", "sign_flip_5", "label_complement", "alie", "ipm_2", "mimic")
+ATTACKS: Final = (
+    "none",
+    "sign_flip_5",
+    "label_complement",
+    "alie",
+    "ipm_2",
+    "mimic",
+    "within_classes",
+)
 HOSTILE: Final = (0, 4, 9)
 ALPHA: Final = 0.5
 FLOWER: Final = Path(os.environ.get("MATL_FLOWER_PYTHON", "out/venv-flower/bin/python"))
@@ -96,7 +104,12 @@ def byzfl_rule(name: str, f: int) -> Rule:
         case "geometric-median":
             found = byzfl.GeometricMedian()
         case "centered-clipping":
-            found = byzfl.CenteredClipping()
+            clipping = byzfl.CenteredClipping(L=3)
+
+            def found(rows: Rows) -> Rows:
+                # The default is a hundred, far longer than any update here: then it is the mean.
+                clipping.tau = float(np.median(np.linalg.norm(rows, axis=1)))
+                return np.asarray(clipping(rows))
         case _:
             mix, trim = byzfl.NNM(f=f), byzfl.TrMean(f=f)
 

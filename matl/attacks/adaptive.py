@@ -43,6 +43,25 @@ def leaked_root(honest: Honest, draws: np.random.Generator, *, passes: float = 1
     return honest.repeated(along * reference - np.sqrt(length**2 - along**2) * aside)
 
 
+def within_classes(honest: Honest, draws: np.random.Generator) -> Rows:
+    """Each attacker's own update inside the span of the classes' gradients, harm outside of it.
+
+    A coordinator whose holdout set has these classes sees the part inside: the projection on its
+    gradient and the profile by classes are those of an honest hospital. The rest of the honest
+    length goes against what ``μ`` has outside. Needs the holdout set's distribution, of which the
+    attackers' own patients are a sample, and not the set.
+
+    Raises:
+        AttackError: ``Honest.class_gradients`` is absent.
+    """
+    basis, _ = np.linalg.qr(needed(honest, Knowledge.CLASSES).T)
+    aside = unit(honest.mean - basis @ (basis.T @ honest.mean))
+    inside = (honest.own @ basis) @ basis.T
+    squared = np.einsum("ij,ij->i", inside, inside)
+    left = np.sqrt(np.maximum(0.0, _honest_length(honest) ** 2 - squared))
+    return np.asarray(inside - left[:, None] * aside)
+
+
 def _without(vector: Vector, direction: Vector) -> Vector:
     """The part of a vector at right angles to a direction of length 1."""
     return vector - float(vector @ direction) * direction

@@ -34,6 +34,7 @@ class Knowledge(StrEnum):
     NOISE = "noise_std"
     ROOT = "root"
     AGGREGATE = "aggregate"
+    CLASSES = "class_gradients"
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -63,9 +64,13 @@ class Honest:
     """The coordinator's reference, pointing downhill; None where it has not leaked."""
     aggregate: Aggregate | None = None
     """The rule under attack; None where it is not known."""
+    class_gradients: Rows | None = None
+    """Shape ``(classes, d)``: downhill for each class, of the attackers' own patients with their
+    true labels; None where they did not compute it."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "own", "previous", "signals", "noise_std", "root"):
+        arrays = ("updates", "own", "previous", "signals", "noise_std", "root", "class_gradients")
+        for name in arrays:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, dtype=np.float64))
@@ -85,6 +90,11 @@ class Honest:
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise AttackError(f"{name} has shape {value.shape}; it must be {shape}")
+        classes = self.class_gradients
+        if classes is not None and (classes.ndim != 2 or classes.shape[1] != self.d):
+            raise AttackError(
+                f"class_gradients have shape {classes.shape}; give (classes, {self.d})"
+            )
         if self.round < 1:
             raise AttackError(f"round is {self.round}; rounds count from 1")
 

@@ -143,15 +143,27 @@ def _squared_distances(rows: Rows) -> Rows:
     return np.asarray(np.maximum(0.0, crossed))
 
 
-def mimic(honest: Honest, draws: np.random.Generator, *, victim: int = 0) -> Rows:
+def mimic(honest: Honest, draws: np.random.Generator, *, victim: int | None = None) -> Rows:
     """Copies of one honest update (Karimireddy et al., ICLR 2022).
+
+    Unless told, of the one that stands out most along the direction in which the honest differ
+    most; where there is privacy noise, before it.
 
     Raises:
         AttackError: there is no such honest hospital.
     """
+    if victim is None:
+        victim = _standing_out(honest.before_noise().updates)
     if not 0 <= victim < honest.h:
         raise AttackError(f"victim is {victim}; choose one of the {honest.h} honest, from 0")
     return honest.repeated(honest.updates[victim])
+
+
+def _standing_out(rows: Rows) -> int:
+    centred = rows - rows.mean(axis=0)
+    # The (h, h) products have the same leading direction as the (d, d) covariance.
+    _, vectors = np.linalg.eigh(centred @ centred.T)
+    return int(np.abs(vectors[:, -1]).argmax())
 
 
 def scaled(honest: Honest, draws: np.random.Generator, *, factor: float) -> Rows:

@@ -72,6 +72,7 @@ _SEARCH: Final = "Allouah et al., Fixing by Mixing, AISTATS 2023; the search of 
 _SHEJWALKAR: Final = "Shejwalkar and Houmansadr, NDSS 2021"
 _FLIPS: Final = "Biggio et al., ACML 2011; Tolpegin et al., ESORICS 2020"
 _NOISE: Final = frozenset({Knowledge.NOISE})
+_CLASSES: Final = frozenset({Knowledge.CLASSES})
 _RULE: Final = frozenset({Knowledge.AGGREGATE})
 
 ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
@@ -177,9 +178,15 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
         ),
         "mimic": AttackEntry(
             Room.PUBLISHED,
-            "copies of the first honest update",
+            "copies of the honest update that stands out most",
             "Karimireddy et al., ICLR 2022",
             published.mimic,
+        ),
+        "scaled_10": AttackEntry(
+            Room.PUBLISHED,
+            "ten times one's own update",
+            "Bagdasaryan et al., AISTATS 2020, without the trigger",
+            partial(published.scaled, factor=10.0),
         ),
         "replacement": AttackEntry(
             Room.PUBLISHED,
@@ -310,6 +317,13 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             f"after Cao et al., FLTrust, NDSS 2021; {_OURS}",
             adaptive.leaked_root,
             needs=frozenset({Knowledge.ROOT}),
+        ),
+        "within_classes": AttackEntry(
+            Room.ADAPTIVE,
+            "honest in what the holdout set's classes can see, against the mean in the rest",
+            _OURS,
+            adaptive.within_classes,
+            needs=_CLASSES,
         ),
         "size_lie": AttackEntry(
             Room.SIZES,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -101,9 +102,11 @@ def _with_seeds(file: StudyFile, text: str) -> StudyFile:
     if not text:
         return file
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts) or text.strip() == "0":
-        raise ConfigurationError(f"--seeds {text!r}: give a number of seeds, or a list like 3,4")
-    numbers = tuple(int(part) for part in parts)
+    numbers = tuple(int(part) for part in parts if re.fullmatch(r" *[0-9]{1,9} *", part))
+    if len(set(numbers)) < len(parts) or numbers == (0,):
+        raise ConfigurationError(
+            f"--seeds {text!r}: give a number of seeds, or a list like 3,4 with each once"
+        )
     return replace(file, seeds=numbers if len(parts) > 1 else tuple(range(numbers[0])))
 
 

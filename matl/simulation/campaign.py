@@ -41,7 +41,7 @@ _ENTERS: Final = (
     "matl_coordinator/service/judging.py",
     "matl_coordinator/service/survey.py",
 )
-_ENTERS_NOT: Final = frozenset({"campaign.py", "report.py", "intervals.py", "study.py"})
+_ENTERS_NOT: Final = frozenset({"campaign.py", "report.py", "intervals.py"})
 _IN_MEMORY: Final = Path("/dev/shm")
 
 
@@ -175,7 +175,8 @@ def plain(outcome: Outcome) -> dict[str, Any]:
 
 
 def _outcome(found: dict[str, Any]) -> Outcome:
-    return Outcome(**found | {"epsilon": float(found["epsilon"])})
+    kept = {"epsilon": float(found["epsilon"]), "site_accuracy": tuple(found["site_accuracy"])}
+    return Outcome(**found | kept)
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -3,19 +3,21 @@
 Every part is disjoint from every other. The same study and seed give the same split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from matl.simulation.datasets import DataSet, Float32Array, Images, Labels
+from matl.simulation.datasets import DataSet, Float32Array, Images, Labels, Part
 from matl.simulation.study import NO_ATTACK, Mix, Study
 from matl_common.errors import ConfigurationError
 from matl_common.ids import NodeId
 
 _PUBLIC_IMAGES: Final = {DataSet.DIGITS: 100}
 _USUAL_PUBLIC_IMAGES: Final = 2000
+_SITE_TEST_IMAGES: Final = 200
+_NO_SITE: Final = -1
 
 Indices = NDArray[np.int64]
 
@@ -43,6 +45,8 @@ class Cohort:
     public_values: Float32Array
     test_values: Float32Array
     test_labels: Labels
+    site_tests: tuple[Indices, ...]
+    """Rows of ``values`` that nobody owns, site by site; empty where none were kept."""
     classes: int
     ordered: bool
 
@@ -54,6 +58,9 @@ def split_images(images: Images, study: Study, *, seed: int) -> Cohort:
         ConfigurationError: the set has too few images for it, or no sites.
     """
     rng = np.random.default_rng([2026, seed, study.members, len(study.mix_name)])
+    site_tests: tuple[Indices, ...] = ()
+    if study.data.holdout_sites:
+        images, site_tests = _of_sites(images, study, rng)
     root_values, root_labels, rest = _root(images, study, rng)
     public_values, rest = _public(images, study, rest)
     patients = _patients(study, rng)
@@ -72,6 +79,7 @@ def split_images(images: Images, study: Study, *, seed: int) -> Cohort:
         public_values=public_values,
         test_values=images.test_values,
         test_labels=images.test_labels,
+        site_tests=site_tests,
         classes=images.classes,
         ordered=images.ordered,
     )
@@ -98,6 +106,33 @@ def _root(
         else rng.permutation(len(images.labels))
     )
     return values[root], labels[root], rest
+
+
+def _of_sites(
+    images: Images, study: Study, rng: np.random.Generator
+) -> tuple[Images, tuple[Indices, ...]]:
+    """The images with a holdout set from some sites alone, and rows of each site kept for testing.
+
+    What is taken belongs to no site any more, so that no hospital owns it.
+    """
+    if images.sites is None:
+        raise ConfigurationError(
+            "data.holdout_sites: the data set does not say which site is whose"
+        )
+    sites = images.sites.copy()
+    kept = []
+    for number in range(study.members):
+        rows = rng.permutation(np.flatnonzero(sites == number))[:_SITE_TEST_IMAGES]
+        sites[rows] = _NO_SITE
+        kept.append(rows)
+    pool = rng.permutation(np.flatnonzero(np.isin(sites, study.data.holdout_sites)))
+    per_class = study.data.holdout_images // images.classes
+    held = np.concatenate(
+        [pool[images.labels[pool] == label][:per_class] for label in range(images.classes)]
+    )
+    sites[held] = _NO_SITE
+    holdout = Part(images.values[held], images.labels[held])
+    return replace(images, sites=sites, holdout=holdout), tuple(kept)
 
 
 def _public(images: Images, study: Study, rest: Indices) -> tuple[Float32Array, Indices]:

@@ -22,7 +22,7 @@ from matl_common.ids import Digest, NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Envelope
 from matl_common.tensors import hash_chunks, read_model, store_model
-from matl_coordinator.core.admission import Contents, Refusal, check_contents
+from matl_coordinator.core.admission import Contents, Refusal, RefusalCode, check_contents
 from matl_coordinator.core.judgement import Enrolment, Judgement
 from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import (
@@ -63,7 +63,12 @@ _NO_DIGEST: Final = digest_of(b"")
 
 
 def refusal_of(update: Float32Array, *, plan: StudyPlan, patients: int) -> Refusal | None:
-    """The daemon's look at the contents of an update of the right size."""
+    """The daemon's look at an update's size and contents."""
+    if update.nbytes != plan.schema.update_bytes:
+        return Refusal(
+            RefusalCode.WRONG_SIZE,
+            f"{update.nbytes} bytes, the schema has {plan.schema.update_bytes}",
+        )
     finite = np.isfinite(update)
     wide = np.where(finite, update, 0.0).astype(np.float64)
     contents = Contents(non_finite=int((~finite).sum()), norm=float(np.linalg.norm(wide)))

@@ -95,15 +95,15 @@ def run_under(simulation: Simulation, arm: Arm) -> Outcome:
     split = split_holdout(simulation.cohort.root_labels, folds=FOLDS)
     base = simulation.learner.initial()
     previous: Float32Array | None = None
-    released: list[tuple[int, Mapping[NodeId, float]]] = []
+    shares: list[tuple[int, Mapping[NodeId, float]]] = []
     for number in range(1, simulation.study.training.rounds + 1):
         closed = _closed(simulation, arm, split, base, previous=previous, number=number)
         decision = arm.decide(closed)
         previous = None
         if decision.base is not None:
             previous, base = decision.base - base, decision.base
-            released.append((number, decision.shares))
-    return _outcome(simulation, arm, released)
+        shares.append((number, decision.shares if decision.base is not None else {}))
+    return _outcome(simulation, arm, shares)
 
 
 def _closed(
@@ -178,6 +178,12 @@ def _sent(
     )
     if Knowledge.AGGREGATE in entry.needs:
         known = replace(known, aggregate=_rule_under_attack(simulation, arm, opened))
+    if Knowledge.CLASSES in entry.needs:
+        who = [int(number) for number in np.flatnonzero(hostile)]
+        known = replace(
+            known,
+            class_gradients=simulation.learner.class_descents(opened.base, who).astype(np.float64),
+        )
     craft = entry.craft
     if is_private and entry.room is not Room.PRIVATE:
         craft = with_promised_noise(craft)
@@ -193,7 +199,8 @@ def _rule_under_attack(simulation: Simulation, arm: Arm, opened: RoundInput) -> 
     order = [nodes[i] for i in (*np.flatnonzero(~hostile), *np.flatnonzero(hostile))]
 
     def aggregate(rows: Rows) -> Rows:
-        updates = dict(zip(order, rows.astype(np.float32), strict=True))
+        # An attacker who knows the rule knows what is refused before it.
+        updates, _ = _admitted(simulation, dict(zip(order, rows.astype(np.float32), strict=True)))
         return arm.guess(updates, opened).astype(np.float64)
 
     return aggregate
@@ -265,7 +272,7 @@ def _enrolled(cohort: Cohort, entry: AttackEntry | None) -> dict[NodeId, Enrolme
 
 
 def _outcome(
-    simulation: Simulation, arm: Arm, released: list[tuple[int, Mapping[NodeId, float]]]
+    simulation: Simulation, arm: Arm, shares: list[tuple[int, Mapping[NodeId, float]]]
 ) -> Outcome:
     cohort, study = simulation.cohort, simulation.study
     model = arm.released()
@@ -275,7 +282,8 @@ def _outcome(
     hostile = [node for node in cohort.nodes if node not in simulation.federation.honest]
     silos = [np.dot(cohort.label_shares[cohort.nodes.index(n)], scores.recall) for n in honest]
     excluded = excluded_by(arm)
-    said = weighed(released, honest=honest, hostile=hostile)
+    said = weighed(shares, honest=honest, hostile=hostile)
+    released = sum(bool(each) for _, each in shares)
     return Outcome(
         data_set=study.data.set,
         members=study.members,
@@ -290,8 +298,13 @@ def _outcome(
         balanced_accuracy=scores.balanced_accuracy,
         kappa=scores.kappa,
         worst_silo=float(min(silos)),
-        backdoor_success=_backdoor_success(simulation, model),
-        held_rounds=study.training.rounds - len(released),
+        site_accuracy=tuple(
+            float((simulation.learner.predict(model, cohort.values[rows]) == labels).mean())
+            for rows in cohort.site_tests
+            for labels in [cohort.true_labels[rows]]
+        ),
+        backdoor_success=_backdoor_success(simulation, model) if released else None,
+        held_rounds=study.training.rounds - released,
         rounds=study.training.rounds,
         hostile_excluded=len(excluded.intersection(hostile)) / len(hostile) if hostile else None,
         honest_excluded=len(excluded.intersection(honest)) / len(honest),

@@ -6,7 +6,7 @@ rule meets the same noise; a participant draws it from the system's.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -29,6 +29,7 @@ from matl_common.vision.linear_head import (
 )
 
 HIDDEN: Final = 32
+CLASS_SAMPLE: Final = 500
 Layers = tuple[Float32Array, Float32Array, Float32Array, Float32Array]
 
 
@@ -58,6 +59,10 @@ class Learner(Protocol):
 
     def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
         """Minus the gradient of the mean loss over these images of the root set."""
+        ...
+
+    def class_descents(self, base: Float32Array, hospitals: Sequence[int]) -> Float32Array:
+        """As ``descent``, for each class that these hospitals' patients have, by true label."""
         ...
 
     def pooled_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
@@ -154,6 +159,16 @@ class NetworkLearner:
         values, labels = self._cohort.root_values[root_rows], self._cohort.root_labels[root_rows]
         gradients = self._gradients(self._layers(base[None]), values[None], labels[None])
         return -np.concatenate([gradient.ravel() for gradient in gradients])
+
+    def class_descents(self, base: Float32Array, hospitals: Sequence[int]) -> Float32Array:
+        """As ``Learner.class_descents``."""
+        rows = np.concatenate([self._cohort.members[number] for number in hospitals])
+        found = []
+        for _, some in _by_class(self._cohort.true_labels[rows]):
+            values, labels = self._cohort.values[rows[some]], self._cohort.true_labels[rows[some]]
+            gradients = self._gradients(self._layers(base[None]), values[None], labels[None])
+            found.append(-np.concatenate([gradient.ravel() for gradient in gradients]))
+        return np.stack(found)
 
     def root_losses(
         self, base: Float32Array, updates: Float32Array, root_rows: Indices
@@ -291,6 +306,18 @@ class HeadLearner:
             moved = moved - self._recipe.learning_rate * gradient
         return (moved - base).astype(np.float32)
 
+    def class_descents(self, base: Float32Array, hospitals: Sequence[int]) -> Float32Array:
+        """As ``Learner.class_descents``."""
+        rows = np.concatenate([self._cohort.members[number] for number in hospitals])
+        inputs = np.concatenate([self._inputs[number] for number in hospitals])
+        parameters, labels = base.astype(np.float64), self._cohort.true_labels[rows]
+        sums = [
+            self._gradient_sum(parameters, inputs[some], labels[some], max_grad_norm=1.0)
+            / len(some)
+            for _, some in _by_class(labels)
+        ]
+        return -np.stack(sums).astype(np.float32)
+
     def root_losses(
         self, base: Float32Array, updates: Float32Array, root_rows: Indices
     ) -> Float64Array:
@@ -341,6 +368,12 @@ class HeadLearner:
         wide = parameters.astype(np.float64)
         split = len(wide) - self._classes
         return wide[:split].reshape(self._classes, -1), wide[split:]
+
+
+def _by_class(labels: Labels) -> Iterator[tuple[int, Indices]]:
+    """Each class that occurs, with the first places where it does: as many as tell its gradient."""
+    for label in np.unique(labels):
+        yield int(label), np.flatnonzero(labels == label)[:CLASS_SAMPLE]
 
 
 def _mean_losses(logits: Float64Array, labels: Labels) -> Float64Array:

@@ -34,8 +34,10 @@ class Outcome:
     """Cohen's; weighted by squared distance where classes are grades."""
     worst_silo: float
     """Least, over honest hospitals, of the test accuracy with that hospital's class mix."""
+    site_accuracy: tuple[float, ...]
+    """On patients of each site that nobody trained on; empty where none were kept."""
     backdoor_success: float | None
-    """Share of triggered test images taken for the target; None without a trigger."""
+    """Share of triggered test images taken for the target; None without a trigger or a model."""
     held_rounds: int
     rounds: int
     hostile_excluded: float | None
@@ -44,12 +46,14 @@ class Outcome:
     hostile_weightless: float | None
     """Of the hostile hospital-rounds that were not held, those that counted for nothing."""
     honest_weightless: float
+    """Of the honest hospital-rounds, those that counted for nothing; in a held round all do."""
     hostile_weight: float | None
-    """Mean share of the aggregate that hostile hospitals had, before a rule selects."""
+    """Mean share of the aggregate that hostile hospitals had, before a rule selects; of rounds
+    that were not held, None where all were."""
     detected_in: int | None
     """First round from which on no hostile hospital counted; None where there is none such."""
     longest_honest_exclusion: int
-    """Most rounds in a row, not held, that any honest hospital counted for nothing."""
+    """Most rounds in a row that any honest hospital counted for nothing, held ones among them."""
     trust: Mapping[str, float]
     """At the end, for reading; hostile hospitals are marked with a star."""
 
@@ -75,20 +79,26 @@ def weighed(
     honest: Collection[NodeId],
     hostile: Collection[NodeId],
 ) -> Weighed:
-    """Judge the shares of released rounds, each with its number, in order."""
-    counted = max(1, len(rounds))
+    """Judge the shares of all rounds, each with its number, in order; a held round has none.
 
-    def silent(nodes: Collection[NodeId]) -> float:
-        idle = sum(shares.get(node, 0.0) == 0.0 for _, shares in rounds for node in nodes)
-        return idle / (counted * len(nodes))
+    Weight is of the rounds that were released, and ``None`` where there is none. An honest
+    hospital waits in a held round like in one that leaves it out.
+    """
+    released = [shares for _, shares in rounds if shares]
 
-    totals = [sum(shares.get(node, 0.0) for node in hostile) for _, shares in rounds]
-    heard = [number for (number, _), total in zip(rounds, totals, strict=True) if total > 0.0]
-    following = [number for number, _ in rounds if not heard or number > heard[-1]]
+    def silent(counted: Sequence[Mapping[NodeId, float]], nodes: Collection[NodeId]) -> float:
+        idle = sum(shares.get(node, 0.0) == 0.0 for shares in counted for node in nodes)
+        return idle / (len(counted) * len(nodes))
+
+    totals = [sum(shares.get(node, 0.0) for node in hostile) for shares in released]
+    numbers = [number for number, shares in rounds if shares]
+    heard = [number for number, total in zip(numbers, totals, strict=True) if total > 0.0]
+    following = [number for number in numbers if not heard or number > heard[-1]]
+    is_known = bool(hostile and released)
     return Weighed(
-        hostile_weightless=silent(hostile) if hostile else None,
-        honest_weightless=silent(honest),
-        hostile_weight=sum(totals) / counted if hostile else None,
+        hostile_weightless=silent(released, hostile) if is_known else None,
+        honest_weightless=silent([shares for _, shares in rounds], honest) if rounds else 0.0,
+        hostile_weight=sum(totals) / len(released) if is_known else None,
         detected_in=following[0] if hostile and following else None,
         longest_honest_exclusion=max((_longest(rounds, node) for node in honest), default=0),
     )

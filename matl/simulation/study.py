@@ -112,6 +112,9 @@ class Data(Section):
     """The coordinator's, in equal numbers of each class; half are the reference."""
     public_images: int = Field(default=0, ge=0, le=1_000_000)
     """That the head's projection is fitted to; 0 for the set's own number."""
+    holdout_sites: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """Sites, from 0, whose patients the holdout set is taken from, in place of the set's own. Some
+    patients of every site are then kept for measuring each site's accuracy by itself."""
 
 
 class Hospitals(Section):
@@ -220,6 +223,17 @@ class Study(Section):
             raise ValueError(f"hostile.hospitals: no {', '.join(sorted(unknown))} in this study")
         if self.hostile_count >= self.members:
             raise ValueError("at least one hospital must be honest")
+        if self.hostile.attack != NO_ATTACK and not self.hostile_count:
+            raise ValueError(
+                f"attack {self.hostile.attack} without a hospital: give hostile.count, "
+                "hostile.hospitals, or a hostile.share that is a hospital at least"
+            )
+        if self.data.holdout_sites and not self.hospitals.by_site:
+            raise ValueError("data.holdout_sites needs hospitals.by_site")
+        if unknown_sites := set(self.data.holdout_sites) - set(range(self.members)):
+            raise ValueError(
+                f"data.holdout_sites: no site {sorted(unknown_sites)[0]} in this study"
+            )
         attack = ATTACKS.get(self.hostile.attack)
         if attack is not None and attack.room is Room.PRIVATE and not self.is_private:
             raise ValueError(f"attack {self.hostile.attack} is on privacy noise: give an epsilon")
@@ -321,12 +335,18 @@ class _File(Section):
     @classmethod
     def _counted(cls, value: object) -> object:
         """A number of seeds stands for the first so many."""
-        return list(range(value)) if type(value) is int else value
+        if type(value) is not int:
+            return value
+        if value < 1:
+            raise ValueError("give at least one seed")
+        return list(range(value))
 
     @model_validator(mode="after")
     def _check(self) -> _File:
         if min(self.seeds) < 0:
             raise ValueError("seeds must not be below 0")
+        if len(set(self.seeds)) < len(self.seeds) or len(set(self.arms)) < len(self.arms):
+            raise ValueError("every seed and every arm counts once; leave out what is there twice")
         return self
 
 

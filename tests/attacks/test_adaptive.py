@@ -20,6 +20,22 @@ def test_the_cosine_is_held_and_the_length_is_honest(held: float) -> None:
     assert rest @ honest.updates.std(axis=0) <= 1e-9
 
 
+def test_inside_the_classes_an_update_is_the_honest_one_and_outside_it_goes_against_the_mean() -> (
+    None
+):
+    honest = known()
+    assert honest.class_gradients is not None
+    rows = crafted("within_classes", honest)
+    np.testing.assert_allclose(
+        rows @ honest.class_gradients.T, honest.own @ honest.class_gradients.T
+    )
+    basis, _ = np.linalg.qr(honest.class_gradients.T)
+    aside = honest.mean - basis @ (basis.T @ honest.mean)
+    assert (rows @ aside < 0.0).all()
+    length = np.median(np.linalg.norm(honest.updates, axis=1))
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(np.full(len(rows), length))
+
+
 def test_a_cosine_beyond_one_is_refused() -> None:
     with pytest.raises(AttackError):
         held_cosine(known(), np.random.default_rng(0), cosine=1.01)

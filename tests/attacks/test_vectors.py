@@ -66,6 +66,7 @@ def test_one_attacker_against_two_hospitals_of_one_coordinate_sends_one_row(name
         own=np.array([[1.5]]),
         noise_std=np.array([0.1]),
         root=np.array([1.0]),
+        class_gradients=np.array([[1.0], [-0.5]]),
         aggregate=lambda rows: rows.mean(axis=0),
     )
     if name.startswith("held_cosine"):
@@ -296,9 +297,20 @@ def test_min_sum_is_at_the_boundary_of_the_largest_honest_sum_of_squares(seed: i
     assert cosine(row - honest.mean, honest.updates.std(axis=0)) == pytest.approx(-1.0)
 
 
+def test_mimic_copies_the_hospital_that_stands_out_from_the_others() -> None:
+    draws = np.random.default_rng(0)
+    signals = draws.normal(0.0, 0.1, (H, 50))
+    signals[4] += 3.0
+    noise = draws.normal(0.0, 5.0, (H, 50))
+    honest = Honest(signals + noise, signals[:F], signals=signals)
+    np.testing.assert_array_equal(crafted("mimic", honest)[0], honest.updates[4])
+
+
 def test_mimic_equals_an_honest_row() -> None:
     honest = known()
-    np.testing.assert_array_equal(crafted("mimic", honest), np.tile(honest.updates[0], (F, 1)))
+    shown = crafted("mimic", honest)
+    assert (shown == shown[0]).all()
+    assert (honest.updates == shown[0]).all(axis=1).any()
     draws = np.random.default_rng(0)
     np.testing.assert_array_equal(mimic(honest, draws, victim=3)[0], honest.updates[3])
     for victim in (-1, H):

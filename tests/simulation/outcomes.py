@@ -20,6 +20,7 @@ _ORDINARY: Final = Outcome(
     balanced_accuracy=0.9,
     kappa=0.9,
     worst_silo=0.9,
+    site_accuracy=(),
     backdoor_success=None,
     held_rounds=0,
     rounds=30,

@@ -169,15 +169,23 @@ def test_detection_is_the_first_round_after_the_last_in_which_an_attacker_counte
     rounds = [
         (1, {a: 0.5, b: 0.0, bad: 0.5}),
         (2, {a: 1.0}),
+        (3, {}),
         (4, {a: 0.9, bad: 0.1}),
         (5, {a: 0.5, b: 0.5}),
         (6, {a: 0.5, b: 0.5}),
     ]
     found = weighed(rounds, honest=[a, b], hostile=[bad])
     assert found.detected_in == 5
-    assert found.longest_honest_exclusion == 3
+    assert found.longest_honest_exclusion == 4, "who is held waits too"
     assert found.hostile_weight == pytest.approx(0.6 / 5)
     assert found.hostile_weightless == pytest.approx(3 / 5)
-    assert found.honest_weightless == pytest.approx(3 / 10)
-    assert weighed(rounds[:3], honest=[a], hostile=[bad]).detected_in is None
+    assert found.honest_weightless == pytest.approx(5 / 12)
+    assert weighed(rounds[:4], honest=[a], hostile=[bad]).detected_in is None
     assert weighed(rounds, honest=[a], hostile=[]).hostile_weight is None
+
+
+def test_a_study_of_held_rounds_says_nothing_of_attackers_and_that_the_honest_waited() -> None:
+    a, bad = NodeId("a"), NodeId("bad")
+    found = weighed([(1, {}), (2, {})], honest=[a], hostile=[bad])
+    assert (found.hostile_weight, found.hostile_weightless, found.detected_in) == (None,) * 3
+    assert (found.honest_weightless, found.longest_honest_exclusion) == (1.0, 2)
