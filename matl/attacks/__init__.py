@@ -20,11 +20,12 @@ which a simulation goes through in this order:
 2. ``poison(Samples, Generator)``: what it trains on, which gives ``Honest.own``;
 3. ``craft(Honest, Generator)``: what it sends.
 
-``needs`` names the fields of ``Honest`` that must be given: the last aggregate, the promised
-noise, the coordinator's root gradient, the attackers' class gradients, or the rule under attack. In a study with privacy,
-``Honest.updates`` are as sent, ``Honest.signals`` the same before their noise, and
-``with_promised_noise(entry.craft)`` makes any attack of another room than ``Room.PRIVATE``
-one that adds the noise it promised.
+``needs`` names the fields of ``Honest`` that must be given: the last aggregate, the
+promised noise, the coordinator's root gradient, the attackers' class gradients, or the
+rule under attack. In a study with privacy, ``Honest.updates`` are as sent,
+``Honest.signals`` the same before their noise, and ``with_promised_noise(entry.craft)``
+makes any attack of another room than ``Room.PRIVATE`` one that adds the noise it
+promised.
 
 Rows are float64 and may be longer than the coordinator admits, or malformed: that is for
 the coordinator to notice.
