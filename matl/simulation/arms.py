@@ -24,7 +24,13 @@ from matl_coordinator.core.averaging import models_before
 from matl_coordinator.core.claim import claimed_tolerance
 from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.robust.dominance import update_signal_bound
-from matl_coordinator.core.robust.gram import PREVIOUS_AGGREGATE, Gram, Needs, PrivacyNoise
+from matl_coordinator.core.robust.gram import (
+    PREVIOUS_AGGREGATE,
+    AggregationError,
+    Gram,
+    Needs,
+    PrivacyNoise,
+)
 from matl_coordinator.core.robust.registry import (
     DEFAULT_RULE,
     Aggregator,
@@ -254,7 +260,11 @@ class PlainArm:
         if self.name is ArmName.CENTRALISED:
             counted, change = dict(self._weights), closed.pooled_update
         elif counted:
-            change = self._rule.aggregate(closed.updates, counted, closed)
+            try:
+                change = self._rule.aggregate(closed.updates, counted, closed)
+            except AggregationError:
+                # Too few are left for the rule: the product holds such a round.
+                return Decision(None, {})
         else:
             return Decision(None, {})
         self._rule.previous = change

@@ -34,6 +34,7 @@ from matl.simulation.outcome import Outcome, score, weighed
 from matl.simulation.study import ArmName, Coordinator, Hostile, Study
 from matl_common.ids import NodeId
 from matl_coordinator.core.judgement import Enrolment
+from matl_coordinator.core.robust.gram import AggregationError
 from matl_coordinator.core.robust.registry import DEFAULT_RULE
 from matl_coordinator.core.robust.root import RootRow, update_noise_std
 from matl_coordinator.scoring.split import Split, split_holdout
@@ -201,7 +202,11 @@ def _rule_under_attack(simulation: Simulation, arm: Arm, opened: RoundInput) -> 
     def aggregate(rows: Rows) -> Rows:
         # An attacker who knows the rule knows what is refused before it.
         updates, _ = _admitted(simulation, dict(zip(order, rows.astype(np.float32), strict=True)))
-        return arm.guess(updates, opened).astype(np.float64)
+        try:
+            return arm.guess(updates, opened).astype(np.float64)
+        except AggregationError:
+            # Too few are left for the rule, and a round that is held moves nothing.
+            return np.zeros(rows.shape[1])
 
     return aggregate
 

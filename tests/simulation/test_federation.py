@@ -164,6 +164,19 @@ def test_values_that_are_not_finite_are_refused_in_every_arm_and_never_reach_the
         assert found.held_rounds == 0, name
 
 
+def test_a_rule_that_is_left_too_few_updates_holds_the_round(
+    digits: Images, tmp_path: Path
+) -> None:
+    simulation = prepare(digits, study(), seed=0)
+    arm = make_arm(
+        ArmName.BULYAN, simulation.federation, tmp_path, first_model=simulation.learner.initial()
+    )
+    sent = np.tile(simulation.learner.initial(), (20, 1))
+    closed = closed_round(simulation, sent)
+    few = dict(list(closed.updates.items())[:1])
+    assert arm.decide(replace(closed, updates=few)) == Decision(None, {})
+
+
 def test_detection_is_the_first_round_after_the_last_in_which_an_attacker_counted() -> None:
     a, b, bad = NodeId("a"), NodeId("b"), NodeId("bad")
     rounds = [
