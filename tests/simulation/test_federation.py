@@ -174,7 +174,9 @@ def test_a_rule_that_is_left_too_few_updates_holds_the_round(
     sent = np.tile(simulation.learner.initial(), (20, 1))
     closed = closed_round(simulation, sent)
     few = dict(list(closed.updates.items())[:1])
-    assert arm.decide(replace(closed, updates=few)) == Decision(None, {})
+    decision = arm.decide(replace(closed, updates=few))
+    assert decision.base is None
+    assert not decision.shares
 
 
 def test_detection_is_the_first_round_after_the_last_in_which_an_attacker_counted() -> None:
