@@ -167,7 +167,7 @@ class Training(Section):
     workers: int = Field(default=2, ge=1, le=64)
     """Processor threads, of all processes together."""
     processes: int | None = Field(default=None, ge=1, le=64)
-    """That train together, ``full`` only; one for each GPU, or one, if unset."""
+    """That share the work; one for each GPU, or one, if unset."""
     physical_batch: int = Field(default=8, ge=1, le=4096)
     """Images that pass through the network together, in each process."""
     memory_bytes: int = Field(default=8 << 30, ge=256 << 20)

@@ -22,6 +22,7 @@ ACTIONS = (
     *("take_leave", "witness"),
 )
 OUTCOMES = ("admitted", "lost", "refused")
+_MEMORY_STEP = 64 << 20
 STATES = ("trusted", "marginal", "quarantined")
 OTHER = "other"
 """Whatever else a coordinator calls a hospital's state."""
@@ -83,6 +84,16 @@ class Metrics:
         self.dataset_epsilon_limit = self._gauge(
             "dataset_epsilon_limit", "What all studies together may spend; +Inf without a limit."
         )
+        self.resident_peak = self._gauge(
+            "training_resident_peak_bytes",
+            "Main memory that a training process took at most, up to the next 64 MiB.",
+            "process",
+        )
+        self.device_peak = self._gauge(
+            "training_device_peak_bytes",
+            "GPU memory in tensors that a training process took at most, up to the next 64 MiB.",
+            "process",
+        )
         self.rounds_left = self._gauge("rounds_left", "Rounds the budget still allows.")
         self.cosigned_size = self._gauge(
             "log_cosigned_size", "Entries in the last checkpoint of the log cosigned here."
@@ -122,6 +133,11 @@ class Metrics:
         for state in (*STATES, OTHER):
             self.trust_state.labels(state=state).set(state == named)
 
+    def show_memory(self, process: str, *, resident_bytes: int, device_bytes: int) -> None:
+        """Show what a training process took, in steps that hide a few thousand patients."""
+        self.resident_peak.labels(process).set(_stepped(resident_bytes))
+        self.device_peak.labels(process).set(_stepped(device_bytes))
+
     def watch_disk(self, folder: Path) -> None:
         """Show, at every scrape, what room there is on the folder's disk."""
         show_disk(self.registry, folder, namespace=NAMESPACE)
@@ -148,3 +164,7 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+
+def _stepped(memory: int) -> int:
+    return -(-memory // _MEMORY_STEP) * _MEMORY_STEP

@@ -63,7 +63,23 @@ class Reports:
         self._log.debug("participant.action", action=name, why=why)
 
     def progress(self, job: str, told: Message) -> None:
+        if memory := told.get("memory"):
+            self._memory(job, memory)
+            return
         self._log.debug("participant.progress", job=job, told=told)
+
+    def _memory(self, job: str, told: Message) -> None:
+        """Say what one of a job's processes took, for who sets ``training.memory_bytes``."""
+        process = str(told["process"])
+        resident, on_device = int(told["resident_bytes"]), int(told["device_bytes"])
+        self.metrics.show_memory(process, resident_bytes=resident, device_bytes=on_device)
+        self._log.info(
+            "participant.process_memory",
+            job=job,
+            process=process,
+            resident_peak_mib=resident >> 20,
+            device_peak_mib=on_device >> 20,
+        )
 
     def connected(self, welcome: Welcome) -> None:
         self.metrics.connected.set(1)

@@ -4,6 +4,10 @@ One row per patient: the backbone's output averaged over the deterministic views
 the patient's images, with the patient's worst level as label. The cache is patient data:
 readable by its owner only, bounded in size, written whole or not at all. Nothing here is
 private in the differential sense, and nothing here leaves the hospital.
+
+Several processes may share the backbone's work: each runs whole batches, the same ones that
+one process would run, and the first puts the rows together in the order of the records. So
+the features do not depend on how many processes there were.
 """
 
 import json
@@ -13,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors
@@ -44,6 +48,33 @@ _FORMAT = 1
 _BATCH_IMAGES = 16
 
 Progress = Callable[[int, int], None]
+Extract = Callable[[Digest, Digest], "FeatureSet"]
+"""From the digest of a data set and the cache's key to features that are stored under it."""
+
+
+class Team(Protocol):
+    """The processes that extract features together, as one of them sees them."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def gather(self, values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Everybody's arrays, of one shape, in order of rank; in all but the first, none."""
+
+
+class _Alone:
+    """A team of one."""
+
+    rank, size = 0, 1
+
+    def gather(self, values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Nobody else's."""
+        return [values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +177,16 @@ def cached_features(
     decoders: int = 2,
     device: torch.device | None = None,
     progress: Progress | None = None,
+    extract: Extract | None = None,
 ) -> FeatureSet:
     """Read the features from the cache, or extract and store them.
+
+    Args:
+        labels, backbone, views, image_size, decoders, device: as in ``extract_features``.
+        cache: where they are looked for, and stored.
+        on_bad_image: whether a damaged image leaves its patient out or ends the job.
+        progress: told how many images are done, and of how many.
+        extract: extracts and stores them in the place of this process.
 
     Raises:
         BadRowError: an image is damaged and ``on_bad_image`` is ``FAIL``.
@@ -164,6 +203,8 @@ def cached_features(
     found = cache.load(key)
     if found is not None and (on_bad_image is OnBadImage.SKIP or not found.skipped):
         return found
+    if extract is not None:
+        return extract(dataset, key)
     features = extract_features(
         labels,
         backbone,
@@ -189,31 +230,41 @@ def extract_features(
     on_bad_image: OnBadImage,
     decoders: int,
     device: torch.device,
+    team: Team | None = None,
     progress: Progress | None = None,
 ) -> FeatureSet:
     """Run every image through the backbone; memory is bounded by one batch.
 
+    Args:
+        team: the processes that share the work, of which this is the first; every other one
+            calls ``help_extract`` with the same arguments. This process alone if not given.
+
     Raises:
         BadRowError, LabelsError: as ``cached_features``.
     """
-    module = backbone.module.to(device)
     sums = np.zeros((labels.patients, backbone.feature_dim), dtype=np.float64)
     counts = np.zeros(labels.patients, dtype=np.int64)
     levels = np.zeros(labels.patients, dtype=np.int64)
     skipped = list(labels.skipped)
     done = 0
-    for batch in _decoded_batches(labels.records, image_size=image_size, decoders=decoders):
-        good = [(record, square) for record, square in batch if square is not None]
-        for record in (record for record, square in batch if square is None):
-            skipped.append(SkippedRow(record.row, RowDefect.CORRUPT))
-            if on_bad_image is OnBadImage.FAIL:
-                raise bad_row(skipped[-1])
-        if good:
-            rows = _average_over_views(module, [square for _, square in good], views, device)
-            for (record, _), row in zip(good, rows, strict=True):
+    for batch, rows in _computed(
+        labels.records,
+        backbone,
+        views=views,
+        image_size=image_size,
+        decoders=decoders,
+        device=device,
+        team=team or _Alone(),
+    ):
+        for record, (is_decoded, *_), row in zip(batch, rows, rows[:, 1:], strict=False):
+            if is_decoded:
                 sums[record.patient] += row
                 counts[record.patient] += 1
                 levels[record.patient] = max(levels[record.patient], record.level)
+                continue
+            skipped.append(SkippedRow(record.row, RowDefect.CORRUPT))
+            if on_bad_image is OnBadImage.FAIL:
+                raise bad_row(skipped[-1])
         done += len(batch)
         if progress is not None:
             progress(done, len(labels.records))
@@ -223,6 +274,75 @@ def extract_features(
         raise LabelsError("no image of the data set could be turned into features")
     skipped.sort(key=lambda row: row.row)
     return FeatureSet(features, levels[seen], int(counts.sum()), tuple(skipped), dataset)
+
+
+def help_extract(
+    labels: Labels,
+    backbone: Backbone,
+    *,
+    views: Sequence[View],
+    image_size: int,
+    decoders: int,
+    device: torch.device,
+    team: Team,
+) -> None:
+    """Do one process's share of ``extract_features``, which the first one calls."""
+    for _ in _computed(
+        labels.records,
+        backbone,
+        views=views,
+        image_size=image_size,
+        decoders=decoders,
+        device=device,
+        team=team,
+    ):
+        """Only the first is given rows."""
+
+
+def _computed(
+    records: Sequence[Record],
+    backbone: Backbone,
+    *,
+    views: Sequence[View],
+    image_size: int,
+    decoders: int,
+    device: torch.device,
+    team: Team,
+) -> Iterator[tuple[Sequence[Record], NDArray[np.float64]]]:
+    """Batches of records in order, each with what ``_rows`` made of it, in the first process."""
+    module = backbone.module.to(device)
+    wave = _BATCH_IMAGES * team.size
+    with ThreadPoolExecutor(max_workers=decoders) as pool:
+
+        def decode(record: Record) -> Image.Image | None:
+            try:
+                return load_image(record.path, image_size=image_size)
+            except BadImageError:
+                return None
+
+        for start in range(0, len(records), wave):
+            batches = [
+                records[at : at + _BATCH_IMAGES] for at in range(start, start + wave, _BATCH_IMAGES)
+            ]
+            squares = list(pool.map(decode, batches[team.rank]))
+            rows = np.zeros((_BATCH_IMAGES, 1 + backbone.feature_dim), dtype=np.float64)
+            _fill(rows, squares, module, views, device)
+            yield from zip(batches, team.gather(rows), strict=False)
+
+
+def _fill(
+    rows: NDArray[np.float64],
+    squares: Sequence[Image.Image | None],
+    module: torch.nn.Module,
+    views: Sequence[View],
+    device: torch.device,
+) -> None:
+    """Write a 1 and the features into the row of every image that could be decoded."""
+    good = [at for at, square in enumerate(squares) if square is not None]
+    if good:
+        rows[good, 0] = 1.0
+        decoded = [square for square in squares if square is not None]
+        rows[good, 1:] = _average_over_views(module, decoded, views, device)
 
 
 def _average_over_views(
@@ -241,22 +361,6 @@ def _average_over_views(
     assert total is not None  # first_views gives at least one
     mean: NDArray[np.float64] = total / len(views)
     return mean
-
-
-def _decoded_batches(
-    records: Sequence[Record], *, image_size: int, decoders: int
-) -> Iterator[list[tuple[Record, Image.Image | None]]]:
-    """Batches in order; an image that cannot be decoded is ``None``."""
-
-    def decode(record: Record) -> tuple[Record, Image.Image | None]:
-        try:
-            return record, load_image(record.path, image_size=image_size)
-        except BadImageError:
-            return record, None
-
-    with ThreadPoolExecutor(max_workers=decoders) as pool:
-        for start in range(0, len(records), _BATCH_IMAGES):
-            yield list(pool.map(decode, records[start : start + _BATCH_IMAGES]))
 
 
 def _to_bytes(features: FeatureSet) -> bytes:

@@ -68,6 +68,16 @@ class ProcessGroup:
         self._size = distributed.get_world_size(group)
 
     @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+        return self._rank
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self._size
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that draws and releases."""
         return self._rank == 0
@@ -108,6 +118,18 @@ class ProcessGroup:
         with _explained():
             distributed.reduce(placed, dst=0, group=self._group)
         values[:] = placed.cpu().numpy()
+
+    def gather(self, values: Float64Array) -> list[Float64Array]:
+        """Everybody's arrays, of one shape, in order of rank; in all but the first, none.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
+        mine = self._placed(values)
+        everyones = [torch.empty_like(mine) for _ in range(self._size * self.is_first)]
+        with _explained():
+            distributed.gather(mine, everyones or None, dst=0, group=self._group)
+        return [each.cpu().numpy() for each in everyones]
 
     def check_same(self, values: Float64Array) -> None:
         """Check that all processes hold the same vector, to the bit.

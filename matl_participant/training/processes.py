@@ -1,9 +1,9 @@
-"""Training in several processes of this machine, under PyTorch's own launcher.
+"""Work in several processes of this machine, under PyTorch's own launcher.
 
 The worker starts ``torch.distributed.run``, which starts the processes (``rank.py``) and
 watches them, and hears what they say on their common standard output, as lines of the
 worker's protocol. Whatever becomes of them, they are all gone when this returns or
-raises, and so is everything they wrote but the update. Nothing here trains, or charges
+raises, and so is everything they wrote but the result. Nothing here trains, or charges
 anything: the one reservation was made before the worker was asked.
 """
 
@@ -14,13 +14,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from matl_common.errors import MatlError
 from matl_common.worker import Message, ReportProgress, ending_with_us
 from matl_participant.training.group import ProcessLostError
-from matl_participant.training.requests import TrainRequest
 
 PROGRAM = "matl_participant.training.rank"
 REQUEST_FILE = "request.json"
@@ -32,38 +32,54 @@ class TrainingProcessError(MatlError):
     """The code of one of the processes raised, and the others were ended."""
 
 
-def train_in_processes(
-    request: TrainRequest, message: Message, *, processes: int, report: ReportProgress
-) -> Message:
-    """Train one round in ``processes`` processes, and wait for the update.
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """How a job is given to several processes.
 
-    Args:
-        request: what to train.
-        message: the same as it came; every process parses it again.
-        processes: at least two.
-        report: told the steps done, as by one process.
-
-    Raises:
-        TrainingProcessError: names what a process raised.
-        ProcessLostError: a process was killed, or stalled.
+    Attributes:
+        count: at least two.
+        threads: processor threads of each.
+        report: told their progress, as by one process.
     """
-    out = request.out_path
-    try:
-        with _scratch_beside(out) as folder:
+
+    count: int
+    threads: int
+    report: ReportProgress
+
+    def run(self, message: Message, *, beside: Path) -> Message:
+        """Give all of them one request, and wait for its result.
+
+        Args:
+            message: a request of ``parse_shared``; every process parses it.
+            beside: the file or folder that comes of it, whose name their scratch folder has.
+
+        Raises:
+            TrainingProcessError: names what a process raised.
+            ProcessLostError: a process was killed, or stalled.
+        """
+        with _scratch_beside(beside) as folder:
             (folder / REQUEST_FILE).write_text(json.dumps({"request": message}))
-            threads = request.resources.threads_each(processes)
-            with _launched(folder, processes=processes, threads=threads) as launcher:
-                return _heard(launcher, report)
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
+            with _launched(folder, self) as launcher:
+                return _heard(launcher, self.report)
+
+    def train(self, message: Message, *, out: Path) -> Message:
+        """Let them train a round; whatever goes wrong, no update is left of it.
+
+        Raises:
+            TrainingProcessError, ProcessLostError: as ``run``.
+        """
+        try:
+            return self.run(message, beside=out)
+        except BaseException:
+            out.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
-def _scratch_beside(out: Path) -> Iterator[Path]:
+def _scratch_beside(path: Path) -> Iterator[Path]:
     """A folder for what the processes need, which goes with them."""
-    folder = out.with_suffix(".processes")
-    # From a worker that was killed in an earlier attempt at the round.
+    folder = path.with_suffix(".processes")
+    # From a worker that was killed in an earlier attempt.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     try:
@@ -73,12 +89,12 @@ def _scratch_beside(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _launched(folder: Path, *, processes: int, threads: int) -> Iterator["subprocess.Popen[str]"]:
+def _launched(folder: Path, processes: Processes) -> Iterator["subprocess.Popen[str]"]:
     launcher = subprocess.Popen(
         ending_with_us(
             (
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc-per-node", str(processes), "--log-dir", os.devnull),
+                *("--nproc-per-node", str(processes.count), "--log-dir", os.devnull),
                 *("--module", PROGRAM, str(folder), str(os.getpgrp())),
             )
         ),
@@ -89,7 +105,7 @@ def _launched(folder: Path, *, processes: int, threads: int) -> Iterator["subpro
         env={
             **os.environ,
             **_LOOPBACK,
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(processes.threads),
             "TMPDIR": str(folder),
         },
     )

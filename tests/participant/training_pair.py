@@ -16,12 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
+from opacus.grad_sample import GradSampleModule
+from opacus.optimizers import DistributedDPOptimizer
 from PIL import Image
 from torch import distributed, nn
 
+from matl_common.ids import digest_of
 from matl_common.privacy.noise import Float64Array
-from matl_common.vision.dataset import OnBadImage, Record, read_labels
+from matl_common.vision.backbones import Backbone
+from matl_common.vision.dataset import Labels, OnBadImage, Record, read_labels
+from matl_common.vision.features import FeatureSet, Team, extract_features, help_extract
 from matl_common.vision.heads import SmallGroupNormNet
+from matl_common.vision.images import first_views, load_image, render
 from matl_participant.training.full import FullTraining, Group, train_full
 from matl_participant.training.group import (
     ProcessesDisagreeError,
@@ -103,6 +110,63 @@ def trained(
     )
 
 
+def write_photographs(folder: Path) -> None:
+    """Forty images of twenty patients, no two alike, of which one is damaged."""
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    lines = ["image_id,dr_level,group_key"]
+    for index in range(40):
+        pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"e{index}.png")
+        lines.append(f"e{index},{index % 5},p{index % 20}")
+    (folder / "e7.png").write_bytes(b"damaged")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def photographs(folder: Path) -> Labels:
+    """What ``write_photographs`` wrote."""
+    return read_labels(folder, folder / "labels.csv", on_bad_image=OnBadImage.SKIP)
+
+
+def backbone() -> Backbone:
+    """The same at every call; its features are sums in single precision, which round."""
+    convolutions = SmallGroupNormNet(width=16).features
+    made = nn.Sequential(convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    made.eval().requires_grad_(requires_grad=False)
+    return Backbone("small", made, 64, digest_of(b"small"))
+
+
+def extracted(labels: Labels, team: Team | None) -> FeatureSet:
+    """The features of all images, as the first process of a team has them."""
+    return extract_features(
+        labels,
+        backbone(),
+        dataset=digest_of(b"photographs"),
+        views=first_views(2),
+        image_size=SIZE,
+        on_bad_image=OnBadImage.SKIP,
+        decoders=1,
+        device=CPU,
+        team=team,
+    )
+
+
+class Counting(ProcessGroup):
+    """A group that counts the images whose features were computed here."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.computed = 0
+
+    def gather(self, values: Float64Array) -> list[Float64Array]:
+        self.computed += int(values[:, 0].sum())
+        return super().gather(values)
+
+
 class Recording(ProcessGroup):
     """A group that remembers which rows were drawn, and which of them it had to clip."""
 
@@ -110,6 +174,7 @@ class Recording(ProcessGroup):
         super().__init__(CPU)
         self.drawn: list[NDArray[np.int64]] = []
         self.shares: list[int] = []
+        self.records: list[list[Record]] = []
 
     def first_makes(self, make: Callable[[], Any], *, kind: Any) -> Any:
         made = super().first_makes(make, kind=kind)
@@ -120,12 +185,38 @@ class Recording(ProcessGroup):
     def share(self, batch: Sequence[Any]) -> Sequence[Any]:
         mine = super().share(batch)
         self.shares.append(len(mine))
+        self.records.append(list(mine))
         return mine
 
 
 def parameters_of(made: nn.Module) -> NDArray[np.float32]:
     """Every value of a network."""
     return np.concatenate([p.detach().numpy().ravel() for p in made.parameters()])
+
+
+def trained_by_opacus(shares: Sequence[Sequence[Record]]) -> NDArray[np.float32]:
+    """The parameters after as many steps, on the same batches, of Opacus's own processes."""
+    sampled = GradSampleModule(network(), loss_reduction="sum")
+    model = DifferentiallyPrivateDistributedDataParallel(sampled)
+    optimizer = DistributedDPOptimizer(
+        torch.optim.SGD(
+            model.parameters(),
+            lr=PLAIN.learning_rate / (PLAIN.sample_rate * PLAIN.declared_patients),
+        ),
+        noise_multiplier=0.0,
+        max_grad_norm=PLAIN.max_grad_norm,
+        expected_batch_size=None,
+        loss_reduction="sum",
+    )
+    (view,) = first_views(1)
+    for share in shares:
+        images = [render(load_image(each.path, image_size=SIZE), view) for each in share]
+        labels = torch.tensor([each.level for each in share])
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(torch.stack(images)), labels, reduction="sum")
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return parameters_of(sampled)
 
 
 def main(folder: Path) -> None:
@@ -141,6 +232,25 @@ def main(folder: Path) -> None:
         found["drawn"] = np.concatenate(recording.drawn)
         found["batch_sizes"] = [len(each) for each in recording.drawn]
         found["shares"] = recording.shares
+        found["by_opacus"] = trained_by_opacus(recording.records)
+        labels, counting = photographs(folder / "photographs"), Counting()
+        if rank == 0:
+            features = extracted(labels, counting)
+            found |= {"features": features.features, "feature_labels": features.labels}
+            found |= {"feature_images": features.images}
+            found |= {"feature_skips": [each.row for each in features.skipped]}
+        else:
+            views = first_views(2)
+            help_extract(
+                labels,
+                backbone(),
+                views=views,
+                image_size=SIZE,
+                decoders=1,
+                device=CPU,
+                team=counting,
+            )
+        found["computed"] = counting.computed
         for attempt in ("noised", "noised_again"):
             torch.manual_seed(0)
             found[attempt] = trained(network(width=64), records, NOISED, group)
