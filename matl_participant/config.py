@@ -188,6 +188,43 @@ class Training(Section):
         return self
 
 
+class Nodes(Section):
+    """Other machines that train together with this one, over a link of their own."""
+
+    count: int = Field(ge=2, le=64)
+    """This machine included."""
+    rendezvous: Address
+    """``host:port`` of the participant's machine on the link; it listens while it trains."""
+    interface: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,15}$")]
+    """This machine's end of the link, for example ``wg0``."""
+    token: FilePath
+    """A secret of at least 32 bytes, the same file on all machines."""
+    link_is_isolated: bool
+    """The operator's word that nobody else is on the link, or that it is encrypted."""
+
+    @model_validator(mode="after")
+    def _link_is_safe(self) -> Self:
+        if not self.link_is_isolated:
+            raise ValueError(
+                "link_is_isolated must be true: what passes between the nodes has no noise yet, "
+                "and gloo and nccl neither encrypt nor authenticate it. Use a cable or VLAN of "
+                "their own, or WireGuard or IPsec, and say so"
+            )
+        if not self.rendezvous:
+            raise ValueError("rendezvous must be host:port of the participant on the link")
+        return self
+
+    def seat(self, rank: int) -> dict[str, Any]:
+        """What a training worker is told of them."""
+        return {
+            "count": self.count,
+            "rank": rank,
+            "rendezvous": self.rendezvous,
+            "interface": self.interface,
+            "token_file": str(self.token),
+        }
+
+
 class Daemon(Section):
     """How the daemon itself behaves."""
 
@@ -215,6 +252,8 @@ class Config(Section):
     attestation: Attestation | None = None
     """With it, nothing is trained or sent without valid evidence (MODE2)."""
     training: Training = Training()
+    nodes: Nodes | None = None
+    """Without them, this machine trains alone."""
     daemon: Daemon = Daemon()
 
     @model_validator(mode="after")

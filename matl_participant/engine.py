@@ -62,7 +62,7 @@ from matl_participant.files import StateFolder, StudyFolder
 from matl_participant.ledger import BudgetExhaustedError, Ledger, open_ledger
 from matl_participant.log_files import EvidenceFolder
 from matl_participant.reports import Reports, text_of
-from matl_participant.requests import prepare_request, train_request
+from matl_participant.requests import LOST, prepare_request, train_request
 from matl_participant.sealing import ResultUnusableError, load_sealed, seal_result
 from matl_participant.witness import Witness, why_distrusted
 
@@ -394,6 +394,8 @@ class Participant:
                 request, timeout_seconds=timeout, on_progress=self._progress("prepare")
             )
         except WorkerFailedError as error:
+            if error.remote_type == LOST:
+                raise
             run.refusal = f"the data cannot be prepared: {error.remote_message}"
             return
         finally:

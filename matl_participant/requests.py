@@ -10,6 +10,9 @@ from matl_common.protocol import StudyPlan
 from matl_common.worker import Message
 from matl_participant.config import Config
 
+LOST = "ProcessLostError"
+"""The type of a training worker's error after which the same job may be asked for again."""
+
 
 def prepare_request(config: Config, plan: StudyPlan, *, cache: Path, phi: Path) -> Message:
     """Check the data set, look for identifiers in it and, for ``head``, compute its features."""
@@ -92,4 +95,5 @@ def _resources(config: Config) -> Message:
         "processes": training.processes,
         "stall_seconds": training.stall_seconds,
         "physical_batch": training.physical_batch,
+        "nodes": config.nodes.seat(0) if config.nodes else None,
     }

@@ -18,6 +18,8 @@ from matl_common.vision.dataset import (
 from matl_common.vision.images import BadImageError, load_image
 from matl_common.vision.requests import ImageSource
 from matl_common.worker import ReportProgress
+from matl_participant.training.group import ProcessGroup
+from matl_participant.training.requests import MeetRequest
 
 
 class DatasetChangedError(MatlError):
@@ -72,15 +74,34 @@ def decodable(
     return tuple(usable), tuple(skipped)
 
 
-def pinned_records(data: ImageSource, expected: Digest) -> tuple[Record, ...]:
-    """The rows that ``full`` trains on.
+def pinned_records(
+    data: ImageSource, expected: Digest, group: ProcessGroup | None = None
+) -> tuple[Record, ...]:
+    """The rows that ``full`` trains on, in this process and in all others of its group.
 
     Raises:
         DatasetChangedError: they are not the data set of that digest.
+        ProcessesDisagreeError: another process has another.
     """
     usable, _ = decodable(labels_of(data), data, report=None)
-    check_dataset(dataset_digest(usable), expected)
+    found = dataset_digest(usable)
+    if group is not None:
+        check_same_data(found, group)
+    check_dataset(found, expected)
     return usable
+
+
+def check_same_data(found: Digest, group: ProcessGroup) -> None:
+    """See that all processes have one data set, before any of them computes with it.
+
+    Raises:
+        ProcessesDisagreeError: they do not.
+    """
+    group.check_agreed(
+        found.encode(),
+        otherwise="the training processes do not find the same images and labels; copy them from "
+        "the first node to the others, or mount one folder on all",
+    )
 
 
 def check_dataset(found: Digest, expected: Digest) -> None:
@@ -94,3 +115,18 @@ def check_dataset(found: Digest, expected: Digest) -> None:
             "the images or labels changed since the data set was prepared; restore them, or "
             "prepare again and open a new budget"
         )
+
+
+def meet(request: MeetRequest, group: ProcessGroup) -> None:
+    """See that every node holds the rows that ``full`` will train on.
+
+    Raises:
+        ProcessesDisagreeError: one does not.
+    """
+    nodes = request.resources.nodes
+    found = request.dataset_digest
+    # On the first node the worker has just computed it.
+    if nodes is not None and nodes.rank > 0:
+        usable, _ = decodable(labels_of(request.data), request.data, report=None)
+        found = dataset_digest(usable)
+    check_same_data(found, group)

@@ -11,7 +11,7 @@ import torch
 from matl_common.errors import IntegrityError
 from matl_common.ids import Digest
 from matl_common.vision.backbones import Backbone, load_backbone
-from matl_common.vision.dataset import Labels
+from matl_common.vision.dataset import Labels, dataset_digest
 from matl_common.vision.features import (
     FeatureCache,
     FeatureSet,
@@ -23,7 +23,12 @@ from matl_common.vision.features import (
 from matl_common.vision.images import first_views
 from matl_common.vision.requests import ImageSource
 from matl_common.worker import Message, ReportProgress
-from matl_participant.training.dataset import PercentReport, check_dataset, labels_of
+from matl_participant.training.dataset import (
+    PercentReport,
+    check_dataset,
+    check_same_data,
+    labels_of,
+)
 from matl_participant.training.group import ProcessGroup
 from matl_participant.training.processes import Processes
 from matl_participant.training.requests import ExtractRequest, Resources, TrainRequest
@@ -111,9 +116,15 @@ def extract_together(
     Raises:
         BadRowError, LabelsError: as ``extract_features``.
         ProcessLostError: another process is gone.
+        ProcessesDisagreeError: another node has other data.
     """
     data = request.data
     labels, backbone = labels_of(data), _backbone(data)
+    nodes = request.resources.nodes
+    # On the first node the worker has just computed it.
+    is_known = nodes is None or nodes.rank == 0
+    found = request.dataset_digest if is_known else dataset_digest(labels.records)
+    check_same_data(found, group)
     decoders = request.resources.threads_each(group.size)
     views = first_views(data.views)
     if not group.is_first:

@@ -21,7 +21,7 @@ from matl_common.errors import IntegrityError, MatlError
 from matl_common.privacy.noise import Float64Array
 
 _Item = TypeVar("_Item")
-_Number = TypeVar("_Number", np.int64, np.float64)
+_Number = TypeVar("_Number", np.int64, np.float64, np.uint8)
 
 
 class ProcessLostError(MatlError):
@@ -138,16 +138,33 @@ class ProcessGroup:
             ProcessesDisagreeError: they do not.
             ProcessLostError: another process is gone.
         """
-        digest = np.frombuffer(hashlib.sha256(values.tobytes()).digest(), dtype=np.uint8)
-        mine = self._placed(digest.copy())
+        self.check_agreed(
+            hashlib.sha256(values.tobytes()).digest(),
+            otherwise="the training processes came to different parameters, so nothing is "
+            "released; look for a faulty device, or train with processes = 1",
+        )
+
+    def check_agreed(self, content: bytes, *, otherwise: str) -> None:
+        """Check that all processes have the same to say, which is equally long in all.
+
+        Raises:
+            ProcessesDisagreeError: they do not; ``otherwise`` says what that means.
+            ProcessLostError: another process is gone.
+        """
+        if len(set(self.tell_all(content))) > 1:
+            raise ProcessesDisagreeError(otherwise)
+
+    def tell_all(self, content: bytes) -> list[bytes]:
+        """What everybody has to say, equally long in all, in order of rank.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
+        mine = self._placed(np.frombuffer(content, dtype=np.uint8).copy())
         everyones = [torch.empty_like(mine) for _ in range(self._size)]
         with _explained():
             distributed.all_gather(everyones, mine, group=self._group)
-        if not all(torch.equal(mine, each) for each in everyones):
-            raise ProcessesDisagreeError(
-                "the training processes came to different parameters, so nothing is released; "
-                "look for a faulty device, or train with processes = 1"
-            )
+        return [each.cpu().numpy().tobytes() for each in everyones]
 
     def _placed(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self._device)
@@ -155,16 +172,17 @@ class ProcessGroup:
 
 @contextmanager
 def joined(
-    folder: Path, *, rank: int, size: int, device: torch.device, stall_seconds: float
+    folder: Path | None, *, rank: int, size: int, device: torch.device, stall_seconds: float
 ) -> Iterator[ProcessGroup]:
-    """Connect with the other processes of this machine: nccl on GPUs, gloo on the processor.
+    """Connect with the other processes: nccl on GPUs, gloo on the processor.
 
-    They find one another through a file in ``folder``, which only this user can read. A
-    socket that anybody in the hospital's network could connect to is no place for sums that
-    have no noise yet.
+    Those of one machine find one another through a file in ``folder``, which only this user
+    can read. A socket that anybody in the hospital's network could connect to is no place for
+    sums that have no noise yet; those of several machines use a link of their own (``nodes``).
 
     Args:
-        folder: the same for all processes, and new for every group.
+        folder: the same for all processes, and new for every group. Without one they meet
+            where the launcher's own processes did.
         rank: this process's number, from 0.
         size: of the group.
         device: the one this process computes on.
@@ -176,7 +194,7 @@ def joined(
     with _explained():
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"file://{folder / 'rendezvous'}",
+            init_method=f"file://{folder / 'rendezvous'}" if folder else "env://",
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=stall_seconds),

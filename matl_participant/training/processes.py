@@ -1,4 +1,4 @@
-"""Work in several processes of this machine, under PyTorch's own launcher.
+"""Work in several processes, of this machine and others, under PyTorch's own launcher.
 
 The worker starts ``torch.distributed.run``, which starts the processes (``rank.py``) and
 watches them, and hears what they say on their common standard output, as lines of the
@@ -8,6 +8,7 @@ anything: the one reservation was made before the worker was asked.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,11 +22,11 @@ from typing import IO
 from matl_common.errors import MatlError
 from matl_common.worker import Message, ReportProgress, ending_with_us
 from matl_participant.training.group import ProcessLostError
+from matl_participant.training.requests import Nodes
 
 PROGRAM = "matl_participant.training.rank"
 REQUEST_FILE = "request.json"
-# What the processes tell one another never leaves the machine.
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_LOOPBACK = "lo"
 
 
 class TrainingProcessError(MatlError):
@@ -37,14 +38,18 @@ class Processes:
     """How a job is given to several processes.
 
     Attributes:
-        count: at least two.
+        count: on this machine; at least two, unless there are other machines.
         threads: processor threads of each.
         report: told their progress, as by one process.
+        nodes: the machines that work together; this one alone if not given.
+        stall_seconds: how long to wait for the other machines.
     """
 
     count: int
     threads: int
     report: ReportProgress
+    nodes: Nodes | None = None
+    stall_seconds: float = 600.0
 
     def run(self, message: Message, *, beside: Path) -> Message:
         """Give all of them one request, and wait for its result.
@@ -93,7 +98,7 @@ def _launched(folder: Path, processes: Processes) -> Iterator["subprocess.Popen[
     launcher = subprocess.Popen(
         ending_with_us(
             (
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(sys.executable, "-m", "torch.distributed.run", *_meeting_place(processes)),
                 *("--nproc-per-node", str(processes.count), "--log-dir", os.devnull),
                 *("--module", PROGRAM, str(folder), str(os.getpgrp())),
             )
@@ -104,7 +109,7 @@ def _launched(folder: Path, processes: Processes) -> Iterator["subprocess.Popen[
         text=True,
         env={
             **os.environ,
-            **_LOOPBACK,
+            **_interfaces(processes.nodes),
             "OMP_NUM_THREADS": str(processes.threads),
             "TMPDIR": str(folder),
         },
@@ -120,6 +125,24 @@ def _launched(folder: Path, processes: Processes) -> Iterator["subprocess.Popen[
         launcher.wait()
 
 
+def _meeting_place(processes: Processes) -> tuple[str, ...]:
+    nodes = processes.nodes
+    if nodes is None:
+        return ("--standalone",)
+    # Static: the participant's own machine must be the first, which draws and adds the noise.
+    return (
+        *("--nnodes", str(nodes.count), "--node-rank", str(nodes.rank)),
+        *("--rdzv-backend", "static", "--rdzv-endpoint", nodes.rendezvous),
+        *("--rdzv-conf", f"timeout={math.ceil(processes.stall_seconds)}"),
+    )
+
+
+def _interfaces(nodes: Nodes | None) -> dict[str, str]:
+    """Where gloo and nccl may open sockets: what is told between processes has no noise yet."""
+    name = nodes.interface if nodes else _LOOPBACK
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+
+
 def _heard(launcher: "subprocess.Popen[str]", report: ReportProgress) -> Message:
     """Pass on what the processes report, and return the result when all have ended well."""
     result: Message = {}
@@ -133,9 +156,10 @@ def _heard(launcher: "subprocess.Popen[str]", report: ReportProgress) -> Message
                 raise ProcessLostError(text)
             case {"error": {"type": str(kind), "message": str(text)}}:
                 raise TrainingProcessError(f"a training process failed with {kind}: {text}")
-    if launcher.wait() != 0 or not result:
+    if launcher.wait() != 0:
         raise ProcessLostError(
-            "a training process was lost: it was killed, perhaps for want of memory; see the log"
+            "a training process was lost: it was killed, perhaps for want of memory, or another "
+            "node did not come within stall_seconds; see the log"
         )
     return result
 

@@ -15,16 +15,19 @@ from typing import assert_never
 import torch
 
 from matl_common.worker import Message, ReportProgress, serve
+from matl_participant.training.dataset import meet
 from matl_participant.training.devices import bound_threads, choose_device
 from matl_participant.training.extraction import extract_together
 from matl_participant.training.group import ProcessGroup, joined
 from matl_participant.training.memory import memory_message, peak_memory
+from matl_participant.training.nodes import settled
 from matl_participant.training.processes import REQUEST_FILE
 from matl_participant.training.requests import (
     ExtractRequest,
+    MeetRequest,
     Shared,
     TrainRequest,
-    parse_shared,
+    parse_order,
 )
 from matl_participant.training.worker import explaining_memory, train_full_round
 
@@ -35,19 +38,27 @@ def main(folder: Path, *, launcher_group: int) -> None:
     """Work as one of several; the launcher's environment says as which."""
     _end_with_launcher(launcher_group)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    here, beside = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
 
     def handle(message: Message, report: ReportProgress) -> Message:
-        request = parse_shared(message)
-        resources = request.resources
-        bound_threads(resources.threads_each(size))
+        order = parse_order(message)
+        resources = order.resources
+        nodes = resources.nodes
+        bound_threads(resources.threads_each(beside))
         device = choose_device(
-            resources.device, memory_bytes=resources.device_memory_bytes, index=rank
+            resources.device, memory_bytes=resources.device_memory_bytes, index=here
         )
-        stall = resources.stall_seconds
         with (
             explaining_memory(),
-            joined(folder, rank=rank, size=size, device=device, stall_seconds=stall) as group,
+            joined(
+                folder if nodes is None else None,
+                rank=rank,
+                size=size,
+                device=device,
+                stall_seconds=resources.stall_seconds,
+            ) as group,
         ):
+            request = settled(order, group, folder=folder)
             answer = _share(request, device, report if rank == 0 else _silent, group)
             for process, peak in enumerate(group.gather(peak_memory(device))):
                 report({"memory": memory_message(str(process), peak)})
@@ -64,6 +75,9 @@ def _share(
             return train_full_round(request, device, report, group=group)
         case ExtractRequest():
             return extract_together(request, device, group, report)
+        case MeetRequest():
+            meet(request, group)
+            return {}
         case _:
             assert_never(request)
 

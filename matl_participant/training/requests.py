@@ -4,9 +4,9 @@ Unknown keys are refused. Errors name the field that is wrong, never its value.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from matl_common.errors import InvalidInputError
 from matl_common.privacy.mechanisms import Noise
@@ -32,6 +32,20 @@ Positive = Annotated[float, Field(gt=0.0), AfterValidator(_finite)]
 NonNegative = Annotated[float, Field(ge=0.0), AfterValidator(_finite)]
 
 
+class Nodes(Strict):
+    """The machines that train together, as one of them sees them."""
+
+    count: int = Field(ge=2, le=64)
+    rank: int = Field(default=0, ge=0, le=63)
+    """This one's number; the participant's daemon runs on 0."""
+    rendezvous: str
+    """``host:port`` of the first, on the link between them."""
+    interface: str
+    """This machine's end of the link."""
+    token_file: FilePath
+    """What all of them know and nobody else."""
+
+
 class Resources(Strict):
     """What a job may use."""
 
@@ -44,6 +58,8 @@ class Resources(Strict):
     stall_seconds: float = Field(default=600.0, gt=0.0)
     """How long one process may keep the others waiting."""
     physical_batch: int = Field(default=8, ge=1, le=4096)
+    nodes: Nodes | None = None
+    """Without them this machine works alone."""
 
     def threads_each(self, processes: int) -> int:
         """Processor threads of one of ``processes``."""
@@ -106,10 +122,37 @@ class ExtractRequest(Strict):
     resources: Resources
 
 
+class MeetRequest(Strict):
+    """See that all nodes are there and hold the data set that ``full`` will train on."""
+
+    job: Literal["meet"]
+    data: ImageSource
+    dataset_digest: DigestText
+    resources: Resources
+
+
+class FollowRequest(Strict):
+    """Do what the first node will tell, on this node's own copy of the data."""
+
+    job: Literal["follow"]
+    data_dir: FilePath
+    labels_csv: FilePath
+    weights_file: FilePath | None = None
+    resources: Resources
+
+    @model_validator(mode="after")
+    def _follows_somebody(self) -> Self:
+        if self.resources.nodes is None or self.resources.nodes.rank == 0:
+            raise ValueError("needs resources.nodes, with a rank above 0")
+        return self
+
+
 Request = PrepareRequest | TrainRequest
-Shared = ExtractRequest | TrainRequest
+Shared = ExtractRequest | MeetRequest | TrainRequest
+_Order = Shared | FollowRequest
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="job")])
 _SHARED: TypeAdapter[Shared] = TypeAdapter(Annotated[Shared, Field(discriminator="job")])
+_ORDER: TypeAdapter[_Order] = TypeAdapter(Annotated[_Order, Field(discriminator="job")])
 
 
 def parse_request(message: dict[str, Any]) -> Request:
@@ -119,6 +162,8 @@ def parse_request(message: dict[str, Any]) -> Request:
         InvalidInputError: names the offending fields and the rule each breaks.
     """
     request = parse_strictly(_REQUEST, message)
+    if request.resources.nodes is not None and request.data.cache_dir is None:
+        raise InvalidInputError("several nodes meet in a folder beside data.cache_dir; set it")
     if request.recipe is Recipe.HEAD:
         if request.data.cache_dir is None:
             raise InvalidInputError("recipe 'head' keeps features on disk; set data.cache_dir")
@@ -138,6 +183,15 @@ def parse_shared(message: dict[str, Any]) -> Shared:
         InvalidInputError: as ``parse_request``.
     """
     return parse_strictly(_SHARED, message)
+
+
+def parse_order(message: dict[str, Any]) -> Shared | FollowRequest:
+    """Check what one process is started with.
+
+    Raises:
+        InvalidInputError: as ``parse_request``.
+    """
+    return parse_strictly(_ORDER, message)
 
 
 def _check_full(request: TrainRequest) -> None:

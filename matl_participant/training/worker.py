@@ -33,6 +33,7 @@ from matl_participant.training.memory import memory_message, peak_memory
 from matl_participant.training.phi import look_for_identifiers
 from matl_participant.training.processes import Processes
 from matl_participant.training.requests import (
+    MeetRequest,
     PrepareRequest,
     TrainRequest,
     parse_request,
@@ -55,9 +56,15 @@ def handle(message: Message, report: ReportProgress) -> Message:
     resources = request.resources
     place: Place
     count = count_processes(resources.device, asked=resources.processes)
-    if count > 1:
+    if count > 1 or resources.nodes is not None:
         # No device is chosen: this process waits for the others, and takes no memory there.
-        place = Processes(count, resources.threads_each(count), report)
+        place = Processes(
+            count,
+            resources.threads_each(count),
+            report,
+            nodes=resources.nodes,
+            stall_seconds=resources.stall_seconds,
+        )
     else:
         place = choose_device(resources.device, memory_bytes=resources.device_memory_bytes)
     bound_threads(resources.workers)
@@ -96,8 +103,18 @@ def _prepare(request: PrepareRequest, place: Place, report: ReportProgress) -> M
         found = features_of(labels, data, request.resources, place, report)
         return phi | _prepared(found.patients, found.images, found.skipped, found.dataset)
     usable, skipped = decodable(labels, data, report)
-    patients = len({record.patient for record in usable})
-    return phi | _prepared(patients, len(usable), skipped, dataset_digest(usable))
+    patients, dataset = len({record.patient for record in usable}), dataset_digest(usable)
+    if isinstance(place, Processes) and place.nodes is not None:
+        # Before anything is charged: a node that is not there would cost a round.
+        _see_all_nodes(request, place, dataset)
+    return phi | _prepared(patients, len(usable), skipped, dataset)
+
+
+def _see_all_nodes(request: PrepareRequest, processes: Processes, dataset: Digest) -> None:
+    data = request.data
+    assert data.cache_dir is not None  # parse_request requires it for several nodes
+    asked = MeetRequest(job="meet", data=data, dataset_digest=dataset, resources=request.resources)
+    processes.run(asked.model_dump(mode="json"), beside=data.cache_dir)
 
 
 def _prepared(
@@ -174,7 +191,7 @@ def train_full_round(
     left_out: list[int] = []
     update = train_full(
         load_network(request.data.backbone, schema, tensors),
-        pinned_records(request.data, request.dataset_digest),
+        pinned_records(request.data, request.dataset_digest, group),
         training=FullTraining(
             steps=request.steps,
             learning_rate=request.learning_rate,

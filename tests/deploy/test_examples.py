@@ -10,14 +10,20 @@ import pytest
 from matl.connection import Flags, OperatorFile, read_connection
 from matl_coordinator import config as coordinator
 from matl_participant import config as participant
+from matl_participant.node_config import NodeConfig, load_node_config
 from tests.docs.test_configuration import keys_of
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
-LOADERS = {"coordinator": coordinator.load_config, "participant": participant.load_config}
+LOADERS: dict[str, Any] = {
+    "coordinator": coordinator.load_config,
+    "participant": participant.load_config,
+    "training-node": lambda path, environment: load_node_config(path),
+}
 MODELS: dict[str, Any] = {
     "coordinator": coordinator.Config,
     "participant": participant.Config,
     "operator": OperatorFile,
+    "training-node": NodeConfig,
 }
 
 

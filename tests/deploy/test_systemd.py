@@ -16,6 +16,7 @@ from matl_coordinator import config as coordinator
 from matl_coordinator import daemon as coordinator_daemon
 from matl_participant import config as participant
 from matl_participant import daemon
+from matl_participant.node_config import load_node_config
 from tests.deploy.command_lines import parse
 from tests.deploy.test_examples import EXAMPLES, LOADERS
 
@@ -103,7 +104,9 @@ def test_the_units_wait_longer_than_the_daemons_drain() -> None:
     theirs = participant.load_config(EXAMPLES / "participant.toml", environment={})
     assert float(settings("coordinator")["TimeoutStopSec"][0]) > ours.limits.drain_seconds
     assert float(settings("participant")["TimeoutStopSec"][0]) > theirs.daemon.drain_seconds
-    assert Path(settings("participant")["ReadOnlyPaths"][0]) == theirs.data.images
+    node = load_node_config(EXAMPLES / "training-node.toml")
+    for each, images in (("participant", theirs.data.images), ("training-node", node.data.images)):
+        assert Path(settings(each)["ReadOnlyPaths"][0]) == images
 
 
 def test_the_coordinator_takes_its_password_from_a_file_that_nobody_else_can_read() -> None:

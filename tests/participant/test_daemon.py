@@ -43,7 +43,8 @@ from matl_participant.files import StudyFolder
 from matl_participant.ledger import ledger_path
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports
-from matl_participant.requests import prepare_request, train_request
+from matl_participant.requests import LOST, prepare_request, train_request
+from matl_participant.training.group import ProcessLostError
 from tests.participant.simulator import (
     FEDERATION,
     HOSPITAL,
@@ -469,6 +470,19 @@ async def test_data_that_changed_or_cannot_be_used_stops_the_participant(
         async with running(hospital) as run:
             assert await run.outcome() is Outcome.HALTED
     assert len(hospital.jobs("train")) == 1
+
+
+async def test_data_whose_preparation_lost_a_process_are_prepared_again(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    assert ProcessLostError.__name__ == LOST
+    coordinator.open_round(1)
+    hospital.control(prepare="lost")
+    async with running(hospital):
+        await until(lambda: len(hospital.jobs("prepare")) >= 1)
+        hospital.control()
+        await until(lambda: hospital.states() == [ACKNOWLEDGED])
+    assert len(hospital.jobs("prepare")) >= 2
 
 
 @pytest.mark.privacy

@@ -201,6 +201,14 @@ def test_parameters_that_differ_in_one_bit_are_released_by_nobody(
         assert "came to different parameters" in str(found["disagreement"])
 
 
+def test_a_process_that_does_not_know_the_token_is_found_by_all(
+    pair: tuple[Path, Found, Found],
+) -> None:
+    for found in pair[1:]:
+        assert str(found["same_token"]) == ""
+        assert "does not know the token" in str(found["other_token"])
+
+
 def test_a_process_that_keeps_the_others_waiting_is_given_up(
     pair: tuple[Path, Found, Found],
 ) -> None:

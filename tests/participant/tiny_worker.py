@@ -23,12 +23,18 @@ class LabelsRefusedError(MatlError):
     """As the real worker's."""
 
 
+class ProcessLostError(MatlError):
+    """As the real worker's."""
+
+
 def handle(request: Message, report: ReportProgress) -> Message:
     """Answer ``prepare`` and ``train``."""
     control: dict[str, Any] = json.loads(CONTROL.read_text())
     with CONTROL.with_name(CONTROL.name + ".jobs").open("a") as jobs:
         jobs.write(json.dumps(request) + "\n")
     if request["job"] == "prepare":
+        if control.get("prepare") == "lost":
+            raise ProcessLostError("a training process was lost")
         if control.get("prepare") == "refuse":
             raise LabelsRefusedError("no usable row is left")
         report({"percent": 100})

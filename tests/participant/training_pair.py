@@ -36,6 +36,7 @@ from matl_participant.training.group import (
     ProcessLostError,
     joined,
 )
+from matl_participant.training.nodes import NodeRefusedError, prove
 
 SIZE, PATIENTS = 16, 23
 CPU = torch.device("cpu")
@@ -264,6 +265,8 @@ def main(folder: Path) -> None:
             broken, records, replace(PLAIN, sample_rate=1.0), group, counts.append
         )
         found["left_out"] = counts
+        found["same_token"] = token_check(group, b"a token that all of them have")
+        found["other_token"] = token_check(group, b"a token of rank %d" % rank)
         found["disagreement"] = disagreement(group, rank)
         found["stall"] = stall(rank)
         np.savez(folder / f"rank-{rank}.npz", **found)
@@ -277,6 +280,15 @@ def disagreement(group: ProcessGroup, rank: int) -> str:
     try:
         group.check_same(values)
     except ProcessesDisagreeError as error:
+        return str(error)
+    return ""
+
+
+def token_check(group: ProcessGroup, token: bytes) -> str:
+    """What is said of the others' tokens."""
+    try:
+        prove(group, token)
+    except NodeRefusedError as error:
         return str(error)
     return ""
 
