@@ -2,7 +2,9 @@
 
 Runs the studies of benchmarks/studies row by row, goes on where an earlier start was stopped, and
 writes docs/results/evidence.json, docs/evidence.md and its plots from every run that is
-finished. ``make evidence-quick`` runs a few on digits and checks the order of the rules.
+finished; where none is, it draws page and plots anew from the published figures, and it never
+publishes fewer runs than before unless told to. ``make evidence-quick`` runs a few on digits and
+checks the order of the rules.
 """
 
 import json
@@ -11,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -24,7 +25,15 @@ from benchmarks.results.ordering import violations
 from benchmarks.results.page import evidence_page
 from benchmarks.results.peers import NAME as PEERS
 from benchmarks.results.peers import asked_runs, peer_runs
-from matl.machine import machine
+from benchmarks.results.peers import studies as peer_studies
+from benchmarks.results.publication import (
+    document,
+    gaps_of,
+    merged,
+    published_study,
+    summary_of,
+    text_of,
+)
 from matl.simulation.campaign import Finished, Job, jobs_of, open_finished, run_jobs
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
 from matl.simulation.outcome import Outcome
@@ -82,89 +91,61 @@ def known(jobs: Sequence[Job], finished: Finished) -> list[tuple[Job, list[Outco
 
 
 def gathered(files: Sequence[StudyFile], *, out: Path, fashion: Path) -> dict[str, Any]:
-    """Every finished run of these studies, as cells."""
+    """Every study of which a run is finished, as it is published."""
     studies: dict[str, Any] = {}
     for file in files:
-        needed = {each.data.set for each in file.studies}
-        if any(n.endswith(FEATURES_SUFFIX) and not (out / n).exists() for n in needed):
+        sets = {each.data.set for each in file.studies}
+        features = [out / name for name in sets if name.endswith(FEATURES_SUFFIX)]
+        if not all(path.exists() for path in features):
             continue
         jobs = jobs_of(file, fashion=fashion, features=out)
         runs = runs_of(known(jobs, open_finished(out, file.name)))
         if runs:
-            studies[file.name] = {
-                "asked_runs": sum(len(job.arms) for job in jobs),
-                "finished_runs": len(runs),
-                "cells": cells_of(runs),
-            }
-    peers = peer_runs(out)
-    if peers:
-        studies[PEERS] = {
-            "asked_runs": asked_runs(),
-            "finished_runs": len(peers),
-            "cells": cells_of(peers),
-        }
+            studies[file.name] = published_study(
+                runs,
+                asked=file.studies,
+                asked_runs=sum(len(job.arms) for job in jobs),
+                command=f"python -m benchmarks.evidence_results --only {file.name}",
+                written=out / f"{file.name}-runs.jsonl",
+                features=features[0] if features else None,
+            )
+    if runs := peer_runs(out):
+        studies[PEERS] = published_study(
+            runs,
+            asked=peer_studies(),
+            asked_runs=asked_runs(),
+            command="python -m benchmarks.results.peers",
+            written=out / f"{PEERS}-runs.jsonl",
+            features=None,
+        )
     return studies
 
 
-def gaps_of(cells: Sequence[Mapping[str, Any]], *, skewed: bool) -> dict[str, Any]:
-    """Points that MATL is below centralised training with hospital E mislabelled, by ε.
+def published_before(path: Path = RESULTS) -> dict[str, Any]:
+    """What ``evidence.json`` says; nothing where there is none."""
+    if not path.exists():
+        return {"studies": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
-    ``skewed`` takes the split whose classes are not spread evenly, which Fashion-MNIST has.
+
+def to_publish(
+    published: Mapping[str, Any], found: Mapping[str, Any], *, command: str, replaced: bool
+) -> dict[str, Any]:
+    """What is to stand in ``evidence.json``.
+
+    Where nothing is finished here that is what was published, its summary made anew.
+
+    Raises:
+        ConfigurationError: less would be published than before, and nobody asked for that; or
+            there is nothing to publish.
     """
-    return {
-        f"matl_vs_centralised_gap_points_eps_{cell['epsilon']}": cell["below_centralised_points"]
-        for cell in cells
-        if (cell["arm"], cell["attack"]) == (ArmName.MATL, "label_complement")
-        and (cell["mix"] not in {"sites", "iid"}) is skewed
-        and "below_centralised_points" in cell
-    }
-
-
-def summary_of(studies: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that carry a target, from table 1 with E mislabelled."""
-    summary: dict[str, Any] = {}
-    for data in ("fundus", "fashion"):
-        cells = studies.get(f"tutorial-{data}", {}).get("cells", [])
-        for skewed, suffix in ((False, ""), (True, "_skewed")):
-            gaps = gaps_of(cells, skewed=skewed)
-            summary |= {f"{key}_{data}{suffix}": gap for key, gap in gaps.items()}
-    for epsilon in ("inf", "1"):
-        gap = summary.get(f"matl_vs_centralised_gap_points_eps_{epsilon}_fundus")
-        if gap is not None:
-            summary[f"matl_vs_centralised_gap_points_eps_{epsilon}"] = gap["mean"]
-    return summary
-
-
-def document(studies: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """``evidence.json`` as a value."""
-    return {
-        "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "simulated": True,
-        "summary": summary_of(studies),
-        "studies": dict(studies),
-    }
-
-
-def text_of(found: Mapping[str, Any]) -> str:
-    """As JSON with one cell a line, so that a change of one is a change of one line."""
-    head = {key: value for key, value in found.items() if key != "studies"}
-    lines = [json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)[:-2] + ","]
-    lines.append(' "studies": {')
-    blocks = []
-    for name, study in found["studies"].items():
-        cells = ",\n".join(
-            "    " + json.dumps(cell, ensure_ascii=False, allow_nan=False)
-            for cell in study["cells"]
-        )
-        asked, finished = study["asked_runs"], study["finished_runs"]
-        blocks.append(
-            f'  {json.dumps(name)}: {{\n   "asked_runs": {asked},\n'
-            f'   "finished_runs": {finished},\n   "cells": [\n{cells}\n   ]\n  }}'
-        )
-    lines += [",\n".join(blocks), " }", "}"]
-    return "\n".join(lines) + "\n"
+    if found:
+        whole = found if replaced else merged(published["studies"], found, order=(*ORDER, PEERS))
+        return document(whole, command)
+    if replaced or not published["studies"]:
+        raise ConfigurationError("no run is finished: there is nothing to publish")
+    return {**published, "summary": summary_of(published["studies"])}
 
 
 def write(found: Mapping[str, Any]) -> None:
@@ -211,6 +192,12 @@ def main(
     tables: Annotated[
         bool, typer.Option("--tables", help="Run nothing; write what is finished.")
     ] = False,
+    replaced: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Publish what is finished here and nothing else, even if it is less."
+        ),
+    ] = False,
     only: Annotated[str, typer.Option(help="Names of studies; all unless given.")] = "",
     seeds: Annotated[int, typer.Option(min=0, help="So many seeds; 0 for the studies'.")] = 0,
     arms: Annotated[str, typer.Option(help="Who aggregates; the studies' unless given.")] = "",
@@ -237,11 +224,13 @@ def main(
             ]
             for part in row_by_row(asked):
                 _run(part, console, fashion=fashion, processes=processes, out=out)
-        found = document(gathered(studies_of([]), out=out, fashion=fashion), _command())
-        write(found)
+        found = gathered(studies_of([]), out=out, fashion=fashion)
+        write(to_publish(published_before(), found, command=_command(), replaced=replaced))
     except (MatlError, ValueError) as error:
         console.print(str(error), style="red", highlight=False)
         raise typer.Exit(1) from error
+    if not found:
+        console.print(f"No run is finished in {out}: from what was published", highlight=False)
     console.print(f"Written: {PAGE} and {RESULTS}", highlight=False)
 
 

@@ -1,4 +1,7 @@
-"""From finished runs to the cells of the tables, each with its interval over seeds."""
+"""From finished runs to the cells of the tables, each with its interval over seeds.
+
+A cell has what was measured seed by seed too, so that anybody can make the intervals again.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +30,11 @@ def runs_of(found: Iterable[tuple[Job, Sequence[Outcome]]]) -> list[Run]:
 
 
 def cells_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One for each study and arm; every figure as mean, half width of its interval, and runs."""
+    """One for each study and arm; every figure as mean, half width of its interval, and runs.
+
+    ``measurements`` has every measured figure in the order of ``seeds``. Gaps to another arm are
+    differences of two cells' accuracies on the same seed.
+    """
     by_cell: dict[tuple[Study, str], list[Run]] = {}
     for run in runs:
         by_cell.setdefault((run.study, run.outcome.arm), []).append(run)
@@ -39,7 +46,8 @@ _Others = Mapping[tuple[Study, str, int], Outcome]
 
 
 def _cell(study: Study, arm: str, own: Sequence[Run], others: _Others) -> dict[str, Any]:
-    outcomes = [run.outcome for run in own]
+    outcomes = sorted((run.outcome for run in own), key=lambda outcome: outcome.seed)
+    measured = {name: [figure(each) for each in outcomes] for name, figure in _FIGURES.items()}
 
     def below(reference: ArmName) -> list[float | None]:
         return [
@@ -58,34 +66,62 @@ def _cell(study: Study, arm: str, own: Sequence[Run], others: _Others) -> dict[s
         else 100.0 * (before.accuracy - each.accuracy)
         for each in outcomes
     ]
-    figures = {name: interval(map(figure, outcomes)) for name, figure in _FIGURES.items()} | {
+    figures = {name: interval(values) for name, values in measured.items()} | {
         "below_centralised_points": interval(below(ArmName.CENTRALISED)),
         "below_oracle_points": interval(below(ArmName.ORACLE)),
         "impact_points": interval(impact),
     }
+    return (
+        {
+            "data": study.data.set.removesuffix(".safetensors"),
+            "members": study.members,
+            "hostile": study.hostile_count,
+            "mix": study.mix_name,
+            "epsilon": f"{study.privacy.epsilon:g}",
+            "attack": study.hostile.attack,
+            "arm": arm,
+            "seeds": [each.seed for each in outcomes],
+        }
+        | _holdout(study)
+        | {name: _rounded(asdict(each)) for name, each in figures.items() if each is not None}
+        | {"measurements": _listed(measured)}
+    )
+
+
+def _holdout(study: Study) -> dict[str, Any]:
+    """Whose cameras the holdout set lacks, where it lacks any."""
+    lacking = study.plain()["data"].get("holdout_without_sites")
+    return {"holdout_without_sites": lacking} if lacking else {}
+
+
+def _listed(measured: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
+    """Rounded, and without those that no run has."""
     return {
-        "data": study.data.set.removesuffix(".safetensors"),
-        "members": study.members,
-        "hostile": study.hostile_count,
-        "mix": study.mix_name,
-        "epsilon": f"{study.privacy.epsilon:g}",
-        "attack": study.hostile.attack,
-        "arm": arm,
-        "seeds": sorted(each.seed for each in outcomes),
-    } | {name: _rounded(asdict(each)) for name, each in figures.items() if each is not None}
+        name: [None if value is None else round(value, _DIGITS) for value in values]
+        for name, values in measured.items()
+        if any(value is not None for value in values)
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 _FIGURES: Final[Mapping[str, Callable[[Outcome], float | None]]] = {
     "accuracy_percent": lambda run: 100.0 * run.accuracy,
     "balanced_accuracy_percent": lambda run: 100.0 * run.balanced_accuracy,
+    "worst_silo_percent": lambda run: 100.0 * run.worst_silo,
     "kappa": lambda run: run.kappa,
     "hostile_weight": lambda run: run.hostile_weight,
     "hostile_excluded": lambda run: run.hostile_excluded,
     "honest_excluded": lambda run: run.honest_excluded,
-    "longest_honest_exclusion_rounds": lambda run: float(run.longest_honest_exclusion),
-    "detected_in_round": lambda run: None if run.detected_in is None else float(run.detected_in),
+    "hostile_weightless": lambda run: run.hostile_weightless,
+    "honest_weightless": lambda run: run.honest_weightless,
+    "longest_honest_exclusion_rounds": lambda run: _number(run.longest_honest_exclusion),
+    "detected_in_round": lambda run: _number(run.detected_in),
     "backdoor_success": lambda run: run.backdoor_success,
     "held_rounds": lambda run: float(run.held_rounds),
+    "rounds": lambda run: float(run.rounds),
     "suspect_trust": lambda run: run.trust.get(SUSPECT, run.trust.get(f"{SUSPECT}*")),
 }
 

@@ -13,7 +13,9 @@ from benchmarks import evidence_results
 from benchmarks.results.gather import cells_of, runs_of
 from benchmarks.results.ordering import violations
 from benchmarks.results.page import evidence_page
+from benchmarks.results.publication import summary_of, text_of
 from matl.simulation.campaign import Job, jobs_of, open_finished, run_jobs
+from matl.simulation.intervals import interval
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, Study, StudyFile, read_study
 from tests.simulation.outcomes import made_outcome
@@ -98,10 +100,42 @@ def test_gaps_and_impacts_are_taken_seed_by_seed() -> None:
             (Job(right, seed, arms), outcomes_of(right, before, seed)),
         ]
     cell = next(c for c in cells(found) if (c["arm"], c["hostile"]) == ("matl", 1))
+    assert cell["seeds"] == [0, 1]
+    assert cell["measurements"]["accuracy_percent"] == [89.0, 68.0]
     for name in ("below_centralised_points", "impact_points"):
         assert cell[name] == {"mean": 1.5, "half_width": pytest.approx(6.353), "runs": 2}
     assert cell["suspect_trust"]["mean"] == 0.1
     assert "impact_points" not in next(c for c in cells(found) if c["hostile"] == 0)
+
+
+def test_every_interval_can_be_made_again_from_what_was_measured_seed_by_seed() -> None:
+    found = [
+        (Job(Study(), seed, (ArmName.MATL,)), outcomes_of(Study(), {"matl": level}, seed))
+        for seed, level in ((1, 0.7), (0, 0.9), (2, 0.85))
+    ]
+    (cell,) = cells(found)
+    assert cell["measurements"]["accuracy_percent"] == [90.0, 70.0, 85.0]
+    for name, values in cell["measurements"].items():
+        again = interval(values)
+        assert again is not None
+        assert cell[name]["mean"] == pytest.approx(again.mean, abs=1e-3)
+        assert cell[name]["half_width"] == pytest.approx(again.half_width, abs=1e-3)
+
+
+def test_what_nobody_measured_is_missing_and_not_nothing() -> None:
+    held = [replace(o, **NOTHING_RELEASED) for o in outcomes_of(Study(), {"matl": 0.1}, 0)]
+    (cell,) = cells([(Job(Study(), 0, (ArmName.MATL,)), held)])
+    assert not {"hostile_weight", "backdoor_success", "detected_in_round"} & cell.keys()
+    assert not {"hostile_weight", "backdoor_success"} & cell["measurements"].keys()
+    assert (cell["held_rounds"]["mean"], cell["rounds"]["mean"]) == (3.0, 3.0)
+
+
+NOTHING_RELEASED: dict[str, Any] = {
+    "hostile_weight": None,
+    "backdoor_success": None,
+    "detected_in": None,
+    "held_rounds": 3,
+}
 
 
 def test_a_gap_whose_interval_reaches_across_its_target_is_not_called_met() -> None:
@@ -131,9 +165,9 @@ def test_a_gap_whose_interval_reaches_across_its_target_is_not_called_met() -> N
 def test_the_published_page_is_what_the_published_figures_give() -> None:
     text = (ROOT / evidence_results.RESULTS).read_text(encoding="utf-8")
     published = json.loads(text)
-    assert evidence_results.text_of(published) == text
+    assert text_of(published) == text
     assert evidence_page(published) == (ROOT / evidence_results.PAGE).read_text(encoding="utf-8")
-    assert published["summary"] == evidence_results.summary_of(published["studies"])
+    assert published["summary"] == summary_of(published["studies"])
     for key in ("eps_inf", "eps_1"):
         assert isinstance(published["summary"][f"matl_vs_centralised_gap_points_{key}"], float)
 

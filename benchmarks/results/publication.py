@@ -1,0 +1,149 @@
+"""``docs/results/evidence.json``: what is in it, and what may take the place of what.
+
+A study is published with the code and features that its runs came of, the command that makes
+them and the date of the newest. Nothing here runs a study.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.results.gather import Run, cells_of
+from matl.machine import machine
+from matl.simulation.campaign import fingerprint
+from matl.simulation.study import NO_ATTACK, ArmName, Study
+from matl_common.errors import ConfigurationError
+
+Studies = Mapping[str, Mapping[str, Any]]
+TABLE_1: Final = {"fundus": "tutorial-fundus", "fashion": "tutorial-fashion"}
+
+
+def published_study(
+    runs: Sequence[Run],
+    *,
+    asked: Sequence[Study],
+    asked_runs: int,
+    command: str,
+    written: Path,
+    features: Path | None,
+) -> dict[str, Any]:
+    """One study's finished runs, with where they come from.
+
+    Args:
+        runs: the finished ones.
+        asked: the studies that its file asks for.
+        asked_runs: as many as there are when all are finished.
+        command: makes these runs, and those that are missing.
+        written: the file of finished runs; its date is that of the newest.
+        features: the file of features that enters, if there is one.
+    """
+    newest = datetime.fromtimestamp(written.stat().st_mtime, UTC)
+    return {
+        "asked_runs": asked_runs,
+        "finished_runs": len(runs),
+        "asked_attacks": list(
+            dict.fromkeys(s.hostile.attack for s in asked if s.hostile.attack != NO_ATTACK)
+        ),
+        "asked_mixes": list(dict.fromkeys(study.mix_name for study in asked)),
+        "command": command,
+        "newest_run": newest.isoformat(timespec="seconds"),
+        "code": fingerprint(),
+        "fingerprint": fingerprint(features),
+        "cells": cells_of(runs),
+    }
+
+
+def merged(published: Studies, found: Studies, *, order: Sequence[str]) -> dict[str, Any]:
+    """What is finished here in place of what was published, study by study.
+
+    A study of which nothing is finished here stays as it was published.
+
+    Raises:
+        ConfigurationError: a study has fewer finished runs here than are published.
+    """
+    fewer = [
+        f"{name} ({study['finished_runs']} here, {published[name]['finished_runs']} published)"
+        for name, study in found.items()
+        if name in published and study["finished_runs"] < published[name]["finished_runs"]
+    ]
+    if fewer:
+        raise ConfigurationError(
+            f"fewer runs are finished than are published: {', '.join(fewer)}. Nothing was "
+            "written; finish them, or publish what is here, and nothing else, with --replace"
+        )
+    whole = {**published, **found}
+    return {name: whole[name] for name in sorted(whole, key=_place(order))}
+
+
+def _place(order: Sequence[str]) -> Any:
+    return lambda name: (order.index(name) if name in order else len(order), name)
+
+
+def gaps_of(cells: Sequence[Mapping[str, Any]], *, skewed: bool) -> dict[str, Any]:
+    """Points that MATL is below centralised training with hospital E mislabelled, by ε.
+
+    ``skewed`` takes the split whose classes are not spread evenly, which Fashion-MNIST has.
+    """
+    return {
+        f"matl_vs_centralised_gap_points_eps_{cell['epsilon']}": cell["below_centralised_points"]
+        for cell in cells
+        if (cell["arm"], cell["attack"]) == (ArmName.MATL, "label_complement")
+        and (cell["mix"] not in {"sites", "iid"}) is skewed
+        and "below_centralised_points" in cell
+    }
+
+
+def summary_of(studies: Studies) -> dict[str, Any]:
+    """The keys that carry a target: table 1 with E mislabelled, by both recipes."""
+    summary: dict[str, Any] = {}
+    for data, name in TABLE_1.items():
+        cells = studies.get(name, {}).get("cells", [])
+        for skewed, suffix in ((False, ""), (True, "_skewed")):
+            gaps = gaps_of(cells, skewed=skewed)
+            summary |= {f"{key}_{data}{suffix}": gap for key, gap in gaps.items()}
+        for epsilon in ("1", "inf"):
+            cells = studies.get(f"tuned-{data}-{_in_name(epsilon)}", {}).get("cells", [])
+            gaps = gaps_of(cells, skewed=False)
+            summary |= {f"{key}_{data}_recipe_for_accuracy": gap for key, gap in gaps.items()}
+    for epsilon in ("inf", "1"):
+        gap = summary.get(f"matl_vs_centralised_gap_points_eps_{epsilon}_fundus")
+        if gap is not None:
+            summary[f"matl_vs_centralised_gap_points_eps_{epsilon}"] = gap["mean"]
+    return summary
+
+
+def _in_name(epsilon: str) -> str:
+    return "inf" if epsilon == "inf" else f"eps{epsilon}"
+
+
+def document(studies: Studies, command: str) -> dict[str, Any]:
+    """``evidence.json`` as a value."""
+    return {
+        "machine": machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "simulated": True,
+        "summary": summary_of(studies),
+        "studies": dict(studies),
+    }
+
+
+def text_of(found: Mapping[str, Any]) -> str:
+    """As JSON with one cell a line, so that a change of one is a change of one line."""
+    blocks = []
+    for name, study in found["studies"].items():
+        cells = ",\n".join(f"    {_line(cell)}" for cell in study["cells"])
+        facts = "".join(
+            f"   {_line(key)}: {_line(value)},\n" for key, value in study.items() if key != "cells"
+        )
+        blocks.append(f'  {_line(name)}: {{\n{facts}   "cells": [\n{cells}\n   ]\n  }}')
+    head = {key: value for key, value in found.items() if key != "studies"}
+    lines = [json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)[:-2] + ","]
+    lines += [' "studies": {', ",\n".join(blocks), " }", "}"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
