@@ -150,9 +150,10 @@ def to_publish(
 
 def write(found: Mapping[str, Any]) -> None:
     """Results, page and plots."""
+    results, page = text_of(found), evidence_page(found)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(RESULTS, [text_of(found).encode()], mode=0o644)
-    write_atomically(PAGE, [evidence_page(found).encode()], mode=0o644)
+    write_atomically(RESULTS, [results.encode()], mode=0o644)
+    write_atomically(PAGE, [page.encode()], mode=0o644)
     draw(found, PLOTS)
 
 

@@ -46,7 +46,9 @@ def published_study(
         "asked_attacks": list(
             dict.fromkeys(s.hostile.attack for s in asked if s.hostile.attack != NO_ATTACK)
         ),
-        "asked_mixes": list(dict.fromkeys(study.mix_name for study in asked)),
+        "asked_federations": list(
+            dict.fromkeys((s.members, s.hostile_count, s.mix_name) for s in asked)
+        ),
         "command": command,
         "newest_run": newest.isoformat(timespec="seconds"),
         "code": fingerprint(),

@@ -1,0 +1,234 @@
+# ruff: noqa: E501  # The page's own lines.
+"""Table 2: attackers against rules."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from benchmarks.results.page.cells import (
+    claimed,
+    federations,
+    figures,
+    gap_of,
+    harms,
+    lost_without_attackers,
+    robust_studies,
+    seed_counts,
+    share,
+    where,
+    with_gap,
+)
+from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, number, table
+from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_waiting
+from matl.simulation.study import NO_ATTACK, ArmName
+
+TARGET_CLAIMED: Final = 1.0
+TARGET_60: Final = 2.0
+BROKEN_POINTS: Final = 5.0
+_WAITING_MIX: Final = "dirichlet-0.5"
+_NO_ROWS: Final = "Nothing yet."
+
+
+def attackers(studies: Mapping[str, Any]) -> str:
+    """Targets, and two tables for each size of federation and ε."""
+    robust = robust_studies(studies)
+    cells = [cell for study in robust.values() for cell in study["cells"]]
+    if not cells:
+        return ""
+    text = f"""
+## Table 2: attackers
+
+Targets for MATL (MODE1): at most {TARGET_CLAIMED:.0f} point below the honest hospitals alone at 45 % on every attack, at
+most {TARGET_60:.0f} at 60 %, and no honest hospital without a say for more than two rounds at α = 0.5. A held round, in
+which nobody has a say, counts as waiting. *Met* is said of all attacks asked for and at least five seeds, of nothing
+less:
+
+{_targets(robust)}
+
+Fashion-MNIST's pixels; twenty hospitals of 2,000 to 3,000 patients, or five of the tutorial's sizes. Without noise a
+small network, 20 local steps a round for 30 rounds; at ε = 1 the `head` recipe, 20 rounds. A seed draws who has which
+training images, sizes, holdout set, who is hostile, and noise; the 10,000 test images are always the same. Baselines are
+rules without trust, f as claimed for MODE1 or the most they accept. MODE0 claims a fifth of the hospitals less one, and is
+shown beyond its claim too.
+
+*Points*: accuracy below the honest hospitals alone, without an attacker (*none*), which is what the rule itself costs, and
+under the worst of the attacks that were run. A rule that was not run under all of a row's attacks shows how many it was.
+**Bold**: more than {BROKEN_POINTS:.0f} points beyond what the rule loses without an attacker. *Authors* of attacks and their
+weight: over the attacks that cost FedAvg a point or more; weight over rounds that were not held. *Honest without weight* is
+the share of honest hospitals' rounds in which they counted for nothing, over all attacks, held rounds left out: the false
+exclusions.
+
+![Points below the honest hospitals alone, attack by rule](images/evidence_attacks.png)
+"""
+    for members in sorted({cell["members"] for cell in cells}, reverse=True):
+        for epsilon in ("1", "inf"):
+            if own := where(cells, members=members, epsilon=epsilon):
+                text += (
+                    f"\n### {members} hospitals, {epsilon_words(epsilon)}\n\n{_worst_table(own)}\n"
+                )
+                text += f"\n{_exclusion_table(own)}\n"
+    return text
+
+
+def targeted(studies: Mapping[str, Any]) -> Iterator[tuple[list[Cell], float, int | None]]:
+    """MATL's cells that a target is for: one federation under every attack that was run, most
+    points below the honest alone, and the number of attacks asked for where it is known."""
+    for study in robust_studies(studies).values():
+        ours = where(study["cells"], arm=ArmName.MATL)
+        asked = len(study["asked_attacks"]) if "asked_attacks" in study else None
+        for each in federations(with_gap(ours)):
+            own = with_gap(where(ours, **each))
+            if (target := target_of(each["members"], each["hostile"])) is not None:
+                yield own, target, asked
+
+
+def target_of(members: int, hostile: int) -> float | None:
+    """Most points below the honest alone; ``None`` where nothing is promised."""
+    if hostile == claimed(members):
+        return TARGET_CLAIMED
+    return TARGET_60 if 10 * hostile == 6 * members else None
+
+
+def _targets(robust: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            share(own[0]),
+            epsilon_words(own[0]["epsilon"]),
+            mix_words(own[0]["mix"]),
+            _of(len(own), asked),
+            seed_counts(own),
+            f"{target:.0f}",
+            verdict_on_attacks(own, target, asked=asked),
+            verdict_on_waiting(own, asked=asked) if own[0]["mix"] == _WAITING_MIX else "",
+        ]
+        for own, target, asked in targeted(robust)
+    ]
+    rows += [
+        [
+            share(cell),
+            epsilon_words(cell["epsilon"]),
+            mix_words(cell["mix"]),
+            "none",
+            seed_counts([cell]),
+            "",
+            "",
+            verdict_on_waiting([cell], asked=1),
+        ]
+        for study in robust.values()
+        for cell in where(study["cells"], arm=ArmName.MATL, attack=NO_ATTACK, mix=_WAITING_MIX)
+    ]
+    header = ["hostile", "ε", "classes", "attacks run", "seeds", "target, points"]
+    header += ["points below, verdict", "waiting, rounds"]
+    return f"{table(header, rows) if rows else _NO_ROWS}\n\n{_not_run(robust)}".strip()
+
+
+def _not_run(robust: Mapping[str, Any]) -> str:
+    """Federations that a target is for, that were asked for, and that are not among the rows."""
+    missing = []
+    for name, study in robust.items():
+        ours = where(study["cells"], arm=ArmName.MATL)
+        run = {(c["members"], c["hostile"], c["mix"]) for c in ours}
+        missing += [
+            f"{hostile} of {members}, {mix_words(mix)} ({name})"
+            for members, hostile, mix in study.get("asked_federations", [])
+            if target_of(members, hostile) is not None and (members, hostile, mix) not in run
+        ]
+    return f"Asked for and not run yet: {'; '.join(missing)}." if missing else ""
+
+
+def _of(run: int, asked: int | None) -> str:
+    return f"{run}" if asked is None else f"{run} of {asked}"
+
+
+def _worst_table(cells: Sequence[Cell]) -> str:
+    arms = [arm for arm in dict.fromkeys(c["arm"] for c in cells) if arm != ArmName.ORACLE]
+    rows = []
+    for mix in dict.fromkeys(c["mix"] for c in cells):
+        calm = where(cells, mix=mix, attack=NO_ATTACK)
+        if calm:
+            losses = [_loss(where(calm, arm=arm)) for arm in arms]
+            rows.append([mix_words(mix), "none", "", seed_counts(calm), *losses])
+        for hostile in sorted({c["hostile"] for c in cells if c["attack"] != NO_ATTACK}):
+            own = where(cells, mix=mix, hostile=hostile)
+            if own:
+                attacks = len({c["attack"] for c in own})
+                worst = [_worst(cells, where(own, arm=arm), attacks) for arm in arms]
+                row = [mix_words(mix), share(own[0]), str(attacks), seed_counts(own)]
+                rows.append(row + worst)
+    return table(["classes", "hostile", "attacks", "seeds", *arms], rows)
+
+
+def _loss(cells: Sequence[Cell]) -> str:
+    known = with_gap(cells)
+    return number(gap_of(known[0]), 1) if known else ""
+
+
+def _worst(cells: Sequence[Cell], own: Sequence[Cell], attacks: int) -> str:
+    known = with_gap(own)
+    if not known:
+        return ""
+    worst = max(known, key=gap_of)
+    fewer = "" if len(known) == attacks else f", of {counted(len(known), 'attack')}"
+    text = f"{number(gap_of(worst), 1)} ({worst['attack']}{fewer})"
+    return f"**{text}**" if is_broken(cells, worst) else text
+
+
+def is_broken(cells: Sequence[Cell], cell: Cell) -> bool:
+    """Whether an attack costs a rule more than it loses without one; not where that is unknown."""
+    calm = lost_without_attackers(cells, cell)
+    return calm is not None and gap_of(cell) - calm > BROKEN_POINTS
+
+
+def _exclusion_table(cells: Sequence[Cell]) -> str:
+    ours = where(cells, arm=ArmName.MATL)
+    rows = []
+    for mix, hostile in sorted({(c["mix"], c["hostile"]) for c in ours}):
+        own = where(ours, mix=mix, hostile=hostile)
+        harmful = [c for c in own if harms(cells, c)]
+        rows.append(
+            [
+                mix_words(mix),
+                share(own[0]),
+                f"{len(harmful)} of {len(own)}" if hostile else "",
+                mean_percent(harmful, "hostile_excluded"),
+                mean_percent(harmful, "hostile_weight"),
+                _detected(harmful),
+                mean_percent(own, "honest_weightless"),
+                mean_percent(own, "honest_excluded"),
+                most(own, "longest_honest_exclusion_rounds"),
+                most(own, "held_rounds"),
+            ]
+        )
+    header = ["classes", "hostile", "attacks that harm the mean", "excluded of their authors"]
+    header += ["attackers' weight", "all authors out, runs and slowest round"]
+    header += ["honest without weight", "honest excluded at the end"]
+    header += ["longest honest exclusion, rounds", "rounds held, most"]
+    return "MATL (MODE1):\n\n" + table(header, rows)
+
+
+def _detected(harmful: Sequence[Cell]) -> str:
+    """In how many runs every author was out for good, and from which round on at the latest."""
+    if not harmful:
+        return ""
+    found = [c for c in harmful if "detected_in_round" in c]
+    runs = sum(c["detected_in_round"]["runs"] for c in found)
+    whole = f"{runs} of {sum(len(c['seeds']) for c in harmful)}"
+    if not found:
+        return whole
+    slowest = max(found, key=lambda c: max(figures(c, "detected_in_round")))
+    return f"{whole}, {max(figures(slowest, 'detected_in_round')):.0f} ({slowest['attack']})"
+
+
+def mean_percent(cells: Sequence[Cell], name: str) -> str:
+    """Of the cells that have the figure."""
+    values = [c[name]["mean"] for c in cells if name in c]
+    return f"{100 * sum(values) / len(values):.1f} %" if values else ""
+
+
+def most(cells: Sequence[Cell], name: str) -> str:
+    """The largest over cells and seeds, and under which attack; just 0 where it is that."""
+    known = [c for c in cells if figures(c, name)]
+    if not known:
+        return ""
+    worst = max(known, key=lambda c: max(figures(c, name)))
+    value = max(figures(worst, name))
+    return f"{value:.0f} ({worst['attack']})" if value else "0"

@@ -1,0 +1,200 @@
+# ruff: noqa: E501  # The page's own lines.
+"""Where it breaks, each sentence with the cells that say so, or with the word *expected*."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from benchmarks.results.page.attackers import BROKEN_POINTS, TARGET_CLAIMED, is_broken, targeted
+from benchmarks.results.page.cells import (
+    claimed,
+    figures,
+    gap_of,
+    lost_without_attackers,
+    place,
+    robust_studies,
+    share,
+    waited,
+    where,
+    with_gap,
+)
+from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, number
+from benchmarks.results.page.minority import was_run
+from benchmarks.results.page.triggers import what_trust_sees
+from benchmarks.results.page.tuned import long_steps
+from benchmarks.results.page.verdicts import MOST_ROUNDS
+from matl.simulation.study import NO_ATTACK, ArmName
+from matl_common.modes import MATLMode
+
+_STRONGER: Final = {
+    "leaked_root": "has the holdout set's gradient",
+    "within_classes": "stays within what the gradients of the classes span, with the attackers' own patients",
+    "sleeper": "is honest until it no longer pays",
+    "slow_reversal": "drifts so slowly that each round still helps",
+    "optimal_ipm": "knows the rule",
+}
+_RULES: Final = (
+    ArmName.MEAN,
+    ArmName.MEDIAN,
+    ArmName.TRIMMED_MEAN,
+    ArmName.KRUM,
+    ArmName.MULTI_KRUM,
+    ArmName.BULYAN,
+    ArmName.NNM_GM,
+    ArmName.FLTRUST,
+)
+
+
+def breaks(studies: Mapping[str, Any]) -> str:
+    """The list."""
+    cells = [cell for study in robust_studies(studies).values() for cell in study["cells"]]
+    items = [
+        f"**MATL beyond its target, at the share that it claims.** {_beyond(studies)}",
+        f"**Rules without trust.** {_rules(cells)}",
+        f"**MODE0 beyond its claim.** {_mode0(cells)}",
+        f"**Triggers.** A trigger moves the model only where the holdout set has no image, so that accuracy on it says little. {what_trust_sees(studies)}",
+        f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}.",
+        f"**The holdout set's bias is the coordinator's, and a minority hospital pays for it** ({_minority(studies)}). Trust asks whether an update helps the holdout set. A hospital whose camera or class mix it lacks helps less, and counts less, though it is honest; enrolled class mixes make up for different classes and not for different cameras. Balance the holdout set over sites, not over classes alone.",
+        f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update points away from the holdout set's optimum, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
+        "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight, which takes say from the largest. *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
+        f"**Honest hospitals that wait** more than two rounds, held rounds included (MATL, most rounds of any seed): {_waiting(cells)}.",
+        f"**Held rounds.** Too few sound updates and a round is held: the model stays as it was, which is the attackers' gain where they want no study at all. {_held(cells)}",
+        "**More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % show what happens, not what is promised.",
+    ]
+    return "\n## Where it breaks\n\n" + "\n".join(f"- {item}" for item in items)
+
+
+def _beyond(studies: Mapping[str, Any]) -> str:
+    """Which attacks cost MATL more than it promises, federation by federation."""
+    said, run = [], []
+    for own, target, asked in targeted(studies):
+        if target != TARGET_CLAIMED:
+            continue
+        run.append(f"{len(own)}" if asked is None else f"{len(own)} of {asked}")
+        over = sorted((c for c in own if gap_of(c) > target), key=gap_of, reverse=True)
+        if over:
+            said.append(
+                f"{place(over[0])}: "
+                + ", ".join(f"`{c['attack']}` {number(gap_of(c), 1)}" for c in over)
+            )
+    if not run:
+        return "Not run yet."
+    if said:
+        return f"Points below the honest hospitals alone, of every attack that cost more than {TARGET_CLAIMED:.0f}: {'; '.join(said)}."
+    return (
+        f"No attack that was run cost more than {TARGET_CLAIMED:.0f} point ({', '.join(run)} attacks; "
+        "seeds and verdicts are in table 2)."
+    )
+
+
+def _rules(cells: Sequence[Cell]) -> str:
+    broken, whole = [], []
+    for rule in _RULES:
+        own = [
+            c
+            for c in with_gap(where(cells, arm=rule))
+            if c["attack"] != NO_ATTACK and c["hostile"] <= claimed(c["members"])
+        ]
+        worst = max((c for c in own if is_broken(cells, c)), key=gap_of, default=None)
+        if worst is not None:
+            calm = lost_without_attackers(cells, worst) or 0.0
+            broken.append(
+                f"{rule} {number(gap_of(worst), 1)}, and {number(calm, 1)} without an attacker (`{worst['attack']}`, {place(worst)})"
+            )
+        elif own:
+            whole.append(f"{rule} ({counted(len(own), 'federation')})")
+    if not broken and not whole:
+        return "Not run yet."
+    unbroken = f" Not broken by what was run: {', '.join(whole)}." if whole else ""
+    return (
+        f"An attack broke a rule where it cost more than {BROKEN_POINTS:.0f} points beyond what the rule loses "
+        "without one. With no more hostile hospitals than MATL claims, the worst of each rule, points below the honest "
+        f"hospitals alone: {'; '.join(broken) or 'none'}.{unbroken} {_own_price(cells)}Distance rules (Krum, "
+        "Multi-Krum, Bulyan) need more updates than 45 % leaves them and then run with a smaller f than there are attackers."
+    )
+
+
+def _own_price(cells: Sequence[Cell]) -> str:
+    """What is no attacker's doing."""
+    worst = _worst_of_each(
+        c for c in with_gap(where(cells, attack=NO_ATTACK)) if c["arm"] in _RULES
+    )
+    costly = [c for c in worst if gap_of(c) > TARGET_CLAIMED]
+    if not costly:
+        return ""
+    named = ", ".join(f"{c['arm']} {number(gap_of(c), 1)} ({_short(c)})" for c in costly)
+    return f"Without any attacker some lose points too, which is the rule's own price: {named}. "
+
+
+def _worst_of_each(cells: Iterable[Cell]) -> list[Cell]:
+    worst: dict[str, Cell] = {}
+    for cell in cells:
+        before = worst.setdefault(cell["arm"], cell)
+        worst[cell["arm"]] = max(before, cell, key=gap_of)
+    return list(worst.values())
+
+
+def _mode0(cells: Sequence[Cell]) -> str:
+    text = (
+        "Without a holdout set nothing tells nine coordinated hospitals of twenty from eleven honest ones whose "
+        "patients differ; it says so at start."
+    )
+    known = [
+        c
+        for c in with_gap(where(cells, arm=ArmName.MATL_PEERS))
+        if c["hostile"] > claimed(c["members"], MATLMode.MODE0)
+    ]
+    if not known:
+        return f"{text} Beyond its claim it was not run yet."
+    worst = max(known, key=gap_of)
+    return (
+        f"{text} At worst {number(gap_of(worst), 1)} points (`{worst['attack']}`, {place(worst)})."
+    )
+
+
+def _stronger(cells: Sequence[Cell]) -> str:
+    said = []
+    for attack, does in _STRONGER.items():
+        own = [
+            c
+            for c in with_gap(where(cells, arm=ArmName.MATL, attack=attack))
+            if c["hostile"] <= claimed(c["members"])
+        ]
+        worst = max(own, key=gap_of, default=None)
+        cost = "not run" if worst is None else f"{number(gap_of(worst), 1)} points ({place(worst)})"
+        said.append(f"`{attack}` {does}: {cost}")
+    return "; ".join(said)
+
+
+def _minority(studies: Mapping[str, Any]) -> str:
+    return "[measured](#a-minority-hospital)" if was_run(studies) else "expected, not measured"
+
+
+def _waiting(cells: Sequence[Cell]) -> str:
+    over = [c for c in where(cells, arm=ArmName.MATL) if waited(c) > MOST_ROUNDS]
+    over.sort(key=waited, reverse=True)
+    return _by_federation(over, waited) or "none that was run"
+
+
+def _held(cells: Sequence[Cell]) -> str:
+    held = [
+        c for c in where(cells, arm=ArmName.MATL) if max(figures(c, "held_rounds"), default=0.0)
+    ]
+    if not held:
+        return "MATL held no round in any run."
+    return f"MATL, most rounds of any seed: {_by_federation(held, _most_held)}."
+
+
+def _most_held(cell: Cell) -> float:
+    return max(figures(cell, "held_rounds"))
+
+
+def _by_federation(cells: Sequence[Cell], of: Any) -> str:
+    """Attacks with a number of rounds each, federation by federation."""
+    groups: dict[str, list[str]] = {}
+    for cell in cells:
+        groups.setdefault(_short(cell), []).append(f"`{cell['attack']}` {of(cell):.0f}")
+    return "; ".join(f"{name}: {', '.join(found)}" for name, found in groups.items())
+
+
+def _short(cell: Cell) -> str:
+    return f"{share(cell)}, {mix_words(cell['mix'])}, {epsilon_words(cell['epsilon'])}"

@@ -1,0 +1,115 @@
+"""What the tables ask of the cells. A cell may lack any figure: then nobody measured it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words
+from matl.simulation.study import NO_ATTACK, ArmName
+from matl_common.modes import MATLMode
+from matl_coordinator.core.claim import claimed_tolerance
+
+ENOUGH_SEEDS: Final = 5
+"""With fewer nothing is called met."""
+HARMFUL_POINTS: Final = 1.0
+FEDERATION: Final = ("members", "hostile", "mix", "epsilon")
+
+
+def cells_of_study(studies: Mapping[str, Any], name: str) -> list[Cell]:
+    """The cells of one study, or none."""
+    return list(studies.get(name, {}).get("cells", []))
+
+
+def robust_studies(studies: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of table 2."""
+    return {name: study for name, study in studies.items() if name.startswith("robust-")}
+
+
+def where(cells: Iterable[Cell], **wanted: Any) -> list[Cell]:
+    """The cells with these values."""
+    return [c for c in cells if all(c[key] == value for key, value in wanted.items())]
+
+
+def federation(cell: Cell) -> dict[str, Any]:
+    """What ``where`` needs to find the cells beside this one, of whatever attack and arm."""
+    return {key: cell[key] for key in FEDERATION}
+
+
+def federations(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Every federation that there are cells of, in their order."""
+    distinct = dict.fromkeys(tuple(federation(cell).items()) for cell in cells)
+    return [dict(each) for each in distinct]
+
+
+def groups(cells: Iterable[Cell]) -> list[tuple[str, int]]:
+    """Class mixes and numbers of hostile hospitals that were run under attack."""
+    return sorted({(c["mix"], c["hostile"]) for c in cells if c["attack"] != NO_ATTACK})
+
+
+def figures(cell: Cell, name: str) -> list[float]:
+    """A figure of each seed that has it; the mean where seeds were not published."""
+    values = cell.get("measurements", {}).get(name)
+    if values is None:
+        return [cell[name]["mean"]] if name in cell else []
+    return [value for value in values if value is not None]
+
+
+def waited(cell: Cell) -> float:
+    """Most rounds, over seeds, in which an honest hospital had no say: excluded in a row, or the
+    round was held, which leaves everybody without one."""
+    excluded, held = (
+        figures(cell, name) or [0.0] for name in ("longest_honest_exclusion_rounds", "held_rounds")
+    )
+    if len(excluded) == len(held):
+        return max(map(sum, zip(excluded, held, strict=True)))
+    return max(excluded) + max(held)
+
+
+def gap_of(cell: Cell) -> float:
+    """Points below the honest hospitals alone."""
+    mean: float = cell["below_oracle_points"]["mean"]
+    return mean
+
+
+def with_gap(cells: Iterable[Cell]) -> list[Cell]:
+    """Those whose honest hospitals were run alone too."""
+    return [c for c in cells if "below_oracle_points" in c]
+
+
+def lost_without_attackers(cells: Iterable[Cell], cell: Cell) -> float | None:
+    """Points that the same rule loses where everybody is honest, if that was run."""
+    calm = {**federation(cell), "hostile": 0, "attack": NO_ATTACK, "arm": cell["arm"]}
+    found = with_gap(where(cells, **calm))
+    return gap_of(found[0]) if found else None
+
+
+def harms(cells: Iterable[Cell], cell: Cell) -> bool:
+    """Whether the attack costs FedAvg a point."""
+    same = {**federation(cell), "attack": cell["attack"], "arm": ArmName.MEAN}
+    return any(gap_of(c) >= HARMFUL_POINTS for c in with_gap(where(cells, **same)))
+
+
+def claimed(members: int, mode: MATLMode = MATLMode.MODE1) -> int:
+    """Hostile hospitals that the mode claims to stand; MODE1 45 %."""
+    return claimed_tolerance(mode, members).f
+
+
+def share(cell: Cell) -> str:
+    """As in ``9 of 20``."""
+    return f"{cell['hostile']} of {cell['members']}"
+
+
+def seed_counts(cells: Sequence[Cell]) -> str:
+    """How many seeds these cells have, from the fewest to the most."""
+    counts = {len(c["seeds"]) for c in cells}
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def fewest_seeds(cells: Sequence[Cell]) -> int:
+    """Of the cell that has the fewest."""
+    return min(len(c["seeds"]) for c in cells)
+
+
+def place(cell: Cell) -> str:
+    """Which federation, as in ``9 of 20, α = 0.5, ε = 1, 5 seeds``."""
+    seeds = counted(len(cell["seeds"]), "seed")
+    return f"{share(cell)}, {mix_words(cell['mix'])}, {epsilon_words(cell['epsilon'])}, {seeds}"

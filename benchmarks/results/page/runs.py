@@ -1,0 +1,53 @@
+# ruff: noqa: E501  # The page's own lines.
+"""What was run, by which code, and how to run it again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.results.page.markdown import table
+
+
+def what_was_run(found: Mapping[str, Any]) -> str:
+    """Study by study."""
+    rows = [
+        [
+            name,
+            f"{study['finished_runs']} of {study['asked_runs']}",
+            str(len({(c["attack"], c["mix"], c["hostile"], c["epsilon"]) for c in study["cells"]})),
+            ", ".join(map(str, sorted({seed for c in study["cells"] for seed in c["seeds"]}))),
+            study.get("newest_run", "")[:10],
+            study.get("code", ""),
+            study.get("fingerprint", ""),
+        ]
+        for name, study in found["studies"].items()
+    ]
+    header = ["study", "runs finished", "federations under attack", "seeds", "newest run"]
+    header += ["code", "code and features"]
+    return f"""
+## What was run
+
+{table(header, rows)}
+
+{_codes(found["studies"])}
+
+    make evidence                        # goes on where it was stopped; all of it takes days of two cores
+    make evidence ARGS='--only tutorial-fundus,tutorial-fashion'
+    make evidence ARGS='--tables'        # only write what is finished; what was published where nothing is
+    make evidence ARGS='--tables --replace'  # and nothing else, even where fewer runs are finished than were published
+    python -m benchmarks.results.peers   # Flower's and ByzFL's own rules; make peers installs them
+    make evidence-quick                  # digits, some minutes: the order of the rules, with tolerance
+
+Studies are in `benchmarks/studies/`; each can be run by itself with `matl simulate`. Runs are kept in `out/evidence`
+under a digest of the code and features that enter them. The JSON has every figure seed by seed, and each study's command.
+The command of this page: `{found["command"]}`.
+"""
+
+
+def _codes(studies: Mapping[str, Any]) -> str:
+    codes = {study.get("code", "") for study in studies.values()}
+    if len(codes) > 1 or "" in codes:
+        return (
+            "These studies are not all known to be of the same code: where *code* differs, or is empty, do not "
+            "compare one study's figures with another's."
+        )
+    return "All studies are of the same code."

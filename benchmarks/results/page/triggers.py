@@ -1,0 +1,80 @@
+# ruff: noqa: E501  # The page's own lines.
+"""Table 2, attacks that leave accuracy alone: how often a trigger works in the released model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from benchmarks.results.page.cells import claimed, place, robust_studies, share, where
+from benchmarks.results.page.markdown import Cell, epsilon_words, mix_words, percent, shown, table
+from matl.simulation.study import ArmName
+
+ATTACKS: Final = ("backdoor", "replacement")
+
+
+def triggers(studies: Mapping[str, Any]) -> str:
+    """The table; empty where nothing was run."""
+    cells = trigger_cells(studies)
+    if not cells:
+        return ""
+    arms = list(dict.fromkeys(c["arm"] for c in cells))
+    keys = ("attack", "epsilon", "members", "hostile", "mix")
+    rows = []
+    for group in dict.fromkeys(tuple(c[key] for key in keys) for c in cells):
+        own = where(cells, **dict(zip(keys, group, strict=True)))
+        first = own[0]
+        row = [first["attack"], epsilon_words(first["epsilon"]), share(first)]
+        row += [mix_words(first["mix"]), str(len(first["seeds"]))]
+        rows.append(row + [_entry(where(own, arm=arm)) for arm in arms])
+    return f"""
+### Triggers
+
+*Success*: the share of test images with the trigger that the released model takes for the attackers' class. Each entry is
+success, then accuracy in percent without the trigger, then rounds held if there were any. Empty: not run.
+
+{table(["attack", "ε", "hostile", "classes", "seeds", *arms], rows)}
+"""
+
+
+def trigger_cells(studies: Mapping[str, Any]) -> list[Cell]:
+    """Of every rule that models were released by or held under such an attack."""
+    return [
+        cell
+        for study in robust_studies(studies).values()
+        for cell in study["cells"]
+        if cell["attack"] in ATTACKS and cell["arm"] != ArmName.ORACLE
+    ]
+
+
+def _entry(cells: Sequence[Cell]) -> str:
+    if not cells:
+        return ""
+    cell = cells[0]
+    success = percent(cell, "backdoor_success") or "none released"
+    held = cell.get("held_rounds", {"mean": 0.0})["mean"]
+    waiting = f", {shown(cell, 'held_rounds', 0)} held" if held else ""
+    return f"{success} / {shown(cell, 'accuracy_percent', 1)}{waiting}"
+
+
+def what_trust_sees(studies: Mapping[str, Any]) -> str:
+    """Said of MATL with no more hostile hospitals than it claims, with noise and without."""
+    ours = [
+        c
+        for c in where(trigger_cells(studies), arm=ArmName.MATL)
+        if "backdoor_success" in c and c["hostile"] <= claimed(c["members"])
+    ]
+    if not ours:
+        return "Under triggers nothing was run yet."
+    said = []
+    for epsilon in ("inf", "1"):
+        own = where(ours, epsilon=epsilon)
+        if not own:
+            continue
+        worst = max(own, key=lambda c: c["backdoor_success"]["mean"])
+        said.append(
+            f"{'Without noise' if epsilon == 'inf' else f'At ε = {epsilon}'} MATL's model at worst took "
+            f"{percent(worst, 'backdoor_success')} of the images with a trigger for the attackers' class, "
+            f"at {shown(worst, 'accuracy_percent', 1)} % accuracy, and "
+            f"{percent(worst, 'hostile_excluded')} of the trigger's authors were excluded "
+            f"(`{worst['attack']}`, {place(worst)})."
+        )
+    return " ".join(said)

@@ -1,0 +1,272 @@
+"""The evidence page says of made-up cells what they say, and no more."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import evidence_results
+from benchmarks.results.page import evidence_page
+from benchmarks.results.page.cells import waited
+from benchmarks.results.page.tutorial import TEST_IMAGES
+from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_gap
+from benchmarks.utility.sources import FUNDUS_TEST
+from matl.simulation.study import read_study
+
+ROOT = Path(__file__).parents[2]
+Cell = dict[str, Any]
+
+
+def spread(values: Sequence[float], half_width: float = 0.1) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    width = half_width if len(values) > 1 else None
+    return {"mean": mean, "half_width": width, "runs": len(values)}
+
+
+def cell(attack: str, gap: float, *, arm: str = "matl", seeds: int = 5, **more: Any) -> Cell:
+    """At ε = 1, 9 of 20 hostile, without incident; a list among ``more`` has one figure a seed."""
+    measured: dict[str, list[float]] = {
+        "accuracy_percent": [80.0 - gap] * seeds,
+        "honest_weightless": [0.0] * seeds,
+        "honest_excluded": [0.0] * seeds,
+        "longest_honest_exclusion_rounds": [0.0] * seeds,
+        "held_rounds": [0.0] * seeds,
+    } | {name: value for name, value in more.items() if isinstance(value, list)}
+    found: Cell = {
+        "data": "fashion",
+        "members": 20,
+        "hostile": 0 if attack == "none" else 9,
+        "mix": "dirichlet-0.5",
+        "epsilon": "1",
+        "attack": attack,
+        "arm": arm,
+        "seeds": list(range(seeds)),
+        "below_oracle_points": spread([gap] * seeds),
+        "measurements": measured,
+    }
+    found |= {name: spread(values) for name, values in measured.items()}
+    return found | {name: value for name, value in more.items() if not isinstance(value, list)}
+
+
+def page(
+    cells: Sequence[Cell] = (), *, name: str = "robust-n20-eps1", summary: Any = None, **study: Any
+) -> str:
+    study = {"asked_runs": 9, "finished_runs": 9, "cells": list(cells)} | study
+    return evidence_page(
+        {
+            "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
+            "date": "2026-11-29",
+            "command": "x",
+            "summary": summary or {},
+            "studies": {name: study} if cells else {},
+        }
+    )
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [each for each in text.splitlines() if each.startswith(start)]
+    return found
+
+
+def test_a_page_of_nothing_says_so() -> None:
+    text = page()
+    assert "Nothing yet." in text
+    assert "expected, not measured" in text
+
+
+def test_a_gap_whose_interval_reaches_across_its_target_is_not_called_met() -> None:
+    def said(mean: float, half_width: float | None, runs: int = 5) -> str:
+        return verdict_on_gap({"mean": mean, "half_width": half_width, "runs": runs}, 0.4)
+
+    assert said(0.2, 0.1) == "met"
+    assert said(0.2, 0.1, runs=4) == "within the target on 4 seeds"
+    assert said(0.3, 0.2) == "met by the mean, and the interval reaches across the target"
+    assert said(0.5, 0.2).startswith("**missed** by the mean, though")
+    assert said(0.7, 0.2) == "**missed**"
+    assert "settles nothing" in said(0.2, None, runs=1)
+
+
+def test_the_gap_of_the_recipe_for_accuracy_stands_beside_its_target() -> None:
+    name = "matl_vs_centralised_gap_points_eps_inf_fundus_recipe_for_accuracy"
+    text = page(summary={name: {"mean": 2.25, "half_width": 0.5, "runs": 5}})
+    row = "| fundus | for accuracy | no noise (ε = ∞) | 2.25 ± 0.50 | 0.4 | **missed** | 5 |"
+    assert row in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "attacks", "asked", "said"),
+    [
+        (5, ("nan", "alie"), 2, "met"),
+        (5, ("nan",), 2, "within the target on 5 seeds, under 1 of 2 attacks"),
+        (1, ("nan", "alie"), 2, "within the target on 1 seed, under 2 of 2 attacks"),
+        (5, ("nan", "alie"), None, "within the target on 5 seeds, under 2 attacks"),
+    ],
+)
+def test_met_is_said_of_five_seeds_and_all_attacks_asked_for(
+    seeds: int, attacks: Sequence[str], asked: int | None, said: str
+) -> None:
+    found = [cell(attack, 0.5, seeds=seeds) for attack in attacks]
+    assert verdict_on_attacks(found, 1.0, asked=asked) == said
+
+
+def test_an_attack_beyond_the_target_is_named_in_the_table_and_where_it_breaks() -> None:
+    attacks = [cell("within_classes", 1.6), cell("scaled_10", 0.2), cell("alie", 3.0)]
+    text = page(attacks, asked_attacks=["within_classes", "scaled_10", "alie"])
+    assert "**missed** under alie (3.0), within_classes (1.6)" in text
+    assert "`alie` 3.0, `within_classes` 1.6" in line(text, "- **MATL beyond")
+    assert "scaled_10" not in line(text, "- **MATL beyond")
+    calm = page([cell("alie", 0.9)])
+    assert "No attack that was run cost more than 1 point" in line(calm, "- **MATL beyond")
+
+
+def test_an_interval_that_reaches_across_is_no_met_target_either() -> None:
+    wide = cell("alie", 0.9) | {"below_oracle_points": spread([0.9] * 5, 0.4)}
+    assert verdict_on_attacks([wide], 1.0, asked=1) == (
+        "met by the mean; the interval reaches across under alie (0.9)"
+    )
+
+
+def test_splits_that_were_asked_for_and_not_run_are_named_one_by_one() -> None:
+    asked = [(20, 9, "dirichlet-0.5"), (20, 9, "iid"), (20, 9, "dirichlet-0.1"), (20, 2, "iid")]
+    text = page([cell("alie", 0.1)], asked_federations=asked, asked_attacks=["alie"])
+    assert line(text, "Asked for and not run") == (
+        "Asked for and not run yet: 9 of 20, iid (robust-n20-eps1); "
+        "9 of 20, α = 0.1 (robust-n20-eps1)."
+    )
+
+
+def test_a_rule_that_was_run_under_fewer_attacks_says_under_how_many() -> None:
+    found = [cell("alie", 0.1), cell("nan", 0.2), cell("alie", 9.0, arm="krum")]
+    row = line(page(found), "| α = 0.5 | 9 of 20 | 2 | 5 |")
+    assert row.endswith("| 0.2 (nan) | 9.0 (alie, of 1 attack) |")
+
+
+def test_what_a_rule_loses_without_an_attacker_is_not_called_broken_by_one() -> None:
+    found = [
+        cell("none", 10.9, arm="krum"),
+        cell("alie", 12.0, arm="krum"),
+        cell("none", 0.1, arm="median"),
+        cell("alie", 12.0, arm="median"),
+    ]
+    text = page(found)
+    assert "| α = 0.5 | none |  | 5 | 10.9 | 0.1 |" in text
+    assert "| α = 0.5 | 9 of 20 | 1 | 5 | 12.0 (alie) | **12.0 (alie)** |" in text
+    broken, rest = line(text, "- **Rules without trust").split("Not broken by what was run")
+    assert "median 12.0" in broken
+    assert "krum" not in broken
+    assert "the rule's own price: krum 10.9" in rest
+
+
+HELD: dict[str, Any] = {
+    "held_rounds": [20.0, 20.0],
+    "rounds": [20.0, 20.0],
+    "accuracy_percent": [10.0, 10.0],
+    "hostile_excluded": [1.0, 1.0],
+}
+
+
+def test_held_rounds_are_shown_and_count_as_waiting() -> None:
+    held = cell("replacement", 70.0, seeds=2, **HELD)
+    assert waited(held) == 20.0
+    text = page([held, cell("replacement", 5.0, seeds=2, arm="mean", backdoor_success=[0.5, 0.5])])
+    assert "| **missed** under replacement (70.0) | **missed** under replacement (20) |" in text
+    assert line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |").endswith("| 0 | 20 (replacement) |")
+    assert "none released / 10.0 ± 0.1, 20 ± 0 held" in text
+    assert "`replacement` 20" in line(text, "- **Held rounds")
+    assert "`replacement` 20" in line(text, "- **Honest hospitals that wait")
+    assert "MATL held no round" in line(page([cell("alie", 0.1)]), "- **Held rounds")
+
+
+def test_rounds_held_are_added_to_the_exclusion_of_the_same_seed() -> None:
+    longest: dict[str, Any] = {
+        "longest_honest_exclusion_rounds": [3.0, 1.0],
+        "held_rounds": [0.0, 1.0],
+    }
+    assert waited(cell("alie", 0.1, seeds=2, **longest)) == 3.0
+
+
+def test_detection_is_a_number_of_runs_and_the_slowest_and_no_mean_of_those_that_detected() -> None:
+    found = []
+    for attack, rounds in (("alie", [2.0, 9.0]), ("nan", [1.0])):
+        found += [
+            cell(attack, 0.1, seeds=3, detected_in_round=rounds),
+            cell(attack, 40.0, seeds=3, arm="mean"),
+        ]
+    assert "| 3 of 6, 9 (alie) |" in line(page(found), "| α = 0.5 | 9 of 20 | 2 of 2 |")
+
+
+def test_false_exclusions_are_all_rounds_without_weight_and_not_the_end_alone() -> None:
+    text = page([cell("alie", 0.1, honest_weightless=[0.2] * 5)])
+    assert "| 20.0 % | 0.0 % | 0 | 0 |" in line(text, "| α = 0.5 | 9 of 20 | 0 of 1 |")
+
+
+def test_what_trust_makes_of_a_trigger_is_what_the_cells_say_with_noise_and_without() -> None:
+    def one(epsilon: str, success: float, excluded: float) -> Cell:
+        figures: dict[str, Any] = {
+            "backdoor_success": [success] * 5,
+            "hostile_excluded": [excluded] * 5,
+        }
+        return cell("backdoor", 0.1, epsilon=epsilon, **figures)
+
+    text = page([one("1", 0.03, 1.0), one("inf", 0.9, 0.0)])
+    said = line(text, "- **Triggers")
+    without, with_noise = said.split("At ε = 1")
+    assert "took 90 %" in without
+    assert "0 % of the trigger's authors" in without
+    assert "took 3 %" in with_noise
+    assert "100 % of the trigger's authors" in with_noise
+    assert "| backdoor | ε = 1 | 9 of 20 | α = 0.5 | 5 | 3 % / 79.9 ± 0.1 |" in text
+    assert "nothing was run" in line(page([cell("alie", 0.1)]), "- **Triggers")
+
+
+def test_what_becomes_of_a_minority_hospital_is_expected_until_it_is_measured() -> None:
+    assert "(expected, not measured)" in page([cell("alie", 0.1)])
+    found = [
+        cell("none", 0.1, suspect_trust=[0.9] * 5),
+        cell("none", 0.1, suspect_trust=[0.2] * 5, holdout_without_sites=[4]),
+    ]
+    text = page(found, name="minority")
+    assert "[measured](#a-minority-hospital)" in text
+    assert "| with E's camera | ε = 1 | MATL, MODE1 | 0.90 ± 0.10 |" in text
+    assert "| without E's camera | ε = 1 | MATL, MODE1 | 0.20 ± 0.10 |" in text
+
+
+def test_other_implementations_stand_beside_matl_of_the_same_code_only() -> None:
+    def shown(code: str) -> str:
+        study = {"asked_runs": 1, "finished_runs": 1}
+        theirs = [cell("alie", 7.0, arm="flwr krum")]
+        return evidence_page(
+            {
+                "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
+                "date": "2026-11-29",
+                "command": "x",
+                "summary": {},
+                "studies": {
+                    "robust-n20": {**study, "code": "a", "cells": [cell("alie", 0.3)]},
+                    "peers": {**study, "code": code, "cells": theirs},
+                },
+            }
+        )
+
+    assert "| hostile | attack | seeds | matl | flwr krum |" in shown("a")
+    assert "All studies are of the same code." in shown("a")
+    assert "| hostile | attack | seeds | flwr krum |" in shown("b")
+    assert "not all known to be of the same code" in shown("b")
+
+
+def test_the_recipes_and_test_images_that_the_page_names_are_those_of_the_studies() -> None:
+    words = {
+        "tutorial-fundus": "{rounds} rounds of {steps} steps, learning rate {learning_rate:g}, "
+        "{dimensions} dimensions",
+        "tutorial-fashion": "{rounds} rounds of {steps} steps, learning rate {learning_rate:g}, "
+        "{dimensions} dimensions",
+    }
+    text = " ".join(page().split())
+    for name, said in words.items():
+        (training,) = {
+            study.training
+            for study in read_study(ROOT / evidence_results.STUDIES / f"{name}.toml").studies
+        }
+        assert said.format_map(training.model_dump()) in text
+    assert TEST_IMAGES["fundus"] == FUNDUS_TEST
