@@ -5,6 +5,7 @@ A cell has what was measured seed by seed too, so that anybody can make the inte
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Final
 
 from matl.simulation.campaign import Job
@@ -14,6 +15,7 @@ from matl.simulation.study import NO_ATTACK, ArmName, Study
 
 _DIGITS: Final = 4
 SUSPECT: Final = "hospital_e"
+SUSPECT_SITE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,10 @@ def _cell(study: Study, arm: str, own: Sequence[Run], others: _Others) -> dict[s
             "arm": arm,
             "seeds": [each.seed for each in outcomes],
         }
-        | _holdout(study)
+        | ({"holdout_sites": list(sites)} if (sites := study.data.holdout_sites) else {})
         | {name: _rounded(asdict(each)) for name, each in figures.items() if each is not None}
         | {"measurements": _listed(measured)}
     )
-
-
-def _holdout(study: Study) -> dict[str, Any]:
-    """Whose cameras the holdout set lacks, where it lacks any."""
-    lacking = study.plain()["data"].get("holdout_without_sites")
-    return {"holdout_without_sites": lacking} if lacking else {}
 
 
 def _listed(measured: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
@@ -107,6 +103,15 @@ def _number(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
+def _at_suspects_site(run: Outcome) -> float | None:
+    return 100.0 * run.site_accuracy[SUSPECT_SITE] if run.site_accuracy else None
+
+
+def _at_other_sites(run: Outcome) -> float | None:
+    others = [share for site, share in enumerate(run.site_accuracy) if site != SUSPECT_SITE]
+    return 100.0 * fmean(others) if others else None
+
+
 _FIGURES: Final[Mapping[str, Callable[[Outcome], float | None]]] = {
     "accuracy_percent": lambda run: 100.0 * run.accuracy,
     "balanced_accuracy_percent": lambda run: 100.0 * run.balanced_accuracy,
@@ -117,11 +122,13 @@ _FIGURES: Final[Mapping[str, Callable[[Outcome], float | None]]] = {
     "honest_excluded": lambda run: run.honest_excluded,
     "hostile_weightless": lambda run: run.hostile_weightless,
     "honest_weightless": lambda run: run.honest_weightless,
-    "longest_honest_exclusion_rounds": lambda run: _number(run.longest_honest_exclusion),
+    "longest_honest_exclusion_rounds": lambda run: float(run.longest_honest_exclusion),
     "detected_in_round": lambda run: _number(run.detected_in),
     "backdoor_success": lambda run: run.backdoor_success,
     "held_rounds": lambda run: float(run.held_rounds),
     "rounds": lambda run: float(run.rounds),
+    "suspect_accuracy_percent": _at_suspects_site,
+    "others_accuracy_percent": _at_other_sites,
     "suspect_trust": lambda run: run.trust.get(SUSPECT, run.trust.get(f"{SUSPECT}*")),
 }
 

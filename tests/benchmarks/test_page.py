@@ -159,6 +159,7 @@ def test_what_a_rule_loses_without_an_attacker_is_not_called_broken_by_one() -> 
 
 
 HELD: dict[str, Any] = {
+    "longest_honest_exclusion_rounds": [20.0, 20.0],
     "held_rounds": [20.0, 20.0],
     "rounds": [20.0, 20.0],
     "accuracy_percent": [10.0, 10.0],
@@ -171,19 +172,13 @@ def test_held_rounds_are_shown_and_count_as_waiting() -> None:
     assert waited(held) == 20.0
     text = page([held, cell("replacement", 5.0, seeds=2, arm="mean", backdoor_success=[0.5, 0.5])])
     assert "| **missed** under replacement (70.0) | **missed** under replacement (20) |" in text
-    assert line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |").endswith("| 0 | 20 (replacement) |")
+    assert line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |").endswith(
+        "| 20 (replacement) | 20 (replacement) |"
+    )
     assert "none released / 10.0 ± 0.1, 20 ± 0 held" in text
     assert "`replacement` 20" in line(text, "- **Held rounds")
     assert "`replacement` 20" in line(text, "- **Honest hospitals that wait")
     assert "MATL held no round" in line(page([cell("alie", 0.1)]), "- **Held rounds")
-
-
-def test_rounds_held_are_added_to_the_exclusion_of_the_same_seed() -> None:
-    longest: dict[str, Any] = {
-        "longest_honest_exclusion_rounds": [3.0, 1.0],
-        "held_rounds": [0.0, 1.0],
-    }
-    assert waited(cell("alie", 0.1, seeds=2, **longest)) == 3.0
 
 
 def test_detection_is_a_number_of_runs_and_the_slowest_and_no_mean_of_those_that_detected() -> None:
@@ -223,13 +218,13 @@ def test_what_trust_makes_of_a_trigger_is_what_the_cells_say_with_noise_and_with
 def test_what_becomes_of_a_minority_hospital_is_expected_until_it_is_measured() -> None:
     assert "(expected, not measured)" in page([cell("alie", 0.1)])
     found = [
-        cell("none", 0.1, suspect_trust=[0.9] * 5),
-        cell("none", 0.1, suspect_trust=[0.2] * 5, holdout_without_sites=[4]),
+        cell("none", 0.1, suspect_trust=[trust] * 5) | {"holdout_sites": sites}
+        for trust, sites in ((0.9, [0, 1, 2, 3, 4]), (0.2, [0, 1, 2, 3]))
     ]
     text = page(found, name="minority")
     assert "[measured](#a-minority-hospital)" in text
-    assert "| with E's camera | ε = 1 | MATL, MODE1 | 0.90 ± 0.10 |" in text
-    assert "| without E's camera | ε = 1 | MATL, MODE1 | 0.20 ± 0.10 |" in text
+    assert "| with E's patients | ε = 1 | MATL, MODE1 | 0.90 ± 0.10 |" in text
+    assert "| without E's patients | ε = 1 | MATL, MODE1 | 0.20 ± 0.10 |" in text
 
 
 def test_other_implementations_stand_beside_matl_of_the_same_code_only() -> None:

@@ -130,6 +130,19 @@ def test_what_nobody_measured_is_missing_and_not_nothing() -> None:
     assert (cell["held_rounds"]["mean"], cell["rounds"]["mean"]) == (3.0, 3.0)
 
 
+def test_cells_tell_holdout_sets_apart_and_have_the_accuracy_on_the_suspects_own_patients() -> None:
+    base = {"hospitals": {"by_site": True, "patients": [50] * 5}}
+    found = []
+    for sites in ([0, 1, 2, 3, 4], [0, 1, 2, 3]):
+        study = Study.model_validate(base | {"data": {"holdout_sites": sites}})
+        outcome = made_outcome(accuracy=0.9, site_accuracy=(0.8, 0.8, 0.6, 0.6, 0.5))
+        found.append((Job(study, 0, (ArmName.MATL,)), [outcome]))
+    both = cells(found)
+    assert [cell["holdout_sites"] for cell in both] == [[0, 1, 2, 3, 4], [0, 1, 2, 3]]
+    assert both[0]["suspect_accuracy_percent"]["mean"] == 50.0
+    assert both[0]["others_accuracy_percent"]["mean"] == pytest.approx(70.0)
+
+
 NOTHING_RELEASED: dict[str, Any] = {
     "hostile_weight": None,
     "backdoor_success": None,

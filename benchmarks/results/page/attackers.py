@@ -38,8 +38,8 @@ def attackers(studies: Mapping[str, Any]) -> str:
 ## Table 2: attackers
 
 Targets for MATL (MODE1): at most {TARGET_CLAIMED:.0f} point below the honest hospitals alone at 45 % on every attack, at
-most {TARGET_60:.0f} at 60 %, and no honest hospital without a say for more than two rounds at α = 0.5. A held round, in
-which nobody has a say, counts as waiting. *Met* is said of all attacks asked for and at least five seeds, of nothing
+most {TARGET_60:.0f} at 60 %, and no honest hospital without a say for more than two rounds at α = 0.5. In a held
+round nobody has a say: it counts as waiting. *Met* is said of all attacks asked for and at least five seeds, of nothing
 less:
 
 {_targets(robust)}
@@ -54,7 +54,7 @@ shown beyond its claim too.
 under the worst of the attacks that were run. A rule that was not run under all of a row's attacks shows how many it was.
 **Bold**: more than {BROKEN_POINTS:.0f} points beyond what the rule loses without an attacker. *Authors* of attacks and their
 weight: over the attacks that cost FedAvg a point or more; weight over rounds that were not held. *Honest without weight* is
-the share of honest hospitals' rounds in which they counted for nothing, over all attacks, held rounds left out: the false
+the share of honest hospitals' rounds in which they counted for nothing, over all attacks, held rounds too: the false
 exclusions.
 
 ![Points below the honest hospitals alone, attack by rule](images/evidence_attacks.png)

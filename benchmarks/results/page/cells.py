@@ -54,14 +54,8 @@ def figures(cell: Cell, name: str) -> list[float]:
 
 
 def waited(cell: Cell) -> float:
-    """Most rounds, over seeds, in which an honest hospital had no say: excluded in a row, or the
-    round was held, which leaves everybody without one."""
-    excluded, held = (
-        figures(cell, name) or [0.0] for name in ("longest_honest_exclusion_rounds", "held_rounds")
-    )
-    if len(excluded) == len(held):
-        return max(map(sum, zip(excluded, held, strict=True)))
-    return max(excluded) + max(held)
+    """Most rounds in a row, over seeds, in which an honest hospital had no say, held ones too."""
+    return max(figures(cell, "longest_honest_exclusion_rounds"), default=0.0)
 
 
 def gap_of(cell: Cell) -> float:

@@ -63,9 +63,9 @@ Targets with E mislabelled: MATL (MODE1) at most {TARGETS["inf"]} points below c
 
 {_what_a_seed_draws(studies)}
 
-*Honest without weight* is the share of honest hospitals' rounds in which they counted for nothing, held rounds left out:
-the false exclusions. *Longest* is the longest such run of rounds of any honest hospital, the mean over seeds; *excluded
-at the end* is who was in quarantine or refused then. In a *held* round nobody counts and nothing is released.
+*Honest without weight* is the share of honest hospitals' rounds in which they counted for nothing: the false exclusions.
+*Longest* is the longest such run of rounds of any honest hospital, the mean over seeds; *excluded at the end* is who was in
+quarantine or refused then. In a *held* round nobody counts and nothing is released; both figures have those rounds too.
 
 ![Accuracy with E's labels right and wrong](images/evidence_tutorial.png)
 """
