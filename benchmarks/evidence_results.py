@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.results.figures import draw
 from benchmarks.results.gather import cells_of, runs_of
-from benchmarks.results.ordering import violations
+from benchmarks.results.ordering import tutorial_violations, violations
 from benchmarks.results.page import evidence_page
 from benchmarks.results.peers import NAME as PEERS
 from benchmarks.results.peers import asked_runs, peer_runs
@@ -173,7 +173,7 @@ def quick(console: Console, *, processes: int, out: Path) -> None:
         for name in QUICK
     )
     cells = [*robust, *tutorial]
-    broken = violations(robust)
+    broken = [*violations(robust), *tutorial_violations(tutorial)]
     summary = {key: gap["mean"] for key, gap in gaps_of(tutorial, skewed=False).items()}
     result = document({}, _command()) | {"summary": summary, "cells": cells, "violations": broken}
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from benchmarks import evidence_results
 from benchmarks.results.gather import cells_of, runs_of
-from benchmarks.results.ordering import violations
+from benchmarks.results.ordering import tutorial_violations, violations
 from benchmarks.results.page import evidence_page
 from benchmarks.results.publication import summary_of, text_of
 from matl.simulation.campaign import Job, jobs_of, open_finished, run_jobs
 from matl.simulation.intervals import interval
 from matl.simulation.outcome import Outcome
-from matl.simulation.study import ArmName, Study, StudyFile, read_study
+from matl.simulation.study import ArmName, Hostile, Study, StudyFile, read_study
 from tests.simulation.outcomes import made_outcome
 
 pytestmark = pytest.mark.timeout(600)
@@ -63,6 +63,39 @@ def test_a_trust_rule_that_trusts_everybody_is_out_of_order(
     ]
     strict = [replace(o, honest_excluded=0.2) if o.arm == ArmName.MATL else o for o in outcomes]
     assert "excludes 20% of the honest" in violations(cells([(job, strict)]))[0]
+
+
+TUTORIAL = {"centralised": 0.93, "fedavg-equal": 0.86, "mean": 0.925, "matl": 0.925}
+
+
+@pytest.mark.parametrize(
+    ("changed", "trust", "said"),
+    [
+        ({}, 0.1, []),
+        ({"matl": 0.89}, 0.1, ["4.0 points below centralised", "loses 3.5 points"]),
+        ({"fedavg-equal": 0.91}, 0.1, ["gains only 1.5 points"]),
+        ({}, 0.6, ["trusts E by 0.60"]),
+    ],
+)
+def test_table_1_on_digits_is_out_of_order_when_matl_falls_behind_or_trusts_e(
+    changed: dict[str, float], trust: float, said: list[str]
+) -> None:
+    study = Study(hostile=Hostile(attack="label_complement", hospitals=("hospital_e",)))
+    found = []
+    for seed in range(3):
+        made = outcomes_of(study, TUTORIAL | changed, seed)
+        made = [replace(each, trust={"hospital_e*": trust}) for each in made]
+        found.append((Job(study, seed, (ArmName.MATL,)), made))
+    lines = tutorial_violations(cells(found))
+    assert len(lines) == len(said)
+    assert all(part in line for part, line in zip(said, lines, strict=True))
+
+
+def test_an_honest_hospital_that_is_excluded_puts_table_1_out_of_order() -> None:
+    study = Study(hostile=Hostile(attack="label_complement", hospitals=("hospital_e",)))
+    made = [replace(each, honest_excluded=0.25) for each in outcomes_of(study, TUTORIAL, 0)]
+    (line,) = tutorial_violations(cells([(Job(study, 0, (ArmName.MATL,)), made)]))
+    assert "excludes 25% of the honest" in line
 
 
 def outcomes_of(study: Study, accuracies: Mapping[str, float], seed: int) -> list[Outcome]:
