@@ -170,6 +170,7 @@ HELD: dict[str, Any] = {
 def test_held_rounds_are_shown_and_count_as_waiting() -> None:
     held = cell("replacement", 70.0, seeds=2, **HELD)
     assert waited(held) == 20.0
+    assert waited(cell("alie", 0.1, seeds=2, longest_honest_exclusion_rounds=[1.0, 3.0])) == 3.0
     text = page([held, cell("replacement", 5.0, seeds=2, arm="mean", backdoor_success=[0.5, 0.5])])
     assert "| **missed** under replacement (70.0) | **missed** under replacement (20) |" in text
     assert line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |").endswith(

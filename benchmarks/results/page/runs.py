@@ -38,16 +38,22 @@ def what_was_run(found: Mapping[str, Any]) -> str:
     make evidence-quick                  # digits, some minutes: the order of the rules, with tolerance
 
 Studies are in `benchmarks/studies/`; each can be run by itself with `matl simulate`. Runs are kept in `out/evidence`
-under a digest of the code and features that enter them. The JSON has every figure seed by seed, and each study's command.
+under a digest of the code and features that enter them. The JSON has the figures seed by seed, and each study's command.
 The command of this page: `{found["command"]}`.
 """
 
 
 def _codes(studies: Mapping[str, Any]) -> str:
     codes = {study.get("code", "") for study in studies.values()}
-    if len(codes) > 1 or "" in codes:
-        return (
-            "These studies are not all known to be of the same code: where *code* differs, or is empty, do not "
-            "compare one study's figures with another's."
+    if len(codes - {""}) == len(codes) == 1:
+        return "All studies are of the same code."
+    said = (
+        "These studies are not all known to be of the same code: where *code* differs, or is empty, do not "
+        "compare one study's figures with another's."
+    )
+    if "" in codes:
+        said += (
+            " Studies without a code are older: their *longest exclusion* leaves held rounds out, and the JSON has "
+            "them without their seeds' figures."
         )
-    return "All studies are of the same code."
+    return said if codes else ""
