@@ -141,28 +141,27 @@ class Finished:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[tuple[str, str], Outcome] = {}
+        # Read when asked for: those of other code may have other fields.
+        self._known: dict[tuple[str, str], dict[str, Any]] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 entry = _entry(line)
                 if entry is not None:
                     key = entry["fingerprint"], entry["run"]
-                    self._known[key] = _outcome(entry["outcome"])
+                    self._known[key] = entry["outcome"]
 
     def get(self, job: Job, arm: ArmName) -> Outcome | None:
         """What the run gave, if it is known."""
-        return self._known.get((_fingerprint_of(job), job.key(arm)))
+        found = self._known.get((_fingerprint_of(job), job.key(arm)))
+        return None if found is None else _outcome(found)
 
     def add(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Keep what a job gave, run by run."""
         lines = []
         for arm, outcome in zip(job.arms, outcomes, strict=True):
-            self._known[_fingerprint_of(job), job.key(arm)] = outcome
-            entry = {
-                "fingerprint": _fingerprint_of(job),
-                "run": job.key(arm),
-                "outcome": plain(outcome),
-            }
+            code, run_key, told = _fingerprint_of(job), job.key(arm), plain(outcome)
+            self._known[code, run_key] = told
+            entry = {"fingerprint": code, "run": run_key, "outcome": told}
             lines.append(json.dumps(entry, allow_nan=False) + "\n")
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))

@@ -61,8 +61,9 @@ def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -
     assert again.get(replace(job, seed=1), ArmName.MEAN) is None
     assert again.get(job, ArmName.MATL) is None
     path = tmp_path / "x-runs.jsonl"
-    # Results of another version of the product, and half a line of a start that was killed.
+    # Results of another version, one figure of which is gone, and half a line of a killed start.
     other = path.read_text().replace('"fingerprint": "', '"fingerprint": "0')
+    other = other.replace('"kappa"', '"kappa_of_old"')
     path.write_text(other + other[: len(other) // 2])
     assert open_finished(tmp_path, "x").get(job, ArmName.MEAN) is None
 
@@ -74,6 +75,8 @@ def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -
         (["gone.toml"], "gone.toml"),
         (["STUDY", "--seeds", "0"], "--seeds '0'"),
         (["STUDY", "--seeds", "a,b"], "a list like 3,4"),
+        (["STUDY", "--seeds", "3,3"], "each once"),
+        (["STUDY", "--seeds", "²"], "a list like 3,4"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(
