@@ -23,6 +23,8 @@ from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.coordinator import Coordinator, StoppedError
+from matl_coordinator.ingest.config import FrontEndConfig, load_front_end_config
+from matl_coordinator.ingest.front_end import FrontEnd
 from matl_coordinator.ports import StaleWriterError, StoreError
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.migrate import upgrade_to_head
@@ -45,8 +47,7 @@ def serve(config: Config) -> int:
     bound_memory()
     images = () if config.holdout is None else (config.holdout.images,)
     configure_logs(config.listen.logs, hidden=images)
-    if (allowed := raise_descriptor_limit(OPEN_DESCRIPTORS)) < OPEN_DESCRIPTORS:
-        log.warning("few_open_files", allowed=allowed, recommended=OPEN_DESCRIPTORS)
+    _have_descriptors()
     while True:
         try:
             return _serve_once(config)
@@ -86,6 +87,34 @@ def end_of(error: MatlError) -> tuple[str, int]:
     if isinstance(error, StaleWriterError):
         return "another_coordinator_took_over", EXIT_REPLACED
     return "coordinator_failed", EXIT_FAILED
+
+
+def serve_front_end(config: FrontEndConfig) -> int:
+    """Run a front end in this process until it is told to stop; returns the exit status."""
+    bound_memory()
+    configure_logs(config.listen.logs)
+    _have_descriptors()
+    try:
+        asyncio.run(_run_front_end(config))
+    except ConfigurationError as error:
+        log.error("configuration_does_not_work", reason=str(error))
+        return EXIT_CONFIGURATION
+    except MatlError as error:
+        log.error("front_end_failed", reason=str(error))
+        return EXIT_FAILED
+    return 0
+
+
+async def _run_front_end(config: FrontEndConfig) -> None:
+    front_end = FrontEnd(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, front_end.stop)
+    await front_end.run()
+
+
+def _have_descriptors() -> None:
+    if (allowed := raise_descriptor_limit(OPEN_DESCRIPTORS)) < OPEN_DESCRIPTORS:
+        log.warning("few_open_files", allowed=allowed, recommended=OPEN_DESCRIPTORS)
 
 
 async def _run(coordinator: Coordinator) -> None:
@@ -150,6 +179,31 @@ def migrate(
             upgrade_to_head(engine)
         finally:
             engine.dispose()
+
+
+@app.command()
+def ingest(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The front end's TOML file.")
+    ] = Path("front-end.toml"),
+    *,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print the effective configuration, and exit."),
+    ] = False,
+) -> None:
+    """Run a front end of a coordinator, which takes hospitals' connections and uploads for it.
+
+    Any number of them stand behind one address, and share the coordinator's spool. A front end
+    keeps nothing: kill it, and an upload goes on at another one where it was. Everything else is
+    relayed to the coordinator that leads.
+    """
+    with _refusals_in_one_line():
+        loaded = load_front_end_config(config)
+    if print_config:
+        typer.echo(json.dumps(loaded.printable(), indent=2, default=str))
+        return
+    raise typer.Exit(serve_front_end(loaded))
 
 
 @contextmanager

@@ -31,7 +31,13 @@ REFUSED_PEERS = (
     # By TLS, before anybody is known.
     *("no_certificate", "wrong_authority", "wrong_purpose", "not_yet_valid", "not_tls_1_3"),
     "handshake_failed",
-    *("not_authenticated", "role_not_allowed", "too_many_calls", "unknown_method"),
+    *(
+        "not_a_front_end",
+        "not_authenticated",
+        "role_not_allowed",
+        "too_many_calls",
+        "unknown_method",
+    ),
 )
 FAULTS = ("INTERNAL", "UNKNOWN")
 """Statuses of which a method's first call is one too many."""

@@ -402,6 +402,28 @@ class Spool(SpooledUpdates, Protocol):
         ...
 
 
+class LendingSpool(Spool, Protocol):
+    """A spool in which front ends receive updates, each into a file that it is lent."""
+
+    def lend(
+        self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
+    ) -> str:
+        """Reserve room for an update; returns the token of the file to write it into.
+
+        Raises:
+            SpoolFullError: the quota, or the disk, has no room for it.
+        """
+        ...
+
+    def keep_loan(self, round_id: RoundId, node_id: NodeId, token: str) -> None:
+        """Delete the update's other files: what they held is durable in the lent one."""
+        ...
+
+    def take_back(self, round_id: RoundId, node_id: NodeId, token: str) -> None:
+        """Make the lent file the one that ``open`` goes on with; nobody writes to it any more."""
+        ...
+
+
 class Histories(Protocol):
     """What hospitals sent over all rounds, for rules that look back. Blocking."""
 
@@ -535,7 +557,19 @@ class Scorer(UpdateScorer, Protocol):
     async def close(self) -> None: ...
 
 
-class Meter(Protocol):
+class FileMeter(Protocol):
+    """What operators watch of the files that a daemon follows."""
+
+    def file_refused(self, file: str, *, refused: bool) -> None:
+        """A file was read again: it is in force, or what was read before still is."""
+        ...
+
+    def certificate_valid(self, seconds: float) -> None:
+        """For how long the server's certificate still is."""
+        ...
+
+
+class Meter(FileMeter, Protocol):
     """What operators watch. Counting never fails and changes nothing."""
 
     def update_decided(self, outcome: str) -> None:
@@ -554,14 +588,6 @@ class Meter(Protocol):
 
     def enrolment_changed(self, participants: int) -> None:
         """So many hospitals are enrolled."""
-        ...
-
-    def file_refused(self, file: str, *, refused: bool) -> None:
-        """A file was read again: it is in force, or what was read before still is."""
-        ...
-
-    def certificate_valid(self, seconds: float) -> None:
-        """For how long the server's certificate still is."""
         ...
 
     def methods_served(self, methods: Collection[str]) -> None:

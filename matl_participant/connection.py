@@ -14,12 +14,12 @@ from typing import Any, Self
 
 import grpc
 
+from matl_common.addresses import Addresses
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.renewal import expiry_warning, stamps_of, time_left
 from matl_common.identity.tls import TlsPlace, channel_options, load_client_identity
-from matl_participant.addresses import Addresses
 from matl_participant.reports import Reports
 
 _NOBODY_THERE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})

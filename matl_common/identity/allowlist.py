@@ -132,7 +132,7 @@ _Count = Annotated[int, Field(ge=0, le=MAX_PATIENTS)]
 
 class _NodeTable(_Strict):
     node_id: str
-    role: Literal["participant", "operator"]
+    role: Literal["participant", "operator", "front-end"]
     pins: Annotated[list[str], Field(min_length=1, max_length=MAX_PINS_PER_NODE)]
     signing_key: Annotated[str, Field(max_length=1000)]
     enrolled_patients: _Count = 0

@@ -54,10 +54,11 @@ class Role(StrEnum):
     COORDINATOR = "coordinator"
     PARTICIPANT = "participant"
     OPERATOR = "operator"
+    FRONT_END = "front-end"
 
 
 COORDINATOR_ROLES = frozenset({Role.COORDINATOR})
-PARTICIPANT_ROLES = frozenset({Role.PARTICIPANT, Role.OPERATOR})
+PARTICIPANT_ROLES = frozenset({Role.PARTICIPANT, Role.OPERATOR, Role.FRONT_END})
 
 _ROLE_NAMES = frozenset(role.value for role in Role)
 

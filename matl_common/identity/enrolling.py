@@ -170,7 +170,7 @@ def parse_request(data: bytes) -> Request:
     found = _parsed(_Request, data, "request")
     spiffe_id = parse_spiffe_id(found.spiffe_id)
     if spiffe_id.role is Role.COORDINATOR:
-        raise InvalidInputError("a request is for a participant or an operator")
+        raise InvalidInputError("a request is for a participant, an operator or a front end")
     tls_key = _csr_key(found.csr, spiffe_id)
     signing_key = parse_public_key(found.signing_key.encode())
     witness_key = None

@@ -22,10 +22,11 @@ from matl_common.wire.documents import (
     standing_to_wire,
     to_unix_ms,
 )
-from matl_coordinator.ports import Meter
+from matl_coordinator.ports import Meter, UpdateRecord
 from matl_coordinator.rpc.blocks import ModelBlocks, block_end, check_offset
 from matl_coordinator.rpc.guard import caller
-from matl_coordinator.rpc.turns import Turn, Turns
+from matl_coordinator.rpc.pushing import take_all
+from matl_coordinator.rpc.turns import Turns
 from matl_coordinator.service.attesting import Attesting, NotAttestedError
 from matl_coordinator.service.intake import Intake, Progress
 from matl_coordinator.service.invitations import Invitations
@@ -122,7 +123,7 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
         progress = await self._intake.open_update(
             caller(), envelope_from_wire(request.manifest), request.chunk_hashes
         )
-        return _status(progress)
+        return status_to_wire(progress)
 
     async def PushChunks(  # type: ignore[override] # messages parsed by wire.chunks
         self, requests: AsyncIterator[Numbered | str | None], context: Context
@@ -137,34 +138,23 @@ class FederationServicer(pb_grpc.FederationServiceServicer):
             await self._intake.let_go(reception)
             raise
         if reception.is_complete:
-            return _status(await self._intake.complete(caller(), reception))
-        return _status(await self._intake.pause(reception))
+            return status_to_wire(await self._intake.complete(caller(), reception))
+        return status_to_wire(await self._intake.pause(reception))
 
     async def _take_all(
-        self, requests: AsyncIterator[Numbered | str | None], reception: Reception
+        self, requests: AsyncIterator[Numbered | str | None], reception: Reception[UpdateRecord]
     ) -> None:
-        """Take chunks, each while the next is on its way."""
-        turn = await self._receiving.one()
-        try:
-            async for message in requests:
-                if not isinstance(message, Numbered):
-                    raise InvalidInputError("only chunks may follow the update's name")
-                taking = await self._intake.take(reception, message.number, message.data)
-                taking.add_done_callback(partial(_end, turn))
-                self._meter.bytes_received(len(message.data))
-                # Who waits for a turn has no chunk in memory.
-                del message
-                turn = await self._receiving.one()
-        finally:
-            turn.end()
+        await take_all(
+            requests,
+            take=partial(self._intake.take, reception),
+            turns=self._receiving,
+            on_bytes=self._meter.bytes_received,
+        )
         await self._intake.settle(reception)
 
 
-def _end(turn: Turn, _: object) -> None:
-    turn.end()
-
-
-def _status(progress: Progress) -> pb.UpdateStatus:
+def status_to_wire(progress: Progress) -> pb.UpdateStatus:
+    """How an update stands."""
     receipt = progress.receipt
     return pb.UpdateStatus(
         update_digest=progress.update_digest,

@@ -5,7 +5,8 @@ without. The caller is taken from the connection's certificate and matched with 
 allow-list on every call, expiry included. Who calls too often waits, for a refusal as well,
 and every refusal is told. When the list changes,
 calls under way of nodes that it no longer lets in are ended, and when a certificate expires,
-those made with it.
+those made with it. Of a call that a front end relays, all of this is asked of both: the node that
+it is made for, and the front end.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 
-from matl_common.errors import ConfigurationError, MatlError
+from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import AllowedNode, RefusalReason
-from matl_common.identity.certificates import PeerCertificate, Role
+from matl_common.identity.certificates import PeerCertificate, Role, parse_peer_certificate
 from matl_common.identity.tls import AuthenticatedContext, PeerRefusedError, peer_certificate
 from matl_common.ids import NodeId
 from matl_coordinator.roster import Roster
@@ -43,7 +44,10 @@ _FEDERATION = "/matl.v1.FederationService/"
 _AUDIT = "/matl.v1.AuditService/"
 _OPERATIONS = "/matl.v1.OperationsService/"
 _REFLECTION = "ServerReflection/ServerReflectionInfo"
+_INGEST = "/matl.v1.IngestService/"
 _ANYONE_ENROLLED = frozenset({Role.PARTICIPANT, Role.OPERATOR})
+# A front end asks it for itself, to know whether anybody leads.
+_WHO_CHECKS = _ANYONE_ENROLLED | {Role.FRONT_END}
 
 ROLES: dict[str, frozenset[Role]] = {
     **{
@@ -71,18 +75,26 @@ ROLES: dict[str, frozenset[Role]] = {
     },
     _AUDIT + "AddCosignature": frozenset({Role.PARTICIPANT}),
     _AUDIT + "RecordVerification": frozenset({Role.OPERATOR}),
-    "/grpc.health.v1.Health/Check": _ANYONE_ENROLLED,
+    _INGEST + "Receive": frozenset({Role.PARTICIPANT}),
+    "/grpc.health.v1.Health/Check": _WHO_CHECKS,
     "/grpc.health.v1.Health/Watch": _ANYONE_ENROLLED,
     "/grpc.health.v1.Health/List": _ANYONE_ENROLLED,
     "/grpc.reflection.v1alpha." + _REFLECTION: _ANYONE_ENROLLED,
     "/grpc.reflection.v1." + _REFLECTION: _ANYONE_ENROLLED,
 }
 
+ONLY_RELAYED = frozenset({_INGEST + "Receive"})
+"""What a front end alone may ask, and only for a hospital."""
+
 _caller: ContextVar[AllowedNode] = ContextVar("caller")
 
 
 class AccessDeniedError(MatlError):
     """The caller may not do this. The text says no more than the caller may know."""
+
+
+class FrontEndRefusedError(MatlError):
+    """The front end may not relay; whoever it relays for may call another one."""
 
 
 class TooManyCallsError(MatlError):
@@ -117,15 +129,22 @@ class _Call:
     """A call under way."""
 
     peer: PeerCertificate
+    via: PeerCertificate | None
+    """The front end that relays it."""
     method: str
     task: asyncio.Task[object]
-    ended_for: RefusalReason | None = None
+    ended_for: tuple[PeerCertificate, RefusalReason] | None = None
     expiry: asyncio.TimerHandle | None = None
 
-    def end(self, reason: RefusalReason) -> None:
-        """Cancel it, once."""
+    @property
+    def peers(self) -> tuple[PeerCertificate, ...]:
+        """Whose certificates the call depends on."""
+        return (self.peer,) if self.via is None else (self.peer, self.via)
+
+    def end(self, peer: PeerCertificate, reason: RefusalReason) -> None:
+        """Cancel it, once, because of one of its peers."""
         if self.ended_for is None:
-            self.ended_for = reason
+            self.ended_for = peer, reason
             self.task.cancel()
 
 
@@ -156,20 +175,29 @@ class Guard:
         roster.follow(self._end_calls)
 
     @asynccontextmanager
-    async def call(self, context: AuthenticatedContext, method: str) -> AsyncIterator[None]:
+    async def call(
+        self, context: AuthenticatedContext, method: str, *, relayed: bytes | None = None
+    ) -> AsyncIterator[None]:
         """Make the node behind a connection the ``caller`` for the block, if it may call.
 
         The block is cancelled when the roster no longer lets the node in, or its certificate
         expires.
 
+        Args:
+            context: of the call.
+            method: its path.
+            relayed: the certificate of the node that the call is made for, if that is not the
+                one behind the connection, which must be a front end then.
+
         Raises:
             AccessDeniedError: it is not enrolled, or its role does not allow it, or it was
                 removed or its certificate expired while the block ran.
+            FrontEndRefusedError: the same, of the front end that relays it.
             TooManyCallsError: it has as many calls under way as it may have.
             UnknownMethodError: there is no such method.
         """
         method = method if method in ROLES else UNKNOWN_METHOD
-        peer, node = await self._authenticate(context, method)
+        peer, via, node = await self._authenticate(context, method, relayed)
         calls = self._calls.setdefault(node.node_id, set())
         if len(calls) >= MAX_CALLS_PER_NODE:
             raise await self._too_many(
@@ -177,7 +205,7 @@ class Guard:
             )
         task = asyncio.current_task()
         assert task is not None, "a handler runs in a task"
-        call = _Call(peer, method, task)
+        call = _Call(peer, via, method, task)
         calls.add(call)
         self._end_once_expired(call)
         _caller.set(node)
@@ -196,31 +224,54 @@ class Guard:
             if call.expiry is not None:
                 call.expiry.cancel()
         if call.ended_for is not None:
-            await self._on_denial(call.ended_for.value, peer.node_id, method)
-            raise _refused(peer, call.ended_for)
+            raise await self._refused(*call.ended_for, method)
 
     async def _authenticate(
-        self, context: AuthenticatedContext, method: str
-    ) -> tuple[PeerCertificate, AllowedNode]:
-        """The enrolled node behind a connection, if it may call ``method``."""
+        self, context: AuthenticatedContext, method: str, relayed: bytes | None
+    ) -> tuple[PeerCertificate, PeerCertificate | None, AllowedNode]:
+        """The enrolled node that calls, if it may call ``method``, and the front end between."""
+        via = None
         try:
             peer = peer_certificate(context)
-        except PeerRefusedError as error:
+            if relayed is not None:
+                via, peer = await self._front_end(peer, method), parse_peer_certificate(relayed)
+        except (PeerRefusedError, InvalidInputError) as error:
             await self._on_denial("not_authenticated", None, method)
             raise AccessDeniedError(str(error)) from error
         # Before anything is refused, so that refusals are no faster than answers.
         await self._keep_pace(peer, method)
         node = self._roster.admitting.authenticate(peer, now=self._clock())
         if isinstance(node, RefusalReason):
-            await self._on_denial(node.value, peer.node_id, method)
-            raise _refused(peer, node)
+            raise await self._refused(peer, node, method)
         if method == UNKNOWN_METHOD:
             await self._on_denial("unknown_method", peer.node_id, method)
             raise UnknownMethodError("there is no such method here")
-        if node.role not in ROLES[method]:
+        if node.role not in ROLES[method] or (via is None and method in ONLY_RELAYED):
             await self._on_denial("role_not_allowed", peer.node_id, method)
             raise AccessDeniedError(f"a {node.role.value} may not call {method}")
-        return peer, node
+        return peer, via, node
+
+    async def _front_end(self, peer: PeerCertificate, method: str) -> PeerCertificate:
+        """The same, if it is an enrolled front end; by its own key, it waits as others do."""
+        if peer.role is not Role.FRONT_END:
+            await self._keep_pace(peer, method)
+            await self._on_denial("not_a_front_end", peer.node_id, method)
+            raise AccessDeniedError(f"{peer.node_id} may not speak for others")
+        found = self._roster.admitting.authenticate(peer, now=self._clock())
+        if isinstance(found, RefusalReason):
+            await self._keep_pace(peer, method)
+            raise await self._refused(peer, found, method)
+        return peer
+
+    async def _refused(
+        self, peer: PeerCertificate, reason: RefusalReason, method: str
+    ) -> AccessDeniedError | FrontEndRefusedError:
+        """Tell of a refusal; returns what to raise."""
+        await self._on_denial(reason.value, peer.node_id, method)
+        text = f"{peer.node_id} may not take part here: {reason.value}"
+        if peer.role is Role.FRONT_END:
+            return FrontEndRefusedError(f"the front end {text}; try another")
+        return AccessDeniedError(text)
 
     async def _keep_pace(self, peer: PeerCertificate, method: str) -> None:
         """Wait where a key calls too often. A call that is cut meanwhile does not count."""
@@ -249,18 +300,16 @@ class Guard:
         now = self._clock()
         for calls in self._calls.values():
             for call in calls:
-                found = self._roster.admitting.authenticate(call.peer, now=now)
-                if isinstance(found, RefusalReason):
-                    call.end(found)
+                for peer in call.peers:
+                    found = self._roster.admitting.authenticate(peer, now=now)
+                    if isinstance(found, RefusalReason):
+                        call.end(peer, found)
 
     def _end_once_expired(self, call: _Call) -> None:
-        left = (call.peer.not_after - self._clock()).total_seconds()
+        first = min(call.peers, key=lambda peer: peer.not_after)
+        left = (first.not_after - self._clock()).total_seconds()
         if left <= 0:
-            call.end(RefusalReason.EXPIRED)
+            call.end(first, RefusalReason.EXPIRED)
             return
         loop = asyncio.get_running_loop()
         call.expiry = loop.call_later(min(left, CLOCK_SECONDS), self._end_once_expired, call)
-
-
-def _refused(peer: PeerCertificate, reason: RefusalReason) -> AccessDeniedError:
-    return AccessDeniedError(f"{peer.node_id} may not take part here: {reason.value}")

@@ -14,7 +14,7 @@ from matl_common.identity.keys import spki_pin
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.identity.renewal import expiry_warning, time_left
 from matl_common.identity.tls import ServerIdentity
-from matl_coordinator.ports import Meter
+from matl_coordinator.ports import FileMeter
 from matl_coordinator.service.entries import Fact
 from matl_coordinator.service.following import follow
 
@@ -30,7 +30,7 @@ class CertificateFiles:
         self,
         *,
         identity: ServerIdentity,
-        meter: Meter,
+        meter: FileMeter,
         note: Callable[[str, dict[str, Fact]], Awaitable[None]],
         clock: Callable[[], datetime],
     ) -> None:

@@ -27,6 +27,8 @@ from matl_common.wire import (
     audit_pb2_grpc,
     federation_pb2,
     federation_pb2_grpc,
+    ingest_pb2,
+    ingest_pb2_grpc,
     operations_pb2,
     operations_pb2_grpc,
 )
@@ -37,8 +39,10 @@ from matl_coordinator.roster import Roster
 from matl_coordinator.rpc.audit import AuditServicer
 from matl_coordinator.rpc.federation import FederationServicer
 from matl_coordinator.rpc.guard import Guard, check_roles
+from matl_coordinator.rpc.ingest import IngestServicer
 from matl_coordinator.rpc.messages import InTime, only_message
 from matl_coordinator.rpc.operations import OperationsServicer
+from matl_coordinator.rpc.relayed import relayed_certificate
 from matl_coordinator.rpc.statuses import status_of
 from matl_coordinator.service.assembly import UseCases
 from matl_coordinator.service.attesting import Attesting
@@ -53,8 +57,11 @@ if TYPE_CHECKING:
 AUDIT_SERVICE = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 FEDERATION_SERVICE = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
 OPERATIONS_SERVICE = operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
-SERVICES = (FEDERATION_SERVICE, OPERATIONS_SERVICE, AUDIT_SERVICE)
+INGEST_SERVICE = ingest_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name
+SERVICES = (FEDERATION_SERVICE, OPERATIONS_SERVICE, AUDIT_SERVICE, INGEST_SERVICE)
 DESCRIBED = (*SERVICES, reflection.SERVICE_NAME)
+AWAIT_ROUND = f"/{FEDERATION_SERVICE}/AwaitRound"
+OPEN_UPDATE = f"/{FEDERATION_SERVICE}/OpenUpdate"
 PULL_MODEL = f"/{FEDERATION_SERVICE}/PullModel"
 PUSH_CHUNKS = f"/{FEDERATION_SERVICE}/PushChunks"
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -72,6 +79,7 @@ class Servicers:
     federation: federation_pb2_grpc.FederationServiceServicer
     operations: operations_pb2_grpc.OperationsServiceServicer
     audit: audit_pb2_grpc.AuditServiceServicer
+    ingest: ingest_pb2_grpc.IngestServiceServicer
 
 
 class GuardedServer:
@@ -102,7 +110,7 @@ class GuardedServer:
             options=server_options(),
         )
         self._health = health.aio.HealthServicer()
-        check_roles(_methods())
+        check_roles(served_methods())
         federation_pb2_grpc.add_FederationServiceServicer_to_server(
             servicers.federation, self._server
         )
@@ -110,6 +118,7 @@ class GuardedServer:
             servicers.operations, self._server
         )
         audit_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
+        ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicers.ingest, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(DESCRIBED, self._server)
         self._server.add_generic_rpc_handlers((_reflection_v1(),))
@@ -198,18 +207,20 @@ def build_server(
     return GuardedServer(
         identity=identity,
         guard=guard,
-        servicers=Servicers(federation, operations, audit),
+        servicers=Servicers(federation, operations, audit, IngestServicer(intake=use_cases.intake)),
         idle_seconds=config.limits.idle_seconds,
         on_end=meter.call_ended,
         end_waits=use_cases.invitations.end_waits,
     )
 
 
-def _methods() -> Iterable[str]:
+def served_methods() -> Iterable[str]:
+    """Paths of what a coordinator serves."""
     pools = (
         federation_pb2.DESCRIPTOR.services_by_name,
         operations_pb2.DESCRIPTOR.services_by_name,
         audit_pb2.DESCRIPTOR.services_by_name,
+        ingest_pb2.DESCRIPTOR.services_by_name,
         health_pb2.DESCRIPTOR.services_by_name,
         reflection_pb2.DESCRIPTOR.services_by_name,
     )
@@ -222,7 +233,7 @@ def _methods() -> Iterable[str]:
 
 def _served() -> Iterator[tuple[str, str]]:
     """Paths of what is served, with what their calls are told of as."""
-    for path in _methods():
+    for path in served_methods():
         yield path, path.rpartition(".")[2]
 
 
@@ -281,7 +292,7 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._timed(context, method):
                 try:
-                    async with self._guard.call(context, method):
+                    async with self._guard.call(context, method, relayed=_relayed(context)):
                         return await inner(request, context)
                 except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
                     await _abort(context, method, error)
@@ -294,7 +305,7 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             with self._timed(context, method):
                 try:
-                    async with self._guard.call(context, method):
+                    async with self._guard.call(context, method, relayed=_relayed(context)):
                         async for answer in inner(request, context):
                             await context.write(answer)
                 except Exception as error:  # noqa: BLE001 - the edge: every error becomes a status
@@ -318,6 +329,10 @@ class _GuardInterceptor(grpc.aio.ServerInterceptor):
             # Whoever is asked for what is not served must not make names for us.
             name = self._served.get(method, OTHER)
             self._on_end(name, code.name, time.monotonic() - begun)
+
+
+def _relayed(context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
+    return relayed_certificate(context.invocation_metadata())
 
 
 def _status(code: grpc.StatusCode | int) -> grpc.StatusCode:

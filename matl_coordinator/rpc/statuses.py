@@ -20,7 +20,12 @@ from matl_coordinator.ports import (
     StaleWriterError,
     StoreError,
 )
-from matl_coordinator.rpc.guard import AccessDeniedError, TooManyCallsError, UnknownMethodError
+from matl_coordinator.rpc.guard import (
+    AccessDeniedError,
+    FrontEndRefusedError,
+    TooManyCallsError,
+    UnknownMethodError,
+)
 from matl_coordinator.rpc.messages import IdleError
 from matl_coordinator.service.attesting import AskedTooOftenError, NotAttestedError
 from matl_coordinator.service.checkpoints import CheckpointError
@@ -52,6 +57,7 @@ REFUSAL_STATUS: dict[RefusalCode, grpc.StatusCode] = {
 # The first class that matches wins: subclasses stand before their bases.
 ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (AccessDeniedError, Status.PERMISSION_DENIED),
+    (FrontEndRefusedError, Status.UNAVAILABLE),
     (TooManyCallsError, Status.RESOURCE_EXHAUSTED),
     (UnknownMethodError, Status.UNIMPLEMENTED),
     (IdleError, Status.DEADLINE_EXCEEDED),

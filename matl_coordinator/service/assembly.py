@@ -20,7 +20,7 @@ from matl_coordinator.config import Config
 from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.rounds import Round, RoundRules
-from matl_coordinator.ports import Histories, Meter, ModelStore, Scorer, Spool, Store
+from matl_coordinator.ports import Histories, LendingSpool, Meter, ModelStore, Scorer, Store
 from matl_coordinator.protection import Protection, protection_of
 from matl_coordinator.roster import Roster
 from matl_coordinator.service.activity import activities
@@ -46,7 +46,7 @@ class Outside:
     """Everything the use cases need from outside."""
 
     store: Store
-    spool: Spool
+    spool: LendingSpool
     histories: Histories
     models: ModelStore
     scorer: Scorer

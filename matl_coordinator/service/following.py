@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from matl_coordinator.ports import Meter, StoreError
+from matl_coordinator.ports import FileMeter, StoreError
 
 POLL_SECONDS = 2.0
 """How often files are read again; a signal has them read at once."""
@@ -20,7 +20,7 @@ async def follow(
     look: Callable[[], Awaitable[None]],
     *,
     asked: asyncio.Event,
-    meter: Meter,
+    meter: FileMeter,
     file: str,
     not_logged: str,
     not_followed: str,

@@ -42,10 +42,10 @@ from matl_coordinator.core.evaluations import HospitalEvaluation, take_evaluatio
 from matl_coordinator.core.rounds import NodeExcluded, Phase, UpdateAdmitted, advance
 from matl_coordinator.ports import (
     ChunkRefusedError,
+    LendingSpool,
     Meter,
     PutRound,
     PutUpdate,
-    Spool,
     SpoolError,
     State,
     Store,
@@ -54,8 +54,9 @@ from matl_coordinator.ports import (
 )
 from matl_coordinator.service.contents import scan_update
 from matl_coordinator.service.entries import entry, evaluation_entry
+from matl_coordinator.service.loan import Loan
 from matl_coordinator.service.presence import Presence
-from matl_coordinator.service.reception import Reception
+from matl_coordinator.service.reception import Reception, SupersededError
 from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.story import envelope_facts
 
@@ -97,7 +98,7 @@ class Intake:
         *,
         register: Register,
         store: Store,
-        spool: Spool,
+        spool: LendingSpool,
         signer: Signer,
         plan: StudyPlan,
         presence: Presence,
@@ -116,7 +117,7 @@ class Intake:
         self._clock = clock
         self._hashes = hashes
         # The one stream that may write a node's update; a newer one takes over.
-        self._receptions: dict[NodeId, Reception] = {}
+        self._receptions: dict[NodeId, Reception[UpdateRecord] | Loan] = {}
         # Refusals logged so far in the newest round, by node.
         self._refusals: tuple[int, dict[NodeId, int]] = (0, {})
 
@@ -230,13 +231,16 @@ class Intake:
         total = chunk_count(record.byte_count)
         return Progress(record.update_digest, total, total, await self._receipt(record))
 
-    async def receive(self, node: AllowedNode, update_digest: Digest) -> Reception:
+    async def receive(self, node: AllowedNode, update_digest: Digest) -> Reception[UpdateRecord]:
         """The reception of a declared update's chunks; an older stream's ends.
 
         Raises:
             UnknownUpdateError: it was not declared, or its round is over.
             RefusedError: it was refused before.
         """
+        return await self._take_over(await self._declared(node, update_digest))
+
+    async def _declared(self, node: AllowedNode, update_digest: Digest) -> UpdateRecord:
         self._presence.saw(node.node_id)
         state = await self._register.state()
         record = None
@@ -248,19 +252,90 @@ class Intake:
             )
         if record.status is UpdateStatus.REFUSED:
             raise RefusedError(_stored_refusal(record))
-        return await self._take_over(record)
+        return record
 
-    async def _take_over(self, record: UpdateRecord) -> Reception:
-        older = self._receptions.pop(record.node_id, None)
-        if older is not None:
-            await older.end()
+    async def _take_over(self, record: UpdateRecord) -> Reception[UpdateRecord]:
+        await self._end_older(record.node_id)
         reception = Reception(record, spool=self._spool)
         self._receptions[record.node_id] = reception
         await reception.begin()
         return reception
 
+    async def _end_older(self, node_id: NodeId) -> None:
+        older = self._receptions.pop(node_id, None)
+        if older is not None:
+            await older.end()
+
+    async def lend(self, node: AllowedNode, update_digest: Digest) -> Loan | Progress:
+        """Lend a declared update to a front end, which receives its chunks; an older stream ends.
+
+        Returns:
+            The loan, or how the update stands where it was admitted already.
+
+        Raises:
+            UnknownUpdateError, RefusedError: as ``receive``.
+            SpoolError: there is no room for it.
+        """
+        record = await self._declared(node, update_digest)
+        if record.status is not UpdateStatus.RECEIVING:
+            return await self._decided(await self._settled(record))
+        await self._end_older(record.node_id)
+        token = await asyncio.to_thread(
+            self._spool.lend,
+            record.round_id,
+            record.node_id,
+            byte_count=record.byte_count,
+            chunk_hashes=record.chunk_hashes,
+        )
+        loan = Loan(record, token)
+        self._receptions[record.node_id] = loan
+        return loan
+
+    async def lent_gathered(self, loan: Loan) -> None:
+        """Delete what others had received of an update: a front end has all of it, durable.
+
+        Raises:
+            SupersededError: a newer stream took over.
+            SpoolError: the disk failed.
+        """
+        self._check_newest(loan)
+        record = loan.record
+        await asyncio.to_thread(self._spool.keep_loan, record.round_id, record.node_id, loan.token)
+
+    async def lent_refused(self, loan: Loan, reason: str) -> None:
+        """Log that a front end did not take a chunk."""
+        record, refusal = loan.record, Refusal(RefusalCode.WRONG_CHUNKS, reason)
+        await self._note_refusal(record.node_id, refusal, update=record.update_digest)
+
+    async def complete_lent(self, node: AllowedNode, loan: Loan) -> Progress:
+        """Take an update back whose last chunk a front end has received, and judge it.
+
+        Every chunk is compared with what was declared once more: a front end is not believed.
+
+        Raises:
+            SupersededError: a newer stream took over.
+            RefusedError: as ``complete``.
+        """
+        self._check_newest(loan)
+        del self._receptions[loan.record.node_id]
+        record = loan.record
+        await asyncio.to_thread(self._spool.take_back, record.round_id, record.node_id, loan.token)
+        reception = await self._take_over(record)
+        if not reception.is_complete:
+            return await self.pause(reception)
+        return await self.complete(node, reception)
+
+    def end_loan(self, loan: Loan) -> None:
+        """The front end is gone, or done; what it made durable stays."""
+        if self._receptions.get(loan.record.node_id) is loan:
+            del self._receptions[loan.record.node_id]
+
+    def _check_newest(self, loan: Loan) -> None:
+        if self._receptions.get(loan.record.node_id) is not loan:
+            raise SupersededError("a newer stream took over this update")
+
     async def take(
-        self, reception: Reception, index: int, data: bytes | memoryview
+        self, reception: Reception[UpdateRecord], index: int, data: bytes | memoryview
     ) -> asyncio.Future[None]:
         """Begin to take an update's next chunk, once the one before is taken.
 
@@ -275,11 +350,11 @@ class Intake:
         """
         return await self._noted(reception, reception.take(index, data))
 
-    async def settle(self, reception: Reception) -> None:
+    async def settle(self, reception: Reception[UpdateRecord]) -> None:
         """Wait until the last chunk is taken; raises as ``take`` does."""
         await self._noted(reception, reception.settle())
 
-    async def _noted(self, reception: Reception, taking: Awaitable[T]) -> T:
+    async def _noted(self, reception: Reception[UpdateRecord], taking: Awaitable[T]) -> T:
         """Take, with a refusal in the log."""
         try:
             return await taking
@@ -289,7 +364,7 @@ class Intake:
             await self._note_refusal(record.node_id, refusal, update=record.update_digest)
             raise
 
-    async def let_go(self, reception: Reception) -> None:
+    async def let_go(self, reception: Reception[UpdateRecord]) -> None:
         """End a reception whose stream broke; what was taken is durable."""
         try:
             with suppress(SpoolError):
@@ -299,14 +374,14 @@ class Intake:
                 del self._receptions[reception.record.node_id]
             await reception.end()
 
-    async def pause(self, reception: Reception) -> Progress:
+    async def pause(self, reception: Reception[UpdateRecord]) -> Progress:
         """End a reception whose stream closed before its last chunk."""
         durable = await reception.durable_chunks()
         await self.let_go(reception)
         record = reception.record
         return Progress(record.update_digest, durable, chunk_count(record.byte_count), None)
 
-    async def complete(self, node: AllowedNode, reception: Reception) -> Progress:
+    async def complete(self, node: AllowedNode, reception: Reception[UpdateRecord]) -> Progress:
         """Judge an update whose last chunk was taken, and log the judgement.
 
         Raises:

@@ -11,26 +11,55 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from matl_common.errors import MatlError
+from matl_common.ids import NodeId, RoundId
 from matl_coordinator.core.admission import Contents, chunk_count
-from matl_coordinator.ports import Spool, SpoolError, UpdateRecord, UpdateSink, UpdateStatus
+from matl_coordinator.ports import SpoolError, UpdateSink, UpdateStatus
 from matl_coordinator.service.contents import Scan
 
 T = TypeVar("T")
+
+
+class Receivable(Protocol):
+    """What has to be known of an update to receive it."""
+
+    @property
+    def round_id(self) -> RoundId: ...
+    @property
+    def node_id(self) -> NodeId: ...
+    @property
+    def byte_count(self) -> int: ...
+    @property
+    def chunk_hashes(self) -> bytes: ...
+    @property
+    def status(self) -> UpdateStatus: ...
+
+
+class Sinks(Protocol):
+    """Where it is received; a ``ports.Spool`` is one."""
+
+    def open(
+        self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
+    ) -> UpdateSink: ...
+
+
+RecordT = TypeVar("RecordT", bound=Receivable)
 
 
 class SupersededError(MatlError):
     """The same node opened another stream for the same update."""
 
 
-class Reception:
+class Reception(Generic[RecordT]):
     """One update's chunks coming in. Owned by the stream that began it last."""
 
-    def __init__(self, record: UpdateRecord, *, spool: Spool) -> None:
+    def __init__(self, record: RecordT, *, spool: Sinks, looks: bool = True) -> None:
+        """``looks`` says whether anybody asks for ``contents``."""
         self.record = record
         self._spool = spool
+        self._looks = looks
         self._sink: UpdateSink | None = None
         # Guards the sink: an older stream may still be writing when a newer takes over.
         self._lock = asyncio.Lock()
@@ -53,7 +82,7 @@ class Reception:
                 byte_count=self.record.byte_count,
                 chunk_hashes=self.record.chunk_hashes,
             )
-            if not self._sink.received_chunks:
+            if self._looks and not self._sink.received_chunks:
                 self._scan = Scan()
 
     @property
@@ -64,8 +93,12 @@ class Reception:
     def fraction(self) -> float:
         if self.record.status is UpdateStatus.ADMITTED:
             return 1.0
-        received = 0 if self._sink is None else self._sink.received_chunks
-        return received / chunk_count(self.record.byte_count)
+        return self.received_chunks / chunk_count(self.record.byte_count)
+
+    @property
+    def received_chunks(self) -> int:
+        """Chunks taken so far."""
+        return 0 if self._sink is None else self._sink.received_chunks
 
     @property
     def contents(self) -> Contents | None:

@@ -43,6 +43,10 @@ class LocalFiles:
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)
 
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there; durable once its parent is synced."""
+        path.unlink(missing_ok=True)
+
     def remove_tree(self, path: Path) -> None:
         """Remove a folder and all in it, durable once its parent is synced."""
         shutil.rmtree(path)
@@ -87,6 +91,10 @@ class FencedFiles(LocalFiles):
     def rename(self, source: Path, target: Path) -> None:
         self._check()
         super().rename(source, target)
+
+    def remove(self, path: Path) -> None:
+        self._check()
+        super().remove(path)
 
     def remove_tree(self, path: Path) -> None:
         self._check()

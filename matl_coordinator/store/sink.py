@@ -117,7 +117,7 @@ class DiskSink:
                 self._files.write(descriptor, data, offset=offset)
             except OSError as error:
                 # What was written of it is written over by the next attempt.
-                raise _disk_error(f"cannot write chunk {index}", error) from error
+                raise disk_error(f"cannot write chunk {index}", error) from error
             self._received += 1
 
     def sync(self) -> int:
@@ -181,7 +181,7 @@ class DiskSink:
             yield
         except OSError as error:
             self._release()
-            raise _disk_error(what, error) from error
+            raise disk_error(what, error) from error
 
     def _release(self) -> None:
         if self._descriptor is not None:
@@ -189,20 +189,31 @@ class DiskSink:
             self._descriptor = None
 
 
+def sound_chunk(
+    descriptor: int, index: int, *, byte_count: int, chunk_hashes: bytes
+) -> bytes | None:
+    """A chunk of an update's file, if it is wholly there and is the one declared."""
+    offset = index * CHUNK_BYTES
+    length = min(CHUNK_BYTES, byte_count - offset)
+    data = os.pread(descriptor, length, offset) if length > 0 else b""
+    if not data or len(data) < length or leaf_hash(data) != _hash_at(chunk_hashes, index):
+        return None
+    return data
+
+
 def _matching_chunks(descriptor: int, byte_count: int, chunk_hashes: bytes) -> int:
     """How many chunks, from the first on, are wholly there."""
-    for index, offset in enumerate(range(0, byte_count, CHUNK_BYTES)):
-        length = min(CHUNK_BYTES, byte_count - offset)
-        data = os.pread(descriptor, length, offset)
-        if len(data) < length or leaf_hash(data) != _hash_at(chunk_hashes, index):
-            return index
-    return len(chunk_hashes) // HASH_BYTES
+    received = 0
+    while sound_chunk(descriptor, received, byte_count=byte_count, chunk_hashes=chunk_hashes):
+        received += 1
+    return received
 
 
 def _hash_at(chunk_hashes: bytes, index: int) -> bytes:
     return chunk_hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
 
-def _disk_error(what: str, error: OSError) -> SpoolError:
+def disk_error(what: str, error: OSError) -> SpoolError:
+    """A failure of the spool's disk as our own error."""
     kind = SpoolFullError if error.errno in (ENOSPC, EDQUOT) else SpoolError
     return kind(f"{what}: {error.strerror}; check the spool's disk")

@@ -4,6 +4,10 @@ A chunk is checked against its declared hash once, when it is taken; after a cra
 what is on disk is checked again and cut at the first chunk that does not match.
 Room is reserved for whole updates before a byte is written. Nothing here decides
 whether an update is wanted.
+
+A front end that receives an update in another process is lent a file of its own for it,
+``<node>.<token>.lent``, so that no two processes ever write to one file: one that was replaced
+and does not know it writes where nobody looks (``store.loans``).
 """
 
 from collections.abc import Iterator
@@ -23,6 +27,7 @@ from matl_coordinator.store.sink import DiskSink
 
 PART_SUFFIX = ".part"
 COMPLETE_SUFFIX = ".update"
+LENT_SUFFIX = ".lent"
 SCRATCH_PREFIX = "scratch-"
 _TOKEN_BYTES = 8
 DEFAULT_QUOTA_BYTES = 20 << 30
@@ -31,7 +36,7 @@ _Key = tuple[RoundId, NodeId]
 
 
 class DiskSpool:
-    """A ``ports.Spool`` in one folder that nobody else uses.
+    """A ``ports.LendingSpool`` in one folder, where others write only into what they are lent.
 
     Safe to call from several threads.
     """
@@ -48,6 +53,8 @@ class DiskSpool:
         # Both guarded by _lock. Bytes that every file on disk has, or may grow to.
         self._reserved = reserved
         self._sinks: dict[_Key, DiskSink] = {}
+        # The file that an update was lent out as last, while room is reserved for it.
+        self._lent: dict[_Key, Path] = {}
 
     @classmethod
     def open_folder(
@@ -68,7 +75,9 @@ class DiskSpool:
         try:
             files.make_folder(folder)
             files.sync_folder(folder.parent)
-            reserved = dict(_found_in(folder))
+            reserved: dict[_Key, int] = {}
+            for key, size in _found_in(folder):
+                reserved[key] = max(size, reserved.get(key, 0))
         except OSError as error:
             raise ConfigurationError(
                 f"cannot use the spool folder {folder}: {error.strerror}"
@@ -93,6 +102,61 @@ class DiskSpool:
                 raise
             self._sinks[key] = sink
             return sink
+
+    def lend(
+        self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
+    ) -> str:
+        """Reserve room for an update that another process receives; the file is for it to make.
+
+        Returns:
+            The token in the file's name.
+
+        Raises:
+            SpoolError: the update is being received here, the declaration fits no update, there
+                is no room, or the disk failed.
+        """
+        _check_declaration(byte_count, chunk_hashes)
+        key, token = (round_id, node_id), token_hex(_TOKEN_BYTES)
+        with self._lock, _disk_errors(f"cannot lend the update of {node_id}"):
+            if key in self._sinks:
+                raise SpoolError(f"the update of {node_id} is already being received")
+            before = self._reserved.get(key)
+            self._reserve(key, byte_count)
+            try:
+                self._make_round_folder(round_id)
+            except BaseException:
+                self._give_back(key, before)
+                raise
+            self._lent[key] = lent_path(self._folder, round_id, node_id, token)
+        return token
+
+    def keep_loan(self, round_id: RoundId, node_id: NodeId, token: str) -> None:
+        """Delete an update's other files: what they held is durable in the lent one.
+
+        Raises:
+            SpoolError: the disk failed.
+        """
+        with self._lock, _disk_errors(f"cannot clear up after the update of {node_id}"):
+            self._remove_parts(round_id, node_id, but=token)
+
+    def take_back(self, round_id: RoundId, node_id: NodeId, token: str) -> None:
+        """Make a lent file, which its front end has closed, the one that ``open`` goes on with.
+
+        Raises:
+            SpoolError: the update is being received here, there is no such file, or the disk
+                failed.
+        """
+        key = (round_id, node_id)
+        with self._lock, _disk_errors(f"cannot take back the update of {node_id}"):
+            if key in self._sinks:
+                raise SpoolError(f"the update of {node_id} is already being received")
+            lent = lent_path(self._folder, round_id, node_id, token)
+            self._files.rename(lent, self._path(round_id, node_id, PART_SUFFIX))
+            self._lent.pop(key, None)
+            for path in parts_of(self._folder, round_id, node_id):
+                if path.suffix == LENT_SUFFIX:
+                    self._files.remove(path)
+            self._files.sync_folder(self._round_folder(round_id))
 
     def path(self, round_id: RoundId, node_id: NodeId) -> Path:
         """The complete update's file.
@@ -154,6 +218,7 @@ class DiskSpool:
             self._files.sync_folder(self._folder)
             for key in [key for key in self._reserved if key[0] < round_id]:
                 del self._reserved[key]
+                self._lent.pop(key, None)
 
     def reserved_bytes(self) -> int:
         """What updates on disk take, or may grow to."""
@@ -174,7 +239,11 @@ class DiskSpool:
                 f"{self._quota_bytes} bytes of the spool are taken"
             )
         # Others' reservations that are not written yet will need this disk, too.
-        outstanding = sum(sink.outstanding_bytes for sink in self._sinks.values())
+        outstanding = sum(sink.outstanding_bytes for sink in self._sinks.values()) + sum(
+            max(0, self._reserved.get(each, 0) - _size(path))
+            for each, path in self._lent.items()
+            if each != key
+        )
         if outstanding + byte_count - self._bytes_on_disk(key) > self._files.free_bytes(
             self._folder
         ):
@@ -190,16 +259,27 @@ class DiskSpool:
         else:
             del self._reserved[key]
 
+    def _remove_parts(self, round_id: RoundId, node_id: NodeId, *, but: str) -> None:
+        kept = lent_path(self._folder, round_id, node_id, but)
+        others = [each for each in parts_of(self._folder, round_id, node_id) if each != kept]
+        for path in others:
+            self._files.remove(path)
+        if others:
+            self._files.sync_folder(self._round_folder(round_id))
+
     def _bytes_on_disk(self, key: _Key) -> int:
         for suffix in (PART_SUFFIX, COMPLETE_SUFFIX):
             with suppress(FileNotFoundError):
                 return self._path(*key, suffix).stat().st_size
         return 0
 
-    def _open_sink(self, key: _Key, byte_count: int, chunk_hashes: bytes) -> DiskSink:
-        self._files.make_folder(self._round_folder(key[0]))
+    def _make_round_folder(self, round_id: RoundId) -> None:
+        self._files.make_folder(self._round_folder(round_id))
         # Each time: an earlier attempt may have failed between the two.
         self._files.sync_folder(self._folder)
+
+    def _open_sink(self, key: _Key, byte_count: int, chunk_hashes: bytes) -> DiskSink:
+        self._make_round_folder(key[0])
         return DiskSink.resume(
             self._path(*key, PART_SUFFIX),
             self._path(*key, COMPLETE_SUFFIX),
@@ -214,6 +294,17 @@ class DiskSpool:
             # A discarded sink may have a successor by now.
             if self._sinks.get(key) is sink:
                 del self._sinks[key]
+
+
+def lent_path(folder: Path, round_id: RoundId, node_id: NodeId, token: str) -> Path:
+    """The file of a loan, in the spool's folder."""
+    return folder / str(round_id) / f"{node_id}.{token}{LENT_SUFFIX}"
+
+
+def parts_of(folder: Path, round_id: RoundId, node_id: NodeId) -> list[Path]:
+    """An update's files that are not complete, whoever writes or wrote them."""
+    found = (folder / str(round_id)).glob(f"{node_id}.*")
+    return sorted(path for path in found if path.suffix in (PART_SUFFIX, LENT_SUFFIX))
 
 
 def _check_declaration(byte_count: int, chunk_hashes: bytes) -> None:
@@ -232,9 +323,15 @@ def _round_folders(folder: Path) -> list[Path]:
 def _found_in(folder: Path) -> Iterator[tuple[_Key, int]]:
     for round_folder in _round_folders(folder):
         for path in sorted(round_folder.iterdir()):
-            if path.suffix in (PART_SUFFIX, COMPLETE_SUFFIX):
-                key = (RoundId(int(round_folder.name)), NodeId(path.stem))
-                yield key, path.stat().st_size
+            if path.suffix in (PART_SUFFIX, LENT_SUFFIX, COMPLETE_SUFFIX):
+                name, _, _ = path.name.partition(".")
+                yield (RoundId(int(round_folder.name)), NodeId(name)), path.stat().st_size
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 @contextmanager

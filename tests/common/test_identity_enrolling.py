@@ -103,7 +103,7 @@ def test_another_name_than_the_keys_proved_is_refused() -> None:
 def test_nobody_asks_to_be_the_coordinator() -> None:
     name = SpiffeId(FEDERATION, Role.COORDINATOR, NodeId("coordinator"))
     keys = Keys(KEYS.tls, KEYS.signing)
-    with pytest.raises(InvalidInputError, match="participant or an operator"):
+    with pytest.raises(InvalidInputError, match="participant, an operator or a front end"):
         parse_request(make_request(name, keys))
 
 

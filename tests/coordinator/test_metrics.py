@@ -20,7 +20,7 @@ from matl_coordinator.core.rounds import Phase
 from matl_coordinator.core.trust_record import TrustState
 from matl_coordinator.metrics import LOG_TABLES, REFUSED_PEERS, Metrics
 from matl_coordinator.rpc.handshakes import _REASONS
-from matl_coordinator.rpc.server import OTHER, _methods
+from matl_coordinator.rpc.server import OTHER, served_methods
 from matl_coordinator.service.readings import Verification
 from matl_coordinator.service.vitals import VitalSigns
 from matl_coordinator.start import show_standing
@@ -102,9 +102,9 @@ def test_what_a_stranger_says_becomes_no_label(tmp_path: Path) -> None:
             if name == "matl_rpc_calls_total" and ("method", OTHER) in labels
         )
         refused = value(meter, "matl_refused_peers_total", reason="unknown_method")
-    served_methods = {path.rpartition(".")[2] for path in _methods()}
+    names = {path.rpartition(".")[2] for path in served_methods()}
     # So that the first fault of a method is an increase.
-    for method, code in product(served_methods, ("INTERNAL", "UNKNOWN")):
+    for method, code in product(names, ("INTERNAL", "UNKNOWN")):
         sample = "matl_rpc_calls_total", (("code", code), ("method", method))
         assert before[sample] == 0.0, sample
     assert calls == refused == 2

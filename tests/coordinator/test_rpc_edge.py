@@ -5,7 +5,7 @@ import matl_common  # noqa: F401, I001
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -37,9 +37,16 @@ from matl_common.identity.certificates import (
 from matl_common.identity.keys import generate_private_key, load_private_key, private_key_pem
 from matl_common.identity.tls import MAX_METADATA_BYTES, TlsFiles
 from matl_common.ids import Digest, NodeId
-from matl_common.wire import audit_pb2, federation_pb2, federation_pb2_grpc, operations_pb2
+from matl_common.wire import (
+    audit_pb2,
+    federation_pb2,
+    federation_pb2_grpc,
+    ingest_pb2,
+    operations_pb2,
+)
 from matl_common.wire.chunks import format_push
-from matl_coordinator.rpc.guard import MAX_CALLS_PER_NODE, ROLES
+from matl_coordinator.rpc.guard import MAX_CALLS_PER_NODE, ONLY_RELAYED, ROLES
+from matl_coordinator.rpc.relayed import relaying
 from matl_coordinator.rpc.server import PUSH_CHUNKS
 from matl_coordinator.rpc.statuses import status_of
 from tests.coordinator.harness import (
@@ -55,18 +62,20 @@ from tests.coordinator.harness import (
     utc_now,
 )
 from tests.coordinator.served import Served, served
+from tests.front_ends import enrol_front_end
 from tests.messages import extremes, messages
 from tests.system.processes import until
 
 pytestmark = pytest.mark.hostile
 Code = grpc.StatusCode
-HOSPITAL = NODES[0]
+HOSPITAL, FRONT_END = NODES[0], NodeId("front_1")
 CALL_SECONDS = 30.0
 IDLE_SECONDS = 0.3
 SERVICES: list[Any] = [
     *federation_pb2.DESCRIPTOR.services_by_name.values(),
     *operations_pb2.DESCRIPTOR.services_by_name.values(),
     *audit_pb2.DESCRIPTOR.services_by_name.values(),
+    *ingest_pb2.DESCRIPTOR.services_by_name.values(),
     *health_pb2.DESCRIPTOR.services_by_name.values(),
     *reflection_pb2.DESCRIPTOR.services_by_name.values(),
 ]
@@ -88,7 +97,10 @@ EXPECTED = frozenset(Code) - {Code.UNKNOWN, Code.INTERNAL, Code.UNAVAILABLE, Cod
 @pytest.fixture(scope="module")
 def open_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Yield a coordinator that has little patience."""
-    site = make_site(tmp_path_factory.mktemp("edge"))
+    folder = tmp_path_factory.mktemp("edge")
+    site = make_site(folder)
+    front_end = enrol_front_end(folder / "keys", FRONT_END)
+    site = replace(site.read_again(), nodes={**site.nodes, FRONT_END: front_end})
     limits = site.config.limits.model_copy(update={"idle_seconds": IDLE_SECONDS})
     with served(replace(site, config=site.config.model_copy(update={"limits": limits}))) as running:
         yield running
@@ -112,9 +124,26 @@ def outcome(
     return call.code(), str(call.details())
 
 
-def caller_of(path: str) -> NodeId:
-    """Who may call a method."""
-    return HOSPITAL if Role.PARTICIPANT in ROLES[path] else OPERATOR
+class _Relaying(grpc.StreamStreamClientInterceptor):
+    """Makes calls as a front end does for a hospital."""
+
+    def __init__(self, certificate: bytes) -> None:
+        self._certificate = certificate
+
+    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return continuation(details._replace(metadata=relaying(self._certificate)), requests)
+
+
+@contextmanager
+def channel_for(door: Served, path: str) -> Iterator[grpc.Channel]:
+    """A connection of who may call a method."""
+    if path in ONLY_RELAYED:
+        certificate = door.site.nodes[HOSPITAL].tls.certificate_chain.read_bytes()
+        with door.channel(FRONT_END) as channel:
+            yield grpc.intercept_channel(channel, _Relaying(certificate))
+        return
+    with door.channel(HOSPITAL if Role.PARTICIPANT in ROLES[path] else OPERATOR) as channel:
+        yield channel
 
 
 @pytest.mark.parametrize("path", METHODS)
@@ -125,7 +154,7 @@ def test_who_opens_a_call_and_says_nothing_is_cut(open_door: Served, path: str) 
         silent.wait(CALL_SECONDS)
         yield from ()
 
-    with open_door.channel(caller_of(path)) as channel:
+    with channel_for(open_door, path) as channel:
         call = raw_call(channel, path, nothing())
         with pytest.raises(grpc.RpcError):
             next(call)
@@ -215,7 +244,7 @@ def test_no_message_is_answered_as_unknown_or_as_our_fault(
     payloads = data.draw(st.lists(st.one_of(sound, st.binary(max_size=100)), max_size=4))
     # Those that wait for something are left before it comes.
     waits = method.name in ("AwaitRound", "Watch")
-    with open_door.channel(caller_of(path)) as channel:
+    with channel_for(open_door, path) as channel:
         code, details = outcome(channel, path, payloads, seconds=0.1 if waits else CALL_SECONDS)
     # gRPC's own health service has no List.
     assert code in EXPECTED | ({Code.UNIMPLEMENTED} if method.name == "List" else set()), details
@@ -227,7 +256,7 @@ def test_no_number_is_too_great_for_an_answer(open_door: Served, path: str) -> N
     method: MethodDescriptor = METHODS[path]
     # Those that wait for something are left before it comes.
     seconds = 0.1 if method.name in ("AwaitRound", "Watch") else CALL_SECONDS
-    with open_door.channel(caller_of(path)) as channel:
+    with channel_for(open_door, path) as channel:
         for message in extremes(method.input_type):
             code, _ = outcome(channel, path, [message.SerializeToString()], seconds=seconds)
             assert code in EXPECTED, message

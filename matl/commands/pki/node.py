@@ -50,6 +50,7 @@ class Client(StrEnum):
 
     PARTICIPANT = "participant"
     OPERATOR = "operator"
+    FRONT_END = "front-end"
 
 
 def keygen(

@@ -1,0 +1,107 @@
+"""Prometheus metrics of a front end. Labels are bounded: methods are those that are served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from matl_common.scrapes import describe_process, serve_scrapes
+
+NAMESPACE = "matl_front_end"
+OTHER = "other"
+
+
+class FrontEndMetrics:
+    """What operators watch, in a registry of its own."""
+
+    def __init__(self, *, methods: Collection[str]) -> None:
+        """``methods`` are the names that calls are counted by; all others are one."""
+        self.registry = CollectorRegistry()
+        self._end_serving: Callable[[], None] | None = None
+        self._methods = frozenset(methods)
+        self._received = self._counter("received_bytes_total", "Bytes of updates received.")
+        self._kept = self._counter(
+            "kept_bytes_total",
+            "Bytes of updates that others had received, and that did not come again.",
+        )
+        self._calls = self._counter(
+            "calls_total", "Calls that ended, by method and gRPC status.", "method", "code"
+        )
+        self._under_way = self._gauge("calls_under_way", "Calls of hospitals and operators.")
+        self._handshakes = self._counter(
+            "refused_handshakes_total", "Connections that TLS refused.", "reason"
+        )
+        self._reachable = self._gauge("leader_reachable", "1 while a coordinator says it leads.")
+        self._stale = self._gauge(
+            "stale_files",
+            "1 for a file whose content was refused: what was read before is in force.",
+            "file",
+        )
+        self._valid = self._gauge(
+            "tls_certificate_valid_seconds", "Until the certificate that hospitals see expires."
+        )
+        self._own_valid = self._gauge(
+            "own_certificate_valid_seconds", "Until the certificate that the leader sees expires."
+        )
+        describe_process(self.registry, namespace=NAMESPACE)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def serve(self, address: str, port: int) -> None:
+        """Answer scrapes from daemon threads, and whether the running event loop turns.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        self._end_serving = serve_scrapes(
+            address, port, self.registry, loop=asyncio.get_running_loop()
+        )
+
+    def close(self) -> None:
+        """Answer no more, and leave the port to others."""
+        if self._end_serving is not None:
+            self._end_serving()
+            self._end_serving = None
+
+    def bytes_received(self, count: int) -> None:
+        """A chunk came in."""
+        self._received.inc(count)
+
+    def bytes_kept(self, count: int) -> None:
+        """An upload goes on after what others had received."""
+        self._kept.inc(count)
+
+    def call_began(self) -> None:
+        """Somebody who is certified calls."""
+        self._under_way.inc()
+
+    def call_ended(self, method: str, code: str) -> None:
+        """The call is over."""
+        self._under_way.dec()
+        self._calls.labels(method=method if method in self._methods else OTHER, code=code).inc()
+
+    def handshake_refused(self, reason: str) -> None:
+        """Somebody could not connect."""
+        self._handshakes.labels(reason=reason).inc()
+
+    def leader_reachable(self, *, reachable: bool) -> None:
+        """A coordinator said that it leads, or none did."""
+        self._reachable.set(reachable)
+
+    def file_refused(self, file: str, *, refused: bool) -> None:
+        """A file was read again: it is in force, or what was read before still is."""
+        self._stale.labels(file=file).set(refused)
+
+    def certificate_valid(self, seconds: float) -> None:
+        """For how long the certificate is that hospitals see."""
+        self._valid.set(seconds)
+
+    def own_certificate_valid(self, seconds: float) -> None:
+        """For how long the certificate is that the leader sees."""
+        self._own_valid.set(seconds)
