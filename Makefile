@@ -80,8 +80,8 @@ migrations-drift: $(VENV)/dev.stamp
 
 # Of the system: PKCS#11 tokens in software, and what watches daemons and pages. Where this cannot
 # install them, it says what to install, and so do the tests that need one. Debian starts a service
-# along with Prometheus, which nobody asked for: tests run their own.
-NEEDS := softhsm2 prometheus chromium
+# along with Prometheus and HAProxy, which nobody asked for: tests run their own.
+NEEDS := softhsm2 prometheus chromium haproxy
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
 INSTALL_PACKAGES := $(APT) install -y --no-install-recommends
 packages:
@@ -94,10 +94,10 @@ packages:
 		$(INSTALL_PACKAGES) $$missing >/dev/null 2>&1 \
 		|| { $(APT) update && $(INSTALL_PACKAGES) $$missing; } >/dev/null; \
 	}; then \
-		case "$$missing" in *prometheus*) \
+		for each in prometheus haproxy; do case "$$missing" in *$$each*) \
 			! command -v systemctl >/dev/null \
-				|| systemctl disable --now prometheus >/dev/null 2>&1 || true;; \
-		esac; \
+				|| systemctl disable --now $$each >/dev/null 2>&1 || true;; \
+		esac; done; \
 	else \
 		echo "Some tests will be skipped, or fail and say why: apt-get install$$missing" >&2; \
 	fi

@@ -39,7 +39,7 @@ class Listen(Section):
     """Where the front end can be reached."""
 
     address: Address = "0.0.0.0:8470"
-    metrics: Address = "127.0.0.1:9471"
+    metrics: Address = "127.0.0.1:9472"
     """Where Prometheus scrapes, and /healthy answers; empty for nowhere."""
     logs: LogStyle = "auto"
     """``console`` for people, ``json`` for machines; ``auto`` looks for a terminal."""

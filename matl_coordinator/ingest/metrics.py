@@ -40,10 +40,7 @@ class FrontEndMetrics:
             "file",
         )
         self._valid = self._gauge(
-            "tls_certificate_valid_seconds", "Until the certificate that hospitals see expires."
-        )
-        self._own_valid = self._gauge(
-            "own_certificate_valid_seconds", "Until the certificate that the leader sees expires."
+            "certificate_valid_seconds", "Until a certificate expires, by who sees it.", "seen_by"
         )
         describe_process(self.registry, namespace=NAMESPACE)
 
@@ -100,8 +97,8 @@ class FrontEndMetrics:
 
     def certificate_valid(self, seconds: float) -> None:
         """For how long the certificate is that hospitals see."""
-        self._valid.set(seconds)
+        self._valid.labels(seen_by="hospitals").set(seconds)
 
     def own_certificate_valid(self, seconds: float) -> None:
         """For how long the certificate is that the leader sees."""
-        self._own_valid.set(seconds)
+        self._valid.labels(seen_by="leader").set(seconds)

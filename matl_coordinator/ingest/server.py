@@ -25,12 +25,15 @@ from matl_coordinator.ingest.metrics import FrontEndMetrics
 from matl_coordinator.ingest.relay import LeaderAnswerError, relay
 from matl_coordinator.ingest.uploads import Uploads
 from matl_coordinator.rpc.guard import ONLY_RELAYED
-from matl_coordinator.rpc.server import AWAIT_ROUND, OPEN_UPDATE, PUSH_CHUNKS, listening
+from matl_coordinator.rpc.server import ATTEST, AWAIT_ROUND, OPEN_UPDATE, PUSH_CHUNKS, listening
 from matl_coordinator.rpc.statuses import status_of
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
+NOT_ATTESTED = (
+    "a front end shows no evidence of the coordinator's machine (MODE2): dial that itself"
+)
 STOPS = "this front end stops; connect again, to another one"
 
 log = structlog.get_logger(__name__)
@@ -98,6 +101,9 @@ class FrontEndServer:
             raise LeaderAnswerError(
                 grpc.StatusCode.PERMISSION_DENIED, f"only front ends may call {method}"
             )
+        if method == ATTEST:
+            # What the leader would show is its own channel's, which the caller is not on.
+            raise LeaderAnswerError(grpc.StatusCode.FAILED_PRECONDITION, NOT_ATTESTED)
         if method == OPEN_UPDATE:
             await self._uploads.open_update(context, certificate, peer.node_id)
         elif method == PUSH_CHUNKS:

@@ -38,6 +38,12 @@ def _of_participant() -> str:
     return configuration_reference(Config, example=_example("participant"))
 
 
+def _of_front_end() -> str:
+    from matl_coordinator.ingest.config import FrontEndConfig
+
+    return configuration_reference(FrontEndConfig, example=_example("front-end"))
+
+
 def _of_operator() -> str:
     from matl.connection import OperatorFile
 
@@ -106,10 +112,12 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "scripts": _scripts,
     "configuration-coordinator": _of_coordinator,
     "configuration-participant": _of_participant,
+    "configuration-front-end": _of_front_end,
     "configuration-operator": _of_operator,
     "wire-federation": lambda: _wire("federation"),
     "wire-operations": lambda: _wire("operations"),
     "wire-audit": lambda: _wire("audit"),
+    "wire-ingest": lambda: _wire("ingest"),
     "modules": _modules,
     "other-pages": _others,
 }

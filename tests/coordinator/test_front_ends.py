@@ -28,7 +28,7 @@ from matl_coordinator.ingest.leader import Leader
 from matl_coordinator.ingest.loan_call import RECEIVE
 from matl_coordinator.ingest.metrics import FrontEndMetrics
 from matl_coordinator.ingest.relay import NOBODY_LEADS
-from matl_coordinator.ingest.server import STOPS, FrontEndServer
+from matl_coordinator.ingest.server import NOT_ATTESTED, STOPS, FrontEndServer
 from matl_coordinator.ingest.uploads import Uploads
 from matl_coordinator.rpc.relayed import HEADER
 from matl_coordinator.rpc.server import PUSH_CHUNKS
@@ -352,6 +352,15 @@ def test_only_front_ends_are_lent_updates(
             method = channel.stream_stream(RECEIVE, bytes, bytes)
             code, _ = refused(partial(next, method(iter([b""]), timeout=CALL_SECONDS)))
             assert code is Code.PERMISSION_DENIED
+
+
+def test_a_front_end_does_not_pass_on_evidence_of_another_machine(
+    fronts: tuple[FrontEnd, FrontEnd],
+) -> None:
+    with fronts[0].served.channel(HOSPITAL) as channel:
+        attest = FederationServiceStub(channel).Attest
+        told = refused(lambda: attest(pb.AttestRequest(nonce=bytes(32)), timeout=CALL_SECONDS))
+    assert told == (Code.FAILED_PRECONDITION, NOT_ATTESTED)
 
 
 def waiting(channel: grpc.Channel) -> Any:

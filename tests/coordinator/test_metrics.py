@@ -108,7 +108,7 @@ def test_what_a_stranger_says_becomes_no_label(tmp_path: Path) -> None:
         sample = "matl_rpc_calls_total", (("code", code), ("method", method))
         assert before[sample] == 0.0, sample
     assert calls == refused == 2
-    assert {found for key, found in new if key == "method"} <= {OTHER, *served_methods}
+    assert {found for key, found in new if key == "method"} <= {OTHER, *names}
     assert {found for key, found in new if key == "code"} <= {s.name for s in grpc.StatusCode}
     told = ("Surprise", "0xdeadbeef", "Anything", "stranger")
     assert not [found for _, found in new if any(each in found for each in told)]

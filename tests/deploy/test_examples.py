@@ -9,6 +9,7 @@ import pytest
 
 from matl.connection import Flags, OperatorFile, read_connection
 from matl_coordinator import config as coordinator
+from matl_coordinator.ingest.config import FrontEndConfig, load_front_end_config
 from matl_participant import config as participant
 from matl_participant.node_config import NodeConfig, load_node_config
 from tests.docs.test_configuration import keys_of
@@ -18,12 +19,14 @@ LOADERS: dict[str, Any] = {
     "coordinator": coordinator.load_config,
     "participant": participant.load_config,
     "training-node": lambda path, environment: load_node_config(path),
+    "front-end": lambda path, environment: load_front_end_config(path),
 }
 MODELS: dict[str, Any] = {
     "coordinator": coordinator.Config,
     "participant": participant.Config,
     "operator": OperatorFile,
     "training-node": NodeConfig,
+    "front-end": FrontEndConfig,
 }
 
 

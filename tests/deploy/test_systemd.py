@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,6 +26,8 @@ WORST = 1.5
 """Exposure by ``systemd-analyze security`` above which a unit has lost something."""
 
 
+DAEMONS = [name for name in LOADERS if name != "front-end"]
+"""Each a program of its own with a state of its own."""
 TIMED = ("backup", "verify")
 
 
@@ -59,10 +60,10 @@ def test_a_units_exposure_is_what_the_documentation_says_and_low(name: str) -> N
         assert f"`matl-{name}.service` | {found[1]} " in PAGE
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", DAEMONS)
 def test_a_unit_starts_the_daemon_on_the_example_and_owns_its_state(name: str) -> None:
     unit = settings(name)
-    example: Any = LOADERS[name](EXAMPLES / f"{name}.toml", environment={})
+    example = LOADERS[name](EXAMPLES / f"{name}.toml", environment={})
     (command,) = unit["ExecStart"]
     assert shlex.split(command) == [
         f"/opt/matl/bin/matl-{name}",
@@ -71,6 +72,18 @@ def test_a_unit_starts_the_daemon_on_the_example_and_owns_its_state(name: str) -
     ]
     assert unit["StateDirectory"] == [example.state_dir.name]
     assert example.state_dir.parent == Path("/var/lib")
+
+
+def test_the_unit_of_a_front_end_starts_it_on_the_example_and_writes_to_the_spool_alone() -> None:
+    unit = settings("front-end")
+    example = LOADERS["front-end"](EXAMPLES / "front-end.toml", environment={})
+    (command,) = unit["ExecStart"]
+    assert command == "/opt/matl/bin/matl-coordinator ingest --config /etc/matl/front-end.toml"
+    parse({"matl-coordinator": coordinator_daemon.app}, ["matl-coordinator", *command.split()[1:]])
+    assert unit["ReadWritePaths"] == [str(example.spool)]
+    assert "StateDirectory" not in unit
+    assert float(unit["TimeoutStopSec"][0]) > example.limits.drain_seconds
+    assert unit["RestartPreventExitStatus"] == [str(coordinator_daemon.EXIT_CONFIGURATION)]
 
 
 @pytest.mark.parametrize("name", TIMED)

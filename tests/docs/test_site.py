@@ -12,8 +12,9 @@ import pytest
 import typer
 
 from matl.connection import OperatorFile
-from matl_common.wire import audit_pb2, federation_pb2, operations_pb2
+from matl_common.wire import audit_pb2, federation_pb2, ingest_pb2, operations_pb2
 from matl_coordinator.config import Config as CoordinatorConfig
+from matl_coordinator.ingest.config import FrontEndConfig
 from matl_participant.config import Config as ParticipantConfig
 from scripts.docs.pages import DOCS, GENERATED, MARKER, ROOT, filled
 from scripts.docs.wire import parse_contract
@@ -115,6 +116,7 @@ def test_the_reference_has_every_command_and_every_option_of_it(
         ("coordinator", CoordinatorConfig),
         ("participant", ParticipantConfig),
         ("operator", OperatorFile),
+        ("front-end", FrontEndConfig),
     ],
 )
 def test_the_reference_has_every_key_of_a_configuration(name: str, model: Any) -> None:
@@ -130,7 +132,12 @@ def test_the_reference_has_every_key_of_a_configuration(name: str, model: Any) -
 
 @pytest.mark.parametrize(
     ("name", "compiled"),
-    [("federation", federation_pb2), ("operations", operations_pb2), ("audit", audit_pb2)],
+    [
+        ("federation", federation_pb2),
+        ("operations", operations_pb2),
+        ("audit", audit_pb2),
+        ("ingest", ingest_pb2),
+    ],
 )
 def test_the_reference_has_every_method_message_and_field_of_the_contract(
     name: str, compiled: Any

@@ -22,6 +22,7 @@ from tests.prometheus import (
     running_prometheus,
 )
 from tests.system.federation import Federation, Material, found_federation
+from tests.system.front_end import FrontEnd
 from tests.system.processes import ROOT, Daemon, until
 
 pytestmark = [
@@ -58,8 +59,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Ite
         folder, material, study={"rounds": 2}, rounds={"schedule": "manual"}
     )
     ports = {node: free_port() for node in federation.hospitals}
+    front_end = FrontEnd(federation, NodeId("front_1"), federation.address)
     targets = {
         "127.0.0.1:9470": [f"127.0.0.1:{federation.metrics_port}"],
+        "127.0.0.1:9472": [f"127.0.0.1:{front_end.metrics_port}"],
         "127.0.0.1:9471": [f"127.0.0.1:{port}" for port in ports.values()],
     }
     (folder / "prometheus").mkdir()
@@ -67,6 +70,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Ite
         prometheus = running.enter_context(running_prometheus(folder / "prometheus", targets))
         coordinator = running.enter_context(federation.start_coordinator())
         coordinator.wait_for("coordinator_ready")
+        running.enter_context(front_end.start())
         for node, port in ports.items():
             running.enter_context(_hospital_with_metrics(federation, node, port))
         with federation.operator() as operator:
@@ -79,7 +83,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Ite
             rules=[rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]],
             panels={query: prometheus.query(query) for query in all_queries()},
             firing=prometheus.query('ALERTS{alertstate="firing"}'),
-            exposed=tuple(map(_exposed, [federation.metrics_port, *ports.values()])),
+            exposed=tuple(
+                map(_exposed, [federation.metrics_port, front_end.metrics_port, *ports.values()])
+            ),
         )
 
 
@@ -98,6 +104,7 @@ def _is_settled(prometheus: Prometheus) -> bool:
         prometheus.query("matl_rounds_released == 1 and matl_log_witnessed_entries > 0")
         and len(prometheus.query("matl_participant_update_admitted_timestamp_seconds > 0")) == 3
         and len(prometheus.query("matl_trust_score")) == 3
+        and prometheus.query("matl_front_end_leader_reachable == 1")
     )
 
 
