@@ -90,6 +90,9 @@ class FrontEndConfig(Section):
 
     spool: FilePath
     """The folder ``spool`` in the coordinator's ``state_dir``, as this machine sees it."""
+    models: FilePath | None = None
+    """The folder ``models`` there, which hospitals are then sent models from; without it the
+    coordinator sends them."""
     federation: Federation
     listen: Listen = Listen()
     identity: Identity

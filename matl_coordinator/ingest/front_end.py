@@ -13,6 +13,7 @@ from matl_common.errors import ConfigurationError
 from matl_common.identity.tls import ServerIdentity
 from matl_common.version import __version__
 from matl_coordinator.ingest.config import FrontEndConfig
+from matl_coordinator.ingest.downloads import Downloads
 from matl_coordinator.ingest.leader import Leader
 from matl_coordinator.ingest.metrics import FrontEndMetrics
 from matl_coordinator.ingest.server import FrontEndServer
@@ -39,11 +40,12 @@ class FrontEnd:
             ConfigurationError: a file is missing or does not fit.
             TokenError: a key's token cannot be reached.
         """
-        if not config.spool.is_dir():
-            raise ConfigurationError(
-                f"there is no folder {config.spool}: mount the coordinator's state_dir, whose "
-                "folder spool it is; a coordinator that has run once has made it"
-            )
+        for folder in filter(None, (config.spool, config.models)):
+            if not folder.is_dir():
+                raise ConfigurationError(
+                    f"there is no folder {folder}: mount it from the coordinator's state_dir; a "
+                    "coordinator that has run once has made it"
+                )
         self._config = config
         self._identity = ServerIdentity(config.identity.tls)
         self._metrics = FrontEndMetrics(
@@ -76,7 +78,9 @@ class FrontEnd:
             loop = asyncio.get_running_loop()
             stack.enter_context(
                 watched_handshakes(
-                    lambda reason: loop.call_soon_threadsafe(self._handshake_refused, reason)
+                    lambda reason: loop.call_soon_threadsafe(
+                        self._metrics.handshake_refused, reason
+                    )
                 )
             )
             stack.push_async_callback(self._leader.close)
@@ -94,6 +98,7 @@ class FrontEnd:
                     idle_seconds=config.limits.idle_seconds,
                     meter=self._metrics,
                 ),
+                downloads=self._downloads(),
                 meter=self._metrics,
             )
             port = await server.start(config.listen.address)
@@ -103,6 +108,17 @@ class FrontEnd:
             await self._stop.wait()
             log.info("front_end_draining", seconds_at_most=config.limits.drain_seconds)
             await server.stop(grace_seconds=config.limits.drain_seconds)
+
+    def _downloads(self) -> Downloads | None:
+        config = self._config
+        if config.models is None:
+            return None
+        return Downloads(
+            self._leader,
+            config.models,
+            idle_seconds=config.limits.idle_seconds,
+            meter=self._metrics,
+        )
 
     def _serve_metrics(self) -> None:
         if not self._config.listen.metrics:
@@ -115,10 +131,6 @@ class FrontEnd:
                 f"cannot serve metrics on {self._config.listen.metrics}: {error}; "
                 'set listen.metrics to another host:port, or to "" for none'
             ) from error
-
-    def _handshake_refused(self, reason: str) -> None:
-        self._metrics.handshake_refused(reason)
-        log.warning("handshake_refused", reason=reason)
 
 
 async def _unlogged(event: str, facts: Mapping[str, object]) -> None:

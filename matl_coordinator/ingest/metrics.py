@@ -26,6 +26,7 @@ class FrontEndMetrics:
             "kept_bytes_total",
             "Bytes of updates that others had received, and that did not come again.",
         )
+        self._sent = self._counter("sent_bytes_total", "Bytes of models sent from the folder here.")
         self._calls = self._counter(
             "calls_total", "Calls that ended, by method and gRPC status.", "method", "code"
         )
@@ -69,6 +70,10 @@ class FrontEndMetrics:
     def bytes_received(self, count: int) -> None:
         """A chunk came in."""
         self._received.inc(count)
+
+    def bytes_sent(self, count: int) -> None:
+        """A part of a model was sent from here."""
+        self._sent.inc(count)
 
     def bytes_kept(self, count: int) -> None:
         """An upload goes on after what others had received."""

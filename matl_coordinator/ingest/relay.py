@@ -42,8 +42,22 @@ def answer_of(error: grpc.aio.AioRpcError, leader: Leader) -> LeaderAnswerError:
     return LeaderAnswerError(error.code(), error.details() or "")
 
 
-async def relay(leader: Leader, method: str, context: Context, certificate: bytes) -> None:
+async def relay(
+    leader: Leader,
+    method: str,
+    context: Context,
+    certificate: bytes,
+    *,
+    first: bytes | None = None,
+) -> None:
     """Make the call for the holder of ``certificate``, both ways until either side ends it.
+
+    Args:
+        leader: whom to call.
+        method: the call's path.
+        context: of the call that came.
+        certificate: of who made it, in PEM.
+        first: a message of it that was read already.
 
     Raises:
         LeaderAnswerError: the leader refused, or there is none.
@@ -52,7 +66,7 @@ async def relay(leader: Leader, method: str, context: Context, certificate: byte
         call: Any = channel.stream_stream(method)(
             metadata=relaying(certificate), timeout=context.time_remaining()
         )
-        sending = asyncio.create_task(_send(context, call))
+        sending = asyncio.create_task(_send(context, call, first))
         try:
             async for message in call:
                 await context.write(message)
@@ -65,9 +79,11 @@ async def relay(leader: Leader, method: str, context: Context, certificate: byte
             await asyncio.gather(sending, return_exceptions=True)
 
 
-async def _send(context: Context, call: Any) -> None:
+async def _send(context: Context, call: Any, first: bytes | None) -> None:
     # The call may be over, which its reader learns.
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        if first is not None:
+            await call.write(first)
         while (message := await context.read()) is not grpc.aio.EOF:
             await call.write(message)
         await call.done_writing()

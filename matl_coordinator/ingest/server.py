@@ -20,12 +20,20 @@ from matl_common.identity.tls import (
     peer_certificate,
     server_options,
 )
+from matl_coordinator.ingest.downloads import Downloads
 from matl_coordinator.ingest.leader import Leader
 from matl_coordinator.ingest.metrics import FrontEndMetrics
 from matl_coordinator.ingest.relay import LeaderAnswerError, relay
 from matl_coordinator.ingest.uploads import Uploads
 from matl_coordinator.rpc.guard import ONLY_RELAYED
-from matl_coordinator.rpc.server import ATTEST, AWAIT_ROUND, OPEN_UPDATE, PUSH_CHUNKS, listening
+from matl_coordinator.rpc.server import (
+    ATTEST,
+    AWAIT_ROUND,
+    OPEN_UPDATE,
+    PULL_MODEL,
+    PUSH_CHUNKS,
+    listening,
+)
 from matl_coordinator.rpc.statuses import status_of
 
 if TYPE_CHECKING:
@@ -48,12 +56,14 @@ class FrontEndServer:
         identity: ServerIdentity,
         leader: Leader,
         uploads: Uploads,
+        downloads: Downloads | None,
         meter: FrontEndMetrics,
     ) -> None:
-        """Prepare the server; it listens once started."""
+        """Prepare the server; it listens once started. Without ``downloads`` they are relayed."""
         self._credentials = identity.credentials
         self._leader = leader
         self._uploads = uploads
+        self._downloads = downloads
         self._meter = meter
         self._stops = asyncio.Event()
         self._server = grpc.aio.server(options=server_options())
@@ -108,6 +118,8 @@ class FrontEndServer:
             await self._uploads.open_update(context, certificate, peer.node_id)
         elif method == PUSH_CHUNKS:
             await self._uploads.push(context, certificate)
+        elif method == PULL_MODEL and self._downloads is not None:
+            await self._downloads.pull(context, certificate)
         elif method == AWAIT_ROUND:
             await self._unless_stopped(relay(self._leader, method, context, certificate))
         else:

@@ -262,8 +262,8 @@ class Intake:
         return reception
 
     async def _end_older(self, node_id: NodeId) -> None:
-        older = self._receptions.pop(node_id, None)
-        if older is not None:
+        # Until there is none: another may have begun while one ended.
+        while (older := self._receptions.pop(node_id, None)) is not None:
             await older.end()
 
     async def lend(self, node: AllowedNode, update_digest: Digest) -> Loan | Progress:
@@ -280,15 +280,19 @@ class Intake:
         if record.status is not UpdateStatus.RECEIVING:
             return await self._decided(await self._settled(record))
         await self._end_older(record.node_id)
-        token = await asyncio.to_thread(
-            self._spool.lend,
-            record.round_id,
-            record.node_id,
-            byte_count=record.byte_count,
-            chunk_hashes=record.chunk_hashes,
-        )
-        loan = Loan(record, token)
-        self._receptions[record.node_id] = loan
+        # Known before the spool is asked: whoever takes over meanwhile ends it.
+        loan = self._receptions[record.node_id] = Loan(record)
+        try:
+            loan.token = await asyncio.to_thread(
+                self._spool.lend,
+                record.round_id,
+                record.node_id,
+                byte_count=record.byte_count,
+                chunk_hashes=record.chunk_hashes,
+            )
+        except BaseException:
+            self.end_loan(loan)
+            raise
         return loan
 
     async def lent_gathered(self, loan: Loan) -> None:

@@ -11,10 +11,10 @@ from matl_coordinator.ports import UpdateRecord
 class Loan:
     """One update, lent out. It ends when a newer stream takes over. Runs on one event loop."""
 
-    def __init__(self, record: UpdateRecord, token: str) -> None:
-        """Lent as the file that ``token`` names, into which nobody else writes."""
+    def __init__(self, record: UpdateRecord) -> None:
         self.record = record
-        self.token = token
+        self.token = ""
+        """Of the file that it is lent as, into which nobody else writes."""
         self.received_chunks = 0
         """As the front end says."""
         self._ended = asyncio.Event()

@@ -91,8 +91,7 @@ class DiskSpool:
         key = (round_id, node_id)
         # Resuming reads the whole file under the lock: a discard must not come between.
         with self._lock, _disk_errors(f"cannot open the update of {node_id}"):
-            if key in self._sinks:
-                raise SpoolError(f"the update of {node_id} is already being received")
+            self._check_closed(key)
             before = self._reserved.get(key)
             self._reserve(key, byte_count)
             try:
@@ -118,8 +117,7 @@ class DiskSpool:
         _check_declaration(byte_count, chunk_hashes)
         key, token = (round_id, node_id), token_hex(_TOKEN_BYTES)
         with self._lock, _disk_errors(f"cannot lend the update of {node_id}"):
-            if key in self._sinks:
-                raise SpoolError(f"the update of {node_id} is already being received")
+            self._check_closed(key)
             before = self._reserved.get(key)
             self._reserve(key, byte_count)
             try:
@@ -134,9 +132,10 @@ class DiskSpool:
         """Delete an update's other files: what they held is durable in the lent one.
 
         Raises:
-            SpoolError: the disk failed.
+            SpoolError: the update is being received here, or the disk failed.
         """
         with self._lock, _disk_errors(f"cannot clear up after the update of {node_id}"):
+            self._check_closed((round_id, node_id))
             self._remove_parts(round_id, node_id, but=token)
 
     def take_back(self, round_id: RoundId, node_id: NodeId, token: str) -> None:
@@ -148,8 +147,7 @@ class DiskSpool:
         """
         key = (round_id, node_id)
         with self._lock, _disk_errors(f"cannot take back the update of {node_id}"):
-            if key in self._sinks:
-                raise SpoolError(f"the update of {node_id} is already being received")
+            self._check_closed(key)
             lent = lent_path(self._folder, round_id, node_id, token)
             self._files.rename(lent, self._path(round_id, node_id, PART_SUFFIX))
             self._lent.pop(key, None)
@@ -224,6 +222,10 @@ class DiskSpool:
         """What updates on disk take, or may grow to."""
         with self._lock:
             return sum(self._reserved.values())
+
+    def _check_closed(self, key: _Key) -> None:
+        if key in self._sinks:
+            raise SpoolError(f"the update of {key[1]} is already being received")
 
     def _round_folder(self, round_id: RoundId) -> Path:
         return self._folder / str(round_id)

@@ -4,6 +4,8 @@
 import matl_common  # noqa: F401, I001
 
 import asyncio
+import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,16 +16,20 @@ from typing import Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
 from matl_common.identity.allowlist import Allowlist
-from matl_common.identity.tls import ServerIdentity
+from matl_common.identity.tls import MAX_STREAMS_PER_CONNECTION, ServerIdentity
 from matl_common.ids import NodeId, RoundId
-from matl_common.tensors import CHUNK_BYTES
+from matl_common.tensors import CHUNK_BYTES, MODEL_SUFFIX
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire import ingest_pb2
 from matl_common.wire.chunks import format_push
 from matl_common.wire.documents import envelope_to_wire
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
+from matl_coordinator.daemon import EXIT_CONFIGURATION, app, serve_front_end
+from matl_coordinator.ingest.config import load_front_end_config
+from matl_coordinator.ingest.downloads import Downloads
 from matl_coordinator.ingest.leader import Leader
 from matl_coordinator.ingest.loan_call import RECEIVE
 from matl_coordinator.ingest.metrics import FrontEndMetrics
@@ -35,7 +41,10 @@ from matl_coordinator.rpc.server import PUSH_CHUNKS
 from matl_coordinator.store.loans import Loans
 from matl_coordinator.store.spool import lent_path
 from tests.coordinator.harness import (
+    COORDINATOR,
+    FEDERATION,
     NODES,
+    OPERATOR,
     Running,
     Sealed,
     events_of,
@@ -79,7 +88,9 @@ class FrontEnd:
 
 
 @contextmanager
-def front_end(leader: Served, name: NodeId, *, address: str = "") -> Iterator[FrontEnd]:
+def front_end(
+    leader: Served, name: NodeId, *, address: str = "", models: Path | None = None
+) -> Iterator[FrontEnd]:
     """Run a front end before a leader, or before whoever is at ``address``."""
     site, metrics = leader.site, FrontEndMetrics(methods=["FederationService/Hello"])
 
@@ -99,6 +110,12 @@ def front_end(leader: Served, name: NodeId, *, address: str = "") -> Iterator[Fr
             identity=ServerIdentity(site.config.identity.tls),
             leader=way,
             uploads=uploads,
+            downloads=Downloads(
+                way,
+                models or site.config.state_dir / "models",
+                idle_seconds=CALL_SECONDS,
+                meter=metrics,
+            ),
             meter=metrics,
         )
         port = await server.start("127.0.0.1:0")
@@ -363,6 +380,69 @@ def test_a_front_end_does_not_pass_on_evidence_of_another_machine(
     assert told == (Code.FAILED_PRECONDITION, NOT_ATTESTED)
 
 
+def pull(channel: grpc.Channel, digest: str, *, offset: int = 0) -> bytes:
+    blocks = FederationServiceStub(channel).PullModel(
+        pb.PullModelRequest(digest=digest, offset=offset), timeout=CALL_SECONDS
+    )
+    return b"".join(each.data for each in blocks)
+
+
+def base_model(leader: Served) -> Path:
+    """The first model's file."""
+    (path,) = (leader.site.config.state_dir / "models").glob(f"*{MODEL_SUFFIX}")
+    return path
+
+
+def test_a_model_is_sent_from_the_folder_here_or_by_the_leader_where_it_is_not_there_yet(
+    leader: Served, fronts: tuple[FrontEnd, FrontEnd], tmp_path: Path
+) -> None:
+    path = base_model(leader)
+    with fronts[0].served.channel(HOSPITAL) as channel:
+        assert pull(channel, path.stem) == path.read_bytes()
+        assert pull(channel, path.stem, offset=1000) == path.read_bytes()[1000:]
+        sent = 2 * path.stat().st_size - 1000
+        assert fronts[0].metric("sent_bytes_total") == sent
+    with front_end(leader, FIRST, models=tmp_path) as behind:
+        with behind.served.channel(HOSPITAL) as channel:
+            assert pull(channel, path.stem) == path.read_bytes()
+        assert behind.metric("sent_bytes_total") == 0
+
+
+def test_a_model_is_sent_to_nobody_whom_the_leader_would_not_send_it(
+    leader: Served, fronts: tuple[FrontEnd, FrontEnd], tmp_path: Path
+) -> None:
+    path, unknown = base_model(leader), "0" * 64
+    (tmp_path / f"{unknown}{MODEL_SUFFIX}").write_bytes(b"not a model of this study")
+    with front_end(leader, FIRST, models=tmp_path) as mistaken:
+        with mistaken.served.channel(HOSPITAL) as channel:
+            assert refused(lambda: pull(channel, unknown))[0] is Code.NOT_FOUND
+        assert mistaken.metric("sent_bytes_total") == 0
+    with fronts[0].served.channel(OPERATOR) as channel:
+        assert refused(lambda: pull(channel, path.stem))[0] is Code.PERMISSION_DENIED
+    shut_out(leader, HOSPITAL)
+    with fronts[0].served.channel(HOSPITAL) as channel:
+        assert refused(lambda: pull(channel, path.stem))[0] is Code.PERMISSION_DENIED
+    assert fronts[0].metric("sent_bytes_total") == 0
+
+
+def test_a_download_under_way_ends_when_its_hospital_is_shut_out(
+    leader: Served, fronts: tuple[FrontEnd, FrontEnd]
+) -> None:
+    # Larger than what is under way between the two.
+    large = base_model(leader).with_name("1" * 64 + MODEL_SUFFIX)
+    with large.open("wb") as file:
+        file.truncate(256 << 20)
+    with fronts[0].served.channel(HOSPITAL) as channel:
+        blocks = FederationServiceStub(channel).PullModel(
+            pb.PullModelRequest(digest=large.name.removesuffix(MODEL_SUFFIX)),
+            timeout=CALL_SECONDS,
+        )
+        next(blocks)
+        shut_out(leader, HOSPITAL)
+        assert refused(lambda: list(blocks))[0] is Code.PERMISSION_DENIED
+    assert fronts[0].metric("sent_bytes_total") < 256 << 20
+
+
 def waiting(channel: grpc.Channel) -> Any:
     """A long poll under way."""
     request = pb.AwaitRoundRequest(have_round=1, wait_seconds=60)
@@ -430,3 +510,58 @@ def test_who_waits_is_sent_away_when_a_front_end_stops(leader: Served) -> None:
         hello(channel)
         leader.ask(front.server.stop(grace_seconds=CALL_SECONDS))
         assert refused(polling.result) == (Code.UNAVAILABLE, STOPS)
+
+
+async def test_a_connection_to_the_leader_has_room_for_so_many_calls_and_is_closed_after_them(
+    leader: Served,
+) -> None:
+    way = Leader(
+        f"127.0.0.1:{leader.port}",
+        leader.site.nodes[FIRST].tls,
+        NAME,
+        poll_seconds=1.0,
+        timeout_seconds=CALL_SECONDS,
+        meter=FrontEndMetrics(methods=[]),
+    )
+    with ExitStack() as first:
+        lines = [first.enter_context(way.line()) for _ in range(MAX_STREAMS_PER_CONNECTION)]
+        assert len(set(map(id, lines))) == 1
+        with way.line() as another:
+            assert another is not lines[0]
+        with way.line() as anew:
+            assert anew is not another
+    await way.close()
+
+
+@pytest.fixture
+def configured(leader: Served, tmp_path: Path) -> Path:
+    """A front end's file."""
+    shown, own = leader.site.config.identity, leader.site.nodes[FIRST].tls
+    path = tmp_path / "front-end.toml"
+    path.write_text(f"""
+spool = "{leader.site.config.state_dir / "spool"}"
+federation = {{ id = "{FEDERATION}", coordinator = "{COORDINATOR}" }}
+listen = {{ address = "127.0.0.1:0", metrics = "" }}
+[identity]
+tls_key = "{shown.tls_key}"
+tls_certificate = "{shown.tls_certificate}"
+participant_authority = "{shown.participant_authority}"
+[leader]
+address = "127.0.0.1:{leader.port}"
+tls_key = "{own.private_key}"
+tls_certificate = "{own.certificate_chain}"
+coordinator_authority = "{own.trusted_authority}"
+""")
+    return path
+
+
+def test_what_is_in_effect_is_printed(configured: Path) -> None:
+    shown = CliRunner().invoke(app, ["ingest", "--config", str(configured), "--print-config"])
+    assert shown.exit_code == 0
+    assert json.loads(shown.stdout)["leader"]["poll_seconds"] == 1.0
+
+
+def test_a_front_end_without_its_spool_does_not_start(configured: Path, tmp_path: Path) -> None:
+    text = re.sub('spool = ".*"', f'spool = "{tmp_path / "nowhere"}"', configured.read_text())
+    configured.write_text(text)
+    assert serve_front_end(load_front_end_config(configured)) == EXIT_CONFIGURATION

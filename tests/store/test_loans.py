@@ -132,8 +132,9 @@ def test_an_update_is_not_lent_or_taken_back_while_the_coordinator_receives_it(
     sink = spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
     with pytest.raises(SpoolError, match="already being received"):
         lend(spool)
-    with pytest.raises(SpoolError, match="already being received"):
-        spool.take_back(ROUND, NODE, token)
+    for taken in (spool.take_back, spool.keep_loan):
+        with pytest.raises(SpoolError, match="already being received"):
+            taken(ROUND, NODE, token)
     sink.close()
 
 

@@ -43,6 +43,7 @@ class FrontEnd:
         shown = self.federation.keys[COORDINATOR].tls
         return {
             "spool": str(self.federation.coordinator_state / "spool"),
+            "models": str(self.federation.coordinator_state / "models"),
             "federation": {"id": FEDERATION, "coordinator": COORDINATOR},
             "listen": {
                 "address": f"127.0.0.1:{self.port}",
