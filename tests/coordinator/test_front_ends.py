@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from matl_common.identity.allowlist import Allowlist
 from matl_common.identity.tls import MAX_STREAMS_PER_CONNECTION, ServerIdentity
-from matl_common.ids import NodeId, RoundId
+from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.tensors import CHUNK_BYTES, MODEL_SUFFIX
 from matl_common.wire import federation_pb2 as pb
 from matl_common.wire import ingest_pb2
@@ -38,6 +38,8 @@ from matl_coordinator.ingest.server import NOT_ATTESTED, STOPS, FrontEndServer
 from matl_coordinator.ingest.uploads import Uploads
 from matl_coordinator.rpc.relayed import HEADER
 from matl_coordinator.rpc.server import PUSH_CHUNKS
+from matl_coordinator.service.loan import Loan
+from matl_coordinator.service.reception import SupersededError
 from matl_coordinator.store.loans import Loans
 from matl_coordinator.store.spool import lent_path
 from tests.coordinator.harness import (
@@ -257,6 +259,25 @@ def test_of_one_update_sent_through_two_front_ends_at_once_the_newer_stream_coun
         each for each in events_of(leader.coordinator.store) if each["event"] == "update_admitted"
     ]
     assert len(admitted) == 1
+
+
+def test_a_loan_that_another_followed_gives_nothing_back_and_deletes_nothing(
+    leader: Served,
+) -> None:
+    sealed, intake = sealed_update(leader), leader.coordinator.use_cases.intake
+    node = leader.site.allowed(HOSPITAL)
+
+    async def lend(digest: Digest) -> Loan:
+        lent = await intake.lend(node, digest)
+        assert isinstance(lent, Loan)
+        return lent
+
+    with leader.channel(HOSPITAL) as channel:
+        digest = Digest(declare(channel, sealed).update_digest)
+    older, _ = leader.ask(lend(digest)), leader.ask(lend(digest))
+    for late in (intake.complete_lent(node, older), intake.lent_gathered(older)):
+        with pytest.raises(SupersededError):
+            leader.ask(late)
 
 
 def test_an_update_that_is_all_there_is_judged_when_it_is_declared_again(
