@@ -54,6 +54,10 @@ class SpoolFullError(SpoolError):
     """The quota or the disk has no room; it may have some later."""
 
 
+class SharedStoreError(SpoolError):
+    """The store that workers share does not answer; what is on disk is as it was."""
+
+
 class AttesterError(MatlError):
     """The machine gives no evidence of what it runs."""
 

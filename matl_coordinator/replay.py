@@ -26,6 +26,7 @@ from matl_common.tensors import hash_chunks
 from matl_common.tlog.merkle import merkle_root
 from matl_common.wire.documents import parse_score_receipt, parse_study_plan, parse_update_manifest
 from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_coordinator.aggregation import LocalExecutor
 from matl_coordinator.config import Config
 from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.ports import (
@@ -232,6 +233,7 @@ def _judge(
         node_id: Enrolment(node.enrolled_patients, None)
         for node_id, node in story.allowlist.nodes.items()
     }
+    executor = LocalExecutor(config.worker.aggregation_threads)
     surveyor = Surveyor(
         hashes=remembered_hashes(),
         plan=plan,
@@ -245,6 +247,7 @@ def _judge(
         ),
         base_model_of=story.earlier.get,
         threads=config.worker.aggregation_threads,
+        executor=executor,
     )
     return Judge(
         plan=plan,
@@ -257,7 +260,7 @@ def _judge(
         has_root=config.holdout is not None,
         activity=lambda _: {},
         byzantine=story.f,
-        threads=config.worker.aggregation_threads,
+        executor=executor,
     )
 
 

@@ -19,7 +19,13 @@ import numpy as np
 
 from benchmarks.aggregation_runs.updates import ELEMENTS, update_path
 from matl_common.ids import NodeId
-from matl_coordinator.aggregation import Row, aggregate_chunks, measure, sketch_rows
+from matl_coordinator.aggregation import (
+    LocalExecutor,
+    Row,
+    aggregate_chunks,
+    measure,
+    sketch_rows,
+)
 from matl_coordinator.aggregation.rows import read_into
 from matl_coordinator.core.robust.compiled import compiled_loops
 from matl_coordinator.core.robust.gram import PREVIOUS_AGGREGATE, Gram
@@ -79,12 +85,16 @@ def _aggregate(job: Job) -> float:
     if needs.previous:
         extras.append(Row(PREVIOUS_AGGREGATE, update_path(folder, job.n)))
     started = time.perf_counter()
-    gram = measure(rows, extras, elements=ELEMENTS, threads=job.threads, needs=needs)
+    gram = measure(
+        rows, extras, elements=ELEMENTS, executor=LocalExecutor(job.threads), needs=needs
+    )
     if needs.history:
         gram = _with_history(gram, rows, job)
     plan = aggregator(gram)
     seconds = time.perf_counter() - started
-    for _ in aggregate_chunks(plan, [*rows, *extras], elements=ELEMENTS, threads=job.threads):
+    for _ in aggregate_chunks(
+        plan, [*rows, *extras], elements=ELEMENTS, executor=LocalExecutor(job.threads)
+    ):
         pass
     return seconds
 

@@ -22,6 +22,7 @@ from matl_common.ids import Digest, NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Envelope
 from matl_common.tensors import hash_chunks, read_model, store_model
+from matl_coordinator.aggregation import LocalExecutor
 from matl_coordinator.core.admission import Contents, Refusal, RefusalCode, check_contents
 from matl_coordinator.core.judgement import Enrolment, Judgement
 from matl_coordinator.core.robust.registry import Aggregator
@@ -183,6 +184,7 @@ class Coordinator:
             histories=FileHistories.open_folder(folder / "histories"),
             base_model_of=self._bases.get,
             threads=1,
+            executor=LocalExecutor(),
             hashes=remembered_hashes(),
         )
         self._judge = Judge(
@@ -196,7 +198,7 @@ class Coordinator:
             has_root=scorer is not None,
             activity=lambda _: {},
             byzantine=byzantine,
-            threads=1,
+            executor=LocalExecutor(),
         )
 
     def close_round(self, updates: Mapping[NodeId, Float32Array], *, nonce: bytes = b"") -> Closed:

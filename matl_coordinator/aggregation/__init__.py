@@ -1,6 +1,7 @@
 """Two passes over spooled updates, their geometry and the plan a rule made of it, and means."""
 
 from matl_coordinator.aggregation.apply import apply_update
+from matl_coordinator.aggregation.executor import Executor, LocalExecutor
 from matl_coordinator.aggregation.gram_pass import measure
 from matl_coordinator.aggregation.mean import extend_mean
 from matl_coordinator.aggregation.plan_pass import aggregate_chunks
@@ -8,7 +9,9 @@ from matl_coordinator.aggregation.rows import Row
 from matl_coordinator.aggregation.sketch import Histories, sketch_rows
 
 __all__ = [
+    "Executor",
     "Histories",
+    "LocalExecutor",
     "Row",
     "aggregate_chunks",
     "apply_update",

@@ -1,22 +1,23 @@
 """First pass: the geometry of spooled updates, and what is counted on the way.
 
 Memory is one chunk of all rows for each thread, whatever the size of the model. Results
-are the same to the bit for any number of threads, on one kind of machine. Nothing here
+are the same to the bit whoever computes them, on one kind of machine. Nothing here
 decides: which rows count, and how, is in ``core.robust``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import FileIO
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matl_common.ids import NodeId
-from matl_coordinator.aggregation.rows import GROUP_ELEMENTS, Chunk, Row, map_chunks, opened
+from matl_coordinator.aggregation.executor import Executor, LocalExecutor
+from matl_coordinator.aggregation.rows import GROUP_ELEMENTS, Chunk, ChunkWork, Row
 from matl_coordinator.aggregation.samples import Samples, subset_of
 from matl_coordinator.core.robust.gram import (
     Float64Array,
@@ -41,12 +42,19 @@ NEAREST: Final = 2.0**-6
 _SMALLEST_SQUARE: Final = 2.0**-60
 
 
-@dataclass(frozen=True, slots=True)
+_ONE_THREAD: Final = LocalExecutor()
+
+_Precision = type[np.float32] | type[np.float64]
+
+
+# eq=False: the generated comparison would compare arrays elementwise.
+@dataclass(frozen=True, slots=True, eq=False)
 class _Measured:
     """What one chunk, or the whole pass, came to."""
 
-    matrices: Float64Array
-    """Shape ``(1 + subsets, rows, rows)``; the first is over all coordinates."""
+    upper: Float64Array
+    """Upper halves of the matrices, row by row: shape ``(groups, 1 + subsets, rows · (rows + 1)
+    / 2)``, the first over all coordinates. Of the whole pass, one group."""
     non_finite: NDArray[np.int64]
     bins: NDArray[np.int64]
 
@@ -56,7 +64,7 @@ def measure(
     extras: Sequence[Row] = (),
     *,
     elements: int,
-    threads: int = 1,
+    executor: Executor = _ONE_THREAD,
     needs: Needs = Needs(),  # noqa: B008  (frozen)
     noise: Mapping[NodeId, float] | None = None,
     seed: int = 0,
@@ -75,7 +83,7 @@ def measure(
         updates: one row per node, named by its id; all weights of the result are 1.
         extras: further rows, such as root gradients or the last aggregate.
         elements: coordinates of a row.
-        threads: chunks handled at once.
+        executor: who does it; this thread alone if unset.
         needs: how many Gram matrices over sets of coordinates to measure beside it. The
             rest is for the caller to provide: ``extras`` and ``sketch_rows``.
         noise: standard deviation of the noise promised for a coordinate of these nodes'
@@ -85,19 +93,19 @@ def measure(
             it in advance can put noise where it will be looked for.
 
     Raises:
-        AggregationError: no row, a repeated name, a file of another size, or noise that
+        AggregationError: no row, a repeated name, a row of another size, or noise that
             is not a positive number or of a node that has no update.
+        IntegrityError, SharedStoreError: as ``Executor.run``.
     """
     rows = [*updates, *extras]
     nodes = tuple(NodeId(row.name) for row in updates)
     samples = Samples.of(nodes, noise or {}, elements=elements, subsets=needs.subsets, seed=seed)
-    with opened(rows, elements) as files:
-        measured = None
-        if elements >= SINGLE_PRECISION_FROM:
-            measured = _measured(files, elements, samples, precision=np.float32, threads=threads)
-        if measured is None or not _single_precision_suffices(measured.matrices[0]):
-            measured = _measured(files, elements, samples, precision=np.float64, threads=threads)
-    matrix, *subsets = (np.triu(each) + np.triu(each, 1).T for each in measured.matrices)
+    measured = None
+    if elements >= SINGLE_PRECISION_FROM:
+        measured = _measured(rows, elements, samples, precision=np.float32, executor=executor)
+    if measured is None or not _single_precision_suffices(_whole(measured.upper[0, 0], len(rows))):
+        measured = _measured(rows, elements, samples, precision=np.float64, executor=executor)
+    matrix, *subsets = (_whole(each, len(rows)) for each in measured.upper[0])
     bins = samples.by_row(measured.bins)
     return Gram(
         matrix=matrix,
@@ -113,63 +121,76 @@ def measure(
     )
 
 
+def _whole(upper: Float64Array, n: int) -> Float64Array:
+    """The symmetric matrix of an upper half."""
+    matrix = np.zeros((n, n))
+    matrix[_upper_half(n)] = upper
+    return matrix + np.triu(matrix, 1).T
+
+
+def _upper_half(n: int) -> NDArray[np.bool_]:
+    return np.triu(np.ones((n, n), dtype=np.bool_))
+
+
 def _single_precision_suffices(matrix: Float64Array) -> bool:
-    # Only the upper half is whole.
-    upper, squares = np.triu(matrix), np.diagonal(matrix)
-    if not np.isfinite(upper).all() or (squares < _SMALLEST_SQUARE).any():
+    squares = np.diagonal(matrix)
+    if not np.isfinite(matrix).all() or (squares < _SMALLEST_SQUARE).any():
         return False
     sums = squares[:, None] + squares
-    near = sums - 2.0 * upper < NEAREST * sums
+    near = sums - 2.0 * matrix < NEAREST * sums
     return not np.triu(near, 1).any()
 
 
 def _measured(
-    files: Sequence[FileIO],
+    rows: Sequence[Row],
     elements: int,
     samples: Samples,
     *,
-    precision: type[np.float32] | type[np.float64],
-    threads: int,
+    precision: _Precision,
+    executor: Executor,
 ) -> _Measured:
-    n = len(files)
-    matrices = np.zeros((1 + samples.subsets, n, n))
+    n = len(rows)
+    upper = np.zeros((1, 1 + samples.subsets, n * (n + 1) // 2))
     non_finite = np.zeros(n, dtype=np.int64)
     bins = samples.no_bins()
-
-    def of_chunk(chunk: Chunk) -> list[_Measured]:
-        return list(_of_groups(chunk, samples, precision))
-
-    for groups in map_chunks(of_chunk, files, elements, threads=threads):
-        for each in groups:
-            # What single precision makes of infinity is measured again in double.
-            with np.errstate(invalid="ignore"):
-                matrices += each.matrices
-            non_finite += each.non_finite
-            bins += each.bins
-    return _Measured(matrices, non_finite, bins)
+    work = ChunkWork(tuple(rows), elements, partial(_of_chunk, samples, precision))
+    for each in executor.run(work):
+        # What single precision makes of infinity is measured again in double.
+        with np.errstate(invalid="ignore"):
+            # One by one: the order of adding is part of the result.
+            for group in each.upper:
+                upper[0] += group
+        non_finite += each.non_finite
+        bins += each.bins
+    return _Measured(upper, non_finite, bins)
 
 
-def _of_groups(
-    chunk: Chunk, samples: Samples, precision: type[np.float32] | type[np.float64]
-) -> Iterator[_Measured]:
+def _of_chunk(samples: Samples, precision: _Precision, chunk: Chunk) -> _Measured:
+    rows = len(chunk.values) - 1
+    half = _upper_half(rows)
+    non_finite = np.zeros(rows, dtype=np.int64)
+    bins = samples.no_bins()
+    groups = []
     for start in range(0, chunk.values.shape[1], GROUP_ELEMENTS):
         values = chunk.values[:, start : start + GROUP_ELEMENTS]
         group = (chunk.start + start) // GROUP_ELEMENTS
-        bad = np.zeros(len(values) - 1, dtype=np.int64)
         if precision is np.float64:
             finite = np.isfinite(values)
             bad = np.count_nonzero(~finite[:-1], axis=1)
             if bad.any():
                 # One NaN would poison the row and column of every honest update.
                 values[~finite] = 0.0
-        matrices = [_products(values, precision)]
+            non_finite += bad
+        matrices = [_products(values, precision)[half]]
         for subset in range(samples.subsets):
             chosen = subset_of(samples, subset, group=group, length=values.shape[1])
-            matrices.append(_products(values[:, chosen], np.float64))
-        yield _Measured(np.stack(matrices), bad, samples.count(values, group=group))
+            matrices.append(_products(values[:, chosen], np.float64)[half])
+        groups.append(np.stack(matrices))
+        bins += samples.count(values, group=group)
+    return _Measured(np.stack(groups), non_finite, bins)
 
 
-def _products(values: Float32Array, precision: type[np.float32] | type[np.float64]) -> Float64Array:
+def _products(values: Float32Array, precision: _Precision) -> Float64Array:
     """Inner products of all rows but the last, which is 0; only the upper half is whole.
 
     Cut into tiles and runs: every product is small enough for one thread of OpenBLAS, and

@@ -1,7 +1,7 @@
 """Second pass: carry out the plan a rule made, chunk by chunk.
 
 Memory is one chunk of the rows the plan uses for each thread, whatever the size of the
-model. Results are the same to the bit for any number of threads, on one kind of machine.
+model. Results are the same to the bit whoever computes them, on one kind of machine.
 Nothing here decides which rows count.
 """
 
@@ -14,13 +14,14 @@ from typing import Final, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from matl_coordinator.aggregation.executor import Executor, LocalExecutor
 from matl_coordinator.aggregation.rows import (
     GROUP_ELEMENTS,
     Chunk,
+    ChunkWork,
     Row,
-    map_chunks,
-    map_streams,
-    opened,
+    StreamWork,
+    Work,
 )
 from matl_coordinator.core.robust.gram import AggregationError, Float64Array
 from matl_coordinator.core.robust.plan import (
@@ -49,9 +50,15 @@ _MIXING_TILE, _MIXING_WIDTH = 32, 128
 _NETWORK_VALUES: Final = 20 * 16_384
 _SHORTEST_NETWORK_BLOCK: Final = 4_096
 
+_ONE_THREAD: Final = LocalExecutor()
+
 
 def aggregate_chunks(
-    plan: Plan, rows: Sequence[Row], *, elements: int, threads: int = 1
+    plan: Plan,
+    rows: Sequence[Row],
+    *,
+    elements: int,
+    executor: Executor = _ONE_THREAD,
 ) -> Iterator[Float32Array]:
     """Carry out ``plan`` and yield the aggregate, chunk by chunk, in order.
 
@@ -62,11 +69,12 @@ def aggregate_chunks(
         plan: names the rows it mixes; those it gives no part in need not be at hand.
         rows: where the rows are, in any order.
         elements: coordinates of a row.
-        threads: chunks handled at once.
+        executor: who does it; this thread alone if unset.
 
     Raises:
-        AggregationError: a row is missing, a file has another size, or a value or a
+        AggregationError: a row is missing, a row has another size, or a value or a
             coordinate of the aggregate is not finite.
+        IntegrityError, SharedStoreError: as ``Executor.run``.
     """
     used = np.flatnonzero(np.any(plan.mixing != 0.0, axis=0))
     at_hand = {row.name: row for row in rows}
@@ -74,17 +82,14 @@ def aggregate_chunks(
     if missing := [name for name in names if name not in at_hand]:
         raise AggregationError(f"the plan needs rows that are not at hand: {', '.join(missing)}")
     mixing = plan.mixing[:, used]
-    with opened([at_hand[name] for name in names], elements) as files:
-        if isinstance(plan.reduction, Identity):
-            chunks = map_streams(
-                partial(_weighted_sum, mixing[0]), files, elements, threads=threads
-            )
-        else:
-            reduce = _reducer(plan.reduction, len(mixing))
-            chunks = map_chunks(
-                partial(_by_block, reduce, mixing), files, elements, threads=threads
-            )
-        yield from chunks
+    used_rows = tuple(at_hand[name] for name in names)
+    work: Work[Float32Array]
+    if isinstance(plan.reduction, Identity):
+        work = StreamWork(used_rows, elements, partial(_weighted_sum, mixing[0]))
+    else:
+        reduce = _reducer(plan.reduction, len(mixing))
+        work = ChunkWork(used_rows, elements, partial(_by_block, reduce, mixing))
+    return executor.run(work)
 
 
 def _reducer(

@@ -20,7 +20,8 @@ import numpy as np
 from matl_common.errors import InvalidInputError
 from matl_common.ids import NodeId, parse_node_id
 from matl_common.tensors import ELEMENT_BYTES
-from matl_coordinator.aggregation.rows import Row, map_rows, opened, read_into
+from matl_coordinator.aggregation.executor import in_order
+from matl_coordinator.aggregation.rows import Row, opened_files, read_into
 from matl_coordinator.aggregation.samples import rotation, sign_bits
 from matl_coordinator.core.robust.gram import AggregationError, Float64Array
 from matl_coordinator.core.robust.selection import Float32Array
@@ -120,10 +121,8 @@ def sketch_rows(updates: Sequence[Row], *, elements: int, seed: int, threads: in
     Raises:
         AggregationError: no row, or a file of another size.
     """
-    with opened(updates, elements) as files:
-        sketches = map_rows(
-            lambda index: _sketch(files[index], elements, seed=seed), len(files), threads=threads
-        )
+    with opened_files(updates, elements) as files:
+        sketches = in_order(lambda file: _sketch(file, elements, seed=seed), files, threads=threads)
         named = {NodeId(row.name): each for row, each in zip(updates, sketches, strict=True)}
     return Histories(seed, MappingProxyType(named))
 

@@ -14,6 +14,7 @@ from matl_common.version import IncompatibleVersionError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.ports import (
     AttesterError,
+    SharedStoreError,
     SpoolError,
     SpoolFullError,
     StaleReaderError,
@@ -71,6 +72,7 @@ ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (OperationError, Status.FAILED_PRECONDITION),
     (SupersededError, Status.ABORTED),
     (SpoolFullError, Status.RESOURCE_EXHAUSTED),
+    (SharedStoreError, Status.UNAVAILABLE),
     (SpoolError, Status.DATA_LOSS),
     (StoreError, Status.UNAVAILABLE),
     (TokenError, Status.UNAVAILABLE),
@@ -87,6 +89,9 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return Status.UNAVAILABLE, str(error)
         case StoreError():
             return Status.UNAVAILABLE, "the coordinator's database did not answer; try again"
+        case SharedStoreError():
+            # Its text names where the store is.
+            return Status.UNAVAILABLE, "the coordinator's store did not answer; try again"
         case TokenError():
             # Its text names where the token is.
             return Status.UNAVAILABLE, "the coordinator's key cannot be used for now; try again"

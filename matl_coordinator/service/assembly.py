@@ -16,6 +16,7 @@ from matl_common.protocol import StudyPlan
 from matl_common.remembered import Remembered
 from matl_common.signing import Signer
 from matl_common.version import __version__
+from matl_coordinator.aggregation import Executor, LocalExecutor
 from matl_coordinator.config import Config
 from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.judgement import Enrolment
@@ -54,6 +55,8 @@ class Outside:
     meter: Meter
     clock: Callable[[], datetime]
     entropy: Callable[[int], bytes]
+    executor: Executor | None = None
+    """Does passes over updates; threads of this process, where it is ``None``."""
     elapsed: Callable[[], float] = time.monotonic
     """Seconds, by a clock that nobody sets."""
     tick_seconds: float = 1.0
@@ -179,6 +182,7 @@ def _judge(
             for node_id, node in roster.participants.items()
         }
 
+    executor = outside.executor or LocalExecutor(config.worker.aggregation_threads)
     surveyor = Surveyor(
         hashes=hashes,
         plan=plan,
@@ -189,6 +193,7 @@ def _judge(
         histories=outside.histories,
         base_model_of=partial(_base_model_of, outside.store),
         threads=config.worker.aggregation_threads,
+        executor=executor,
     )
     return Judge(
         plan=plan,
@@ -201,7 +206,7 @@ def _judge(
         has_root=config.holdout is not None,
         activity=_activity(config, outside),
         byzantine=config.rounds.byzantine,
-        threads=config.worker.aggregation_threads,
+        executor=executor,
     )
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
-from matl_coordinator.aggregation import aggregate_chunks, apply_update
+from matl_coordinator.aggregation import Executor, aggregate_chunks, apply_update
 from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round
 from matl_coordinator.core.profile import has_profiles
@@ -101,7 +101,7 @@ class Judge:
         has_root: bool,
         activity: Callable[[Round], Mapping[NodeId, Activity]],
         byzantine: int,
-        threads: int,
+        executor: Executor,
     ) -> None:
         self._plan = plan
         self._surveyor = surveyor
@@ -113,7 +113,7 @@ class Judge:
         self._has_root = has_root
         self._activity = activity
         self._byzantine = byzantine
-        self._threads = threads
+        self._executor = executor
         # The last judgement's survey, and of what: a rule that asks for no more than inner
         # products of the updates goes on from it. After a restart it is measured again, of the
         # same rows, so that the model is the same to the bit.
@@ -254,7 +254,7 @@ class Judge:
             aggregator(gram),
             [*survey.updates, *survey.extras],
             elements=self._plan.schema.update_elements,
-            threads=self._threads,
+            executor=self._executor,
         )
         base, incoming = checked_model(self._models, rnd.base_model), self._models.incoming
         digest = apply_update(base, chunks, incoming)

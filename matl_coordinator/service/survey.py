@@ -27,8 +27,8 @@ from matl_common.tensors import (
     safetensors_header,
     update_views,
 )
+from matl_coordinator.aggregation import Executor, Row, measure, sketch_rows
 from matl_coordinator.aggregation import Histories as UpdateHistories
-from matl_coordinator.aggregation import Row, measure, sketch_rows
 from matl_coordinator.core.compliance import QuietPart, quiet_part
 from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.robust.dominance import update_signal_bound
@@ -95,6 +95,7 @@ class Surveyor:
         histories: Histories,
         base_model_of: Callable[[RoundId], Digest | None],
         threads: int,
+        executor: Executor,
         hashes: Remembered[bytes],
     ) -> None:
         """``hashes`` are those of updates' chunks, as whoever wrote the files knows them."""
@@ -106,6 +107,7 @@ class Surveyor:
         self._histories = histories
         self._base_model_of = base_model_of
         self._threads = threads
+        self._executor = executor
         self._hashes = hashes
 
     async def survey(
@@ -196,7 +198,7 @@ class Surveyor:
             rows,
             extras,
             elements=self._plan.schema.update_elements,
-            threads=self._threads,
+            executor=self._executor,
             needs=needs,
             noise=std if count_bins else None,
             seed=coordinate_seed(rnd),

@@ -16,6 +16,7 @@ from matl_common.tensors import (
     store_model,
 )
 from matl_coordinator.aggregation import (
+    LocalExecutor,
     Row,
     aggregate_chunks,
     apply_update,
@@ -109,13 +110,13 @@ def test_the_number_of_threads_changes_no_bit(
     tmp_path: Path, values: np.ndarray[tuple[int, int], np.dtype[np.float32]]
 ) -> None:
     rows = spooled(tmp_path, values)
-    grams = [measure(rows, elements=D, threads=threads) for threads in (1, 2, 5)]
+    grams = [measure(rows, elements=D, executor=LocalExecutor(threads)) for threads in (1, 2, 5)]
     assert len({gram.matrix.tobytes() for gram in grams}) == 1
     for name in ("clipped_weighted_mean", "coordinate_median"):
         plan = make_aggregator(Choice(name), f=0)(grams[0])
         results = {
             np.concatenate(
-                list(aggregate_chunks(plan, rows, elements=D, threads=threads))
+                list(aggregate_chunks(plan, rows, elements=D, executor=LocalExecutor(threads)))
             ).tobytes()
             for threads in (1, 2, 5)
         }

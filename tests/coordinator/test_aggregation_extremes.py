@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matl_common.ids import NodeId
-from matl_coordinator.aggregation import Row, aggregate_chunks, measure
+from matl_coordinator.aggregation import LocalExecutor, Row, aggregate_chunks, measure
 from matl_coordinator.aggregation.gram_pass import NEAREST, SINGLE_PRECISION_FROM
 from matl_coordinator.aggregation.rows import GROUP_ELEMENTS, chunk_elements
 from matl_coordinator.aggregation.samples import BINS, SUBSET_ELEMENTS
@@ -42,7 +42,9 @@ def spooled(folder: Path, values: Float32Array) -> list[Row]:
 
 
 def whole(plan: Plan, rows: list[Row], elements: int, threads: int = 1) -> Float32Array:
-    return np.concatenate(list(aggregate_chunks(plan, rows, elements=elements, threads=threads)))
+    return np.concatenate(
+        list(aggregate_chunks(plan, rows, elements=elements, executor=LocalExecutor(threads)))
+    )
 
 
 def exact_gram(values: Float32Array) -> Float64Array:
@@ -65,7 +67,7 @@ def test_long_rows_lose_less_than_1e_8_of_their_norms_to_single_precision(
     tmp_path: Path, n: int
 ) -> None:
     values = np.random.default_rng(n).standard_normal((n, LONG), dtype=np.float32) * 1e-4 + 2e-5
-    gram = measure(spooled(tmp_path, values), elements=LONG, threads=2).matrix
+    gram = measure(spooled(tmp_path, values), elements=LONG, executor=LocalExecutor(2)).matrix
     exact = exact_gram(values)
     lengths = np.sqrt(np.outer(np.diagonal(exact), np.diagonal(exact)))
     error = (np.abs(gram - exact) / lengths).max()
@@ -78,7 +80,7 @@ def test_long_constant_rows_lose_less_than_1e_6_though_their_rounding_is_all_one
 ) -> None:
     values = np.repeat(np.array([[0.1], [0.7], [-1.9]], dtype=np.float32), LONG, axis=1)
     values[:, ::3] *= np.array([[-0.3], [0.5], [0.9]], dtype=np.float32)
-    gram = measure(spooled(tmp_path, values), elements=LONG, threads=2).matrix
+    gram = measure(spooled(tmp_path, values), elements=LONG, executor=LocalExecutor(2)).matrix
     exact = exact_gram(values)
     lengths = np.sqrt(np.outer(np.diagonal(exact), np.diagonal(exact)))
     assert (np.abs(gram - exact) / lengths).max() < 1e-6
@@ -130,7 +132,7 @@ def test_one_poisoned_value_in_a_long_row_is_counted_and_kept_out(
     values = np.random.default_rng(2).standard_normal((3, LONG), dtype=np.float32)
     values[1, [0, LONG - 1]] = poison
     rows = spooled(tmp_path, values)
-    gram = measure(rows, elements=LONG, threads=2)
+    gram = measure(rows, elements=LONG, executor=LocalExecutor(2))
     assert [facts.non_finite for facts in gram.facts] == [0, 2, 0]
     values[1, [0, LONG - 1]] = 0.0
     np.testing.assert_allclose(gram.matrix, exact_gram(values), rtol=1e-10, atol=1e-6)
@@ -230,7 +232,12 @@ def test_chunks_of_another_length_and_other_threads_change_no_bit(tmp_path: Path
     seen: set[object] = set()
     for threads in (1, 2, 3, 60):
         gram = measure(
-            rows, elements=elements, threads=threads, needs=Needs(subsets=2), noise=noise, seed=9
+            rows,
+            elements=elements,
+            executor=LocalExecutor(threads),
+            needs=Needs(subsets=2),
+            noise=noise,
+            seed=9,
         )
         arrays: list[Float64Array | Float32Array] = [gram.matrix, *gram.subsets]
         arrays += [whole(p, rows, elements, threads) for p in plans]
@@ -309,7 +316,7 @@ def test_a_set_of_a_small_models_coordinates_is_all_of_them(tmp_path: Path) -> N
 
 def test_a_model_without_values_has_an_empty_aggregate(tmp_path: Path) -> None:
     rows = spooled(tmp_path, np.empty((2, 0), dtype=np.float32))
-    gram = measure(rows, elements=0, threads=2)
+    gram = measure(rows, elements=0, executor=LocalExecutor(2))
     assert not gram.matrix.any()
     assert (
         list(aggregate_chunks(Plan(("n0", "n1"), np.eye(2), CoordinateMedian()), rows, elements=0))
@@ -321,7 +328,7 @@ PEAK_SCRIPT = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from matl_coordinator.aggregation import Row, aggregate_chunks, measure
+from matl_coordinator.aggregation import LocalExecutor, Row, aggregate_chunks, measure
 from matl_coordinator.core.robust.plan import CoordinateMedian, Identity, Plan
 
 def status(key):
@@ -333,11 +340,11 @@ rows = [Row(path.name, path) for path in sorted(folder.iterdir())]
 names, n = tuple(row.name for row in rows), len(rows)
 idle, count, total = status("VmRSS"), 0, 0.0
 if reduce == "median":
-    measure(rows, elements=elements, threads=2)
+    measure(rows, elements=elements, executor=LocalExecutor(2))
     plan = Plan(names, np.eye(n), CoordinateMedian())
 else:
     plan = Plan(names, np.full((1, n), 1 / n), Identity())
-for chunk in aggregate_chunks(plan, rows, elements=elements, threads=2):
+for chunk in aggregate_chunks(plan, rows, elements=elements, executor=LocalExecutor(2)):
     count += len(chunk)
     total += float(chunk.sum(dtype=np.float64))
 print(json.dumps({"above": status("VmHWM") - idle, "count": count, "total": total}))

@@ -17,7 +17,7 @@ from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import RoundStart
 from matl_common.tensors import safetensors_header
 from matl_common.tlog.entry import Entry, parse_entry
-from matl_coordinator.aggregation import Histories
+from matl_coordinator.aggregation import Histories, LocalExecutor
 from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.robust.gram import PREVIOUS_AGGREGATE, Gram, Needs
 from matl_coordinator.core.robust.registry import Choice, make_aggregator
@@ -331,6 +331,7 @@ async def test_the_last_aggregate_is_the_base_model_less_the_one_it_came_from(
             histories=FileHistories.open_folder(site.config.state_dir / "histories"),
             base_model_of=base_model_of,
             threads=1,
+            executor=LocalExecutor(),
         )
         found = []
         for rnd in rounds_of(coordinator):
