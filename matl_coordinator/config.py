@@ -37,6 +37,8 @@ from matl_common.logs import LogStyle
 from matl_common.modes import MATLMode
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import Recipe
+from matl_coordinator.aggregation.ray_executor import LOCAL_CLUSTER
+from matl_coordinator.aggregation.stored import SharedPlace
 from matl_coordinator.core.retention import DEFAULT_YEARS, Compliance, check_years
 from matl_coordinator.core.robust.registry import DEFAULT_RULE, Aggregator, Choice, make_aggregator
 from matl_coordinator.core.rounds import RoundRules
@@ -350,6 +352,41 @@ class Worker(Section):
     aggregation_threads: int = Field(default=2, ge=1, le=256)
 
 
+class Aggregation(Section):
+    """Who does the passes over updates, where this machine is too small for them."""
+
+    executor: Literal["local", "ray"] = "local"
+    """``local``: ``worker.aggregation_threads`` threads of the coordinator."""
+    ray_address: str = LOCAL_CLUSTER
+    """Of the cluster, ``host:port``; ``local`` for one on this machine."""
+    ray_workers: int = Field(default=2, ge=1, le=4096)
+    """Tasks that the cluster works on at once."""
+    stall_seconds: Seconds = 600.0
+    """The cluster counts as lost once no task came back for so long; this machine goes on."""
+    store: str = ""
+    """Where workers read updates: ``file:///folder``, also NFS, or ``s3://bucket/prefix``."""
+    store_endpoint: str = ""
+    """Of an S3-compatible service other than Amazon's. Credentials are the environment's."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Aggregation:
+        try:
+            place = self.place
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        if place is None and (self.executor == "ray" or self.store_endpoint):
+            raise ValueError(
+                "aggregation.store says nothing: workers elsewhere need a place to read updates, "
+                "such as s3://bucket/prefix"
+            )
+        return self
+
+    @property
+    def place(self) -> SharedPlace | None:
+        """The shared store, if there is one."""
+        return SharedPlace(self.store, self.store_endpoint) if self.store else None
+
+
 class Limits(Section):
     """Bounds on what the coordinator holds, and on what others can make it hold."""
 
@@ -401,6 +438,7 @@ class Config(Section):
     """With it the coordinator is attested, and does not start unless its evidence verifies."""
     log: Log = Log()
     worker: Worker = Worker()
+    aggregation: Aggregation = Aggregation()
     limits: Limits = Limits()
     standby: Standby | None = None
     """With it, this daemon leads only while no other one does."""

@@ -27,6 +27,8 @@ from matl_common.ids import NodeId
 from matl_common.protocol import StudyPlan
 from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
+from matl_coordinator.aggregation import LocalExecutor, RayExecutor
+from matl_coordinator.aggregation.sharing import SharedStore
 from matl_coordinator.attesters.choice import make_attester
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.compiled import compiled_loops
@@ -34,7 +36,7 @@ from matl_coordinator.held import Held, wrapping_key_of
 from matl_coordinator.last_backup import last_completed
 from matl_coordinator.log_identity import configured_policy
 from matl_coordinator.metrics import Metrics
-from matl_coordinator.ports import ForeignRow, StoreError
+from matl_coordinator.ports import ForeignRow, Spool, StoreError
 from matl_coordinator.preflight import (
     check_hospitals,
     enrolled_participants,
@@ -75,6 +77,7 @@ from matl_coordinator.store.lock import LeaderLock
 from matl_coordinator.store.migrate import head, upgrade_apart
 from matl_coordinator.store.models import FileModelStore
 from matl_coordinator.store.releases import ReleaseFolder
+from matl_coordinator.store.shared import SharedSpool
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
 
@@ -117,6 +120,9 @@ class Coordinator:
         # Called on SIGHUP.
         self._readers: list[Callable[[], None]] = []
         self._held = Held.read(config)
+        self._executor = _executor_of(config)
+        place = config.aggregation.place
+        self._shared = None if place is None else SharedStore(place)
 
     def stop(self) -> None:
         """Drain and return from ``run``."""
@@ -178,9 +184,12 @@ class Coordinator:
             if config.rounds.aggregator.coordinatewise:
                 # Now rather than in the first round; the connections of hospitals can wait.
                 await asyncio.to_thread(compiled_loops)
+            stack.push_async_callback(asyncio.to_thread, self._executor.close)
             outside = Outside(
                 store=store,
                 spool=await asyncio.to_thread(self._spool),
+                executor=self._executor,
+                shared=self._shared,
                 histories=FileHistories.open_folder(
                     config.state_dir / "histories", files=self._files
                 ),
@@ -343,14 +352,14 @@ class Coordinator:
             self._leadership.go_by(store.log_head)
         return store
 
-    def _spool(self) -> DiskSpool:
+    def _spool(self) -> Spool:
         spool = DiskSpool.open_folder(
             self._config.state_dir / "spool",
             quota_bytes=self._config.limits.spool_bytes,
             files=self._files,
         )
         spool.drop_leftovers()
-        return spool
+        return spool if self._shared is None else SharedSpool(spool, self._shared)
 
     def _foreign_row_found(self, row: ForeignRow) -> None:
         self._metrics.foreign_row_found(row.table)
@@ -553,6 +562,18 @@ async def _ended(task: asyncio.Task[None]) -> None:
     """Whatever it came to."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _executor_of(config: Config) -> LocalExecutor | RayExecutor:
+    local = LocalExecutor(config.worker.aggregation_threads)
+    if config.aggregation.executor == "local":
+        return local
+    return RayExecutor(
+        address=config.aggregation.ray_address,
+        workers=config.aggregation.ray_workers,
+        local=local,
+        stall_seconds=config.aggregation.stall_seconds,
+    )
 
 
 def _disk_use(state_dir: Path) -> dict[str, int]:

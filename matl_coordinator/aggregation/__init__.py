@@ -5,6 +5,7 @@ from matl_coordinator.aggregation.executor import Executor, LocalExecutor
 from matl_coordinator.aggregation.gram_pass import measure
 from matl_coordinator.aggregation.mean import extend_mean
 from matl_coordinator.aggregation.plan_pass import aggregate_chunks
+from matl_coordinator.aggregation.ray_executor import RayExecutor
 from matl_coordinator.aggregation.rows import Row
 from matl_coordinator.aggregation.sketch import Histories, sketch_rows
 
@@ -12,6 +13,7 @@ __all__ = [
     "Executor",
     "Histories",
     "LocalExecutor",
+    "RayExecutor",
     "Row",
     "aggregate_chunks",
     "apply_update",

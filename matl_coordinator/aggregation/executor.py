@@ -42,6 +42,9 @@ class LocalExecutor:
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
 
+    def close(self) -> None:
+        """Nothing outlives a pass."""
+
     def run(self, work: Work[T]) -> Iterator[T]:
         return self.run_part(work, Stretch(0, work.elements))
 

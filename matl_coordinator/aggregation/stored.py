@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -71,6 +72,12 @@ class SharedPlace:
         """The URL without its scheme, as fsspec names files."""
         parts = urlsplit(self.url)
         return f"{parts.netloc}{parts.path}".rstrip("/")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is in this machine's files, if it is."""
+        parts = urlsplit(self.url)
+        return Path(parts.path) if parts.scheme == "file" else None
 
     def of(self, key: str) -> str:
         """The name of an object for fsspec."""

@@ -17,6 +17,7 @@ from matl_common.remembered import Remembered
 from matl_common.signing import Signer
 from matl_common.version import __version__
 from matl_coordinator.aggregation import Executor, LocalExecutor
+from matl_coordinator.aggregation.sharing import SharedStore
 from matl_coordinator.config import Config
 from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.judgement import Enrolment
@@ -57,6 +58,8 @@ class Outside:
     entropy: Callable[[int], bytes]
     executor: Executor | None = None
     """Does passes over updates; threads of this process, where it is ``None``."""
+    shared: SharedStore | None = None
+    """Where workers of the executor read rows, if not on this machine's disk."""
     elapsed: Callable[[], float] = time.monotonic
     """Seconds, by a clock that nobody sets."""
     tick_seconds: float = 1.0
@@ -194,6 +197,7 @@ def _judge(
         base_model_of=partial(_base_model_of, outside.store),
         threads=config.worker.aggregation_threads,
         executor=executor,
+        shared=outside.shared,
     )
     return Judge(
         plan=plan,

@@ -48,6 +48,7 @@ from matl_coordinator.ports import (
     PutStudy,
     PutTrust,
     Scorer,
+    SharedStoreError,
     Spool,
     StaleWriterError,
     State,
@@ -285,7 +286,7 @@ class Conductor:
         """Do a phase's work; a failure costs a retry, and in the end the round."""
         try:
             return await work or 0.0
-        except (StoreError, TokenError):
+        except (StoreError, TokenError, SharedStoreError):
             # Waits for what is away, at no cost to the round.
             raise
         except (MatlError, OSError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -29,6 +30,7 @@ from matl_common.tensors import (
 )
 from matl_coordinator.aggregation import Executor, Row, measure, sketch_rows
 from matl_coordinator.aggregation import Histories as UpdateHistories
+from matl_coordinator.aggregation.sharing import SharedStore
 from matl_coordinator.core.compliance import QuietPart, quiet_part
 from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.robust.dominance import update_signal_bound
@@ -97,8 +99,12 @@ class Surveyor:
         threads: int,
         executor: Executor,
         hashes: Remembered[bytes],
+        shared: SharedStore | None = None,
     ) -> None:
-        """``hashes`` are those of updates' chunks, as whoever wrote the files knows them."""
+        """``hashes`` are those of updates' chunks, as whoever wrote the files knows them.
+
+        ``shared`` is where workers elsewhere read what is measured, if there are any.
+        """
         self._plan = plan
         self._spool = spool
         self._models = models
@@ -109,6 +115,7 @@ class Surveyor:
         self._threads = threads
         self._executor = executor
         self._hashes = hashes
+        self._shared = shared
 
     async def survey(
         self,
@@ -134,6 +141,7 @@ class Surveyor:
         Raises:
             WorkerError: the scoring worker failed.
             IntegrityError: an update or a model on disk is not what it was.
+            SharedStoreError: updates cannot be shared with workers for now.
             AggregationError: the updates cannot be compared.
         """
         enrolled = self._enrolled()
@@ -153,6 +161,9 @@ class Surveyor:
         extras = [Row(each.row.name, each.path) for each in report.root]
         if needs.previous:
             extras.append(await asyncio.to_thread(self._previous, rnd, released_in))
+        if self._shared is not None:
+            lend = partial(self._shared.lent, round_id=rnd.round_id)
+            extras = await asyncio.to_thread(lambda: [lend(each) for each in extras])
         gram = await asyncio.to_thread(
             self._measure,
             rnd,
@@ -230,6 +241,7 @@ class Surveyor:
 
         Raises:
             IntegrityError: one is not.
+            SharedStoreError: it cannot be shared with workers for now.
         """
         declared = {each.node_id: each.chunk_hashes for each in updates}
         rows = []
@@ -242,7 +254,11 @@ class Surveyor:
                     f"the spooled update of {each.node_id} is not the one that was admitted; "
                     "look for a failing disk, or for who can write to the state folder"
                 )
-            rows.append(Row(each.node_id, path))
+            row = Row(each.node_id, path)
+            if self._shared is not None:
+                hashes = declared[each.node_id]
+                row = self._shared.shared(row, rnd.round_id, chunk_hashes=hashes)
+            rows.append(row)
         return rows
 
     def _history(self, rnd: Round, rows: Sequence[Row]) -> UpdateHistories:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from matl_coordinator.aggregation.sharing import SharedStore
+from matl_coordinator.aggregation.stored import SharedPlace
 from matl_coordinator.ports import ModelStore, Spool, Store
 from matl_coordinator.store.models import FileModelStore
+from matl_coordinator.store.shared import SharedSpool
 from matl_coordinator.store.spool import DiskSpool
 from matl_coordinator.store.sql import SqlStore
 from tests.fakes import FakeDatabase, FakeModelStore, FakeSpool, FakeStore
@@ -57,14 +60,19 @@ def store(open_store: OpenStore) -> Store:
     return store
 
 
-@pytest.fixture(params=["fake", "disk"])
+@pytest.fixture(params=["fake", "disk", "shared"])
 def open_spool(request: pytest.FixtureRequest, tmp_path: Path) -> OpenSpool:
     """Opens a spool of so many bytes; every later call stands for a start after a kill."""
     fakes: list[FakeSpool] = []
 
     def open_again(quota_bytes: int = 1 << 30) -> Spool:
-        if request.param == "disk":
-            return DiskSpool.open_folder(tmp_path / "spool", quota_bytes=quota_bytes)
+        if request.param != "fake":
+            disk = DiskSpool.open_folder(tmp_path / "spool", quota_bytes=quota_bytes)
+            if request.param == "disk":
+                return disk
+            folder = tmp_path / "shared"
+            folder.mkdir(exist_ok=True)
+            return SharedSpool(disk, SharedStore(SharedPlace(f"file://{folder}")))
         if fakes:
             fakes[0].crash()
         else:

@@ -26,7 +26,7 @@ LONGEST_STREAM: Final = 16 * GROUP_ELEMENTS
 _BUFFER_BYTES: Final = 16 << 20
 # What one task elsewhere reads: enough that handing it over costs little, and not more than so
 # many chunks, so that a lost one costs little, too.
-_TASK_BYTES: Final = 64 << 20
+_TASK_BYTES: Final = 16 << 20
 _TASK_CHUNKS: Final = 64
 
 

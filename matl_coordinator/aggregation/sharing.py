@@ -1,0 +1,110 @@
+"""Putting vectors into a store that workers share, and taking them out again.
+
+What is put there is a copy: the coordinator's own disk keeps every update, and whatever the
+store loses is put there again. Objects are named by what is in them, so that neither an
+earlier study nor a coordinator that was replaced leaves anything that could be mistaken. Nothing
+here decides what is shared.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from secrets import token_hex
+from typing import Final
+
+from matl_common.ids import RoundId, digest_of
+from matl_common.tensors import hash_chunks
+from matl_coordinator.aggregation.rows import Row
+from matl_coordinator.aggregation.stored import SharedPlace, StoredObject, filesystem, store_errors
+from matl_coordinator.ports import SharedStoreError
+
+_NAME_CHARACTERS: Final = 16
+_SCRATCH: Final = "scratch-"
+
+
+class SharedStore:
+    """One shared store, to write to. Blocking; safe to call from several threads."""
+
+    def __init__(self, place: SharedPlace) -> None:
+        """Remember the place; it is not asked anything yet.
+
+        Raises:
+            ConfigurationError: what talks to such a store is not installed.
+        """
+        self._place = place
+        self._system = filesystem(place)
+        # Its own: a coordinator that was replaced while it computed may put rows there still.
+        self._scratch = f"{_SCRATCH}{token_hex(8)}"
+
+    def shared(self, row: Row, round_id: RoundId, *, chunk_hashes: bytes) -> Row:
+        """The row with its copy in the store, put there if it is not.
+
+        Args:
+            row: a complete update.
+            round_id: whose update it is.
+            chunk_hashes: as its hospital signed them.
+
+        Raises:
+            SharedStoreError: the store does not answer, or has no room.
+        """
+        name = f"{row.name}-{digest_of(chunk_hashes)[:_NAME_CHARACTERS]}.update"
+        return self._put(row, f"{round_id}/{name}", chunk_hashes)
+
+    def lent(self, row: Row, round_id: RoundId) -> Row:
+        """A row of the coordinator's own with a copy in the store, until ``clear_scratch``.
+
+        Raises:
+            SharedStoreError: the store does not answer, or has no room.
+        """
+        hashes = b"".join(hash_chunks(row.path))
+        return self._put(row, f"{round_id}/{self._scratch}/{row.name}.f32", hashes)
+
+    def clear_scratch(self, round_id: RoundId) -> None:
+        """Delete the rows of its own that were lent in a round.
+
+        Raises:
+            SharedStoreError: the store does not answer.
+        """
+        self._remove(f"{round_id}/{self._scratch}")
+
+    def discard_before(self, round_id: RoundId) -> None:
+        """Delete everything of rounds below ``round_id``.
+
+        Raises:
+            SharedStoreError: the store does not answer; what is left goes the next time.
+        """
+        with store_errors("cannot list the rounds", self._place):
+            found: list[str] = []
+            with suppress(FileNotFoundError):
+                found = self._system.ls(self._place.root, detail=False)
+        for name in sorted(each.rstrip("/").rpartition("/")[2] for each in found):
+            if name.isdecimal() and int(name) < round_id:
+                self._remove(name)
+
+    def _put(self, row: Row, key: str, chunk_hashes: bytes) -> Row:
+        size = row.path.stat().st_size
+        folder = self._place.folder
+        if folder is not None and not folder.is_dir():
+            # Made here, it would be on this machine's disk where a mount is missing.
+            raise SharedStoreError(f"there is no folder {folder} for shared updates; mount it")
+        with store_errors(f"cannot put the update of {row.name}", self._place):
+            if self._size(key) != size:
+                self._system.put_file(str(row.path), self._place.of(key))
+        stored = StoredObject(self._place, key, size, chunk_hashes)
+        return Row(row.name, row.path, stored)
+
+    def _size(self, key: str) -> int | None:
+        # What a listing said earlier is not what is there now.
+        self._system.invalidate_cache()
+        try:
+            size: int = self._system.info(self._place.of(key))["size"]
+        except FileNotFoundError:
+            return None
+        return size
+
+    def _remove(self, key: str) -> None:
+        with (
+            store_errors(f"cannot delete {key}", self._place),
+            suppress(FileNotFoundError),
+        ):
+            self._system.rm(self._place.of(key), recursive=True)

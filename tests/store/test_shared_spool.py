@@ -1,0 +1,136 @@
+"""What is in the shared store, and when."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from matl_common.errors import ConfigurationError
+from matl_common.ids import NodeId, RoundId
+from matl_common.tensors import CHUNK_BYTES
+from matl_common.tlog.merkle import leaf_hash
+from matl_coordinator.aggregation import LocalExecutor, Row, aggregate_chunks
+from matl_coordinator.aggregation.sharing import SharedStore
+from matl_coordinator.aggregation.stored import SharedPlace
+from matl_coordinator.core.robust.plan import Identity, Plan
+from matl_coordinator.ports import SharedStoreError, UpdateSink
+from matl_coordinator.store.shared import SharedSpool
+from matl_coordinator.store.spool import DiskSpool
+
+NODE = NodeId("hospital_a")
+VALUES = np.arange(CHUNK_BYTES // 4 + 3, dtype="<f4")
+DATA = VALUES.tobytes()
+CHUNKS = (DATA[:CHUNK_BYTES], DATA[CHUNK_BYTES:])
+HASHES = b"".join(map(leaf_hash, CHUNKS))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def spool(tmp_path: Path, folder: Path) -> SharedSpool:
+    disk = DiskSpool.open_folder(tmp_path / "spool", quota_bytes=1 << 30)
+    return SharedSpool(disk, SharedStore(SharedPlace(f"file://{folder}")))
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(f"{each.relative_to(folder)}" for each in folder.rglob("*") if each.is_file())
+
+
+def filled(spool: SharedSpool, number: int) -> UpdateSink:
+    sink = spool.open(RoundId(number), NODE, byte_count=len(DATA), chunk_hashes=HASHES)
+    for index in range(sink.received_chunks, len(CHUNKS)):
+        sink.append(index, CHUNKS[index])
+    return sink
+
+
+def test_an_update_is_shared_once_it_is_complete_and_no_sooner(
+    spool: SharedSpool, folder: Path
+) -> None:
+    sink = filled(spool, 1)
+    sink.sync()
+    assert files_in(folder) == []
+    path = sink.finish()
+    (name,) = files_in(folder)
+    assert name.startswith("1/hospital_a-")
+    assert (folder / name).read_bytes() == path.read_bytes() == DATA
+
+
+def test_an_update_that_cannot_be_shared_is_not_finished_and_nothing_of_it_is_sent_again(
+    spool: SharedSpool, folder: Path
+) -> None:
+    folder.rmdir()
+    sink = filled(spool, 1)
+    with pytest.raises(SharedStoreError, match="mount it"):
+        sink.finish()
+    sink.close()
+    assert not folder.exists()
+    folder.mkdir()
+    again = spool.open(RoundId(1), NODE, byte_count=len(DATA), chunk_hashes=HASHES)
+    assert again.received_chunks == len(CHUNKS)
+    again.finish()
+    assert len(files_in(folder)) == 1
+
+
+def test_what_the_store_lost_is_put_there_again(spool: SharedSpool, folder: Path) -> None:
+    path = filled(spool, 1).finish()
+    (name,) = files_in(folder)
+    (folder / name).unlink()
+    store = SharedStore(SharedPlace(f"file://{folder}"))
+    row = store.shared(Row(NODE, path), RoundId(1), chunk_hashes=HASHES)
+    assert files_in(folder) == [name]
+    plan = Plan((NODE,), np.ones((1, 1)), Identity())
+    found = np.concatenate(
+        list(aggregate_chunks(plan, [row], elements=len(VALUES), executor=LocalExecutor()))
+    )
+    np.testing.assert_array_equal(found, VALUES)
+
+
+def test_earlier_rounds_and_lent_rows_are_deleted_and_nothing_else(
+    spool: SharedSpool, folder: Path
+) -> None:
+    for number in (1, 2, 10):
+        filled(spool, number).finish()
+    store = SharedStore(SharedPlace(f"file://{folder}"))
+    path = spool.path(RoundId(10), NODE)
+    store.lent(Row("previous", path), RoundId(10))
+    (folder / "somebody-elses").write_text("kept")
+    store.clear_scratch(RoundId(10))
+    store.clear_scratch(RoundId(10))
+    spool.discard_before(RoundId(10))
+    names = files_in(folder)
+    assert len(names) == 2
+    assert names[0].startswith("10/hospital_a-")
+    assert names[1] == "somebody-elses"
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("", ""),
+        ("/mnt/updates", ""),
+        ("file://host/folder", ""),
+        ("file:///", ""),
+        ("s3://", ""),
+        ("https://bucket/prefix", ""),
+        ("s3://key:secret@bucket/prefix", ""),
+        ("s3://bucket/prefix?secret=1", ""),
+        ("s3://bucket", "http://store.internal:9000"),
+        ("s3://bucket", "store.internal:9000"),
+    ],
+)
+def test_a_place_that_is_none_or_is_in_the_clear_or_holds_a_secret_is_refused(
+    url: str, endpoint: str
+) -> None:
+    with pytest.raises(ConfigurationError):
+        SharedPlace(url, endpoint)
+
+
+def test_a_bucket_may_have_a_prefix_and_an_endpoint_with_tls_or_on_this_machine() -> None:
+    assert SharedPlace("s3://bucket/a/b/").of("1/x") == "bucket/a/b/1/x"
+    for endpoint in ("https://store.internal:9000", "http://127.0.0.1:9000"):
+        SharedPlace("s3://bucket", endpoint)
