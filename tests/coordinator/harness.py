@@ -53,6 +53,7 @@ from matl_common.tlog.entry import parse_entry
 from matl_common.tlog.merkle import leaf_hash, merkle_root
 from matl_common.tlog.names import log_origin
 from matl_common.wire.documents import format_update_manifest, parse_round_start
+from matl_coordinator.aggregation.sharing import SharedStore
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
@@ -75,6 +76,7 @@ from matl_coordinator.service.register import Register
 from matl_coordinator.store.anchor import FileAnchor
 from matl_coordinator.store.histories import FileHistories
 from matl_coordinator.store.models import FileModelStore
+from matl_coordinator.store.shared import SharedSpool
 from matl_coordinator.store.spool import DEFAULT_QUOTA_BYTES, DiskSpool
 from matl_coordinator.store.sql import SqlStore
 from tests.logs import LOG
@@ -308,6 +310,7 @@ async def running(
     store: Store | None = None,
     *,
     spool_bytes: int = DEFAULT_QUOTA_BYTES,
+    shared: SharedStore | None = None,
     clock: Callable[[], datetime] = utc_now,
     elapsed: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
@@ -326,9 +329,11 @@ async def running(
         clock=utc_now,
     )
     meter = Metrics()
+    disk = DiskSpool.open_folder(site.config.state_dir / "spool", quota_bytes=spool_bytes)
     outside = Outside(
         store=store,
-        spool=DiskSpool.open_folder(site.config.state_dir / "spool", quota_bytes=spool_bytes),
+        spool=disk if shared is None else SharedSpool(disk, shared),
+        shared=shared,
         histories=FileHistories.open_folder(site.config.state_dir / "histories"),
         models=models,
         scorer=scorer,
