@@ -36,7 +36,7 @@ from matl_coordinator.held import Held, wrapping_key_of
 from matl_coordinator.last_backup import last_completed
 from matl_coordinator.log_identity import configured_policy
 from matl_coordinator.metrics import Metrics
-from matl_coordinator.ports import ForeignRow, Spool, StoreError
+from matl_coordinator.ports import ForeignRow, LendingSpool, StoreError
 from matl_coordinator.preflight import (
     check_hospitals,
     enrolled_participants,
@@ -352,7 +352,7 @@ class Coordinator:
             self._leadership.go_by(store.log_head)
         return store
 
-    def _spool(self) -> Spool:
+    def _spool(self) -> LendingSpool:
         spool = DiskSpool.open_folder(
             self._config.state_dir / "spool",
             quota_bytes=self._config.limits.spool_bytes,

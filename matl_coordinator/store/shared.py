@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class SharedSpool:
-    """A ``ports.Spool``. Safe to call from several threads."""
+    """A ``ports.LendingSpool``. Safe to call from several threads."""
 
     def __init__(self, disk: DiskSpool, shared: SharedStore) -> None:
         self._disk = disk
@@ -29,6 +29,10 @@ class SharedSpool:
         self.path = disk.path
         self.scratch = disk.scratch
         self.reserved_bytes = disk.reserved_bytes
+        # What a front end received is on this disk, and is shared when it is finished here.
+        self.lend = disk.lend
+        self.keep_loan = disk.keep_loan
+        self.take_back = disk.take_back
 
     def open(
         self, round_id: RoundId, node_id: NodeId, *, byte_count: int, chunk_hashes: bytes
