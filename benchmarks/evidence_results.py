@@ -34,7 +34,7 @@ from benchmarks.results.publication import (
     summary_of,
     text_of,
 )
-from matl.simulation.campaign import Finished, Job, jobs_of, open_finished, run_jobs
+from matl.simulation.campaign import Finished, Job, LocalEngine, jobs_of, open_finished, run_jobs
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, StudyFile, read_study
@@ -165,7 +165,7 @@ def quick(console: Console, *, processes: int, out: Path) -> None:
                 run_jobs(
                     jobs_of(read_study(STUDIES / f"{name}.toml")),
                     open_finished(out, name),
-                    processes=processes,
+                    engine=LocalEngine(processes),
                     console=console,
                 )
             )
@@ -247,7 +247,7 @@ def _run(file: StudyFile, console: Console, *, fashion: Path, processes: int, ou
     run_jobs(
         jobs_of(file, fashion=fashion, features=out),
         open_finished(out, file.name),
-        processes=processes,
+        engine=LocalEngine(processes),
         console=console,
     )
 

@@ -31,7 +31,7 @@ from benchmarks.robust.settings import (
 from benchmarks.robust.summary import HARM_POINTS, cells_of, summarise
 from matl.attacks import ATTACKS
 from matl.machine import machine
-from matl.simulation.campaign import Job, Places, open_finished, plain, run_jobs
+from matl.simulation.campaign import Job, LocalEngine, Places, open_finished, plain, run_jobs
 from matl.simulation.datasets import FASHION_FOLDER, DataSet
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import NO_ATTACK, ArmName
@@ -130,7 +130,8 @@ def main(
                 "no run fits these options; malformed lengths are not simulated"
             )
         name = "robust-quick" if quick else "robust"
-        found = run_jobs(jobs, open_finished(out, name), processes=processes, console=console)
+        engine = LocalEngine(processes)
+        found = run_jobs(jobs, open_finished(out, name), engine=engine, console=console)
         outcomes = [each for _, outcomes in found for each in outcomes]
         result = document(outcomes, _settings(jobs))
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)

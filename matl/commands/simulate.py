@@ -12,6 +12,7 @@ import shlex
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +25,16 @@ from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from matl.simulation.campaign import Engine
     from matl.simulation.report import Cell
     from matl.simulation.study import StudyFile
+
+
+class EngineName(StrEnum):
+    """Where runs are computed."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def simulate(
@@ -39,6 +48,13 @@ def simulate(
     processes: Annotated[
         int, typer.Option(min=1, help="Runs at the same time; each takes one core.")
     ] = len(os.sched_getaffinity(0)),
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="ray spreads runs, or one run's hospitals, over Ray's workers."),
+    ] = EngineName.LOCAL,
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDR", help="A Ray cluster that runs; one starts here unless.")
+    ] = "",
     out: Annotated[Path, typer.Option(help="Folder of JSON, plot and finished runs.")] = Path(
         "out/simulate"
     ),
@@ -74,6 +90,10 @@ def simulate(
     kept beside the results, and a second start goes on from there, unless the product or the
     features have changed since.
 
+    With --engine ray the outcomes are the same, to the bit. Studies fewer than workers are run one
+    by one, their hospitals spread over all workers; more are run a worker each. On a cluster every
+    CPU is used, and every machine needs the same version of MATL.
+
     Exit status: 0 done; 2 a study that cannot be, or options that are wrong.
     """
     from matl.simulation.study import EXAMPLE, read_study
@@ -87,7 +107,13 @@ def simulate(
                 "name a study file; matl simulate --example prints one to begin with"
             )
         file = _with_seeds(read_study(study), seeds)
-        cells, runs = _measured(file, out, processes=processes, fashion=fashion, features=features)
+        cells, runs = _measured(
+            file,
+            out,
+            engine=_engine(engine, processes=processes, address=ray_address),
+            fashion=fashion,
+            features=features,
+        )
         written = _write(file, out, cells, runs)
     if as_json:
         print_json(written)
@@ -110,8 +136,24 @@ def _with_seeds(file: StudyFile, text: str) -> StudyFile:
     return replace(file, seeds=numbers if len(parts) > 1 else tuple(range(numbers[0])))
 
 
+def _engine(name: EngineName, *, processes: int, address: str) -> Engine:
+    from matl.simulation.campaign import LocalEngine
+
+    if name is EngineName.LOCAL:
+        if address:
+            raise ConfigurationError("--ray-address is for --engine ray")
+        return LocalEngine(processes)
+    try:
+        from matl.simulation.ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigurationError("--engine ray needs Ray: pip install 'matl[ray]'") from None
+    return RayEngine(processes=processes, address=address)
+
+
 def _measured(
-    file: StudyFile, out: Path, *, processes: int, fashion: Path | None, features: Path | None
+    file: StudyFile, out: Path, *, engine: Engine, fashion: Path | None, features: Path | None
 ) -> tuple[list[Cell], list[dict[str, Any]]]:
     from matl.simulation.campaign import jobs_of, open_finished, plain, run_jobs
     from matl.simulation.datasets import FASHION_FOLDER
@@ -120,7 +162,7 @@ def _measured(
     found = run_jobs(
         jobs_of(file, fashion=fashion or FASHION_FOLDER, features=features),
         open_finished(out, file.name),
-        processes=processes,
+        engine=engine,
         # Standard output is for the figures.
         console=Console(stderr=True),
     )

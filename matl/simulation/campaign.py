@@ -1,4 +1,4 @@
-"""Many runs: what is known from before, processes for the rest, and progress.
+"""Many runs: what is known from before, an engine for the rest, and progress.
 
 A run is known by its study, seed, arm and by a digest of all code and data that enter it, so
 that a campaign goes on where it was stopped and never mixes versions.
@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX, Images, load_images
-from matl.simulation.federation import prepare, run
+from matl.simulation.federation import Simulation, prepare, run
 from matl.simulation.outcome import Outcome
+from matl.simulation.parts import Spread, in_blocks
 from matl.simulation.study import ArmName, Study, StudyFile
 from matl.sources import sources_hash
 from matl_common.errors import ConfigurationError
@@ -41,7 +42,9 @@ _ENTERS: Final = (
     "matl_coordinator/service/judging.py",
     "matl_coordinator/service/survey.py",
 )
-_ENTERS_NOT: Final = frozenset({"campaign.py", "report.py", "intervals.py"})
+_ENTERS_NOT: Final = frozenset(
+    {"campaign.py", "report.py", "intervals.py", "parts.py", "ray_engine.py"}
+)
 _IN_MEMORY: Final = Path("/dev/shm")
 
 
@@ -89,15 +92,32 @@ def jobs_of(
     ]
 
 
-def carry_out(job: Job) -> list[Outcome]:
-    """Run one job."""
-    simulation = prepare(_images(job.study.data.set, job.places), job.study, seed=job.seed)
+def carry_out(
+    job: Job, images: Images | None = None, *, spread: Spread = in_blocks
+) -> list[Outcome]:
+    """Run one job.
+
+    Args:
+        job: which one.
+        images: its data set, for whom has it at hand.
+        spread: who trains its hospitals.
+    """
+    if images is None:
+        images = images_of(job)
+    simulation = _prepared(images, job.study, job.seed, spread)
     return [
-        replace(_oracle(_shown(job.study), job.seed, job.places), attack=job.study.hostile.attack)
+        replace(
+            _oracle(_shown(job.study), job.seed, images, spread), attack=job.study.hostile.attack
+        )
         if arm is ArmName.ORACLE
         else _in_folder(lambda folder, arm=arm: run(simulation, arm, folder))  # type: ignore[misc]
         for arm in job.arms
     ]
+
+
+def _prepared(images: Images, study: Study, seed: int, spread: Spread) -> Simulation:
+    simulation = prepare(images, study, seed=seed)
+    return replace(simulation, learner=spread(simulation.learner))
 
 
 def _shown(study: Study) -> Study:
@@ -109,8 +129,8 @@ def _shown(study: Study) -> Study:
 
 
 @lru_cache(maxsize=64)
-def _oracle(study: Study, seed: int, places: Places) -> Outcome:
-    simulation = prepare(_images(study.data.set, places), study, seed=seed)
+def _oracle(study: Study, seed: int, images: Images, spread: Spread) -> Outcome:
+    simulation = _prepared(images, study, seed, spread)
     return _in_folder(lambda folder: run(simulation, ArmName.ORACLE, folder))
 
 
@@ -118,6 +138,15 @@ def _in_folder(work: Callable[[Path], Outcome]) -> Outcome:
     where = _IN_MEMORY if _IN_MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(dir=where) as folder:
         return work(Path(folder))
+
+
+def images_of(job: Job) -> Images:
+    """The job's data set, read once.
+
+    Raises:
+        ConfigurationError: there is no such set, or it is not what it should be.
+    """
+    return _images(job.study.data.set, job.places)
 
 
 @cache
@@ -193,8 +222,43 @@ def _fingerprint_of(job: Job) -> str:
     return fingerprint(job.places.features / data_set if is_file else None)
 
 
+Done = Callable[[Job, list[Outcome]], None]
+Told = Callable[[Job, int], None]
+"""A job, and the number of the round that begins, for who watches."""
+
+
+class Engine(Protocol):
+    """Where jobs are run. The outcomes are the same, to the bit."""
+
+    def run(self, jobs: Sequence[Job], *, done: Done, told: Told) -> None:
+        """Run every job, and hand over each as it ends, in any order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEngine:
+    """Processes of this machine, one job at a time each."""
+
+    processes: int
+
+    def run(self, jobs: Sequence[Job], *, done: Done, told: Told) -> None:
+        """As ``Engine.run``."""
+        if self.processes == 1:
+            for job in jobs:
+                done(job, carry_out(job))
+            return
+        with _workers(self.processes) as pool:
+            futures = {pool.submit(carry_out, job): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    done(futures[future], future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
 def run_jobs(
-    jobs: Sequence[Job], finished: Finished, *, processes: int, console: Console
+    jobs: Sequence[Job], finished: Finished, *, engine: Engine, console: Console
 ) -> list[tuple[Job, list[Outcome]]]:
     """Run what is not yet known, with progress; everything in the order of ``jobs``.
 
@@ -203,12 +267,12 @@ def run_jobs(
     """
     for job in jobs:
         # In this process, so that what is missing is said once, and clearly.
-        _images(job.study.data.set, job.places)
+        images_of(job)
     unknown = [
         replace(job, arms=tuple(arm for arm in job.arms if finished.get(job, arm) is None))
         for job in jobs
     ]
-    _run_unknown([job for job in unknown if job.arms], finished, processes, console)
+    _run_unknown([job for job in unknown if job.arms], finished, engine, console)
     found = []
     for job in jobs:
         outcomes = [finished.get(job, arm) for arm in job.arms]
@@ -216,7 +280,7 @@ def run_jobs(
     return found
 
 
-def _run_unknown(jobs: Sequence[Job], finished: Finished, processes: int, console: Console) -> None:
+def _run_unknown(jobs: Sequence[Job], finished: Finished, engine: Engine, console: Console) -> None:
     if not jobs:
         return
     with _progress(console) as progress:
@@ -226,18 +290,11 @@ def _run_unknown(jobs: Sequence[Job], finished: Finished, processes: int, consol
             finished.add(job, outcomes)
             progress.update(task, advance=len(job.arms), description=job.name[:60])
 
-        if processes == 1:
-            for job in jobs:
-                done(job, carry_out(job))
-            return
-        with _workers(processes) as pool:
-            futures = {pool.submit(carry_out, job): job for job in jobs}
-            try:
-                for future in as_completed(futures):
-                    done(futures[future], future.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        def told(job: Job, number: int) -> None:
+            last = job.study.training.rounds
+            progress.update(task, description=f"{job.name[:60]}, round {number} of {last}")
+
+        engine.run(jobs, done=done, told=told)
 
 
 @contextmanager

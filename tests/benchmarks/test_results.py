@@ -14,7 +14,7 @@ from benchmarks.results.gather import cells_of, runs_of
 from benchmarks.results.ordering import tutorial_violations, violations
 from benchmarks.results.page import evidence_page
 from benchmarks.results.publication import summary_of, text_of
-from matl.simulation.campaign import Job, jobs_of, open_finished, run_jobs
+from matl.simulation.campaign import Job, LocalEngine, jobs_of, open_finished, run_jobs
 from matl.simulation.intervals import interval
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, Hostile, Study, StudyFile, read_study
@@ -36,7 +36,8 @@ def quick_file() -> StudyFile:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Job, list[Outcome]]]:
     folder = tmp_path_factory.mktemp("quick")
     jobs = jobs_of(quick_file())
-    return run_jobs(jobs, open_finished(folder, "quick"), processes=1, console=Console(stderr=True))
+    kept, console = open_finished(folder, "quick"), Console(stderr=True)
+    return run_jobs(jobs, kept, engine=LocalEngine(1), console=console)
 
 
 def cells(found: Sequence[tuple[Job, Sequence[Outcome]]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from matl.cli import app
-from matl.simulation.campaign import Job, open_finished, run_jobs
+from matl.simulation.campaign import Job, LocalEngine, open_finished, run_jobs
 from matl.simulation.intervals import interval
 from matl.simulation.study import ArmName, Study
 
@@ -55,7 +55,7 @@ def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -
     study = Study.model_validate({"hospitals": {"count": 3}, "training": {"rounds": 1}})
     job = Job(study, 0, (ArmName.MEAN,))
     finished = open_finished(tmp_path, "x")
-    run_jobs([job], finished, processes=1, console=Console(stderr=True))
+    run_jobs([job], finished, engine=LocalEngine(1), console=Console(stderr=True))
     again = open_finished(tmp_path, "x")
     assert again.get(job, ArmName.MEAN) == finished.get(job, ArmName.MEAN) is not None
     assert again.get(replace(job, seed=1), ArmName.MEAN) is None

@@ -1,0 +1,216 @@
+"""Simulations on Ray: many studies a task each, or one study's hospitals over all workers.
+
+Data sets, learners and a round's base model lie in Ray's object store, once on each machine. A
+task whose worker is lost is run again by Ray, and gives the same. Importing this needs Ray, and
+changes no result.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from matl.simulation.campaign import Done, Job, Told, carry_out, fingerprint, images_of
+from matl.simulation.datasets import Float32Array
+from matl.simulation.learners import Learner, LocalUpdates
+from matl.simulation.outcome import Outcome
+from matl.simulation.parts import (
+    Divisible,
+    Drawn,
+    PartedLearner,
+    divided,
+    draw,
+    hospitals_of,
+    train_part,
+)
+from matl_common.errors import ConfigurationError, MatlError
+
+# Both are read when Ray is imported, or starts: nobody is told who uses it, and what it will do
+# about accelerators one day is no news here.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+PARTS_A_WORKER: Final = 4
+"""Of a round's hospitals: fewer leave a worker idle at its end, more are handed out longer."""
+_JOBS_A_WORKER: Final = 4
+_RETRIES: Final = 3
+_SECONDS_TO_REACH: Final = 10.0
+_T = TypeVar("_T")
+# Handed to a task inside a list, for Ray would fetch a bare one anew for every task.
+_Held = list[Any]
+
+
+class EngineError(MatlError):
+    """Ray could not do its work."""
+
+
+class RayEngine:
+    """Runs jobs on Ray; owns the cluster that it started, if it started one."""
+
+    def __init__(self, *, processes: int, address: str = "") -> None:
+        """``address`` of a cluster that runs, whose every CPU is used; else one starts here."""
+        self._processes = processes
+        self._address = address
+
+    def run(self, jobs: Sequence[Job], *, done: Done, told: Told) -> None:
+        """As ``Engine.run``.
+
+        Raises:
+            ConfigurationError: there is no cluster at the address, or it has other code.
+            EngineError: a task was lost again and again.
+        """
+        with _cluster(self._processes, self._address) as workers, _errors_of_ours():
+            if len(jobs) >= workers:
+                for job, outcomes in _job_by_job(jobs, in_flight=_JOBS_A_WORKER * workers):
+                    done(job, outcomes)
+                return
+            for job in jobs:
+                spread = _Spread(workers, partial(told, job))
+                for arm in job.arms:
+                    # Kept one by one: each may take hours.
+                    one = replace(job, arms=(arm,))
+                    done(one, carry_out(one, spread=spread))
+
+
+@contextmanager
+def _cluster(processes: int, address: str) -> Iterator[int]:
+    """A cluster, and how many tasks it runs at once; whoever is connected already stays so."""
+    if address not in {"", "auto"}:
+        _reach(address)
+    if ray.is_initialized():
+        yield _workers()
+        return
+    where: dict[str, Any] = {"address": address} if address else {"num_cpus": processes}
+    try:
+        ray.init(
+            **where,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigurationError(f"no Ray cluster at {address or 'this machine'}: {said}") from None
+    try:
+        yield _workers()
+    finally:
+        # Ends what still runs, which is how a program that is interrupted leaves nothing behind.
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Somebody listens there; Ray itself would wait for minutes, and say nothing."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigurationError(f"--ray-address {address!r}: give HOST:PORT, or auto")
+    try:
+        socket.create_connection((host, int(port)), _SECONDS_TO_REACH).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"no Ray cluster at {address}: {error}") from None
+
+
+def _workers() -> int:
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's gap
+    return max(1, int(resources.get("CPU", 1)))
+
+
+@contextmanager
+def _errors_of_ours() -> Iterator[None]:
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, MatlError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        said = str(error).strip().splitlines()[0]
+        raise EngineError(f"Ray gave up after {_RETRIES} retries: {said}") from None
+
+
+def _job_by_job(jobs: Sequence[Job], *, in_flight: int) -> Iterator[tuple[Job, list[Outcome]]]:
+    """A task a job, as they end."""
+    images: dict[tuple[object, ...], Any] = {}
+    left = iter(jobs)
+    waiting: dict[Any, Job] = {}
+    while True:
+        for job in islice(left, in_flight - len(waiting)):
+            key = job.study.data.set, job.places
+            if key not in images:
+                images[key] = ray.put(images_of(job))
+            waiting[_carried_out.remote(job, [images[key]], fingerprint())] = job
+        if not waiting:
+            return
+        (ended, *_), _rest = ray.wait(list(waiting))
+        yield waiting.pop(ended), ray.get(ended)
+
+
+class _Spread:
+    """Puts a learner into the object store, for its hospitals to train on Ray's workers."""
+
+    def __init__(self, workers: int, told: Callable[[int], None]) -> None:
+        self._workers = workers
+        self._told = told
+        # The last one; most arms of a job have the same.
+        self._known: tuple[Learner, Learner] | None = None
+
+    def __call__(self, learner: Learner) -> Learner:
+        """As ``parts.Spread``."""
+        if self._known is None or self._known[0] is not learner:
+            self._known = learner, self._spread(learner)
+        return self._known[1]
+
+    def _spread(self, learner: Learner) -> Learner:
+        if not isinstance(learner, Divisible):
+            return learner
+        held = [ray.put(learner)]
+        parts = divided(hospitals_of(learner), parts=PARTS_A_WORKER * self._workers)
+
+        def train(base: Float32Array, round_number: int) -> LocalUpdates:
+            self._told(round_number)
+            drawn, start = ray.put(draw(learner, round_number=round_number)), ray.put(base)
+            found: list[LocalUpdates] = ray.get(
+                [_trained.remote(held, start, drawn, part, fingerprint()) for part in parts]
+            )
+            sent = np.concatenate([each.sent for each in found])
+            if all(each.clean is each.sent for each in found):
+                return LocalUpdates(sent, sent)
+            return LocalUpdates(sent, np.concatenate([each.clean for each in found]))
+
+        return PartedLearner(learner, train)
+
+
+@ray.remote(num_cpus=1, max_retries=_RETRIES)
+def _carried_out(job: Job, images: _Held, code: str) -> list[Outcome]:
+    _check(code)
+    return carry_out(job, _fetched(images[0]))
+
+
+@ray.remote(num_cpus=1, max_retries=_RETRIES)
+def _trained(
+    learner: _Held, base: Float32Array, drawn: Drawn, part: range, code: str
+) -> LocalUpdates:
+    _check(code)
+    return train_part(_fetched(learner[0]), base, drawn, part)
+
+
+@lru_cache(maxsize=2)
+def _fetched(reference: Any) -> Any:
+    """From the object store, once for all tasks of a worker."""
+    return ray.get(reference)
+
+
+def _check(code: str) -> None:
+    if fingerprint() != code:
+        raise ConfigurationError("a Ray worker has another version of MATL; install this one there")
