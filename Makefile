@@ -145,12 +145,12 @@ FLOWER := out/venv-flower
 FLARE := out/venv-flare
 TLOG := out/venv-tlog
 .PHONY: peers
-peers: $(VENV)/dev.stamp $(FLOWER)/stamp $(TLOG)/stamp ## Compare our rules with ByzFL's and Flower's, our log with sigstore's and tlog-scales'
+peers: $(VENV)/dev.stamp $(FLOWER)/simulation.stamp $(TLOG)/stamp ## Compare our rules with ByzFL's and Flower's, our log with sigstore's and tlog-scales'
 	@$(RUN) -m pytest -m peers $(ARGS)
 
-$(FLOWER)/stamp:
+$(FLOWER)/simulation.stamp:
 	@$(PYTHON) -m venv $(FLOWER)
-	@$(FLOWER)/bin/pip --disable-pip-version-check install -qq flwr==1.41.0 psutil cryptography
+	@$(FLOWER)/bin/pip --disable-pip-version-check install -qq 'flwr[simulation]==1.41.0' psutil cryptography
 	@touch $@
 
 $(FLARE)/stamp:
@@ -159,7 +159,10 @@ $(FLARE)/stamp:
 	@touch $@
 
 # Compares rounds with both frameworks' deployments; see ARGS='--help'.
-bench-round: $(FLOWER)/stamp $(FLARE)/stamp
+bench-round: $(FLOWER)/simulation.stamp $(FLARE)/stamp
+
+# Compares with Flower's simulation engine; half an hour, for which the machine should do nothing else.
+bench-scaling_simulation: $(FLOWER)/simulation.stamp
 
 $(TLOG)/stamp:
 	@$(PYTHON) -m venv $(TLOG)
