@@ -250,7 +250,7 @@ def main(
     hospitals: Annotated[int, typer.Option(min=2)] = 1000,
     rounds: Annotated[int, typer.Option(min=3, help="Of every run.")] = 5,
     turns: Annotated[int, typer.Option(min=1, help="Of every way.")] = 3,
-    growth: Annotated[str, typer.Option(help="Further numbers of hospitals.")] = "10,100,300",
+    growth: Annotated[str, typer.Option(help="Further numbers of hospitals.")] = "300,100,10",
     workers: Annotated[int, typer.Option(min=1)] = len(os.sched_getaffinity(0)),
     flower: Annotated[
         Path, typer.Option(help="The interpreter that has flwr[simulation].")
@@ -266,9 +266,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "scaling_simulation.json"
     runs: list[Run] = []
-    # The long ones last, in turn; what is measured is kept if they are stopped.
-    plan = [(n, 1) for n in sorted(int(each) for each in growth.split(",") if each)]
-    for n, times in (*plan, (hospitals, turns)):
+    sizes = [int(each) for each in growth.split(",") if each]
+    # A whole turn first: what was measured is kept if the rest is stopped.
+    plan = [(hospitals, 1), *((n, 1) for n in sizes), (hospitals, turns - 1)]
+    for n, times in plan:
         for run in measured(bench, console, ways=ways, hospitals=n, turns=times):
             runs.append(run)
             document = {
