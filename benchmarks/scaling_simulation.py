@@ -171,11 +171,17 @@ def ratios(runs: Sequence[Run], *, hospitals: int) -> dict[str, float]:
 
 
 def measured(
-    bench: Bench, console: Console, *, ways: Sequence[Way], hospitals: int, turns: int
+    bench: Bench,
+    console: Console,
+    *,
+    recipes: Sequence[str],
+    ways: Sequence[Way],
+    hospitals: int,
+    turns: int,
 ) -> Iterator[Run]:
     """Every way through every study, in turn."""
     for turn in range(turns):
-        for recipe in STUDIES:
+        for recipe in recipes:
             for way in ways:
                 run = bench.run(recipe, hospitals, way)
                 console.print(
@@ -188,7 +194,7 @@ def measured(
 
 def show(console: Console, runs: Sequence[Run], *, hospitals: int) -> None:
     """For people."""
-    for recipe in STUDIES:
+    for recipe in dict.fromkeys(run.recipe for run in runs):
         table = Table(
             *("", "wall, s", "CPU, s", "a round, s", "a hospital's round, ms"),
             *("training alone, ms", "accuracy, %", "× faster: wall", "CPU", "a round"),
@@ -223,7 +229,7 @@ def show(console: Console, runs: Sequence[Run], *, hospitals: int) -> None:
 def show_growth(console: Console, runs: Sequence[Run]) -> None:
     """For people."""
     sizes = sorted({run.hospitals for run in runs})
-    for recipe in STUDIES:
+    for recipe in dict.fromkeys(run.recipe for run in runs):
         table = Table(
             "",
             *map(str, sizes),
@@ -250,6 +256,7 @@ def main(
     hospitals: Annotated[int, typer.Option(min=2)] = 1000,
     rounds: Annotated[int, typer.Option(min=3, help="Of every run.")] = 5,
     turns: Annotated[int, typer.Option(min=1, help="Of every way.")] = 3,
+    recipes: Annotated[str, typer.Option(help="Which studies.")] = ",".join(STUDIES),
     growth: Annotated[str, typer.Option(help="Further numbers of hospitals.")] = "300,100,10",
     workers: Annotated[int, typer.Option(min=1)] = len(os.sched_getaffinity(0)),
     flower: Annotated[
@@ -270,7 +277,9 @@ def main(
     # A whole turn first: what was measured is kept if the rest is stopped.
     plan = [(hospitals, 1), *((n, 1) for n in sizes), (hospitals, turns - 1)]
     for n, times in plan:
-        for run in measured(bench, console, ways=ways, hospitals=n, turns=times):
+        for run in measured(
+            bench, console, recipes=recipes.split(","), ways=ways, hospitals=n, turns=times
+        ):
             runs.append(run)
             document = {
                 "machine": machine(),

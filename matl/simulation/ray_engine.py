@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
@@ -47,7 +47,6 @@ PARTS_A_WORKER: Final = 4
 _JOBS_A_WORKER: Final = 4
 _RETRIES: Final = 3
 _SECONDS_TO_REACH: Final = 10.0
-_T = TypeVar("_T")
 # Handed to a task inside a list, for Ray would fetch a bare one anew for every task.
 _Held = list[Any]
 
@@ -76,8 +75,9 @@ class RayEngine:
                 for job, outcomes in _job_by_job(jobs, in_flight=_JOBS_A_WORKER * workers):
                     done(job, outcomes)
                 return
+            spread = _Spread(workers, told)
             for job in jobs:
-                spread = _Spread(workers, partial(told, job))
+                spread.job = job
                 for arm in job.arms:
                     # Kept one by one: each may take hours.
                     one = replace(job, arms=(arm,))
@@ -157,12 +157,17 @@ def _job_by_job(jobs: Sequence[Job], *, in_flight: int) -> Iterator[tuple[Job, l
 
 
 class _Spread:
-    """Puts a learner into the object store, for its hospitals to train on Ray's workers."""
+    """Puts a learner into the object store, for its hospitals to train on Ray's workers.
 
-    def __init__(self, workers: int, told: Callable[[int], None]) -> None:
+    One for all jobs, so that what is known of one, such as its oracle, is known to the next.
+    """
+
+    def __init__(self, workers: int, told: Told) -> None:
+        self.job: Job | None = None
+        """Whose rounds are told of."""
         self._workers = workers
         self._told = told
-        # The last one; most arms of a job have the same.
+        # The last one; most arms, and studies that differ in the attack, have the same.
         self._known: tuple[Learner, Learner] | None = None
 
     def __call__(self, learner: Learner) -> Learner:
@@ -178,7 +183,8 @@ class _Spread:
         parts = divided(hospitals_of(learner), parts=PARTS_A_WORKER * self._workers)
 
         def train(base: Float32Array, round_number: int) -> LocalUpdates:
-            self._told(round_number)
+            if self.job is not None:
+                self._told(self.job, round_number)
             drawn, start = ray.put(draw(learner, round_number=round_number)), ray.put(base)
             found: list[LocalUpdates] = ray.get(
                 [_trained.remote(held, start, drawn, part, fingerprint()) for part in parts]
