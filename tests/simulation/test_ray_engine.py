@@ -117,17 +117,6 @@ def test_a_worker_with_other_code_is_told_of(engine: Engine) -> None:
         ray.get(ray_engine._carried_out.remote(job, [ray.put(images_of(job))], "another"))
 
 
-def test_hospitals_are_divided_into_whole_blocks() -> None:
-    from matl.simulation.parts import BLOCK, divided
-
-    for count in (1, BLOCK, BLOCK + 1, 1000):
-        for parts in (1, 2, 8, 2000):
-            found = divided(count, parts=parts)
-            assert len(found) <= parts
-            assert [number for part in found for number in part] == list(range(count))
-            assert all(len(part) % BLOCK == 0 for part in found[:-1])
-
-
 def test_without_ray_one_line_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
