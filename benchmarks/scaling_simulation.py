@@ -31,7 +31,7 @@ from matl.machine import machine
 from matl_common.durable import write_atomically
 
 STUDIES: Final = {"network": "thousand.toml", "head": "thousand-head.toml"}
-FOLDER: Final = Path("benchmarks/studies")
+FOLDER: Final = Path("benchmarks/thousand")
 FLOWER: Final = Path(os.environ.get("MATL_FLOWER_PYTHON", "out/venv-flower/bin/python"))
 PEER: Final = "Flower"
 _SECONDS: Final = 3600.0

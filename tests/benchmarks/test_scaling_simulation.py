@@ -76,7 +76,7 @@ def test_ratios_are_flowers_medians_over_ours() -> None:
 
 
 def test_a_sized_study_differs_in_its_size_alone() -> None:
-    path = Path("benchmarks/studies/thousand.toml")
+    path = Path("benchmarks/thousand/thousand.toml")
     job = sized(path, hospitals=1000, rounds=5)
     assert sized(path, hospitals=10, rounds=5).study.members == 10
     assert job.study.training.steps == 5
