@@ -9,7 +9,7 @@ printed. Rows are one layer of a model, as Flower's functions take models.
 import sys
 
 import numpy as np
-from flwr.server.strategy.aggregate import (  # type: ignore[import-not-found]  # not in ours
+from flwr.server.strategy.aggregate import (
     aggregate_bulyan,
     aggregate_krum,
     aggregate_median,

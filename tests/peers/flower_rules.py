@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from flwr.server.strategy.aggregate import (  # type: ignore[import-not-found]  # not in ours
+from flwr.server.strategy.aggregate import (
     aggregate_bulyan,
     aggregate_krum,
     aggregate_median,
