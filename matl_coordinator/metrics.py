@@ -34,6 +34,8 @@ REFUSED_PEERS = (
     *(
         "not_a_front_end",
         "not_authenticated",
+        "not_certified",
+        "not_for_front_ends",
         "role_not_allowed",
         "too_many_calls",
         "unknown_method",

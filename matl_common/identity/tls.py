@@ -12,6 +12,7 @@ imported, and by ``peer_certificate`` on every RPC.
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Protocol
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from matl_common import TLS_SUITES, TLS_SUITES_VARIABLE
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
@@ -179,6 +181,22 @@ class ServerIdentity:
     def holder(self) -> str:
         """What holds the key, for people to read."""
         return self._identity.holder
+
+    def certifies(self, pem: bytes) -> bool:
+        """Whether the trusted authority, itself and not one below it, signed this certificate.
+
+        For a certificate that somebody else's TLS took, and that says who its holder is. Expiry
+        is not looked at.
+        """
+        try:
+            certificate = x509.load_pem_x509_certificate(pem)
+        except MALFORMED:
+            return False
+        for authority in x509.load_pem_x509_certificates(self._identity.authority):
+            with suppress(ValueError, TypeError, InvalidSignature):
+                certificate.verify_directly_issued_by(authority)
+                return True
+        return False
 
     def renew(self) -> bool:
         """Load the files again; whether anything in them is new, or a new key was due.

@@ -27,6 +27,10 @@ class FrontEndMetrics:
             "Bytes of updates that others had received, and that did not come again.",
         )
         self._sent = self._counter("sent_bytes_total", "Bytes of models sent from the folder here.")
+        self._spool_failures = self._counter(
+            "spool_failures_total",
+            "Calls that the shared spool ended: not mounted, or a disk's fault.",
+        )
         self._calls = self._counter(
             "calls_total", "Calls that ended, by method and gRPC status.", "method", "code"
         )
@@ -78,6 +82,10 @@ class FrontEndMetrics:
     def bytes_kept(self, count: int) -> None:
         """An upload goes on after what others had received."""
         self._kept.inc(count)
+
+    def spool_failed(self) -> None:
+        """A call ended because the shared spool could not be used."""
+        self._spool_failures.inc()
 
     def call_began(self) -> None:
         """Somebody who is certified calls."""

@@ -25,6 +25,7 @@ from matl_coordinator.ingest.leader import Leader
 from matl_coordinator.ingest.metrics import FrontEndMetrics
 from matl_coordinator.ingest.relay import LeaderAnswerError, relay
 from matl_coordinator.ingest.uploads import Uploads
+from matl_coordinator.ports import SpoolError
 from matl_coordinator.rpc.guard import ONLY_RELAYED
 from matl_coordinator.rpc.server import (
     ATTEST,
@@ -98,7 +99,10 @@ class FrontEndServer:
             raise
         except Exception as error:
             code, text = _status_of(error)
-            if not isinstance(error, MatlError):
+            if isinstance(error, SpoolError):
+                self._meter.spool_failed()
+                log.error("spool_failed", method=method, reason=str(error))
+            elif not isinstance(error, MatlError):
                 log.error("call_failed", method=method, exc_info=error)
             await context.abort(code, text)
         finally:

@@ -190,6 +190,7 @@ class Uploads:
         self, call: LoanCall, update: Declared, token: str, *, chunks: int
     ) -> Reception[Declared]:
         """Make the file, with so many chunks that others had received."""
+        await asyncio.to_thread(self._loans.check_round, update.round_id)
         lent_file = _LentFile(self._loans, update, token, chunks)
         reception = Reception(update, spool=lent_file, looks=False)
         await reception.begin()

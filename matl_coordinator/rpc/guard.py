@@ -161,9 +161,14 @@ class Guard:
         clock: Callable[[], datetime],
         on_denial: OnDenial,
         on_wait: Callable[[], None],
+        certifies: Callable[[bytes], bool],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Admit by ``roster``; ``certifies`` tells whether participants' authority signed a
+        certificate, which TLS has looked at only where its holder is connected.
+        """
         self._roster = roster
+        self._certifies = certifies
         self._clock = clock
         self._monotonic = monotonic
         self._on_denial = on_denial
@@ -234,7 +239,7 @@ class Guard:
         try:
             peer = peer_certificate(context)
             if relayed is not None:
-                via, peer = await self._front_end(peer, method), parse_peer_certificate(relayed)
+                via, peer = await self._relayed(peer, relayed, method)
         except (PeerRefusedError, InvalidInputError) as error:
             await self._on_denial("not_authenticated", None, method)
             raise AccessDeniedError(str(error)) from error
@@ -246,10 +251,28 @@ class Guard:
         if method == UNKNOWN_METHOD:
             await self._on_denial("unknown_method", peer.node_id, method)
             raise UnknownMethodError("there is no such method here")
+        if via is not None and node.role is not Role.PARTICIPANT:
+            await self._on_denial("not_for_front_ends", peer.node_id, method)
+            raise AccessDeniedError("a front end speaks for hospitals alone; dial the coordinator")
         if node.role not in ROLES[method] or (via is None and method in ONLY_RELAYED):
             await self._on_denial("role_not_allowed", peer.node_id, method)
             raise AccessDeniedError(f"a {node.role.value} may not call {method}")
         return peer, via, node
+
+    async def _relayed(
+        self, peer: PeerCertificate, relayed: bytes, method: str
+    ) -> tuple[PeerCertificate, PeerCertificate]:
+        """The front end that is connected, and whom it speaks for.
+
+        A certificate that the authority did not sign is the front end's own doing, so it is told
+        of in its name: names that it makes up are nobody's.
+        """
+        via = await self._front_end(peer, method)
+        if not self._certifies(relayed):
+            await self._keep_pace(via, method)
+            await self._on_denial("not_certified", via.node_id, method)
+            raise AccessDeniedError("the relayed certificate is not of the participants' authority")
+        return via, parse_peer_certificate(relayed)
 
     async def _front_end(self, peer: PeerCertificate, method: str) -> PeerCertificate:
         """The same, if it is an enrolled front end; by its own key, it waits as others do."""

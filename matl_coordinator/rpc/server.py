@@ -202,7 +202,11 @@ def build_server(
         audit=use_cases.audit, checkpoints=use_cases.checkpoints, readings=use_cases.readings
     )
     guard = Guard(
-        roster=roster, clock=clock, on_denial=watch.access_denied, on_wait=meter.call_delayed
+        roster=roster,
+        clock=clock,
+        on_denial=watch.access_denied,
+        on_wait=meter.call_delayed,
+        certifies=identity.certifies,
     )
     meter.methods_served([name for _, name in _served()])
     return GuardedServer(

@@ -48,6 +48,18 @@ class Loans:
         self._folder = folder
         self._files = files or LocalFiles()
 
+    def check_round(self, round_id: RoundId) -> None:
+        """Look for the folder that whoever lends makes first.
+
+        Raises:
+            SpoolError: it is not here.
+        """
+        if not (self._folder / str(round_id)).is_dir():
+            raise SpoolError(
+                f"the spool here, {self._folder}, has no folder of round {round_id}, which the "
+                "coordinator has made in its own: is the shared folder mounted?"
+            )
+
     def durable_chunks(self, update: Declared) -> int:
         """How many chunks, from the first on, are there, in whichever files; durable from now on.
 

@@ -61,7 +61,13 @@ async def test_a_call_ends_with_the_certificate_it_was_made_with(tmp_path: Path)
         refused.append((reason, node, method))
 
     roster = Roster(load_allowlist(site.config.federation.allowlist))
-    guard = Guard(roster=roster, clock=clock, on_denial=on_denial, on_wait=lambda: None)
+    guard = Guard(
+        roster=roster,
+        clock=clock,
+        on_denial=on_denial,
+        on_wait=lambda: None,
+        certifies=lambda _: False,
+    )
     with pytest.raises(AccessDeniedError, match="expired"):
         async with guard.call(Connection(pem), WATCH):
             await asyncio.Event().wait()

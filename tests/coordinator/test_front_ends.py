@@ -10,15 +10,21 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
 from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.tls import MAX_STREAMS_PER_CONNECTION, ServerIdentity
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.tensors import CHUNK_BYTES, MODEL_SUFFIX
@@ -27,6 +33,8 @@ from matl_common.wire import ingest_pb2
 from matl_common.wire.chunks import format_push
 from matl_common.wire.documents import envelope_to_wire
 from matl_common.wire.federation_pb2_grpc import FederationServiceStub
+from matl_common.wire.operations_pb2 import GetStatusRequest
+from matl_common.wire.operations_pb2_grpc import OperationsServiceStub
 from matl_coordinator.daemon import EXIT_CONFIGURATION, app, serve_front_end
 from matl_coordinator.ingest.config import load_front_end_config
 from matl_coordinator.ingest.downloads import Downloads
@@ -373,6 +381,55 @@ def test_a_hospital_may_not_speak_for_another(leader: Served) -> None:
         code, text = refused(lambda: hello(channel, metadata=((HEADER, certificate),)))
     assert (code, text) == (Code.PERMISSION_DENIED, f"{HOSPITAL} may not speak for others")
     assert denials(leader) == ["not_a_front_end"]
+
+
+def self_signed(leader: Served, node: NodeId) -> bytes:
+    """A certificate with a hospital's key, in whosever name, that no authority signed."""
+    theirs = x509.load_pem_x509_certificate(
+        leader.site.nodes[HOSPITAL].tls.certificate_chain.read_bytes()
+    )
+    mine = ec.generate_private_key(ec.SECP256R1())
+    uri = str(SpiffeId(FEDERATION, Role.PARTICIPANT, node))
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(theirs.subject)
+        .issuer_name(theirs.issuer)
+        .public_key(theirs.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2026, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2099, 1, 1, tzinfo=UTC))
+        .add_extension(names, critical=False)
+    )
+    return made.sign(mine, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.mark.parametrize("node", [HOSPITAL, NodeId("made_up")])
+def test_what_a_stolen_front_end_certifies_itself_is_refused_in_its_own_name(
+    leader: Served, node: NodeId
+) -> None:
+    with leader.channel(FIRST) as channel:
+        forged = self_signed(leader, node)
+        code, text = refused(lambda: hello(channel, metadata=((HEADER, forged),)))
+    assert (code, text) == (
+        Code.PERMISSION_DENIED,
+        "the relayed certificate is not of the participants' authority",
+    )
+    told = [e for e in events_of(leader.coordinator.store) if e["event"] == "access_denied"]
+    assert [(each["reason"], each["node"]) for each in told] == [("not_certified", FIRST)]
+
+
+def test_an_operator_gives_no_orders_through_a_front_end(
+    leader: Served, fronts: tuple[FrontEnd, FrontEnd]
+) -> None:
+    with fronts[0].served.channel(OPERATOR) as channel:
+        status = OperationsServiceStub(channel).GetStatus
+        told = refused(lambda: status(GetStatusRequest(), timeout=CALL_SECONDS))
+    assert told == (
+        Code.PERMISSION_DENIED,
+        "a front end speaks for hospitals alone; dial the coordinator",
+    )
+    assert denials(leader) == ["not_for_front_ends"]
 
 
 def test_a_front_end_may_ask_nothing_for_itself(leader: Served) -> None:

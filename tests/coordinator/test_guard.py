@@ -51,6 +51,7 @@ async def test_whoever_calls_too_often_waits_and_nobody_else(tmp_path: Path) -> 
         clock=utc_now,
         on_denial=never,
         on_wait=lambda: waited.append(True),
+        certifies=lambda _: False,
         monotonic=lambda: 0.0,
     )
     hasty = connection_of(site, HOSPITAL)
@@ -81,6 +82,7 @@ class Refusals:
             clock=utc_now,
             on_denial=self._tell,
             on_wait=self._wait,
+            certifies=lambda _: False,
             monotonic=lambda: 0.0,
         )
 

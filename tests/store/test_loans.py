@@ -146,3 +146,11 @@ def test_nothing_is_made_for_a_round_that_is_over(
     with pytest.raises(SpoolError):
         loans.open(UPDATE, token, chunks=0)
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_spool_that_is_not_the_coordinators_is_told_of_by_name(tmp_path: Path) -> None:
+    loans = Loans(tmp_path)
+    with pytest.raises(SpoolError, match="is the shared folder mounted"):
+        loans.check_round(RoundId(7))
+    (tmp_path / "7").mkdir()
+    loans.check_round(RoundId(7))
