@@ -46,6 +46,7 @@ from matl_participant.log_client import LogClient
 from matl_participant.log_files import KeptCheckpoint
 from matl_participant.metrics import Metrics
 from matl_participant.reports import Reports
+from matl_participant.training.link import check_link
 from matl_participant.witness import Witness, load_witness_keys
 
 WORKER = (sys.executable, "-m", "matl_participant.training.worker")
@@ -89,6 +90,8 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
         )
         witness = witness_of(config, channel, reports)
         attestation = attestation_of(config, channel)
+        if config.nodes is not None:
+            check_link(config.nodes.token, config.nodes.interface)
         participant = Participant(
             config=config,
             client=client,

@@ -545,6 +545,9 @@ class Participant:
             answer = await self._trained(request)
         except WorkerError as error:
             self.reports.training_failed(start.round_id, error)
+            if self.config.nodes is not None:
+                # Looks for all nodes again before it charges again: one may be away for a day.
+                run.prepared, run.prepares_since = False, None
             return
         run.has_result = answer is not None
         run.correct = None if answer is None else answer.get("correct")

@@ -19,7 +19,7 @@ from matl_common.errors import ConfigurationError, MatlError
 from matl_common.logs import configure_logs
 from matl_participant.node_config import NodeConfig, load_node_config
 from matl_participant.training.devices import count_processes
-from matl_participant.training.nodes import read_token
+from matl_participant.training.link import check_link
 from matl_participant.training.processes import Processes
 from matl_participant.training.requests import parse_order
 
@@ -39,11 +39,7 @@ def follow(config: NodeConfig) -> None:
     """
     log = structlog.get_logger("matl.node")
     nodes, training = config.nodes, config.training
-    read_token(nodes.token)
-    if nodes.interface not in {name for _, name in socket.if_nameindex()}:
-        raise ConfigurationError(
-            "nodes.interface names no network interface of this machine; see 'ip link'"
-        )
+    check_link(nodes.token, nodes.interface)
     if not config.data.labels_file.is_file():
         raise ConfigurationError("data.labels is not there; copy or mount the first node's data")
     resources = parse_order(config.order).resources

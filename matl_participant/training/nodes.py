@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from matl_common.errors import ConfigurationError, MatlError
+from matl_common.errors import MatlError
 from matl_common.vision.requests import ImageSource
 from matl_participant.training.group import ProcessGroup
+from matl_participant.training.link import read_token
 from matl_participant.training.requests import (
     FollowRequest,
     Shared,
@@ -25,7 +26,6 @@ from matl_participant.training.requests import (
     parse_shared,
 )
 
-MIN_TOKEN_BYTES = 32
 MODEL_FILE = "model.safetensors"
 
 
@@ -83,24 +83,6 @@ def prove(group: ProcessGroup, token: bytes) -> None:
             "a node does not know the token of the others; copy the file that nodes.token names "
             "to all of them, and see who else reaches the link between them"
         )
-
-
-def read_token(path: Path) -> bytes:
-    """The secret that all nodes of a hospital share.
-
-    Raises:
-        ConfigurationError: it is not there, or short.
-    """
-    try:
-        token = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigurationError(f"cannot read nodes.token: {error.strerror}") from error
-    if len(token) < MIN_TOKEN_BYTES:
-        raise ConfigurationError(
-            f"nodes.token has fewer than {MIN_TOKEN_BYTES} bytes; make one with "
-            "'openssl rand -hex 32'"
-        )
-    return token
 
 
 def _versions() -> bytes:

@@ -98,7 +98,12 @@ def _launched(folder: Path, processes: Processes) -> Iterator["subprocess.Popen[
     launcher = subprocess.Popen(
         ending_with_us(
             (
-                *(sys.executable, "-m", "torch.distributed.run", *_meeting_place(processes)),
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    *_meeting_place(processes, folder),
+                ),
                 *("--nproc-per-node", str(processes.count), "--log-dir", os.devnull),
                 *("--module", PROGRAM, str(folder), str(os.getpgrp())),
             )
@@ -125,10 +130,15 @@ def _launched(folder: Path, processes: Processes) -> Iterator["subprocess.Popen[
         launcher.wait()
 
 
-def _meeting_place(processes: Processes) -> tuple[str, ...]:
+def _meeting_place(processes: Processes, folder: Path) -> tuple[str, ...]:
     nodes = processes.nodes
     if nodes is None:
-        return ("--standalone",)
+        # In a file: --standalone would keep its state behind a port on all interfaces, and
+        # unpickles what anybody puts there.
+        return (
+            *("--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-id", "alone"),
+            *("--rdzv-endpoint", str(folder / "launcher"), "--rdzv-conf", "store_type=file"),
+        )
     # Static: the participant's own machine must be the first, which draws and adds the noise.
     return (
         *("--nnodes", str(nodes.count), "--node-rank", str(nodes.rank)),
@@ -140,7 +150,13 @@ def _meeting_place(processes: Processes) -> tuple[str, ...]:
 def _interfaces(nodes: Nodes | None) -> dict[str, str]:
     """Where gloo and nccl may open sockets: what is told between processes has no noise yet."""
     name = nodes.interface if nodes else _LOOPBACK
-    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {
+        "GLOO_SOCKET_IFNAME": name,
+        # Without "=" every interface whose name begins like that, and InfiniBand whatever it says.
+        "NCCL_SOCKET_IFNAME": f"={name}",
+        "NCCL_NET": "Socket",
+        "NCCL_IB_DISABLE": "1",
+    }
 
 
 def _heard(launcher: "subprocess.Popen[str]", report: ReportProgress) -> Message:

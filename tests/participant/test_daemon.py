@@ -485,6 +485,32 @@ async def test_data_whose_preparation_lost_a_process_are_prepared_again(
     assert len(hospital.jobs("prepare")) >= 2
 
 
+async def test_a_node_that_stays_away_costs_one_round_and_is_then_looked_for_unpaid(
+    hospital: Hospital, coordinator: SimulatedCoordinator
+) -> None:
+    (hospital.folder / "token").write_text("t" * 32)
+    hospital.extra = """
+        [nodes]
+        count = 2
+        rendezvous = "127.0.0.1:29400"
+        interface = "lo"
+        token = "token"
+        link_is_isolated = true
+    """
+    hospital.control(train="crash")
+    coordinator.open_round(1)
+    async with running(hospital):
+        await until(lambda: hospital.states() == [ABANDONED])
+        hospital.control(prepare="lost")
+        before = len(hospital.jobs("prepare"))
+        coordinator.open_round(2)
+        await until(lambda: len(hospital.jobs("prepare")) > before)
+        assert hospital.states() == [ABANDONED]
+        hospital.control()
+        await until(lambda: hospital.states() == [ABANDONED, ACKNOWLEDGED])
+    assert hospital.account().steps_spent == 2 * STEPS_PER_ROUND
+
+
 @pytest.mark.privacy
 async def test_a_recipe_that_must_know_patients_is_refused_before_a_round_is_charged(
     tmp_path: Path, keys: Keys

@@ -26,7 +26,7 @@ from matl_common.vision.backbones import EFFICIENTNET_LITE0_SHA256
 from matl_common.worker import ReportProgress
 from matl_participant.config import Nodes
 from matl_participant.training.group import ProcessLostError
-from matl_participant.training.nodes import read_token
+from matl_participant.training.link import read_token
 from matl_participant.training.processes import Processes, TrainingProcessError
 from matl_participant.training.requests import Nodes as RequestNodes
 from matl_participant.training.worker import handle

@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy import stats
 from structlog.testing import capture_logs
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stub forgets it
 
 from matl_common.errors import ConfigurationError
 from matl_common.identity.node_folder import NodeFolder
@@ -250,6 +253,29 @@ def ranks_of(pid: int) -> list[int]:
     return [child for child in children_of(pid) if wanted in _pairs(command(child))]
 
 
+def keys_served_by(rank: int) -> list[str]:
+    """What anybody in the network finds at the ports of a launcher and its processes."""
+    launcher = psutil.Process(rank).parent()
+    assert launcher is not None
+    ports = {
+        each.laddr.port
+        for process in (launcher, *launcher.children(recursive=True))
+        for each in process.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.ip in {"0.0.0.0", "::"}
+    }
+    found = []
+    for port in ports:
+        store = TCPStore(
+            "127.0.0.1",
+            port,
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=5),
+        )
+        found += store.list_keys()
+    return found
+
+
 def _pairs(words: list[bytes]) -> list[list[bytes]]:
     return [words[at : at + 2] for at in range(len(words) - 1)]
 
@@ -329,6 +355,7 @@ async def test_a_process_killed_in_the_middle_ends_the_attempt_and_leaves_nothin
         assert worker.pid is not None
         ranks = ranks_of(worker.pid)
         assert len(ranks) == 2
+        assert not [key for key in keys_served_by(ranks[0]) if "rendezvous" in key]
         os.kill(ranks[1], signal.SIGKILL)
         with pytest.raises(WorkerFailedError, match="a training process was lost"):
             await job
