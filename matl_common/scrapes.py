@@ -33,12 +33,16 @@ SCRAPE_SECONDS = 5.0
 """How long a connection may take in all, for its request and for our answer."""
 
 HEALTH_PATH = "/healthy"
-"""200 while the daemon's event loop turns, 503 when it does not; every other path is metrics."""
+"""200 while the daemon's event loop turns and nothing ails it, else 503; others are metrics."""
 
 TURN_SECONDS = 3.0
 """How long an event loop may be busy with one thing and still count as turning."""
 
 Address = socket.socket | tuple[bytes, socket.socket]
+
+
+def _nothing() -> str | None:
+    return None
 
 
 class _Handler(WSGIRequestHandler):
@@ -92,16 +96,30 @@ def serve_scrapes(
     loop: asyncio.AbstractEventLoop,
     seconds: float = SCRAPE_SECONDS,
     turn_seconds: float = TURN_SECONDS,
+    ailment: Callable[[], str | None] = _nothing,
 ) -> Callable[[], None]:
     """Answer from daemon threads; returns what ends that, and leaves the port to others.
 
     A process whose ``loop`` hangs still answers scrapes; ``HEALTH_PATH`` is what tells.
 
+    Args:
+        host: where to listen.
+        port: the same.
+        registry: what is shown.
+        loop: the daemon's.
+        seconds: how long a connection may take in all.
+        turn_seconds: how long ``loop`` may be busy with one thing.
+        ailment: why a daemon whose loop turns is not healthy; asked in threads.
+
     Raises:
         OSError: the port is taken, or there is no such host.
     """
     server = _Server(host, port, seconds=seconds)
-    server.set_app(_application(make_wsgi_app(registry), lambda: _turns(loop, turn_seconds)))
+
+    def state() -> str | None:
+        return ailment() if _turns(loop, turn_seconds) else "hangs"
+
+    server.set_app(_application(make_wsgi_app(registry), state))
     thread = threading.Thread(target=server.serve_forever, name="scrapes", daemon=True)
     thread.start()
 
@@ -149,13 +167,14 @@ def show_disk(registry: CollectorRegistry, folder: Path, *, namespace: str) -> N
         gauge.set_function(asked(question))
 
 
-def _application(metrics: WSGIApplication, is_healthy: Callable[[], bool]) -> WSGIApplication:
+def _application(metrics: WSGIApplication, ailment: Callable[[], str | None]) -> WSGIApplication:
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] != HEALTH_PATH:
             return metrics(environ, start_response)
-        status, text = ("200 OK", b"ok\n") if is_healthy() else ("503 Busy", b"hangs\n")
+        reason = ailment()
+        status = "200 OK" if reason is None else "503 Service Unavailable"
         start_response(status, [("Content-Type", "text/plain")])
-        return [text]
+        return [f"{reason or 'ok'}\n".encode()]
 
     return answer
 

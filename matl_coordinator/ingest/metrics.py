@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -11,13 +12,22 @@ from matl_common.scrapes import describe_process, serve_scrapes
 
 NAMESPACE = "matl_front_end"
 OTHER = "other"
+LEADERLESS_SECONDS = 10.0
+"""How long nobody may say that it leads before hospitals are better off at another front end.
+
+Calls are answered all the while, so that a hospital's connection stays where it is.
+"""
 
 
 class FrontEndMetrics:
     """What operators watch, in a registry of its own."""
 
-    def __init__(self, *, methods: Collection[str]) -> None:
+    def __init__(
+        self, *, methods: Collection[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """``methods`` are the names that calls are counted by; all others are one."""
+        self._clock = clock
+        self._leaderless_since: float | None = clock()
         self.registry = CollectorRegistry()
         self._end_serving: Callable[[], None] | None = None
         self._methods = frozenset(methods)
@@ -56,13 +66,17 @@ class FrontEndMetrics:
         return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
 
     def serve(self, address: str, port: int) -> None:
-        """Answer scrapes from daemon threads, and whether the running event loop turns.
+        """Answer scrapes from daemon threads, and whether hospitals are well served here.
 
         Raises:
             OSError: the port is taken.
         """
         self._end_serving = serve_scrapes(
-            address, port, self.registry, loop=asyncio.get_running_loop()
+            address,
+            port,
+            self.registry,
+            loop=asyncio.get_running_loop(),
+            ailment=self.ailment,
         )
 
     def close(self) -> None:
@@ -103,6 +117,17 @@ class FrontEndMetrics:
     def leader_reachable(self, *, reachable: bool) -> None:
         """A coordinator said that it leads, or none did."""
         self._reachable.set(reachable)
+        if reachable:
+            self._leaderless_since = None
+        elif self._leaderless_since is None:
+            self._leaderless_since = self._clock()
+
+    def ailment(self) -> str | None:
+        """Why hospitals should be sent elsewhere, or nothing. Safe to call from any thread."""
+        since = self._leaderless_since
+        if since is None or self._clock() - since < LEADERLESS_SECONDS:
+            return None
+        return "reaches no coordinator that leads"
 
     def file_refused(self, file: str, *, refused: bool) -> None:
         """A file was read again: it is in force, or what was read before still is."""

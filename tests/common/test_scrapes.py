@@ -82,6 +82,17 @@ async def test_a_daemon_is_healthy_while_its_event_loop_turns_and_not_while_it_h
     close()
 
 
+async def test_a_daemon_whose_event_loop_turns_says_what_else_ails_it() -> None:
+    port, loop, ailments = free_port(), asyncio.get_running_loop(), [None, "reaches nobody"]
+    close = serve_scrapes(
+        "127.0.0.1", port, CollectorRegistry(), loop=loop, ailment=lambda: ailments.pop(0)
+    )
+    with ThreadPoolExecutor(1) as elsewhere:
+        assert await loop.run_in_executor(elsewhere, health, port) == 200
+        assert await loop.run_in_executor(elsewhere, health, port) == 503
+    close()
+
+
 def test_a_daemon_whose_event_loop_is_closed_is_not_healthy() -> None:
     port, loop = free_port(), asyncio.new_event_loop()
     close = serve_scrapes("127.0.0.1", port, CollectorRegistry(), loop=loop)
