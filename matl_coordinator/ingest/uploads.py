@@ -169,7 +169,10 @@ class Uploads:
 
         async def take(index: int, data: bytes | memoryview) -> asyncio.Future[None]:
             nonlocal reception
-            reception = reception or await self._begin(call, update, token, chunks=index)
+            if reception is None:
+                # Ended below even if this is cut while the file is being made.
+                reception = self._reception(update, token, chunks=index)
+                await self._begin(call, reception, chunks=index)
             taking = await reception.take(index, data)
             call.received_chunks = index
             return taking
@@ -180,19 +183,21 @@ class Uploads:
             )
             if reception is None:
                 there = await asyncio.to_thread(self._loans.durable_chunks, update)
-                reception = await self._begin(call, update, token, chunks=there)
+                reception = self._reception(update, token, chunks=there)
+                await self._begin(call, reception, chunks=there)
             return await reception.durable_chunks()
         finally:
             if reception is not None:
                 await reception.end()
 
-    async def _begin(
-        self, call: LoanCall, update: Declared, token: str, *, chunks: int
-    ) -> Reception[Declared]:
-        """Make the file, with so many chunks that others had received."""
+    def _reception(self, update: Declared, token: str, *, chunks: int) -> Reception[Declared]:
+        """Of an update whose file will begin with so many chunks that others had received."""
+        return Reception(update, spool=_LentFile(self._loans, update, token, chunks), looks=False)
+
+    async def _begin(self, call: LoanCall, reception: Reception[Declared], *, chunks: int) -> None:
+        """Make the file, and say so."""
+        update = reception.record
         await asyncio.to_thread(self._loans.check_round, update.round_id)
-        lent_file = _LentFile(self._loans, update, token, chunks)
-        reception = Reception(update, spool=lent_file, looks=False)
         await reception.begin()
         call.say(gathered=True)
         self._meter.bytes_kept(min(chunks * CHUNK_BYTES, update.byte_count))
@@ -203,7 +208,6 @@ class Uploads:
             chunks_kept=chunks,
             chunks=update.chunks,
         )
-        return reception
 
 
 async def _told(
