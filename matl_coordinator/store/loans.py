@@ -87,12 +87,19 @@ class Loans:
             descriptor = self._files.open(path)
             try:
                 found = self._copy(update, path, descriptor, chunks)
+                if found < chunks:
+                    raise SpoolError(
+                        f"{found} chunks are left where {chunks} were; open the update again"
+                    )
                 self._files.sync(descriptor)
                 self._files.sync_folder(path.parent)
             except BaseException:
                 os.close(descriptor)
+                # It has only what others' files have.
+                with suppress(OSError):
+                    self._files.remove(path)
                 raise
-        sink = DiskSink(
+        return DiskSink(
             descriptor=descriptor,
             part=path,
             complete=path,
@@ -103,10 +110,6 @@ class Loans:
             files=self._files,
             on_close=lambda _: None,
         )
-        if found < chunks:
-            sink.close()
-            raise SpoolError(f"{found} chunks are left where {chunks} were; open the update again")
-        return sink
 
     def _copy(self, update: Declared, path: Path, descriptor: int, chunks: int) -> int:
         found = 0

@@ -30,6 +30,8 @@ COMPLETE_SUFFIX = ".update"
 LENT_SUFFIX = ".lent"
 SCRATCH_PREFIX = "scratch-"
 _TOKEN_BYTES = 8
+_COPIES_KEPT = 2
+"""Lent files of an update beside the new one: one may be written still, one have more in it."""
 DEFAULT_QUOTA_BYTES = 20 << 30
 
 _Key = tuple[RoundId, NodeId]
@@ -93,7 +95,7 @@ class DiskSpool:
         with self._lock, _disk_errors(f"cannot open the update of {node_id}"):
             self._check_closed(key)
             before = self._reserved.get(key)
-            self._reserve(key, byte_count)
+            self._reserve(key, byte_count, there=self._bytes_on_disk(key))
             try:
                 sink = self._open_sink(key, byte_count, chunk_hashes)
             except BaseException:
@@ -119,7 +121,9 @@ class DiskSpool:
         with self._lock, _disk_errors(f"cannot lend the update of {node_id}"):
             self._check_closed(key)
             before = self._reserved.get(key)
-            self._reserve(key, byte_count)
+            self._remove_copies(key)
+            # What is there already is copied.
+            self._reserve(key, byte_count, there=0)
             try:
                 self._make_round_folder(round_id)
             except BaseException:
@@ -233,7 +237,8 @@ class DiskSpool:
     def _path(self, round_id: RoundId, node_id: NodeId, suffix: str) -> Path:
         return self._round_folder(round_id) / f"{node_id}{suffix}"
 
-    def _reserve(self, key: _Key, byte_count: int) -> None:
+    def _reserve(self, key: _Key, byte_count: int, *, there: int) -> None:
+        """Keep room for an update of which so many bytes are in the file that it is received in."""
         taken = sum(self._reserved.values()) - self._reserved.get(key, 0)
         if taken + byte_count > self._quota_bytes:
             raise SpoolFullError(
@@ -246,9 +251,7 @@ class DiskSpool:
             for each, path in self._lent.items()
             if each != key
         )
-        if outstanding + byte_count - self._bytes_on_disk(key) > self._files.free_bytes(
-            self._folder
-        ):
+        if outstanding + byte_count - there > self._files.free_bytes(self._folder):
             raise SpoolFullError(
                 f"the spool's disk has no room for an update of {byte_count} bytes"
             )
@@ -260,6 +263,12 @@ class DiskSpool:
             self._reserved[key] = left
         else:
             del self._reserved[key]
+
+    def _remove_copies(self, key: _Key) -> None:
+        """Delete the smaller ones of an update's lent files: of front ends that were replaced."""
+        lent = [path for path in parts_of(self._folder, *key) if path.suffix == LENT_SUFFIX]
+        for path in sorted(lent, key=_size, reverse=True)[_COPIES_KEPT:]:
+            self._files.remove(path)
 
     def _remove_parts(self, round_id: RoundId, node_id: NodeId, *, but: str) -> None:
         kept = lent_path(self._folder, round_id, node_id, but)

@@ -1,5 +1,6 @@
 """Files of the spool that are lent: each is written by its front end alone, and taken back once."""
 
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from matl_common.ids import NodeId, RoundId
 from matl_common.tensors import CHUNK_BYTES
 from matl_common.tlog.merkle import leaf_hash
 from matl_coordinator.ports import SpoolError, SpoolFullError
+from matl_coordinator.store.files import LocalFiles
 from matl_coordinator.store.loans import Declared, Loans
 from matl_coordinator.store.spool import DiskSpool, lent_path
 
@@ -136,6 +138,66 @@ def test_an_update_is_not_lent_or_taken_back_while_the_coordinator_receives_it(
         with pytest.raises(SpoolError, match="already being received"):
             taken(ROUND, NODE, token)
     sink.close()
+
+
+class _FullDisk(LocalFiles):
+    """Has room for one chunk more."""
+
+    def write(self, descriptor: int, data: bytes | memoryview, *, offset: int) -> None:
+        if offset:
+            raise OSError(ENOSPC, "No space left on device")
+        super().write(descriptor, data, offset=offset)
+
+
+def test_a_copy_that_does_not_fit_on_the_disk_is_not_left_there(
+    spool: DiskSpool, loans: Loans, tmp_path: Path
+) -> None:
+    token = lend(spool)
+    receive(loans, token, end=2)
+    full = Loans(tmp_path / "spool", files=_FullDisk())
+    with pytest.raises(SpoolFullError):
+        full.open(UPDATE, lend(spool), chunks=2)
+    with pytest.raises(SpoolError, match="2 chunks are left where 3 were"):
+        loans.open(UPDATE, lend(spool), chunks=3)
+    assert list((tmp_path / "spool" / "3").iterdir()) == [
+        lent_path(tmp_path / "spool", ROUND, NODE, token)
+    ]
+
+
+def test_of_the_copies_of_an_update_two_stay_when_it_is_lent_once_more(
+    spool: DiskSpool, loans: Loans, tmp_path: Path
+) -> None:
+    for chunks in (1, 2, 0, 2):
+        path = lent_path(tmp_path / "spool", ROUND, NODE, lend(spool))
+        path.write_bytes(b"".join(CHUNKS[:chunks]))
+    lend(spool)
+    found = (tmp_path / "spool" / "3").iterdir()
+    assert [each.stat().st_size for each in found] == [2 * CHUNK_BYTES] * 2
+
+
+class _Disk(LocalFiles):
+    """Has so much room, whatever is on it."""
+
+    free = 0
+
+    def free_bytes(self, path: Path) -> int:
+        return self.free
+
+
+def test_a_loan_needs_room_for_all_of_an_update_that_is_there_in_part(tmp_path: Path) -> None:
+    disk = _Disk()
+    spool = DiskSpool.open_folder(tmp_path / "spool", files=disk)
+    disk.free = BYTES
+    sink = spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
+    sink.append(0, CHUNKS[0])
+    sink.close()
+    disk.free = BYTES - CHUNK_BYTES
+    with pytest.raises(SpoolFullError):
+        lend(spool)
+    # The coordinator itself goes on in the file that is there.
+    spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES).close()
+    disk.free = BYTES
+    lend(spool)
 
 
 def test_nothing_is_made_for_a_round_that_is_over(
