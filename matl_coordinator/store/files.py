@@ -6,8 +6,9 @@ a file holds.
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
-from errno import ESTALE
+from errno import EINVAL, ESTALE
 from pathlib import Path
 
 from matl_common.durable import PRIVATE_FILE_MODE, fsync_directory
@@ -15,12 +16,16 @@ from matl_common.durable import PRIVATE_FILE_MODE, fsync_directory
 PRIVATE_FOLDER_MODE = 0o700
 
 
+_NO_OTHER_PLACE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""A file of this name or nothing: others may write to a folder, and put a link or a pipe there."""
+
+
 class LocalFiles:
     """Operations on a local file system. All of them raise ``OSError``."""
 
     def open(self, path: Path) -> int:
-        """Open for reading and writing, created empty where it is missing."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+        """Open for reading and writing, created empty where it is missing; never by a link."""
+        return _open_regular(path, os.O_RDWR | os.O_CREAT)
 
     def write(self, descriptor: int, data: bytes | memoryview, *, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
@@ -59,6 +64,26 @@ class LocalFiles:
         """What an unprivileged process may still write to the disk that holds ``path``."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+
+def open_to_read(path: Path) -> int:
+    """Open a file that is one, and no link to one.
+
+    Raises:
+        OSError: it is missing, or is something else.
+    """
+    return _open_regular(path, os.O_RDONLY)
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | _NO_OTHER_PLACE, PRIVATE_FILE_MODE)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(EINVAL, "it is no regular file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class FencedFiles(LocalFiles):

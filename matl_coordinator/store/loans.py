@@ -15,7 +15,7 @@ from matl_common.ids import NodeId, RoundId
 from matl_common.tensors import CHUNK_BYTES
 from matl_common.tlog.merkle import HASH_BYTES
 from matl_coordinator.ports import SpoolError, UpdateStatus
-from matl_coordinator.store.files import LocalFiles
+from matl_coordinator.store.files import LocalFiles, open_to_read
 from matl_coordinator.store.sink import DiskSink, disk_error, sound_chunk
 from matl_coordinator.store.spool import lent_path, parts_of
 
@@ -126,7 +126,7 @@ class Loans:
         ]
         for path in sorted(paths, key=_size, reverse=True):
             with suppress(FileNotFoundError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = open_to_read(path)
                 try:
                     yield descriptor
                 finally:
@@ -141,7 +141,7 @@ def _chunk(descriptor: int, index: int, update: Declared) -> bytes | None:
 
 def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
-        return path.stat().st_size
+        return path.lstat().st_size
     return 0
 
 

@@ -62,7 +62,7 @@ class DiskSink:
         Raises:
             OSError: the disk failed.
         """
-        is_named = complete.exists()
+        is_named = os.path.lexists(complete)
         descriptor = files.open(complete if is_named else part)
         try:
             received = _matching_chunks(descriptor, byte_count, chunk_hashes)

@@ -167,7 +167,7 @@ class DiskSpool:
             SpoolError: it is not complete.
         """
         path = self._path(round_id, node_id, COMPLETE_SUFFIX)
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise SpoolError(f"there is no complete update of {node_id} in round {round_id}")
         return path
 
@@ -232,7 +232,7 @@ class DiskSpool:
             raise SpoolError(f"the update of {key[1]} is already being received")
 
     def _round_folder(self, round_id: RoundId) -> Path:
-        return self._folder / str(round_id)
+        return round_folder(self._folder, round_id)
 
     def _path(self, round_id: RoundId, node_id: NodeId, suffix: str) -> Path:
         return self._round_folder(round_id) / f"{node_id}{suffix}"
@@ -281,7 +281,7 @@ class DiskSpool:
     def _bytes_on_disk(self, key: _Key) -> int:
         for suffix in (PART_SUFFIX, COMPLETE_SUFFIX):
             with suppress(FileNotFoundError):
-                return self._path(*key, suffix).stat().st_size
+                return self._path(*key, suffix).lstat().st_size
         return 0
 
     def _make_round_folder(self, round_id: RoundId) -> None:
@@ -307,14 +307,26 @@ class DiskSpool:
                 del self._sinks[key]
 
 
+def round_folder(folder: Path, round_id: RoundId) -> Path:
+    """Where the files of a round's updates are, in the spool's folder.
+
+    Raises:
+        SpoolError: it is a link to another place.
+    """
+    found = folder / str(round_id)
+    if found.is_symlink():
+        raise SpoolError(f"{found} is a symbolic link; look for who can write to the spool")
+    return found
+
+
 def lent_path(folder: Path, round_id: RoundId, node_id: NodeId, token: str) -> Path:
     """The file of a loan, in the spool's folder."""
-    return folder / str(round_id) / f"{node_id}.{token}{LENT_SUFFIX}"
+    return round_folder(folder, round_id) / f"{node_id}.{token}{LENT_SUFFIX}"
 
 
 def parts_of(folder: Path, round_id: RoundId, node_id: NodeId) -> list[Path]:
     """An update's files that are not complete, whoever writes or wrote them."""
-    found = (folder / str(round_id)).glob(f"{node_id}.*")
+    found = round_folder(folder, round_id).glob(f"{node_id}.*")
     return sorted(path for path in found if path.suffix in (PART_SUFFIX, LENT_SUFFIX))
 
 
@@ -328,7 +340,9 @@ def _check_declaration(byte_count: int, chunk_hashes: bytes) -> None:
 
 
 def _round_folders(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.name.isdecimal()]
+    return [
+        path for path in sorted(folder.iterdir()) if path.name.isdecimal() and not path.is_symlink()
+    ]
 
 
 def _found_in(folder: Path) -> Iterator[tuple[_Key, int]]:
@@ -336,12 +350,12 @@ def _found_in(folder: Path) -> Iterator[tuple[_Key, int]]:
         for path in sorted(round_folder.iterdir()):
             if path.suffix in (PART_SUFFIX, LENT_SUFFIX, COMPLETE_SUFFIX):
                 name, _, _ = path.name.partition(".")
-                yield (RoundId(int(round_folder.name)), NodeId(name)), path.stat().st_size
+                yield (RoundId(int(round_folder.name)), NodeId(name)), path.lstat().st_size
 
 
 def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
-        return path.stat().st_size
+        return path.lstat().st_size
     return 0
 
 

@@ -1,5 +1,7 @@
 """Files of the spool that are lent: each is written by its front end alone, and taken back once."""
 
+import os
+from collections.abc import Callable
 from errno import ENOSPC
 from pathlib import Path
 
@@ -198,6 +200,74 @@ def test_a_loan_needs_room_for_all_of_an_update_that_is_there_in_part(tmp_path: 
     spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES).close()
     disk.free = BYTES
     lend(spool)
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A file of the coordinator's account that is none of the spool's."""
+    path = tmp_path / "signing.key"
+    path.write_bytes(CHUNKS[0])
+    return path
+
+
+def test_a_link_that_is_given_back_for_a_lent_file_changes_nothing_where_it_points(
+    spool: DiskSpool, tmp_path: Path, key: Path
+) -> None:
+    token = lend(spool)
+    lent_path(tmp_path / "spool", ROUND, NODE, token).symlink_to(key)
+    spool.take_back(ROUND, NODE, token)
+    with pytest.raises(SpoolError):
+        spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
+    assert key.read_bytes() == CHUNKS[0]
+
+
+@pytest.mark.parametrize("target", ["signing.key", "nothing"])
+def test_a_link_in_place_of_a_complete_update_is_neither_opened_nor_read(
+    spool: DiskSpool, tmp_path: Path, key: Path, target: str
+) -> None:
+    lend(spool)
+    (tmp_path / "spool" / "3" / f"{NODE}.update").symlink_to(tmp_path / target)
+    with pytest.raises(SpoolError):
+        spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES)
+    with pytest.raises(SpoolError):
+        spool.path(ROUND, NODE)
+    assert key.read_bytes() == CHUNKS[0]
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_pipe_or_a_link_in_the_spool_is_no_source_and_keeps_nobody_waiting(
+    spool: DiskSpool, loans: Loans, tmp_path: Path, key: Path
+) -> None:
+    os.mkfifo(lent_path(tmp_path / "spool", ROUND, NODE, lend(spool)))
+    with pytest.raises(SpoolError, match="no regular file"):
+        loans.durable_chunks(UPDATE)
+    lent_path(tmp_path / "spool", ROUND, NODE, "0").symlink_to(key)
+    with pytest.raises(SpoolError):
+        loans.open(UPDATE, "0", chunks=0)
+
+
+def test_a_round_whose_folder_is_a_link_is_refused_and_left_alone(
+    spool: DiskSpool, loans: Loans, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "keys"
+    elsewhere.mkdir()
+    (elsewhere / f"{NODE}.part").write_bytes(b"kept")
+    (tmp_path / "spool" / "3").symlink_to(elsewhere)
+    attempts: list[Callable[[], object]] = [
+        lambda: lend(spool),
+        lambda: spool.open(ROUND, NODE, byte_count=BYTES, chunk_hashes=HASHES),
+        lambda: spool.keep_loan(ROUND, NODE, "0"),
+        lambda: spool.take_back(ROUND, NODE, "0"),
+        lambda: spool.path(ROUND, NODE),
+        lambda: spool.scratch(ROUND),
+        lambda: loans.open(UPDATE, "0", chunks=0),
+    ]
+    for attempt in attempts:
+        with pytest.raises(SpoolError, match="symbolic link"):
+            attempt()
+    spool.discard_before(RoundId(4))
+    assert DiskSpool.open_folder(tmp_path / "spool").reserved_bytes() == 0
+    assert [each.read_bytes() for each in elsewhere.iterdir()] == [b"kept"]
 
 
 def test_nothing_is_made_for_a_round_that_is_over(
