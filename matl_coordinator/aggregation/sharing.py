@@ -9,11 +9,13 @@ here decides what is shared.
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from secrets import token_hex
-from typing import Final
+from typing import Final, Protocol
 
 from matl_common.ids import RoundId, digest_of
 from matl_common.tensors import hash_chunks
+from matl_coordinator.aggregation.folder import FolderFiles
 from matl_coordinator.aggregation.rows import Row
 from matl_coordinator.aggregation.stored import SharedPlace, StoredObject, filesystem, store_errors
 from matl_coordinator.ports import SharedStoreError
@@ -32,7 +34,8 @@ class SharedStore:
             ConfigurationError: what talks to such a store is not installed.
         """
         self._place = place
-        self._system = filesystem(place)
+        folder = place.folder
+        self._files: _Files = BucketFiles(place) if folder is None else FolderFiles(folder)
         # Its own: a coordinator that was replaced while it computed may put rows there still.
         self._scratch = f"{_SCRATCH}{token_hex(8)}"
 
@@ -74,10 +77,8 @@ class SharedStore:
             SharedStoreError: the store does not answer; what is left goes the next time.
         """
         with store_errors("cannot list the rounds", self._place):
-            found: list[str] = []
-            with suppress(FileNotFoundError):
-                found = self._system.ls(self._place.root, detail=False)
-        for name in sorted(each.rstrip("/").rpartition("/")[2] for each in found):
+            found = self._files.names("")
+        for name in sorted(found):
             if name.isdecimal() and int(name) < round_id:
                 self._remove(name)
 
@@ -88,12 +89,36 @@ class SharedStore:
             # Made here, it would be on this machine's disk where a mount is missing.
             raise SharedStoreError(f"there is no folder {folder} for shared updates; mount it")
         with store_errors(f"cannot put the update of {row.name}", self._place):
-            if self._size(key) != size:
-                self._system.put_file(str(row.path), self._place.of(key))
+            if self._files.size(key) != size:
+                self._files.put(row.path, key)
         stored = StoredObject(self._place, key, size, chunk_hashes)
         return Row(row.name, row.path, stored)
 
-    def _size(self, key: str) -> int | None:
+    def _remove(self, key: str) -> None:
+        with store_errors(f"cannot delete {key}", self._place):
+            self._files.remove(key)
+
+
+class _Files(Protocol):
+    """What a store is asked, by keys below its place."""
+
+    def size(self, key: str) -> int | None: ...
+
+    def put(self, source: Path, key: str) -> None: ...
+
+    def names(self, key: str) -> list[str]: ...
+
+    def remove(self, key: str) -> None: ...
+
+
+class BucketFiles:
+    """Objects below a prefix. An object is there whole or not at all, by the service itself."""
+
+    def __init__(self, place: SharedPlace) -> None:
+        self._place = place
+        self._system = filesystem(place)
+
+    def size(self, key: str) -> int | None:
         # What a listing said earlier is not what is there now.
         self._system.invalidate_cache()
         try:
@@ -102,9 +127,16 @@ class SharedStore:
             return None
         return size
 
-    def _remove(self, key: str) -> None:
-        with (
-            store_errors(f"cannot delete {key}", self._place),
-            suppress(FileNotFoundError),
-        ):
+    def put(self, source: Path, key: str) -> None:
+        self._system.put_file(str(source), self._place.of(key))
+
+    def names(self, key: str) -> list[str]:
+        """What lies one level below a key; the place itself for an empty one."""
+        found: list[str] = []
+        with suppress(FileNotFoundError):
+            found = self._system.ls(self._place.of(key).rstrip("/"), detail=False)
+        return [each.rstrip("/").rpartition("/")[2] for each in found]
+
+    def remove(self, key: str) -> None:
+        with suppress(FileNotFoundError):
             self._system.rm(self._place.of(key), recursive=True)

@@ -188,7 +188,7 @@ def filesystem(place: SharedPlace) -> Any:
     import fsspec
 
     if urlsplit(place.url).scheme == "file":
-        return fsspec.filesystem("file", auto_mkdir=True)
+        return fsspec.filesystem("file")
     if find_spec("obstore") is None:
         raise ConfigurationError(f"{place.url} needs the extra s3: pip install matl[s3]")
     from obstore.fsspec import FsspecStore

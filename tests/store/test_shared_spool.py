@@ -10,6 +10,7 @@ from matl_common.ids import NodeId, RoundId
 from matl_common.tensors import CHUNK_BYTES
 from matl_common.tlog.merkle import leaf_hash
 from matl_coordinator.aggregation import LocalExecutor, Row, aggregate_chunks
+from matl_coordinator.aggregation.folder import FolderFiles
 from matl_coordinator.aggregation.sharing import SharedStore
 from matl_coordinator.aggregation.stored import SharedPlace
 from matl_coordinator.core.robust.plan import Identity, Plan
@@ -106,6 +107,43 @@ def test_earlier_rounds_and_lent_rows_are_deleted_and_nothing_else(
     assert len(names) == 2
     assert names[0].startswith("10/hospital_a-")
     assert names[1] == "somebody-elses"
+
+
+@pytest.mark.hostile
+def test_a_link_in_the_shared_folder_leads_nothing_that_is_written_or_deleted_out_of_it(
+    spool: SharedSpool, folder: Path, tmp_path: Path
+) -> None:
+    row = Row(NODE, filled(spool, 1).finish())
+    store = SharedStore(SharedPlace(f"file://{folder}"))
+    (name,) = files_in(folder)
+    shared = folder / name
+    ledger = tmp_path / "ledger"
+    # The second has the right size: nothing but its being a link tells it from the update.
+    for content in (b"the coordinator's own", bytes(len(DATA))):
+        ledger.write_bytes(content)
+        shared.unlink()
+        shared.symlink_to(ledger)
+        store.shared(row, RoundId(1), chunk_hashes=HASHES)
+        assert ledger.read_bytes() == content
+        assert not shared.is_symlink()
+        assert shared.read_bytes() == DATA
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "file").write_text("kept")
+    shared.parent.rename(tmp_path / "away")
+    shared.parent.symlink_to(own)
+    with pytest.raises(SharedStoreError, match="cannot put the update of hospital_a"):
+        store.shared(row, RoundId(1), chunk_hashes=HASHES)
+    store.discard_before(RoundId(2))
+    assert files_in(own) == ["file"]
+    assert not shared.parent.is_symlink()
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_in_the_shared_folder(folder: Path) -> None:
+    # Opens, and cannot be read.
+    with pytest.raises(OSError, match="Input/output"):
+        FolderFiles(folder).put(Path("/proc/self/mem"), "1/update")
+    assert files_in(folder) == []
 
 
 @pytest.mark.parametrize(
