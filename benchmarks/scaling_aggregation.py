@@ -127,7 +127,9 @@ def run_arms(folder: Path, *, n: int, repeats: int) -> list[Arm]:
     own = [Row(f"n{index}", update_path(folder, index)) for index in range(n)]
     shared_folder = folder / "shared"
     shared_folder.mkdir(exist_ok=True)
-    store = SharedStore(SharedPlace(f"file://{shared_folder}"))
+    store = SharedStore(
+        SharedPlace(f"file://{shared_folder}"), federation="benchmark", study="scaling"
+    )
     shared = [
         store.shared(row, RoundId(1), chunk_hashes=b"".join(hash_chunks(row.path))) for row in own
     ]
@@ -157,7 +159,9 @@ def run_arms(folder: Path, *, n: int, repeats: int) -> list[Arm]:
                 raise RuntimeError("a Ray cluster was lost, so its figures would not be Ray's")
             return arms
     finally:
-        SharedStore(SharedPlace(f"file://{shared_folder}")).discard_before(RoundId(2))
+        SharedStore(
+            SharedPlace(f"file://{shared_folder}"), federation="benchmark", study="scaling"
+        ).discard_before(RoundId(2))
         shared_folder.rmdir()
 
 

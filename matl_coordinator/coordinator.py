@@ -121,8 +121,7 @@ class Coordinator:
         self._readers: list[Callable[[], None]] = []
         self._held = Held.read(config)
         self._executor = _executor_of(config)
-        place = config.aggregation.place
-        self._shared = None if place is None else SharedStore(place)
+        self._shared = _shared_store_of(config)
 
     def stop(self) -> None:
         """Drain and return from ``run``."""
@@ -574,6 +573,13 @@ def _executor_of(config: Config) -> LocalExecutor | RayExecutor:
         local=local,
         stall_seconds=config.aggregation.stall_seconds,
     )
+
+
+def _shared_store_of(config: Config) -> SharedStore | None:
+    place, names = config.aggregation.place, config.federation
+    if place is None:
+        return None
+    return SharedStore(place, federation=names.id, study=names.study)
 
 
 def _disk_use(state_dir: Path) -> dict[str, int]:

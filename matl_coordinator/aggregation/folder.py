@@ -64,13 +64,12 @@ class FolderFiles:
                 raise
 
     def names(self, key: str) -> list[str]:
-        """What lies in a folder, which need not be there; the root for an empty key.
+        """What lies in a folder, which need not be there.
 
         Raises:
             OSError: the folder does not answer, or a link stands for one.
         """
-        folders = key.split("/") if key else []
-        with suppress(FileNotFoundError), self._opened(folders) as folder:
+        with suppress(FileNotFoundError), self._opened(key.split("/")) as folder:
             return os.listdir(folder)
         return []
 

@@ -1,9 +1,9 @@
 """Putting vectors into a store that workers share, and taking them out again.
 
 What is put there is a copy: the coordinator's own disk keeps every update, and whatever the
-store loses is put there again. Objects are named by what is in them, so that neither an
-earlier study nor a coordinator that was replaced leaves anything that could be mistaken. Nothing
-here decides what is shared.
+store loses is put there again. Objects are named by what is in them, so that no coordinator
+that was replaced leaves anything that could be mistaken, and lie below their study's name, so
+that several studies can have one store. Nothing here decides what is shared.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ from matl_coordinator.ports import SharedStoreError
 
 _NAME_CHARACTERS: Final = 16
 _SCRATCH: Final = "scratch-"
+_ROUND: Final = "round-"
 
 
 class SharedStore:
     """One shared store, to write to. Blocking; safe to call from several threads."""
 
-    def __init__(self, place: SharedPlace) -> None:
+    def __init__(self, place: SharedPlace, *, federation: str, study: str) -> None:
         """Remember the place; it is not asked anything yet.
+
+        Nothing is written or deleted there but below ``federation/study``, two names of one
+        level each.
 
         Raises:
             ConfigurationError: what talks to such a store is not installed.
         """
         self._place = place
+        self._study = f"{federation}/{study}"
         folder = place.folder
         self._files: _Files = BucketFiles(place) if folder is None else FolderFiles(folder)
         # Its own: a coordinator that was replaced while it computed may put rows there still.
@@ -51,7 +56,7 @@ class SharedStore:
             SharedStoreError: the store does not answer, or has no room.
         """
         name = f"{row.name}-{digest_of(chunk_hashes)[:_NAME_CHARACTERS]}.update"
-        return self._put(row, f"{round_id}/{name}", chunk_hashes)
+        return self._put(row, f"{self._of(round_id)}/{name}", chunk_hashes)
 
     def lent(self, row: Row, round_id: RoundId) -> Row:
         """A row of the coordinator's own with a copy in the store, until ``clear_scratch``.
@@ -60,7 +65,7 @@ class SharedStore:
             SharedStoreError: the store does not answer, or has no room.
         """
         hashes = b"".join(hash_chunks(row.path))
-        return self._put(row, f"{round_id}/{self._scratch}/{row.name}.f32", hashes)
+        return self._put(row, f"{self._of(round_id)}/{self._scratch}/{row.name}.f32", hashes)
 
     def clear_scratch(self, round_id: RoundId) -> None:
         """Delete the rows of its own that were lent in a round.
@@ -68,19 +73,23 @@ class SharedStore:
         Raises:
             SharedStoreError: the store does not answer.
         """
-        self._remove(f"{round_id}/{self._scratch}")
+        self._remove(f"{self._of(round_id)}/{self._scratch}")
 
     def discard_before(self, round_id: RoundId) -> None:
-        """Delete everything of rounds below ``round_id``.
+        """Delete everything of this study's rounds below ``round_id``.
 
         Raises:
             SharedStoreError: the store does not answer; what is left goes the next time.
         """
         with store_errors("cannot list the rounds", self._place):
-            found = self._files.names("")
+            found = self._files.names(self._study)
         for name in sorted(found):
-            if name.isdecimal() and int(name) < round_id:
-                self._remove(name)
+            number = name.removeprefix(_ROUND)
+            if number != name and number.isdecimal() and int(number) < round_id:
+                self._remove(f"{self._study}/{name}")
+
+    def _of(self, round_id: RoundId) -> str:
+        return f"{self._study}/{_ROUND}{round_id}"
 
     def _put(self, row: Row, key: str, chunk_hashes: bytes) -> Row:
         size = row.path.stat().st_size
@@ -131,10 +140,10 @@ class BucketFiles:
         self._system.put_file(str(source), self._place.of(key))
 
     def names(self, key: str) -> list[str]:
-        """What lies one level below a key; the place itself for an empty one."""
+        """What lies one level below a key."""
         found: list[str] = []
         with suppress(FileNotFoundError):
-            found = self._system.ls(self._place.of(key).rstrip("/"), detail=False)
+            found = self._system.ls(self._place.of(key), detail=False)
         return [each.rstrip("/").rpartition("/")[2] for each in found]
 
     def remove(self, key: str) -> None:

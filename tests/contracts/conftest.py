@@ -72,7 +72,12 @@ def open_spool(request: pytest.FixtureRequest, tmp_path: Path) -> OpenSpool:
                 return disk
             folder = tmp_path / "shared"
             folder.mkdir(exist_ok=True)
-            return SharedSpool(disk, SharedStore(SharedPlace(f"file://{folder}")))
+            return SharedSpool(
+                disk,
+                SharedStore(
+                    SharedPlace(f"file://{folder}"), federation="eu-retina", study="dr-2026"
+                ),
+            )
         if fakes:
             fakes[0].crash()
         else:

@@ -66,7 +66,7 @@ def digest(rows: list[Row], executor: Executor) -> str:
 
 
 def shared(rows: list[Row], place: SharedPlace) -> list[Row]:
-    store = SharedStore(place)
+    store = SharedStore(place, federation="eu-retina", study="dr-2026")
     return [store.shared(row, ROUND, chunk_hashes=b"".join(hash_chunks(row.path))) for row in rows]
 
 
@@ -237,6 +237,25 @@ def test_a_store_that_is_away_is_named_and_has_lost_nothing_when_it_is_back(
     finally:
         bucket.start()
     assert digest(stored, LocalExecutor()) == expected
+
+
+def test_earlier_rounds_of_the_study_leave_a_bucket_and_nothing_else(
+    bucket: BucketServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "update"
+    path.write_bytes(bytes(CHUNK_BYTES))
+    row = Row("n0", path)
+    hashes = b"".join(hash_chunks(path))
+    store, other = (
+        SharedStore(bucket.place, federation="retina", study=study) for study in ("a", "ab")
+    )
+    for number in (1, 2, 10):
+        store.shared(row, RoundId(number), chunk_hashes=hashes)
+    other.shared(row, RoundId(1), chunk_hashes=hashes)
+    store.discard_before(RoundId(2))
+    found = bucket.file("retina").rglob("n0-*.update")
+    kept = {f"{each.parent.relative_to(bucket.file('retina'))}" for each in found}
+    assert kept == {"a/round-2", "a/round-10", "ab/round-1"}
 
 
 def test_rows_in_two_places_are_no_pass(

@@ -38,7 +38,12 @@ async def test_a_store_that_is_away_costs_a_hospital_another_try_and_the_round_n
     folder = tmp_path / "mounted"
     folder.mkdir()
     away = tmp_path / "away"
-    async with running(site, shared=SharedStore(SharedPlace(f"file://{folder}"))) as coordinator:
+    async with running(
+        site,
+        shared=SharedStore(
+            SharedPlace(f"file://{folder}"), federation="eu-retina", study="dr-2026"
+        ),
+    ) as coordinator:
         starts = await asyncio.gather(*(next_round(coordinator, node) for node in NODES))
         sealed = {}
         for node, start in zip(NODES, starts, strict=True):

@@ -1,5 +1,6 @@
 """What is in the shared store, and when."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def shared_store(folder: Path, *, federation: str = "eu-retina") -> SharedStore:
+    return SharedStore(SharedPlace(f"file://{folder}"), federation=federation, study="dr-2026")
+
+
 @pytest.fixture
 def spool(tmp_path: Path, folder: Path) -> SharedSpool:
     disk = DiskSpool.open_folder(tmp_path / "spool", quota_bytes=1 << 30)
-    return SharedSpool(disk, SharedStore(SharedPlace(f"file://{folder}")))
+    return SharedSpool(disk, shared_store(folder))
 
 
 def files_in(folder: Path) -> list[str]:
@@ -57,7 +62,7 @@ def test_an_update_is_shared_once_it_is_complete_and_no_sooner(
     assert files_in(folder) == []
     path = sink.finish()
     (name,) = files_in(folder)
-    assert name.startswith("1/hospital_a-")
+    assert name.startswith("eu-retina/dr-2026/round-1/hospital_a-")
     assert (folder / name).read_bytes() == path.read_bytes() == DATA
 
 
@@ -81,7 +86,7 @@ def test_what_the_store_lost_is_put_there_again(spool: SharedSpool, folder: Path
     path = filled(spool, 1).finish()
     (name,) = files_in(folder)
     (folder / name).unlink()
-    store = SharedStore(SharedPlace(f"file://{folder}"))
+    store = shared_store(folder)
     row = store.shared(Row(NODE, path), RoundId(1), chunk_hashes=HASHES)
     assert files_in(folder) == [name]
     plan = Plan((NODE,), np.ones((1, 1)), Identity())
@@ -91,22 +96,27 @@ def test_what_the_store_lost_is_put_there_again(spool: SharedSpool, folder: Path
     np.testing.assert_array_equal(found, VALUES)
 
 
-def test_earlier_rounds_and_lent_rows_are_deleted_and_nothing_else(
+def test_earlier_rounds_and_lent_rows_of_the_study_are_deleted_and_nothing_else(
     spool: SharedSpool, folder: Path
 ) -> None:
     for number in (1, 2, 10):
         filled(spool, number).finish()
-    store = SharedStore(SharedPlace(f"file://{folder}"))
-    path = spool.path(RoundId(10), NODE)
-    store.lent(Row("previous", path), RoundId(10))
-    (folder / "somebody-elses").write_text("kept")
+    store = shared_store(folder)
+    row = Row(NODE, spool.path(RoundId(10), NODE))
+    store.lent(replace(row, name="previous"), RoundId(10))
+    shared_store(folder, federation="us-retina").shared(row, RoundId(1), chunk_hashes=HASHES)
+    for name in ("1/update", "eu-retina/dr-2026/1", "eu-retina/dr-2026/round-1a", "round-1/update"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("somebody else's")
+    before = files_in(folder)
     store.clear_scratch(RoundId(10))
     store.clear_scratch(RoundId(10))
     spool.discard_before(RoundId(10))
-    names = files_in(folder)
-    assert len(names) == 2
-    assert names[0].startswith("10/hospital_a-")
-    assert names[1] == "somebody-elses"
+    gone = set(before) - set(files_in(folder))
+    assert len(gone) == 3
+    for part in ("round-1/hospital_a-", "round-2/hospital_a-", "round-10/scratch-"):
+        assert any(name.startswith(f"eu-retina/dr-2026/{part}") for name in gone)
 
 
 @pytest.mark.hostile
@@ -114,7 +124,7 @@ def test_a_link_in_the_shared_folder_leads_nothing_that_is_written_or_deleted_ou
     spool: SharedSpool, folder: Path, tmp_path: Path
 ) -> None:
     row = Row(NODE, filled(spool, 1).finish())
-    store = SharedStore(SharedPlace(f"file://{folder}"))
+    store = shared_store(folder)
     (name,) = files_in(folder)
     shared = folder / name
     ledger = tmp_path / "ledger"
