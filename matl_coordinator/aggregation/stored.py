@@ -44,12 +44,15 @@ class SharedPlace:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be reached, or would cross a network in the clear."""
+        for what, text in (("URL", self.url), ("endpoint", self.endpoint)):
+            parts = urlsplit(text)
+            if "@" in parts.netloc or parts.query or parts.fragment:
+                raise ConfigurationError(
+                    f"the shared store's {what} holds more than a place; credentials stand in the "
+                    "environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                )
+        # What does not parse may hold a secret all the same, so no message repeats the text.
         parts = urlsplit(self.url)
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ConfigurationError(
-                "the shared store's URL holds more than a place; credentials stand in the "
-                "environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
         match parts.scheme:
             case "file" if not parts.netloc and parts.path.strip("/"):
                 pass
@@ -57,14 +60,14 @@ class SharedPlace:
                 pass
             case _:
                 raise ConfigurationError(
-                    f"{self.url} is no shared store: file:///folder, or s3://bucket/prefix"
+                    "the URL is no shared store's: file:///folder, or s3://bucket/prefix"
                 )
         if self.endpoint:
             endpoint = urlsplit(self.endpoint)
             if endpoint.scheme != "https" and endpoint.hostname not in _LOOPBACK:
                 raise ConfigurationError(
-                    f"the shared store's endpoint {self.endpoint} is not https://: updates would "
-                    "cross the network in the clear"
+                    "the shared store's endpoint is not https://: updates would cross the network "
+                    "in the clear"
                 )
 
     @property

@@ -165,17 +165,25 @@ def test_a_copy_that_breaks_off_leaves_nothing_in_the_shared_folder(folder: Path
         ("file:///", ""),
         ("s3://", ""),
         ("https://bucket/prefix", ""),
-        ("s3://key:secret@bucket/prefix", ""),
-        ("s3://bucket/prefix?secret=1", ""),
+        ("s3://key:topsecret@bucket/prefix", ""),
+        ("key:topsecret@bucket/prefix", ""),
+        ("s3://bucket/prefix?topsecret=1", ""),
+        ("file:///mnt/updates#topsecret", ""),
         ("s3://bucket", "http://store.internal:9000"),
         ("s3://bucket", "store.internal:9000"),
+        ("s3://bucket", "https://key:topsecret@store.internal"),
+        ("s3://bucket", "http://key:topsecret@store.internal"),
+        ("s3://bucket", "key:topsecret@store.internal"),
+        ("s3://bucket", "https://store.internal?key=topsecret"),
+        ("s3://bucket", "https://store.internal#topsecret"),
     ],
 )
-def test_a_place_that_is_none_or_is_in_the_clear_or_holds_a_secret_is_refused(
+def test_a_place_that_is_none_or_is_in_the_clear_or_holds_a_secret_is_refused_without_the_secret(
     url: str, endpoint: str
 ) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError) as refused:
         SharedPlace(url, endpoint)
+    assert "topsecret" not in str(refused.value)
 
 
 def test_a_bucket_may_have_a_prefix_and_an_endpoint_with_tls_or_on_this_machine() -> None:
