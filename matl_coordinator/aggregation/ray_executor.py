@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
+from secrets import token_hex
 from threading import Lock
 from typing import Any, Final, TypeVar
 
@@ -154,14 +155,20 @@ class RayExecutor:
                 stderr=subprocess.DEVNULL,
                 # Ctrl-C is for the coordinator, which ends this one when it has ended itself.
                 start_new_session=True,
-                env={
-                    **{key: value for key, value in os.environ.items() if key != PIN_VARIABLE},
-                    "RAY_USAGE_STATS_ENABLED": "0",
-                },
+                env=self._environment(),
             )
         self._driver = process, ours
         ours.send(self._cluster)
         return ours
+
+    def _environment(self) -> dict[str, str]:
+        own = {key: value for key, value in os.environ.items() if key != PIN_VARIABLE}
+        own["RAY_USAGE_STATS_ENABLED"] = "0"
+        if self._cluster.address == LOCAL_CLUSTER:
+            # Its ports are open on every interface. Ray would keep a token in the home folder,
+            # which a daemon may not have.
+            own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
+        return own
 
     def _end(self) -> None:
         if self._driver is None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -114,7 +115,10 @@ def cluster(bucket: BucketServer) -> Iterator[RayExecutor]:
     executor = RayExecutor(
         address=LOCAL_CLUSTER, workers=2, local=LocalExecutor(), stall_seconds=100.0
     )
-    yield executor
+    with pytest.MonkeyPatch.context() as patch:
+        # As under a unit with ProtectHome=yes.
+        patch.setenv("HOME", "/proc/no-home")
+        yield executor
     executor.close()
 
 
@@ -134,6 +138,27 @@ def test_workers_of_a_cluster_change_no_bit(
     assert digest(in_store(kind), cluster) == expected
     # It is they who did it: their driver is there, and was not replaced by this process.
     assert workers_of(cluster)
+
+
+@pytest.mark.hostile
+def test_a_cluster_of_this_machine_needs_no_home_and_answers_nobody_without_its_token(
+    in_store: Callable[[str], list[Row]], cluster: RayExecutor
+) -> None:
+    whole_mean(in_store("folder"), cluster, after_first=int)
+    assert cluster.driver_pid is not None
+    (address,) = {
+        part.removeprefix("--gcs-address=")
+        for each in psutil.Process(cluster.driver_pid).children(recursive=True)
+        for part in each.cmdline()
+        if part.startswith("--gcs-address=")
+    }
+    token = psutil.Process(cluster.driver_pid).environ()["RAY_AUTH_TOKEN"]
+    with grpc.insecure_channel(address) as channel:
+        ask: Callable[..., object] = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        ask(b"", metadata=[("authorization", f"Bearer {token}")], timeout=10.0)
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(b"", timeout=10.0)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def workers_of(cluster: RayExecutor) -> list[psutil.Process]:
