@@ -23,7 +23,7 @@ import structlog
 from matl_common.errors import MatlError
 from matl_common.identity.pkcs11.uri import PIN_VARIABLE
 from matl_coordinator.aggregation.executor import LocalExecutor
-from matl_coordinator.aggregation.remote import OtherMachineError, machine_kind
+from matl_coordinator.aggregation.remote import UnfitWorkerError, machine_kind
 from matl_coordinator.aggregation.rows import Work
 from matl_coordinator.core.robust.ranges import Stretch, cut, task_elements
 
@@ -122,7 +122,7 @@ class RayExecutor:
                 # The driver stops at a pass's own error, too, and waits for the next pass.
                 is_error = isinstance(found, Exception)
                 is_over = task is tasks[-1] or (is_error and type(found) is not ClusterLostError)
-                if isinstance(found, OtherMachineError):
+                if isinstance(found, UnfitWorkerError):
                     raise ClusterLostError(str(found))
                 if is_error:
                     raise found

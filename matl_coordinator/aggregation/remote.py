@@ -13,19 +13,24 @@ from typing import TypeVar
 
 import numpy as np
 
-from matl_common.errors import MatlError
+from matl_common.errors import ConfigurationError, MatlError
 from matl_common.ids import digest_of
 from matl_common.version import __version__
 from matl_coordinator.aggregation.executor import LocalExecutor
 from matl_coordinator.aggregation.rows import Work
 from matl_coordinator.core.robust.ranges import Stretch
+from matl_coordinator.ports import SharedStoreError
 
 T = TypeVar("T")
 _CPU_FACTS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
 
-class OtherMachineError(MatlError):
-    """A worker runs on another kind of machine or software, whose sums may round differently."""
+class UnfitWorkerError(MatlError):
+    """A worker cannot do a task as the coordinator would, which says nothing about the pass.
+
+    It runs on another kind of machine or software, whose sums may round differently, or cannot
+    read the updates.
+    """
 
 
 @cache
@@ -55,12 +60,16 @@ def do_part(work: Work[T], stretch: Stretch, kind: str) -> list[T]:
         kind: of the coordinator's machine.
 
     Raises:
-        OtherMachineError: this one is of another kind.
+        UnfitWorkerError: this machine is of another kind, or does not reach the store.
         MatlError: as ``Executor.run``.
     """
     if (here := machine_kind()) != kind:
-        raise OtherMachineError(
-            f"a worker has {here}, and the coordinator {kind}: their sums may differ in the last "
-            "place; give both the same"
+        raise UnfitWorkerError(
+            f"the worker on {platform.node()} has {here}, and the coordinator {kind}: their sums "
+            "may differ in the last place; give both the same"
         )
-    return list(LocalExecutor().run_part(work, stretch))
+    try:
+        return list(LocalExecutor().run_part(work, stretch))
+    except (SharedStoreError, ConfigurationError) as error:
+        # The coordinator may have the mount, the credentials or the package that is missing here.
+        raise UnfitWorkerError(f"the worker on {platform.node()}: {error}") from error

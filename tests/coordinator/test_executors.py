@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -215,6 +216,25 @@ def test_a_cluster_that_cannot_be_reached_leaves_the_pass_to_this_machine(
     np.testing.assert_array_equal(found, whole_mean(stored, LocalExecutor(), after_first=int))
     assert "pass_goes_on_locally" in capsys.readouterr().out
     nowhere.close()
+
+
+@pytest.mark.system
+def test_workers_without_the_mount_leave_the_pass_to_this_machine_and_are_named(
+    rows: list[Row], cluster: RayExecutor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A folder by a descriptor that is open in this process alone.
+    descriptor = os.open(tmp_path, os.O_DIRECTORY)
+    try:
+        stored = shared(rows, SharedPlace(f"file:///proc/self/fd/{descriptor}"))
+        found = whole_mean(stored, cluster, after_first=int)
+        np.testing.assert_array_equal(found, whole_mean(stored, LocalExecutor(), after_first=int))
+    finally:
+        os.close(descriptor)
+    warning = capsys.readouterr().out
+    assert "pass_goes_on_locally" in warning
+    assert f"the worker on {platform.node()}: cannot read the updates" in warning
+    # The cluster may well do the next one.
+    assert cluster.driver_pid is not None
 
 
 @pytest.mark.hostile
