@@ -358,7 +358,7 @@ class Aggregation(Section):
     executor: Literal["local", "ray"] = "local"
     """``local``: ``worker.aggregation_threads`` threads of the coordinator."""
     ray_address: str = LOCAL_CLUSTER
-    """Of the cluster, ``host:port``; ``local`` for one on this machine."""
+    """Of a cluster that this machine is in, ``host:port``; ``local`` for one of its own."""
     ray_workers: int = Field(default=2, ge=1, le=4096)
     """Tasks that the cluster works on at once."""
     stall_seconds: Seconds = 600.0
