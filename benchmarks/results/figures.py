@@ -8,6 +8,7 @@ from matl.simulation.study import NO_ATTACK, ArmName
 
 ATTACKS_PLOT: Final = "evidence_attacks.png"
 TUTORIAL_PLOT: Final = "evidence_tutorial.png"
+_DARK_FROM: Final = 10.0
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> None:
@@ -90,7 +91,8 @@ def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
         for cell in own:
             row, column = attacks.index(cell["attack"]), arms.index(cell["arm"])
             gap = grid[row][column] = cell["below_oracle_points"]["mean"]
-            axis.text(column, row, f"{gap:.0f}", ha="center", va="center", fontsize=6)
+            ink = "white" if gap > _DARK_FROM else "black"
+            axis.text(column, row, f"{round(gap)}", color=ink, ha="center", va="center", fontsize=6)
         image = axis.imshow(grid, cmap="YlOrRd", vmin=0.0, vmax=20.0, aspect="auto")
         axis.set_xticks(range(len(arms)), arms, rotation=60, ha="right", fontsize=7)
         axis.set_yticks(range(len(attacks)), attacks, fontsize=7)

@@ -30,7 +30,7 @@ def what_was_run(found: Mapping[str, Any]) -> str:
 
 {_codes(found["studies"])}
 
-    make evidence                        # goes on where it was stopped; all of it takes days of two cores
+    make evidence                        # goes on where it was stopped; all of it takes a night of two cores
     make evidence ARGS='--only tutorial-fundus,tutorial-fashion'
     make evidence ARGS='--tables'        # only write what is finished; what was published where nothing is
     make evidence ARGS='--tables --replace'  # and nothing else, even where fewer runs are finished than were published
