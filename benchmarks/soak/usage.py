@@ -65,7 +65,8 @@ def usage_of(pid: int, state: Path) -> Mapping[str, float] | None:
             return {
                 "descriptors": process.num_fds(),
                 "database_descriptors": sum(
-                    Path(each.path).name.startswith(DATABASE_FILE) for each in process.open_files()
+                    each.path.startswith(str(state.resolve() / DATABASE_FILE))
+                    for each in process.open_files()
                 ),
                 "threads": process.num_threads(),
                 "resident_mib": process.memory_info().rss / MEBIBYTE,
