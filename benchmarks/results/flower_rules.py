@@ -3,7 +3,8 @@
     python flower_rules.py < requests
 
 A request is one line, ``rule f rows.npy answer.npy``; when the answer is written, ``done`` is
-printed. Rows are one layer of a model, as Flower's functions take models.
+printed, and ``failed`` where Flower's function raises. Rows are one layer of a model, as
+Flower's functions take models.
 """
 
 import sys
@@ -41,7 +42,13 @@ def main() -> None:
     """Answer until the input ends."""
     for line in sys.stdin:
         rule, f, rows, target = line.split()
-        np.save(target, answer(rule, int(f), np.load(rows)))
+        try:
+            found = answer(rule, int(f), np.load(rows))
+        except (ValueError, IndexError) as error:
+            print(f"{rule}: {error}", file=sys.stderr)
+            print("failed", flush=True)
+            continue
+        np.save(target, found)
         print("done", flush=True)
 
 

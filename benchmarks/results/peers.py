@@ -63,6 +63,10 @@ FLOWERS: Final = ("median", "trimmed-mean", "krum", "multi-krum", "bulyan")
 BYZFLS: Final = ("krum", "multi-krum", "geometric-median", "centered-clipping", "nnm+trimmed-mean")
 
 
+class RuleFailedError(RuntimeError):
+    """The rule cannot be applied to what is left: it raised."""
+
+
 class PeerArm:
     """A rule that somebody else wrote, on every admitted update; an ``arms.Arm``."""
 
@@ -79,7 +83,11 @@ class PeerArm:
         self.refused = frozenset(closed.violations)
         if not closed.updates:
             return Decision(None, {})
-        change = self._rule(np.stack(list(closed.updates.values())))
+        try:
+            change = self._rule(np.stack(list(closed.updates.values())))
+        except RuleFailedError:
+            # Flower ends the whole run; here the round is held, as the coordinator would.
+            return Decision(None, {})
         self._model = (self._model + change).astype(np.float32)
         return Decision(self._model, dict.fromkeys(closed.updates, 1.0 / len(closed.updates)))
 
@@ -116,7 +124,13 @@ def byzfl_rule(name: str, f: int) -> Rule:
             def found(rows: Rows) -> Rows:
                 return np.asarray(trim(mix(rows)))
 
-    return lambda rows: np.asarray(found(rows), dtype=np.float32)
+    def rule(rows: Rows) -> Rows:
+        try:
+            return np.asarray(found(rows), dtype=np.float32)
+        except (ValueError, IndexError) as error:
+            raise RuleFailedError(str(error)) from error
+
+    return rule
 
 
 @contextmanager
@@ -139,7 +153,10 @@ def flower_rules(python: Path) -> Iterator[Callable[[str, int], Rule]]:
             np.save(source, rows)
             process.stdin.write(f"{name} {f} {source} {target}\n")
             process.stdin.flush()
-            if process.stdout.readline().strip() != "done":
+            answer = process.stdout.readline().strip()
+            if answer == "failed":
+                raise RuleFailedError(name)
+            if answer != "done":
                 raise RuntimeError(f"Flower's interpreter {python} ended")
             return np.asarray(np.load(target), dtype=np.float32)
 
