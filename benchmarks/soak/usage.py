@@ -59,14 +59,14 @@ class Slope:
 
 def usage_of(pid: int, state: Path) -> Mapping[str, float] | None:
     """Descriptors, threads, memory and disk of a daemon; None where it has just ended."""
+    database = str(state.resolve() / DATABASE_FILE)
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         with process.oneshot():
             return {
                 "descriptors": process.num_fds(),
                 "database_descriptors": sum(
-                    each.path.startswith(str(state.resolve() / DATABASE_FILE))
-                    for each in process.open_files()
+                    each.path.startswith(database) for each in process.open_files()
                 ),
                 "threads": process.num_threads(),
                 "resident_mib": process.memory_info().rss / MEBIBYTE,

@@ -152,6 +152,7 @@ class ServerIdentity:
         self._only_in_memory = only_in_memory
         self._issuer = LeafIssuer(files.private_key)
         self._identity = self._load()
+        self._authorities = x509.load_pem_x509_certificates(self._identity.authority)
         # Replaced whole, so that gRPC's threads need no lock.
         self._configuration = _configuration(self._identity)
         # What gRPC has. Only its threads read and write this, one at a time.
@@ -192,7 +193,7 @@ class ServerIdentity:
             certificate = x509.load_pem_x509_certificate(pem)
         except MALFORMED:
             return False
-        for authority in x509.load_pem_x509_certificates(self._identity.authority):
+        for authority in self._authorities:
             with suppress(ValueError, TypeError, InvalidSignature):
                 certificate.verify_directly_issued_by(authority)
                 return True
@@ -208,6 +209,7 @@ class ServerIdentity:
         if found == self._identity:
             return False
         self._identity = found
+        self._authorities = x509.load_pem_x509_certificates(found.authority)
         self._configuration = _configuration(found)
         return True
 
