@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 WATCH = "/grpc.health.v1.Health/Watch"
+LAST_BLOCK_SECONDS = 5.0
+"""How long the block under way may take when a download is cut short."""
 
 
 class Downloads:
@@ -68,13 +70,17 @@ class Downloads:
             context, certificate, pb.PullModelRequest(digest=request.digest, offset=size)
         )
         async with self._allowed(certificate) as forbidden:
-            sending = asyncio.create_task(self._send(context, path, request.offset, size))
+            sending = asyncio.create_task(
+                self._send(context, path, request.offset, size, until=forbidden)
+            )
             try:
                 await asyncio.wait({sending, forbidden}, return_when=asyncio.FIRST_COMPLETED)
                 if not sending.done():
+                    # gRPC takes no status while a block is on its way to it.
+                    await asyncio.wait({sending}, timeout=LAST_BLOCK_SECONDS)
+                if not sending.done() or not sending.result():
                     forbidden.result()
                     raise LeaderAnswerError(grpc.StatusCode.UNAVAILABLE, NOBODY_LEADS)
-                sending.result()
             finally:
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
@@ -119,14 +125,24 @@ class Downloads:
         except grpc.aio.AioRpcError as error:
             raise answer_of(error, self._leader) from error
 
-    async def _send(self, context: Context, path: Path, offset: int, size: int) -> None:
+    async def _send(
+        self,
+        context: Context,
+        path: Path,
+        offset: int,
+        size: int,
+        *,
+        until: asyncio.Task[None],
+    ) -> bool:
+        """Send block by block; whether all of them were sent before ``until`` was over."""
         with self._blocks.in_use() as stream:
-            while offset < size:
+            while offset < size and not until.done():
                 await stream.reach(path, offset)
                 await context.write(await self._blocks.at(path, offset))
                 end = min(size, block_end(offset))
                 self._meter.bytes_sent(end - offset)
                 offset = end
+        return offset >= size
 
 
 def _parsed(message: bytes) -> pb.PullModelRequest:
