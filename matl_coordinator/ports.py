@@ -509,7 +509,8 @@ class RootGradient:
 class HoldoutReport:
     """What the holdout set says about a round's updates."""
 
-    root: tuple[RootGradient, ...]
+    path: tuple[RootGradient, ...]
+    """Along the updates' common step; see ``scoring.path``."""
     loss_improvement: Mapping[NodeId, float]
     """Mean validation loss at the base model less that after each update alone."""
 
@@ -535,9 +536,21 @@ class UpdateScorer(Protocol):
     """Compares updates with the holdout set, in another process."""
 
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
-        """Score updates; the root gradients are written into ``folder``."""
+        """Score updates; the gradients along their common step are written into ``folder``.
+
+        ``weights`` are what each counts for in that step.
+        """
+        ...
+
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        """Write the root gradients at the base model into ``folder``."""
         ...
 
 

@@ -33,6 +33,7 @@ from matl_coordinator.ports import (
     Histories,
     HoldoutReport,
     ModelStore,
+    RootGradient,
     Spool,
     SpooledUpdates,
     SpoolError,
@@ -123,15 +124,15 @@ async def replay_round(
                 scorer=scorer,
             )
             model = await judge.build(story.round, updates=updates, released_in=story.released)
-    for name, digest in scorer.root.items():
+    for name, digest in scorer.rows.items():
         if story.root.get(name) != digest:
             raise ReplayDifferenceError(
                 f"the root set gives row {name} with SHA-256 {digest[:12]}, and gave "
                 f"{story.root.get(name, 'none')[:12]}: its images, labels or the software have "
                 "changed since"
             )
-    if scorer.root:
-        done("Root set", f"{len(scorer.root)} rows, as in the log")
+    if scorer.rows:
+        done("Root set", f"{len(scorer.rows)} rows, as in the log")
     done("Rule", story.aggregator.describe())
     if model != story.model:
         raise ReplayDifferenceError(
@@ -270,18 +271,26 @@ class _RecordingScorer:
     def __init__(self, inner: WorkerScorer, *, has_holdout: bool) -> None:
         self._inner = inner
         self._has_holdout = has_holdout
-        self.root: dict[str, Digest] = {}
+        self.rows: dict[str, Digest] = {}
 
-    async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
-    ) -> HoldoutReport:
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
         if not self._has_holdout:
             raise ConfigurationError(
                 "the round's rule looks at the root set; set holdout.images to the coordinator's"
             )
-        report = await self._inner.report(base_model, updates, folder=folder)
-        self.root = {each.row.name: each.digest for each in report.root}
-        return report
+        rows = await self._inner.root(base_model, folder=folder)
+        self.rows = {each.row.name: each.digest for each in rows}
+        return rows
+
+    async def report(
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
+    ) -> HoldoutReport:
+        raise AssertionError("a replay takes scores from the log")
 
 
 @asynccontextmanager

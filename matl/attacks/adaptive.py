@@ -47,9 +47,9 @@ def within_classes(honest: Honest, draws: np.random.Generator) -> Rows:
     """Each attacker's own update inside the span of the classes' gradients, harm outside of it.
 
     A coordinator whose holdout set has these classes sees the part inside: the projection on its
-    gradient and the profile by classes are those of an honest hospital. The rest of the honest
-    length goes against what ``μ`` has outside. Needs the holdout set's distribution, of which the
-    attackers' own patients are a sample, and not the set.
+    gradient, at whichever of these models, and the profile by classes are those of an honest
+    hospital. The rest of the honest length goes against what ``μ`` has outside. Needs the holdout
+    set's distribution, of which the attackers' own patients are a sample, and not the set.
 
     Raises:
         AttackError: ``Honest.class_gradients`` is absent.

@@ -65,8 +65,8 @@ class Honest:
     aggregate: Aggregate | None = None
     """The rule under attack; None where it is not known."""
     class_gradients: Rows | None = None
-    """Shape ``(classes, d)``: downhill for each class, of the attackers' own patients with their
-    true labels; None where they did not compute it."""
+    """Shape ``(k, d)``: downhill for each class, of the attackers' own patients with their true
+    labels, at every model where the coordinator may look; None where they did not compute it."""
 
     def __post_init__(self) -> None:
         arrays = ("updates", "own", "previous", "signals", "noise_std", "root", "class_gradients")
@@ -92,9 +92,7 @@ class Honest:
                 raise AttackError(f"{name} has shape {value.shape}; it must be {shape}")
         classes = self.class_gradients
         if classes is not None and (classes.ndim != 2 or classes.shape[1] != self.d):
-            raise AttackError(
-                f"class_gradients have shape {classes.shape}; give (classes, {self.d})"
-            )
+            raise AttackError(f"class_gradients have shape {classes.shape}; give (k, {self.d})")
         if self.round < 1:
             raise AttackError(f"round is {self.round}; rounds count from 1")
 

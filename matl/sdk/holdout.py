@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from matl_common.vision.metrics import evaluate
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
 from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient
+from matl_coordinator.scoring.path import common_step, descent_along
 from matl_coordinator.scoring.split import Indices, split_holdout
 from matl_coordinator.service.founding import MINIMUM_PER_CLASS
 from matl_coordinator.store.models import FileModelStore
@@ -85,12 +87,23 @@ class TensorScorer:
         per_class = tuple(np.bincount(self._labels, minlength=self._classes).tolist())
         return HoldoutFacts(images=len(self._labels), skipped=0, per_class=per_class)
 
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        """As ``ports.Scorer``."""
+        async with self._lock:
+            base = self._parameters(base_model)
+            return await asyncio.to_thread(self._rows, "root", base, folder, step=None)
+
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
         """As ``ports.Scorer``."""
         async with self._lock:
-            return await asyncio.to_thread(self._report, base_model, updates, folder)
+            return await asyncio.to_thread(self._report, base_model, updates, weights, folder)
 
     async def evaluate(self, model: Digest) -> Evaluation:
         """As ``ports.Scorer``."""
@@ -101,15 +114,15 @@ class TensorScorer:
         """Nothing to end."""
 
     def _report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
         base = self._parameters(base_model)
         schema, _ = read_model(self._models.path(base_model))
         load_trainable(self._network, base)
-        rows = tuple(
-            self._root(folder, label=label, fold=fold, members=members)
-            for (label, fold), members in self._split.folds.items()
-        )
         before = self._loss(self._split.validation)
         improvement = {}
         for node, path in updates.items():
@@ -117,7 +130,9 @@ class TensorScorer:
             with np.errstate(over="ignore", invalid="ignore"):
                 load_trainable(self._network, base + read_update(path, schema))
             improvement[node] = before - self._loss(self._split.validation)
-        return HoldoutReport(rows, improvement)
+        counted = {node: weights[node] for node in updates}
+        step = common_step(lambda node: read_update(updates[node], schema), counted)
+        return HoldoutReport(self._rows("path", base, folder, step=step), improvement)
 
     def _evaluate(self, model: Digest) -> Evaluation:
         load_trainable(self._network, self._parameters(model))
@@ -136,15 +151,34 @@ class TensorScorer:
         schema, tensors = read_model(self._models.path(model))
         return np.concatenate([tensors[spec.name].ravel() for spec in schema.trainable])
 
-    def _root(self, folder: Path, *, label: int, fold: int, members: Indices) -> RootGradient:
-        """Minus the gradient of the mean loss over ``members``, as a row on disk."""
+    def _rows(
+        self, kind: str, base: Float32Vector, folder: Path, *, step: Float32Vector | None
+    ) -> tuple[RootGradient, ...]:
+        """Minus the gradient over every fold along a step from ``base``, as rows on disk."""
+        found = []
+        for (label, fold), members in self._split.folds.items():
+            row = descent_along(partial(self._descent, base, members), step)
+            if not np.isfinite(row).all():
+                raise IntegrityError("the model's gradient on the holdout set is not finite")
+            data = row.astype("<f4", copy=False).tobytes()
+            path = folder / f"{kind}-{label}-{fold}.f32"
+            path.write_bytes(data)
+            root = RootRow(path.stem, label, fold, len(members))
+            found.append(RootGradient(root, path, digest_of(data)))
+        return tuple(found)
+
+    def _descent(
+        self, base: Float32Vector, members: Indices, update: Float32Vector | None
+    ) -> Float32Vector:
+        """Minus the gradient of the mean loss over ``members``."""
+        load_trainable(self._network, base if update is None else base + update)
         self._network.zero_grad(set_to_none=True)
         for part in _batches(members):
             labels = torch.from_numpy(self._labels[part])
             loss = functional.cross_entropy(self._network(self._images[part]), labels)
             # Batches may differ in size; the mean is over rows, not batches.
             torch.autograd.backward(loss * (len(part) / len(members)))
-        row = np.concatenate(
+        return np.concatenate(
             [
                 np.zeros(each.numel(), dtype=np.float32)
                 if each.grad is None
@@ -153,12 +187,6 @@ class TensorScorer:
                 if each.requires_grad
             ]
         )
-        if not np.isfinite(row).all():
-            raise IntegrityError("the model's gradient on the holdout set is not finite")
-        data = row.astype("<f4", copy=False).tobytes()
-        path = folder / f"root-{label}-{fold}.f32"
-        path.write_bytes(data)
-        return RootGradient(RootRow(path.stem, label, fold, len(members)), path, digest_of(data))
 
     def _loss(self, rows: Indices) -> float:
         losses = [

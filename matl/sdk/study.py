@@ -25,7 +25,13 @@ from matl_common.protocol import RoundStart
 from matl_common.tensors import Float32Vector, ModelSchema, read_model
 from matl_coordinator.core.rounds import Evaluation, Round
 from matl_coordinator.core.trust_record import TrustRecord, with_newcomers
-from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, Scorer
+from matl_coordinator.ports import (
+    HoldoutFacts,
+    HoldoutReport,
+    InitialModel,
+    RootGradient,
+    Scorer,
+)
 from matl_coordinator.store.models import FileModelStore
 from matl_participant.core.account import Account
 from matl_participant.core.spending import Summary
@@ -42,8 +48,17 @@ class NoHoldout:
         """Never asked."""
         self._refuse()
 
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        """Never asked."""
+        self._refuse()
+
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
         """Never asked."""
         self._refuse()

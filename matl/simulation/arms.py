@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -42,6 +43,7 @@ from matl_coordinator.core.robust.sizes import size_cap
 from matl_coordinator.core.rounds import NodeWeight
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
 from matl_coordinator.ports import HoldoutReport, RootGradient
+from matl_coordinator.scoring.path import common_step, descent_along
 from matl_coordinator.service.judging import Verdict
 
 ROOT_UPDATE: Final = "root-update"
@@ -89,7 +91,8 @@ class RoundInput:
     violations: Mapping[NodeId, str]
     """Who was refused for what no honest hospital sends."""
     root: Sequence[RootRow]
-    root_values: Mapping[str, Float32Array]
+    descent: Callable[[RootRow, Float32Array | None], Float32Array]
+    """Minus the gradient over that part of the root set, at ``base`` plus an update or without."""
     root_update: Float32Array
     """What training on the root set gives: FLTrust's server update."""
     pooled_update: Float32Array
@@ -154,17 +157,39 @@ class _Holdout:
 
     now: RoundInput | None = field(default=None)
 
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        """As ``ports.UpdateScorer``."""
+        return self._rows("root", folder, step=None)
+
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
-        """Write the root rows into ``folder``."""
-        assert self.now is not None, "a round is under way"
-        root = []
-        for row in self.now.root:
+        """As ``ports.UpdateScorer``."""
+        now = self._closed()
+        step = common_step(now.updates.__getitem__, {node: weights[node] for node in updates})
+        path = self._rows("path", folder, step=step)
+        return HoldoutReport(path, {n: now.loss_improvement[n] for n in updates})
+
+    def _rows(
+        self, kind: str, folder: Path, *, step: Float32Array | None
+    ) -> tuple[RootGradient, ...]:
+        now, found = self._closed(), []
+        for part in now.root:
+            row = replace(part, name=f"{kind}-{part.class_index}-{part.fold}")
             path = folder / f"{row.name}.f32"
-            self.now.root_values[row.name].astype("<f4", copy=False).tofile(path)
-            root.append(RootGradient(row, path, digest_of_file(path)))
-        return HoldoutReport(tuple(root), {n: self.now.loss_improvement[n] for n in updates})
+            values = descent_along(partial(now.descent, part), step)
+            values.astype("<f4", copy=False).tofile(path)
+            found.append(RootGradient(row, path, digest_of_file(path)))
+        return tuple(found)
+
+    def _closed(self) -> RoundInput:
+        assert self.now is not None, "a round is under way"
+        return self.now
 
 
 class TrustedArm:

@@ -47,6 +47,7 @@ from matl_coordinator.core.trust_record import DEFAULT_POLICY, TrustPolicy, Trus
 from matl_coordinator.ports import (
     HoldoutReport,
     ModelRecord,
+    RootGradient,
     State,
     UpdateRecord,
     UpdateScorer,
@@ -111,8 +112,16 @@ class _Folders:
 class _NoScorer:
     """Of a coordinator without a holdout set, which asks nothing."""
 
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        raise AssertionError("without a holdout set there is no root set")
+
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
         raise AssertionError("without a holdout set nothing is scored")
 

@@ -6,7 +6,7 @@ draw the same batches and the same noise whoever aggregates.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -127,10 +127,7 @@ def _closed(
         updates={},
         violations={},
         root=root_rows,
-        root_values={
-            row.name: learner.descent(base, split.folds[row.class_index, row.fold])
-            for row in root_rows
-        },
+        descent=partial(_descent, learner, split, base),
         root_update=learner.root_update(base, round_number=number),
         pooled_update=learner.pooled_update(base, round_number=number)
         if is_pooled
@@ -151,6 +148,13 @@ def _closed(
     return replace(
         opened, sent=sent, updates=updates, violations=violations, loss_improvement=improvement
     )
+
+
+def _descent(
+    learner: Learner, split: Split, base: Float32Array, part: RootRow, step: Float32Array | None
+) -> Float32Array:
+    rows = split.folds[part.class_index, part.fold]
+    return learner.descent(base if step is None else base + step, rows)
 
 
 def _sent(
@@ -175,16 +179,18 @@ def _sent(
         previous=None if previous is None else previous.astype(np.float64),
         signals=trained[~hostile] if is_private else None,
         noise_std=_promised(simulation) if is_private else None,
-        root=np.mean(list(opened.root_values.values()), axis=0, dtype=np.float64),
     )
+    if Knowledge.ROOT in entry.needs:
+        downhill = [opened.descent(part, None) for part in opened.root]
+        known = replace(known, root=np.mean(downhill, axis=0, dtype=np.float64))
     if Knowledge.AGGREGATE in entry.needs:
         known = replace(known, aggregate=_rule_under_attack(simulation, arm, opened))
     if Knowledge.CLASSES in entry.needs:
         who = [int(number) for number in np.flatnonzero(hostile)]
-        known = replace(
-            known,
-            class_gradients=simulation.learner.class_descents(opened.base, who).astype(np.float64),
-        )
+        # Where the coordinator looks: at both ends of the step that the honest would take.
+        ends = opened.base, opened.base + known.mean.astype(np.float32)
+        found = [simulation.learner.class_descents(each, who) for each in ends]
+        known = replace(known, class_gradients=np.concatenate(found).astype(np.float64))
     craft = entry.craft
     if is_private and entry.room is not Room.PRIVATE:
         craft = with_promised_noise(craft)

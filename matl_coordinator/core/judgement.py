@@ -84,7 +84,8 @@ def judge_round(
     Args:
         gram: the admitted updates, with ``gram.noise`` where the study promises privacy and
             all ``root`` rows among its extras.
-        root: rows of the root set; ``None`` where there is none, and peers are all there is.
+        root: rows of the root set, along the step that these updates take with their
+            ``standing_weights``; ``None`` where there is none, and peers are all there is.
         loss_improvement: of the root set by each update alone; unused without a root set.
         trust: records after the round before; newcomers may be missing.
         enrolled: every hospital of the federation.
@@ -108,6 +109,7 @@ def judge_round(
     records = with_newcomers(trust, enrolled, policy)
     before = {record.node_id: record for record in records}
     gram = _in_order(gram)
+    standing = standing_weights(records, enrolled, byzantine=byzantine, policy=policy)
     refused = {
         **refusals(gram, steps=steps, quiet=quiet),
         # Elsewhere such values count as 0, and the rest of the update would pass for it.
@@ -116,9 +118,7 @@ def judge_round(
     broken = {**refused, **violations}
     sound = gram.select([node for node in gram.nodes if node not in broken])
     capped = _capped_sizes(enrolled, f=byzantine)
-    weighted = sound.with_weights(
-        {node: trust_weight(before[node], policy) * capped[node] for node in sound.nodes}
-    )
+    weighted = sound.with_weights({node: standing[node] for node in sound.nodes})
     clusters = clusters_of(sound, f=byzantine, steps=steps)
     scores = None if root is None else _scores(weighted, root, enrolled, loss_improvement)
     # Who goes against the holdout set has no say over others.
@@ -160,6 +160,26 @@ def judge_round(
             clusters=clusters,
         ),
     )
+
+
+def standing_weights(
+    trust: Sequence[TrustRecord],
+    enrolled: Mapping[NodeId, Enrolment],
+    *,
+    byzantine: int,
+    policy: TrustPolicy = DEFAULT_POLICY,
+) -> dict[NodeId, float]:
+    """What each hospital counts for by the trust of the round before: ψ · capped size.
+
+    Args:
+        trust: records after the round before; newcomers may be missing.
+        enrolled: every hospital of the federation.
+        byzantine: f, how many hospitals may be hostile.
+        policy: the constants of the rule.
+    """
+    records = {each.node_id: each for each in with_newcomers(trust, enrolled, policy)}
+    capped = _capped_sizes(enrolled, f=byzantine)
+    return {node: trust_weight(records[node], policy) * capped[node] for node in enrolled}
 
 
 def _in_order(gram: Gram) -> Gram:

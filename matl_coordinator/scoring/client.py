@@ -44,7 +44,7 @@ class _NodeAnswer(_Answer):
     loss_improvement: Finite
 
 
-class _RootAnswer(_Answer):
+class _RowAnswer(_Answer):
     name: str
     path: str
     class_index: int
@@ -53,9 +53,22 @@ class _RootAnswer(_Answer):
     sha256: str
 
 
-class _ScoreAnswer(_Answer):
+class _RowsAnswer(_Answer):
+    rows: list[_RowAnswer]
+
+    def gradients(self) -> tuple[RootGradient, ...]:
+        return tuple(
+            RootGradient(
+                RootRow(each.name, each.class_index, each.fold, each.images),
+                Path(each.path),
+                parse_digest(each.sha256),
+            )
+            for each in self.rows
+        )
+
+
+class _ScoreAnswer(_RowsAnswer):
     nodes: dict[str, _NodeAnswer]
-    root_rows: list[_RootAnswer]
 
 
 class _InitialiseAnswer(_Answer):
@@ -106,11 +119,22 @@ class WorkerScorer:
         answer = _parse(_PrepareAnswer, await self._run(request))
         return HoldoutFacts(answer.images, answer.skipped, tuple(answer.per_class))
 
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        rows = {"out_dir": str(folder), "folds": FOLDS}
+        request = self._on_holdout("root", base_model) | rows
+        return _parse(_RowsAnswer, await self._run(request)).gradients()
+
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
         request = self._on_holdout("score", base_model) | {
             "updates": {node: str(path) for node, path in sorted(updates.items())},
+            "weights": {node: weights[node] for node in sorted(updates)},
             "out_dir": str(folder),
             "folds": FOLDS,
         }
@@ -118,14 +142,7 @@ class WorkerScorer:
         if answer.nodes.keys() != updates.keys():
             raise WorkerCrashedError("the scoring worker answered for other updates than asked")
         return HoldoutReport(
-            root=tuple(
-                RootGradient(
-                    RootRow(each.name, each.class_index, each.fold, each.images),
-                    Path(each.path),
-                    parse_digest(each.sha256),
-                )
-                for each in answer.root_rows
-            ),
+            path=answer.gradients(),
             loss_improvement={
                 node: answer.nodes[node].loss_improvement for node in sorted(updates)
             },

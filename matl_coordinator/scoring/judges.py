@@ -42,7 +42,7 @@ class Judge(Protocol):
         """The base model's likeliest class of every holdout row."""
         ...
 
-    def descent(self, rows: Indices) -> Float32Vector:
+    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
         """Minus the gradient of the mean loss over ``rows``, laid out like an update."""
         ...
 
@@ -65,13 +65,7 @@ class HeadJudge:
 
     def losses(self, rows: Indices, *, update: Float32Vector | None = None) -> Float64Array:
         """As ``Judge.losses``."""
-        weight = self._head.weight.astype(np.float64)
-        bias = self._head.bias.astype(np.float64)
-        if update is not None:
-            change = update_views(update, self._schema)
-            weight = weight + change["head.weight"]
-            bias = bias + change["head.bias"]
-        logits = head_logits(self._inputs[rows], weight, bias)
+        logits = head_logits(self._inputs[rows], *self._parameters(update))
         return _cross_entropy(logits, self.labels[rows])
 
     def predictions(self) -> LabelArray:
@@ -80,16 +74,22 @@ class HeadJudge:
         likeliest: LabelArray = logits.argmax(axis=1)
         return likeliest
 
-    def descent(self, rows: Indices) -> Float32Vector:
+    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
         """As ``Judge.descent``."""
         inputs = self._inputs[rows]
-        errors = residuals(
-            head_logits(inputs, self._head.weight, self._head.bias), self.labels[rows]
-        )
+        errors = residuals(head_logits(inputs, *self._parameters(update)), self.labels[rows])
         weight = errors.T @ inputs
         bias = BIAS_INPUT * errors.sum(axis=0)
         flat = np.concatenate([weight.ravel(), bias]) / -len(rows)
         return flat.astype(np.float32)
+
+    def _parameters(self, update: Float32Vector | None) -> tuple[Float64Array, Float64Array]:
+        weight = self._head.weight.astype(np.float64)
+        bias = self._head.bias.astype(np.float64)
+        if update is None:
+            return weight, bias
+        change = update_views(update, self._schema)
+        return weight + change["head.weight"], bias + change["head.bias"]
 
 
 class NetworkJudge:
@@ -131,9 +131,9 @@ class NetworkJudge:
         every = np.arange(len(self.labels))
         return np.concatenate([logits.argmax(axis=1) for _, logits in self._logits(every)])
 
-    def descent(self, rows: Indices) -> Float32Vector:
+    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
         """As ``Judge.descent``."""
-        self._set_parameters(None)
+        self._set_parameters(update)
         self._network.zero_grad(set_to_none=True)
         for part in self._batches(rows):
             labels = torch.from_numpy(self.labels[part]).to(self._device)

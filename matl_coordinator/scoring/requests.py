@@ -5,7 +5,7 @@ Errors name the field that is wrong, never its value.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from matl_common.errors import InvalidInputError
 from matl_common.ids import NodeId, parse_node_id
@@ -29,6 +29,7 @@ def _node(text: str) -> str:
 
 
 NodeName = Annotated[NodeId, AfterValidator(_node)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Resources(Strict):
@@ -59,17 +60,34 @@ class EvaluateRequest(_Job):
     model_digest: DigestText
 
 
-class ScoreRequest(_Job):
-    """Judge each update alone, and write the root gradients at the base model."""
-
-    job: Literal["score"]
+class _RowsJob(_Job):
     model_path: FilePath
     """The base model of the round."""
     model_digest: DigestText
-    updates: Annotated[dict[NodeName, FilePath], Field(max_length=MAX_UPDATES)]
     out_dir: FilePath
-    """An existing folder for the root rows; files of the same name are replaced."""
+    """An existing folder for the rows; files of the same name are replaced."""
     folds: int = Field(default=4, ge=2, le=64)
+
+
+class RootRequest(_RowsJob):
+    """Write the root gradients at the base model."""
+
+    job: Literal["root"]
+
+
+class ScoreRequest(_RowsJob):
+    """Judge each update alone, and write the root gradients along the updates' common step."""
+
+    job: Literal["score"]
+    updates: Annotated[dict[NodeName, FilePath], Field(max_length=MAX_UPDATES)]
+    weights: Annotated[dict[NodeName, Weight], Field(max_length=MAX_UPDATES)]
+    """What each update counts for in that step; 0 where it is not named."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScoreRequest":
+        if not self.weights.keys() <= self.updates.keys():
+            raise ValueError("weights must be of updates in the request")
+        return self
 
 
 class InitialiseRequest(Strict):
@@ -88,7 +106,7 @@ class InitialiseRequest(Strict):
     resources: Resources = Resources()
 
 
-Request = PrepareRequest | EvaluateRequest | ScoreRequest | InitialiseRequest
+Request = PrepareRequest | EvaluateRequest | RootRequest | ScoreRequest | InitialiseRequest
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="job")])
 
 

@@ -1,6 +1,6 @@
 """The scoring worker: ``python -m matl_coordinator.scoring.worker``.
 
-Answers ``prepare``, ``score`` and ``evaluate`` requests over the pipe of
+Answers ``prepare``, ``root``, ``score`` and ``evaluate`` requests over the pipe of
 ``matl_common.worker``. It keeps no state between requests and decides nothing: what
 its numbers mean for a hospital is in ``core.trust``.
 """
@@ -18,7 +18,7 @@ from PIL import Image
 from matl_common.errors import ConfigurationError, IntegrityError, MatlError
 from matl_common.ids import NodeId, digest_of, digest_of_file
 from matl_common.protocol import Recipe
-from matl_common.tensors import ModelSchema, read_model, read_update
+from matl_common.tensors import Float32Vector, ModelSchema, read_model, read_update
 from matl_common.vision.backbones import load_backbone
 from matl_common.vision.dataset import (
     CLASSES,
@@ -38,15 +38,17 @@ from matl_common.vision.requests import ImageSource
 from matl_common.worker import Message, ReportProgress, serve
 from matl_coordinator.scoring.initial import write_initial_head, write_initial_network
 from matl_coordinator.scoring.judges import Float64Array, HeadJudge, Judge, LabelArray, NetworkJudge
+from matl_coordinator.scoring.path import Descent, common_step, descent_along
 from matl_coordinator.scoring.requests import (
     EvaluateRequest,
     InitialiseRequest,
     PrepareRequest,
     Resources,
+    RootRequest,
     ScoreRequest,
     parse_request,
 )
-from matl_coordinator.scoring.split import Split, split_holdout
+from matl_coordinator.scoring.split import Indices, Split, split_holdout
 
 MAX_LOSS = 1e6
 """What an infinite or undefined loss counts as."""
@@ -68,6 +70,8 @@ def handle(message: Message, report: ReportProgress) -> Message:
         match request:
             case PrepareRequest():
                 return _prepare(request, report)
+            case RootRequest():
+                return _root(request)
             case ScoreRequest():
                 return _score(request, report)
             case EvaluateRequest():
@@ -139,6 +143,12 @@ def _evaluate(request: EvaluateRequest) -> Message:
     }
 
 
+def _root(request: RootRequest) -> Message:
+    judge, _ = _judge(request)
+    split = split_holdout(judge.labels, folds=request.folds)
+    return {"rows": _write_rows("root", judge, split, request.out_dir, step=None)}
+
+
 def _score(request: ScoreRequest, report: ReportProgress) -> Message:
     judge, schema = _judge(request)
     split = split_holdout(judge.labels, folds=request.folds)
@@ -147,9 +157,10 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
     for node, path in request.updates.items():
         nodes[node] = _node_score(judge, split, before=before, update=path, schema=schema)
         report({"scored": len(nodes), "updates": len(request.updates)})
+    step = common_step(lambda node: read_update(request.updates[node], schema), request.weights)
     return {
         "nodes": nodes,
-        "root_rows": _write_root_rows(judge, split, request.out_dir),
+        "rows": _write_rows("path", judge, split, request.out_dir, step=step),
         "reference_images": split.reference_images,
         "validation_images": len(split.validation),
     }
@@ -177,12 +188,14 @@ def _bounded(losses: Float64Array) -> Float64Array:
     return np.minimum(clipped, MAX_LOSS)
 
 
-def _write_root_rows(judge: Judge, split: Split, folder: Path) -> list[Message]:
+def _write_rows(
+    kind: str, judge: Judge, split: Split, folder: Path, *, step: Float32Vector | None
+) -> list[Message]:
     rows: list[Message] = []
     for (label, fold), members in split.folds.items():
-        name = f"root-{label}-{fold}"
+        name = f"{kind}-{label}-{fold}"
         path = folder / f"{name}.f32"
-        descent = judge.descent(members)
+        descent = descent_along(_descent_over(judge, members), step)
         if not np.isfinite(descent).all():
             raise IntegrityError("the base model's gradient on the holdout set is not finite")
         data = descent.astype("<f4", copy=False).tobytes()
@@ -201,7 +214,11 @@ def _write_root_rows(judge: Judge, split: Split, folder: Path) -> list[Message]:
     return rows
 
 
-def _judge(request: ScoreRequest | EvaluateRequest) -> tuple[Judge, ModelSchema]:
+def _descent_over(judge: Judge, members: Indices) -> Descent:
+    return lambda update: judge.descent(members, update=update)
+
+
+def _judge(request: RootRequest | ScoreRequest | EvaluateRequest) -> tuple[Judge, ModelSchema]:
     if digest_of_file(request.model_path) != request.model_digest:
         raise IntegrityError("the model file is not the one the request names; restore it")
     schema, tensors = read_model(request.model_path)

@@ -18,7 +18,12 @@ from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
 from matl_coordinator.aggregation import Executor, aggregate_chunks, apply_update
 from matl_coordinator.core.composite import Activity
-from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round
+from matl_coordinator.core.judgement import (
+    Enrolment,
+    Judgement,
+    judge_round,
+    standing_weights,
+)
 from matl_coordinator.core.profile import has_profiles
 from matl_coordinator.core.robust.gram import AggregationError, Needs
 from matl_coordinator.core.robust.registry import Aggregator
@@ -31,7 +36,7 @@ from matl_coordinator.ports import (
     SpoolError,
     UpdateRecord,
 )
-from matl_coordinator.service.survey import Survey, Surveyor, checked_model
+from matl_coordinator.service.survey import Judged, Survey, Surveyor, checked_model
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +49,7 @@ class Verdict:
     weights: tuple[NodeWeight, ...]
     """One for each admitted hospital; empty when the round is held."""
     root: tuple[RootGradient, ...]
+    """What updates were scored with, and what the rule will ask for."""
     rule: str
     """What the updates will be aggregated by, every parameter in it."""
     configured: Aggregator
@@ -145,21 +151,23 @@ class Judge:
             AggregationError: the updates cannot be compared.
         """
         enrolled = self._enrolled()
+        standing = standing_weights(trust, enrolled, byzantine=self._byzantine, policy=self._policy)
         with self._scratch(rnd):
             survey = await self._surveyor.survey(
                 rnd,
                 updates,
                 nodes=rnd.admitted_nodes,
-                needs=Needs(root=self._has_root),
+                # What the rule asks for is measured again; on record is what it will be.
+                needs=Needs(root=self._has_root and self._aggregator.needs.root),
                 released_in=0,
-                scores=True,
+                judged=Judged(standing if self._has_root else None),
             )
         if self._goes_on_from_judgement:
             self._known = (_surveyed(rnd), survey)
         activity = await asyncio.to_thread(self._activity, rnd)
         judgement = judge_round(
             survey.gram,
-            root=[each.row for each in survey.root] if self._has_root else None,
+            root=[each.row for each in survey.path] if self._has_root else None,
             loss_improvement=survey.loss_improvement,
             trust=trust,
             enrolled=enrolled,
@@ -184,7 +192,7 @@ class Judge:
         return Verdict(
             judgement,
             weights,
-            survey.root,
+            (*survey.root, *survey.path),
             aggregator.describe(),
             configured=self._aggregator,
             f=self._byzantine,

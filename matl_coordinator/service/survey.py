@@ -67,6 +67,16 @@ def classifier_of(schema: ModelSchema) -> tuple[str, str] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """That updates are to be judged: coordinates are then also counted between the quantiles of
+    the promised noise, and updates scored where there is a holdout set."""
+
+    weights: Mapping[NodeId, float] | None
+    """What each counts for in the common step along which it is scored; ``None`` without a
+    holdout set."""
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
     """What the first pass found, and the rows a second one may read."""
 
@@ -76,6 +86,9 @@ class Survey:
     updates: tuple[Row, ...]
     extras: tuple[Row, ...]
     root: tuple[RootGradient, ...]
+    """At the base model, for a rule that asks for them."""
+    path: tuple[RootGradient, ...]
+    """Along the updates' common step, where they were scored."""
     loss_improvement: Mapping[NodeId, float]
 
 
@@ -125,7 +138,7 @@ class Surveyor:
         nodes: Collection[NodeId],
         needs: Needs,
         released_in: int,
-        scores: bool = False,
+        judged: Judged | None = None,
     ) -> Survey:
         """Measure the updates of ``nodes`` together with the extra rows in ``needs``.
 
@@ -135,8 +148,7 @@ class Surveyor:
             nodes: hospitals admitted to the round.
             needs: what to measure beside inner products.
             released_in: the round that released the base model; 0 for the study's first.
-            scores: also ask for the holdout loss after each update, and count coordinates
-                between the quantiles of the promised noise.
+            judged: also measure what a judgement asks for.
 
         Raises:
             WorkerError: the scoring worker failed.
@@ -151,14 +163,17 @@ class Surveyor:
                 "the round is over, or let the round fail"
             )
         rows = await asyncio.to_thread(self.rows, rnd, updates, nodes)
+        root: tuple[RootGradient, ...] = ()
         report = HoldoutReport((), {})
+        folder = self._spool.scratch(rnd.round_id)
         if needs.root:
+            root = await self._scorer.root(rnd.base_model, folder=folder)
+        if judged is not None and judged.weights is not None:
+            paths = {NodeId(row.name): row.path for row in rows}
             report = await self._scorer.report(
-                rnd.base_model,
-                {NodeId(row.name): row.path for row in rows} if scores else {},
-                folder=self._spool.scratch(rnd.round_id),
+                rnd.base_model, paths, weights=judged.weights, folder=folder
             )
-        extras = [Row(each.row.name, each.path) for each in report.root]
+        extras = [Row(each.row.name, each.path) for each in (*root, *report.path)]
         if needs.previous:
             extras.append(await asyncio.to_thread(self._previous, rnd, released_in))
         if self._shared is not None:
@@ -171,15 +186,23 @@ class Surveyor:
             extras,
             enrolled=enrolled,
             needs=needs,
-            count_bins=scores,
+            count_bins=judged is not None,
         )
-        if report.root:
-            rows_of_root = [each.row for each in report.root]
+        if root:
+            rows_of_root = [each.row for each in root]
             training = self._plan.training
             step = training.learning_rate * training.steps_per_round
             gram = replace(gram, reference=reference_in(gram, rows_of_root, step=step))
-        quiet = await asyncio.to_thread(self._quiet, rows) if scores else {}
-        return Survey(gram, quiet, tuple(rows), tuple(extras), report.root, report.loss_improvement)
+        quiet = {} if judged is None else await asyncio.to_thread(self._quiet, rows)
+        return Survey(
+            gram,
+            quiet,
+            tuple(rows),
+            tuple(extras),
+            root=root,
+            path=report.path,
+            loss_improvement=report.loss_improvement,
+        )
 
     def _quiet(self, rows: Sequence[Row]) -> dict[NodeId, QuietPart]:
         """The part of an update's last layer in which honest training leaves only noise."""

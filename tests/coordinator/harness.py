@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ from matl_coordinator.ports import (
     Store,
 )
 from matl_coordinator.roster import Roster
+from matl_coordinator.scoring.path import common_step
 from matl_coordinator.service.assembly import Outside, UseCases, assemble
 from matl_coordinator.service.checkpoints import Checkpoints, LogSigner, witness_policy
 from matl_coordinator.service.enrolment import log_allowlist
@@ -235,24 +237,35 @@ class QuadraticScorer:
         self._fail()
         return HoldoutFacts(images=500, skipped=0, per_class=(100,) * 5)
 
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        self._fail()
+        if self.build is not None:
+            await self.build.wait()
+        base = weights_of(self.models.path(base_model))
+        return self._rows("root", folder, base)
+
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
         self._fail()
-        waits_for = self.go_on if updates else self.build
-        if waits_for is not None:
-            await waits_for.wait()
+        if self.go_on is not None:
+            await self.go_on.wait()
         base = weights_of(self.models.path(base_model))
-        rows = [
-            self._root(folder, TARGET - base, class_index, fold)
-            for class_index in range(5)
-            for fold in range(2)
-        ]
+        step = common_step(
+            lambda node: np.fromfile(updates[node], dtype="<f4"), {n: weights[n] for n in updates}
+        )
+        halfway = base if step is None else base + step / 2.0
         improvement = {
             node: loss(base) - loss(base + np.fromfile(path, dtype="<f4"))
             for node, path in updates.items()
         }
-        return HoldoutReport(tuple(rows), improvement)
+        # The loss is quadratic: the mean of both ends' gradients is the one halfway.
+        return HoldoutReport(self._rows("path", folder, halfway), improvement)
 
     async def evaluate(self, model: Digest) -> Evaluation:
         self._fail()
@@ -269,15 +282,17 @@ class QuadraticScorer:
             raise self.fail_next.pop(0)
 
     @staticmethod
-    def _root(
-        folder: Path, descent: NDArray[np.float64], class_index: int, fold: int
-    ) -> RootGradient:
-        draws = np.random.default_rng([class_index, fold])
-        row = descent + draws.normal(0.0, 0.1, ELEMENTS) / np.sqrt(ELEMENTS)
-        path = folder / f"root-{class_index}-{fold}.f32"
-        data = row.astype("<f4").tobytes()
-        path.write_bytes(data)
-        return RootGradient(RootRow(path.stem, class_index, fold, 50), path, digest_of(data))
+    def _rows(kind: str, folder: Path, weights: NDArray[np.float64]) -> tuple[RootGradient, ...]:
+        found = []
+        for class_index, fold in product(range(5), range(2)):
+            draws = np.random.default_rng([class_index, fold])
+            row = TARGET - weights + draws.normal(0.0, 0.1, ELEMENTS) / np.sqrt(ELEMENTS)
+            path = folder / f"{kind}-{class_index}-{fold}.f32"
+            data = row.astype("<f4").tobytes()
+            path.write_bytes(data)
+            part = RootRow(path.stem, class_index, fold, 50)
+            found.append(RootGradient(part, path, digest_of(data)))
+        return tuple(found)
 
 
 def weights_of(model: Path) -> NDArray[np.float64]:

@@ -28,9 +28,13 @@ def order_while_scoring(
     report = coordinator.scorer.report
 
     async def interrupted(
-        base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
-        found = await report(base_model, updates, folder=folder)
+        found = await report(base_model, updates, weights=weights, folder=folder)
         if left:
             await left.pop(0)()
             rnd = (await coordinator.register.state()).round

@@ -25,7 +25,7 @@ from matl_common.vision.linear_head import (
     parse_head,
 )
 from matl_common.worker import WorkerFailedError, WorkerProcess
-from matl_coordinator.aggregation import Row, measure
+from matl_coordinator.aggregation import Row, apply_update, measure
 from matl_coordinator.core.robust.root import RootRow, project_on_root
 from matl_coordinator.scoring.judges import HeadJudge
 from matl_coordinator.scoring.split import split_holdout
@@ -95,24 +95,39 @@ class Site:
         if job != "prepare":
             path, _ = self.model(recipe)
             message |= {"model_path": str(path), "model_digest": digest_of_file(path)}
+        if job in ("root", "score"):
+            message |= {"out_dir": str(self.folder / "rows"), "folds": 2}
         if job == "score":
-            message |= {"updates": {}, "out_dir": str(self.folder / "rows"), "folds": 2}
+            message |= {"updates": {}, "weights": {}}
         return message | more
 
-    def score(self, recipe: str, updates: dict[str, Float32Vector]) -> Message:
+    def score(
+        self,
+        recipe: str,
+        updates: dict[str, Float32Vector],
+        weights: dict[str, float] | None = None,
+    ) -> Message:
         paths = {}
         for node, update in updates.items():
             path = self.folder / f"{node}.f32"
             update.astype("<f4").tofile(path)
             paths[node] = str(path)
-        return handle(self.request("score", recipe, updates=paths), lambda _: None)
+        request = self.request("score", recipe, updates=paths, weights=weights or {})
+        return handle(request, lambda _: None)
+
+    def root(self, recipe: str) -> list[Message]:
+        rows: list[Message] = handle(self.request("root", recipe), lambda _: None)["rows"]
+        return rows
 
     def descent(self, recipe: str) -> Float32Vector:
         """Minus the gradient at the base model: the mean of all root rows."""
-        result = self.score(recipe, {})
-        rows = [np.fromfile(row["path"], dtype="<f4") for row in result["root_rows"]]
-        mean: Float32Vector = np.stack(rows).astype(np.float64).mean(axis=0).astype(np.float32)
-        return mean
+        return mean_of(self.root(recipe))
+
+
+def mean_of(rows: list[Message]) -> Float32Vector:
+    values = [np.fromfile(row["path"], dtype="<f4") for row in rows]
+    mean: Float32Vector = np.stack(values).astype(np.float64).mean(axis=0).astype(np.float32)
+    return mean
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +204,9 @@ def test_a_first_head_is_zero_or_has_learnt_the_public_labels(site: Site, steps:
 def test_root_rows_join_the_gram_matrix_and_tell_good_from_bad(site: Site, recipe: str) -> None:
     _, schema = site.model(recipe)
     step = site.descent(recipe)
-    result = site.score(recipe, {"good": step, "bad": -step})
-    found = [
-        RootRow(row["name"], row["class_index"], row["fold"], row["images"])
-        for row in result["root_rows"]
-    ]
-    extras = [Row(row["name"], Path(row["path"])) for row in result["root_rows"]]
+    rows = site.score(recipe, {"good": step, "bad": -step})["rows"]
+    found = [RootRow(row["name"], row["class_index"], row["fold"], row["images"]) for row in rows]
+    extras = [Row(row["name"], Path(row["path"])) for row in rows]
     updates = [Row(node, site.folder / f"{node}.f32") for node in ("good", "bad")]
     gram = measure(updates, extras, elements=schema.update_elements)
     good, bad = project_on_root(gram, found)
@@ -205,19 +217,58 @@ def test_root_rows_join_the_gram_matrix_and_tell_good_from_bad(site: Site, recip
 
 
 @RECIPES
-def test_root_rows_are_complete_and_named_after_class_and_fold(site: Site, recipe: str) -> None:
+def test_rows_are_complete_and_named_after_class_and_fold(site: Site, recipe: str) -> None:
     _, schema = site.model(recipe)
-    result = site.score(recipe, {})
-    rows = result["root_rows"]
-    assert [row["name"] for row in rows] == [f"root-{c}-{k}" for c in range(5) for k in range(2)]
-    assert sum(row["images"] for row in rows) == result["reference_images"] == IMAGES // 2
-    for row in rows:
-        assert read_update(Path(row["path"]), schema).shape == (schema.update_elements,)
-        assert digest_of_file(Path(row["path"])) == row["sha256"]
+    scored = site.score(recipe, {})
+    assert scored["reference_images"] == IMAGES // 2
+    for kind, rows in (("root", site.root(recipe)), ("path", scored["rows"])):
+        names = [f"{kind}-{c}-{k}" for c in range(5) for k in range(2)]
+        assert [row["name"] for row in rows] == names
+        assert sum(row["images"] for row in rows) == IMAGES // 2
+        for row in rows:
+            assert read_update(Path(row["path"]), schema).shape == (schema.update_elements,)
+            assert digest_of_file(Path(row["path"])) == row["sha256"]
+
+
+@RECIPES
+def test_without_a_step_the_rows_are_those_at_the_base_model(site: Site, recipe: str) -> None:
+    update = site.descent(recipe)
+    for weights in ({}, {"a": 0.0}):
+        rows = site.score(recipe, {"a": update}, weights)["rows"]
+        assert [row["sha256"] for row in rows] == [row["sha256"] for row in site.root(recipe)]
+
+
+@RECIPES
+def test_the_rows_are_the_mean_of_the_gradients_at_both_ends_of_the_step(
+    site: Site, recipe: str
+) -> None:
+    path, _ = site.model(recipe)
+    along = site.descent(recipe)
+    aside = np.random.default_rng(6).standard_normal(len(along), dtype=np.float32)
+    aside *= np.linalg.norm(along) / np.linalg.norm(aside)
+    rows = site.score(recipe, {"a": along, "b": aside}, {"a": 3.0, "b": 1.0})["rows"]
+    scored = [np.fromfile(row["path"], dtype="<f4") for row in rows]
+    start = [np.fromfile(row["path"], dtype="<f4") for row in site.root(recipe)]
+    moved = apply_update(path, [0.75 * along + 0.25 * aside], site.folder / "models")
+    there = site.folder / "models" / f"{moved}.safetensors"
+    ahead = {"model_path": str(there), "model_digest": moved}
+    rows = handle(site.request("root", recipe) | ahead, lambda _: None)["rows"]
+    end = [np.fromfile(row["path"], dtype="<f4") for row in rows]
+    assert np.abs(np.stack(end) - start).max() > 1e-3
+    np.testing.assert_allclose(scored, (np.stack(start) + end) / 2, rtol=1e-3, atol=1e-5)
+
+
+@RECIPES
+def test_a_step_into_infinity_leaves_the_gradient_at_the_base_model(
+    site: Site, recipe: str
+) -> None:
+    update = np.full_like(site.descent(recipe), 3e38)
+    rows = site.score(recipe, {"a": update}, {"a": 1.0})["rows"]
+    assert [row["sha256"] for row in rows] == [row["sha256"] for row in site.root(recipe)]
 
 
 def test_a_networks_root_row_is_its_gradient_over_all_rows_whatever_the_batch(site: Site) -> None:
-    site.score("full", {})
+    site.root("full")
     rows = split_holdout(np.arange(IMAGES, dtype=np.int64) % 5, folds=2).folds[2, 1]
     network = build_network("small_gn")
     network.load_state_dict(site.network.state_dict())
@@ -263,7 +314,7 @@ def test_one_update_does_not_change_the_score_of_the_next(site: Site, recipe: st
     together = site.score(recipe, {"first": first, "second": second})
     alone = site.score(recipe, {"second": second})
     assert together["nodes"]["second"] == alone["nodes"]["second"]
-    assert together["root_rows"] == alone["root_rows"]
+    assert together["rows"] == alone["rows"]
 
 
 @pytest.mark.hostile
@@ -300,8 +351,6 @@ def test_evaluate_reports_how_the_model_does_on_the_whole_set(site: Site, recipe
 
 
 def test_a_trained_head_evaluates_better(site: Site) -> None:
-    from matl_coordinator.aggregation import apply_update
-
     digest = apply_update(site.head, [20.0 * site.descent("head")], site.folder / "models")
     path = site.folder / "models" / f"{digest}.safetensors"
     request = site.request("evaluate", "head", model_path=str(path), model_digest=digest)

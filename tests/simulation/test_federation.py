@@ -54,9 +54,9 @@ def closed_round(simulation: Simulation, sent: np.ndarray, *, losses: float = 0.
         updates=updates,
         violations={},
         root=rows,
-        root_values={
-            row.name: learner.descent(base, split.folds[row.class_index, row.fold]) for row in rows
-        },
+        descent=lambda part, step: learner.descent(
+            base if step is None else base + step, split.folds[part.class_index, part.fold]
+        ),
         root_update=base,
         pooled_update=base,
         loss_improvement=dict.fromkeys(nodes, losses),

@@ -21,7 +21,7 @@ from matl_common.wire.documents import parse_study_plan
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.core.judgement import Enrolment
-from matl_coordinator.ports import HoldoutReport
+from matl_coordinator.ports import HoldoutReport, RootGradient
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service.entries import trust_facts
 from matl_coordinator.store.sql import SqlStore
@@ -71,8 +71,16 @@ class DaemonsScorer:
         self._config = config
         self._models = models
 
+    async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
+        raise AssertionError("the rule asks for none")
+
     async def report(
-        self, base_model: Digest, updates: Mapping[NodeId, Path], *, folder: Path
+        self,
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
     ) -> HoldoutReport:
         command = (sys.executable, "-m", "matl_coordinator.scoring.worker")
         limits = WorkerLimits(idle_seconds=1.0, memory_bytes=self._config.worker.memory_bytes)
@@ -82,7 +90,7 @@ class DaemonsScorer:
             model_path=lambda digest: self._models / f"{digest}.safetensors",
         )
         try:
-            return await scorer.report(base_model, updates, folder=folder)
+            return await scorer.report(base_model, updates, weights=weights, folder=folder)
         finally:
             await scorer.close()
 

@@ -21,7 +21,10 @@ from matl_coordinator.core.robust.gram import AggregationError, Float64Array, Gr
 
 @dataclass(frozen=True, slots=True)
 class RootRow:
-    """One extra row of the Gram matrix: minus the mean loss gradient of a part of the root set."""
+    """One extra row of the Gram matrix: minus the mean loss gradient of a part of the root set.
+
+    At the base model, or along the round's step (``scoring.path``).
+    """
 
     name: str
     class_index: int
@@ -35,7 +38,8 @@ class RootProjection:
 
     node_id: NodeId
     projection: float
-    """⟨update, r̄⟩; positive when the update lowers the loss, to first order."""
+    """⟨update, r̄⟩; positive when the update lowers the loss: to first order with the gradient at
+    the base model, to second order with that along the round's step."""
     standard_error: float
     """Of the projection over root sets like this one; without privacy noise."""
     reference_norm: float

@@ -1,0 +1,75 @@
+"""Whom the coordinator counts, and how much, in the step along which it scores a round."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from matl_common.ids import Digest, NodeId
+from matl_coordinator.core.judgement import Enrolment, standing_weights
+from matl_coordinator.core.trust import quarantine, release
+from matl_coordinator.core.trust_record import initial_record
+from matl_coordinator.ports import HoldoutReport
+from tests.coordinator.harness import NODES, OPERATOR, Running, events_of, make_site, play, running
+
+A, B, C = NODES
+
+
+def watched(coordinator: Running) -> list[Mapping[NodeId, float]]:
+    """The weights of every step that the scorer is asked about, as it is."""
+    asked: list[Mapping[NodeId, float]] = []
+    report = coordinator.scorer.report
+
+    async def watching(
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
+    ) -> HoldoutReport:
+        asked.append(weights)
+        return await report(base_model, updates, weights=weights, folder=folder)
+
+    # The scorer is the harness's stand-in for a worker process.
+    coordinator.scorer.report = watching  # type: ignore[method-assign]
+    return asked
+
+
+def rows_on_record(coordinator: Running) -> set[str]:
+    (scored,) = (each for each in events_of(coordinator.store) if each["event"] == "round_scored")
+    return {name.partition("-")[0] for name in cast("dict[str, str]", scored["root"])}
+
+
+async def test_who_is_in_quarantine_has_no_part_in_the_step(tmp_path: Path) -> None:
+    async with running(make_site(tmp_path, study={"rounds": 1})) as coordinator:
+        asked = watched(coordinator)
+        await coordinator.use_cases.operations.quarantine(OPERATOR, C, "stolen laptop")
+        await play(coordinator)
+    (weights,) = asked
+    assert weights[C] == 0.0
+    assert min(weights[A], weights[B]) > 0.0
+
+
+async def test_updates_are_scored_by_rows_along_the_step(tmp_path: Path) -> None:
+    async with running(make_site(tmp_path, study={"rounds": 1})) as coordinator:
+        await play(coordinator)
+        assert rows_on_record(coordinator) == {"path"}
+
+
+async def test_what_the_rule_asks_for_is_on_record_beside_it(tmp_path: Path) -> None:
+    site = make_site(tmp_path, rule="fltrust", study={"rounds": 1})
+    async with running(site) as coordinator:
+        await play(coordinator)
+        assert rows_on_record(coordinator) == {"path", "root"}
+
+
+def test_a_hospital_counts_by_its_trust_and_its_capped_size() -> None:
+    enrolled = {A: Enrolment(9000), B: Enrolment(100), C: Enrolment(100)}
+    trust = [quarantine(initial_record(C), why="stolen laptop")]
+    weights = standing_weights(trust, enrolled, byzantine=1)
+    assert weights[C] == 0.0
+    assert 0.0 < weights[B] < 100.0
+    assert weights[B] < weights[A] < weights[B] + 200.0
+    back = standing_weights([release(trust[0], why="found")], enrolled, byzantine=1)
+    assert back[C] == pytest.approx(back[B] * (0.55 - 0.3) / (0.6 - 0.3))
