@@ -208,8 +208,13 @@ def _follow_test(
     trust = _moved(
         record.trust, parts.quality, kappa=parts.informativeness, harm=parts.harm, policy=policy
     )
-    if not parts.harm and scored.log_odds > -policy.exclusion_odds:
-        # Bad luck behind strong privacy noise may lower a weight, but excludes nobody.
+    # Bad luck behind strong privacy noise may lower a weight, but excludes nobody; nor does helping
+    # little, where it is certain that it helps.
+    is_unlucky = scored.log_odds > -policy.exclusion_odds
+    surely_helps = (
+        parts.accumulated_z >= policy.certain_z and scored.sleeper_sum <= policy.sleeper_limit
+    )
+    if not parts.harm and (is_unlucky or surely_helps):
         trust = max(trust, min(record.trust, policy.excluded_below))
     # A hospital of rare cases points against the others once they have learnt theirs: where
     # the holdout set has spoken for it, they are not asked. Nor in quarantine, so that they

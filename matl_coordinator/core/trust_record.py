@@ -85,6 +85,8 @@ class TrustPolicy:
     """The most that trust moves towards before that: below ``trusted_from``."""
     exclusion_odds: float = 2.0
     """Log-likelihood ratio of useless over good from which weak rounds may exclude."""
+    certain_z: float = 4.0
+    """Accumulated z from which a hospital that helps little, and does no harm, is not excluded."""
     slack: float = 0.2
     """Relative projection below which the sum for sleepers grows."""
     sleeper_limit: float = 2.5

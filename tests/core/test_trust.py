@@ -141,6 +141,34 @@ def test_trust_stops_at_the_edge_of_quarantine_until_the_test_is_decided() -> No
     assert decided.state is TrustState.QUARANTINED
 
 
+def helping_little(*, accumulated: float, sleeper_sum: float = 0.0) -> TrustRecord:
+    """About to be excluded: little evidence for it, and certainly not as good as the others."""
+    record = replace(initial_record(E), trust=0.45, evidence=-0.5, log_odds=-4.0)
+    record = replace(record, sleeper_sum=sleeper_sum)
+    # Faded by a round, 100 units of information hold this much of an accumulated z.
+    return replace(record, signal=accumulated * 10.0 / 0.9, information=100.0 / 0.81)
+
+
+def test_who_surely_helps_is_not_excluded_for_helping_little() -> None:
+    little = HoldoutScore(E, projection=0.1, variance=0.01, loss_improvement=0.0)
+    kept = after_one(helping_little(accumulated=6.0), little)
+    assert kept.components is not None
+    assert kept.components.accumulated_z > DEFAULT_POLICY.certain_z
+    assert not kept.components.harm
+    assert (kept.trust, kept.state) == (DEFAULT_POLICY.excluded_below, TrustState.MARGINAL)
+    assert kept.reason.startswith("reduced weight")
+    unsure = after_one(helping_little(accumulated=2.0), little)
+    assert unsure.state is TrustState.QUARANTINED
+
+
+def test_who_surely_helped_is_excluded_for_harm_and_for_sleeping() -> None:
+    harm = HoldoutScore(E, projection=-0.5, variance=0.01, loss_improvement=0.0)
+    assert after_one(helping_little(accumulated=6.0), harm).state is TrustState.QUARANTINED
+    asleep = helping_little(accumulated=6.0, sleeper_sum=DEFAULT_POLICY.sleeper_limit + 1.0)
+    little = HoldoutScore(E, projection=0.1, variance=0.01, loss_improvement=0.0)
+    assert after_one(asleep, little).state is TrustState.QUARANTINED
+
+
 def test_many_rounds_that_together_do_harm_count_as_harm() -> None:
     record = replace(initial_record(E), signal=-40.0, information=100.0, evidence=1.0)
     after = after_one(record, score(E, z=0.5))
