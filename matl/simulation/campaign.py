@@ -37,6 +37,7 @@ _ENTERS: Final = (
     "matl_common/vision/metrics.py",
     "matl_coordinator/aggregation",
     "matl_coordinator/core",
+    "matl_coordinator/scoring/path.py",
     "matl_coordinator/scoring/split.py",
     "matl_coordinator/service/averaging.py",
     "matl_coordinator/service/judging.py",
@@ -45,6 +46,22 @@ _ENTERS: Final = (
 _ENTERS_NOT: Final = frozenset(
     {"campaign.py", "report.py", "intervals.py", "parts.py", "ray_engine.py"}
 )
+_TRUST_ONLY: Final = frozenset(
+    {
+        "composite.py",
+        "judgement.py",
+        "path.py",
+        "power.py",
+        "profile.py",
+        "trust.py",
+        "trust_evidence.py",
+        "trust_reasons.py",
+        "trust_record.py",
+        "weighting.py",
+    }
+)
+"""Of those, what only arms that keep trust carry out."""
+_TRUSTING: Final = frozenset({ArmName.MATL, ArmName.MATL_PEERS})
 _IN_MEMORY: Final = Path("/dev/shm")
 
 
@@ -155,9 +172,15 @@ def _images(data_set: str, places: Places) -> Images:
 
 
 @cache
-def fingerprint(features: Path | None = None) -> str:
-    """Of everything that enters a result: the core, attacks, this simulation, and features."""
-    digest = sources_hash(_ENTERS, without=_ENTERS_NOT)
+def fingerprint(features: Path | None = None, *, keeps_trust: bool = True) -> str:
+    """Of everything that enters a result: the core, attacks, this simulation, and features.
+
+    Args:
+        features: the file of the study's data set, if it is one.
+        keeps_trust: whether trust enters too; to the other arms it may be changed.
+    """
+    without = _ENTERS_NOT if keeps_trust else _ENTERS_NOT | _TRUST_ONLY
+    digest = sources_hash(_ENTERS, without=without)
     if features is not None:
         with features.open("rb") as file:
             while block := file.read(1 << 20):
@@ -181,14 +204,14 @@ class Finished:
 
     def get(self, job: Job, arm: ArmName) -> Outcome | None:
         """What the run gave, if it is known."""
-        found = self._known.get((_fingerprint_of(job), job.key(arm)))
+        found = self._known.get((_fingerprint_of(job, arm), job.key(arm)))
         return None if found is None else _outcome(found)
 
     def add(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Keep what a job gave, run by run."""
         lines = []
         for arm, outcome in zip(job.arms, outcomes, strict=True):
-            code, run_key, told = _fingerprint_of(job), job.key(arm), plain(outcome)
+            code, run_key, told = _fingerprint_of(job, arm), job.key(arm), plain(outcome)
             self._known[code, run_key] = told
             entry = {"fingerprint": code, "run": run_key, "outcome": told}
             lines.append(json.dumps(entry, allow_nan=False) + "\n")
@@ -216,10 +239,11 @@ def _entry(line: str) -> dict[str, Any] | None:
     return entry
 
 
-def _fingerprint_of(job: Job) -> str:
+def _fingerprint_of(job: Job, arm: ArmName) -> str:
     data_set = job.study.data.set
     is_file = data_set.endswith(FEATURES_SUFFIX)
-    return fingerprint(job.places.features / data_set if is_file else None)
+    features = job.places.features / data_set if is_file else None
+    return fingerprint(features, keeps_trust=arm in _TRUSTING)
 
 
 Done = Callable[[Job, list[Outcome]], None]

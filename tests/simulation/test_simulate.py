@@ -2,14 +2,26 @@
 
 import json
 import math
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from typer.testing import CliRunner
 
 from matl.cli import app
-from matl.simulation.campaign import Job, LocalEngine, open_finished, run_jobs
+from matl.simulation.campaign import (
+    _TRUST_ONLY,
+    _TRUSTING,
+    Job,
+    LocalEngine,
+    carry_out,
+    fingerprint,
+    open_finished,
+    run_jobs,
+)
 from matl.simulation.intervals import interval
 from matl.simulation.study import ArmName, Study
 
@@ -66,6 +78,40 @@ def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -
     other = other.replace('"kappa"', '"kappa_of_old"')
     path.write_text(other + other[: len(other) // 2])
     assert open_finished(tmp_path, "x").get(job, ArmName.MEAN) is None
+
+
+def test_an_arm_without_trust_carries_out_nothing_of_what_its_runs_are_known_without(
+    tmp_path: Path,
+) -> None:
+    study = Study.model_validate(
+        {
+            "hospitals": {"count": 8},
+            "training": {"rounds": 2, "recipe": "head", "steps": 1},
+            "privacy": {"epsilon": 1.0},
+            "hostile": {"attack": "optimal_ipm", "share": 0.25},
+        }
+    )
+
+    def carried_out(*arms: ArmName) -> set[str]:
+        found: set[str] = set()
+
+        def called(frame: FrameType, event: str, argument: object) -> None:
+            path = Path(frame.f_code.co_filename)
+            if event == "call" and path.name in _TRUST_ONLY and "matl_coordinator" in path.parts:
+                found.add(path.name)
+
+        threading.setprofile(called)
+        sys.setprofile(called)
+        try:
+            carry_out(Job(study, 0, arms))
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+        return found
+
+    assert carried_out(*(arm for arm in ArmName if arm not in _TRUSTING)) == set()
+    assert carried_out(ArmName.MATL) >= {"trust.py", "judgement.py", "path.py", "weighting.py"}
+    assert fingerprint(keeps_trust=False) != fingerprint()
 
 
 @pytest.mark.parametrize(

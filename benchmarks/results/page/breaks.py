@@ -26,8 +26,8 @@ from matl.simulation.study import NO_ATTACK, ArmName
 from matl_common.modes import MATLMode
 
 _STRONGER: Final = {
-    "leaked_root": "has the holdout set's gradient",
-    "within_classes": "stays within what the gradients of the classes span, with the attackers' own patients",
+    "leaked_root": "has the holdout set's gradient at the base model",
+    "within_classes": "is honest within what the gradients of the classes span at both ends of the round's step, by the attackers' own patients, and gains the holdout set as much as an honest hospital does",
     "sleeper": "is honest until it no longer pays",
     "slow_reversal": "drifts so slowly that each round still helps",
     "optimal_ipm": "knows the rule",
@@ -54,7 +54,7 @@ def breaks(studies: Mapping[str, Any]) -> str:
         f"**Triggers.** A trigger moves the model only where the holdout set has no image, so that accuracy on it says little. {what_trust_sees(studies)}",
         f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}.",
         f"**The holdout set's bias is the coordinator's, and a minority hospital pays for it** ({_minority(studies)}). Trust asks whether an update helps the holdout set. A hospital whose camera or class mix it lacks helps less, and counts less, though it is honest; enrolled class mixes make up for different classes and not for different cameras. Balance the holdout set over sites, not over classes alone.",
-        f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update points away from the holdout set's optimum, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
+        f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update harms the holdout set before the round's step is over, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
         "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight, which takes say from the largest. *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
         f"**Honest hospitals that wait** more than two rounds, held rounds included (MATL, most rounds of any seed): {_waiting(cells)}.",
         f"**Held rounds.** Too few sound updates and a round is held: the model stays as it was, which is the attackers' gain where they want no study at all. {_held(cells)}",
