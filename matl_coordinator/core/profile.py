@@ -1,9 +1,10 @@
 """Whether a hospital's update has the parts its enrolled label mix predicts.
 
 A full-batch update of a linear head is the sum over classes of the class gradient times the
-share of the class, times one step length common to all hospitals. An update that helps the
-holdout set on average but lacks a class, or most of everything, does not have that profile.
-Nothing here decides what a deficit costs.
+share of the class, times one step length common to all hospitals. Class gradients are those
+along the round's step, where the noise lets it be taken (``scoring.path``). An update that
+helps the holdout set on average but lacks a class, or most of everything, does not have that
+profile. Nothing here decides what a deficit costs.
 """
 
 from __future__ import annotations

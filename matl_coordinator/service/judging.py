@@ -25,6 +25,7 @@ from matl_coordinator.core.judgement import (
     standing_weights,
 )
 from matl_coordinator.core.profile import has_profiles
+from matl_coordinator.core.robust.dominance import noise_leads
 from matl_coordinator.core.robust.gram import AggregationError, Needs
 from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import Admitted, NodeWeight, Round
@@ -151,7 +152,6 @@ class Judge:
             AggregationError: the updates cannot be compared.
         """
         enrolled = self._enrolled()
-        standing = standing_weights(trust, enrolled, byzantine=self._byzantine, policy=self._policy)
         with self._scratch(rnd):
             survey = await self._surveyor.survey(
                 rnd,
@@ -160,7 +160,7 @@ class Judge:
                 # What the rule asks for is measured again; on record is what it will be.
                 needs=Needs(root=self._has_root and self._aggregator.needs.root),
                 released_in=0,
-                judged=Judged(standing if self._has_root else None),
+                judged=Judged(self._step_weights(trust) if self._has_root else None),
             )
         if self._goes_on_from_judgement:
             self._known = (_surveyed(rnd), survey)
@@ -197,6 +197,22 @@ class Judge:
             configured=self._aggregator,
             f=self._byzantine,
         )
+
+    def _step_weights(self, trust: tuple[TrustRecord, ...]) -> dict[NodeId, float]:
+        """What each hospital counts for in the step along which all are scored.
+
+        Nobody, where that step would be their noise: an update is scored against its own noise
+        then, which comes out against it.
+        """
+        enrolled = self._enrolled()
+        if noise_leads(
+            self._plan.training,
+            self._plan.privacy,
+            elements=self._plan.schema.update_elements,
+            patients=[each.patients for each in enrolled.values()],
+        ):
+            return dict.fromkeys(enrolled, 0.0)
+        return standing_weights(trust, enrolled, byzantine=self._byzantine, policy=self._policy)
 
     def _within_rule(self, judgement: Judgement, admitted: int) -> tuple[Aggregator, Judgement]:
         """Hold a round that leaves the rule too few updates to keep its promise."""

@@ -225,6 +225,7 @@ class QuadraticScorer:
     fail_next: list[Exception] = field(default_factory=list)
     go_on: asyncio.Event | None = None
     """Scoring waits for it."""
+    rooted: set[Digest] = field(default_factory=set)
     build: asyncio.Event | None = None
     """Aggregating by a rule that looks at the root set waits for it."""
 
@@ -239,8 +240,10 @@ class QuadraticScorer:
 
     async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
         self._fail()
-        if self.build is not None:
+        # First for the record while a round is scored, then for the rule.
+        if base_model in self.rooted and self.build is not None:
             await self.build.wait()
+        self.rooted.add(base_model)
         base = weights_of(self.models.path(base_model))
         return self._rows("root", folder, base)
 

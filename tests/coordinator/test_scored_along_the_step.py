@@ -1,19 +1,28 @@
 """Whom the coordinator counts, and how much, in the step along which it scores a round."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from matl_common.ids import Digest, NodeId
-from matl_coordinator.core.judgement import Enrolment, standing_weights
+from matl_common.ids import Digest, NodeId, digest_of
+from matl_common.protocol import PrivacyTerms, Recipe, TrainingPlan
+from matl_common.worker import WorkerProcess
+from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round, standing_weights
+from matl_coordinator.core.robust.dominance import noise_leads
+from matl_coordinator.core.robust.gram import Gram
+from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.trust import quarantine, release
 from matl_coordinator.core.trust_record import initial_record
 from matl_coordinator.ports import HoldoutReport
+from matl_coordinator.scoring.client import WorkerScorer
+from matl_coordinator.service import judging
 from tests.coordinator.harness import NODES, OPERATOR, Running, events_of, make_site, play, running
 
 A, B, C = NODES
+Message = dict[str, Any]
 
 
 def watched(coordinator: Running) -> list[Mapping[NodeId, float]]:
@@ -62,6 +71,71 @@ async def test_what_the_rule_asks_for_is_on_record_beside_it(tmp_path: Path) -> 
     async with running(site) as coordinator:
         await play(coordinator)
         assert rows_on_record(coordinator) == {"path", "root"}
+
+
+async def test_updates_are_judged_along_the_step_whatever_the_rule_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+
+    def watching(gram: Gram, *, root: Sequence[RootRow], **more: Any) -> Judgement:
+        judged.extend(row.name for row in root)
+        return judge_round(gram, root=root, **more)
+
+    monkeypatch.setattr(judging, "judge_round", watching)
+    site = make_site(tmp_path, rule="fltrust", study={"rounds": 1})
+    async with running(site) as coordinator:
+        await play(coordinator)
+    assert {name.partition("-")[0] for name in judged} == {"path"}
+
+
+async def test_the_worker_is_told_what_each_update_counts_for(tmp_path: Path) -> None:
+    told: list[Message] = []
+
+    class Worker:
+        async def run(self, request: Message, *, timeout_seconds: float) -> Message:
+            told.append(request)
+            return {"nodes": {n: {"loss_improvement": 0.0} for n in request["updates"]}, "rows": []}
+
+    site = make_site(tmp_path)
+    scorer = WorkerScorer(
+        cast("WorkerProcess", Worker()), config=site.config, model_path=lambda _: tmp_path
+    )
+    await scorer.report(
+        digest_of(b"model"),
+        {A: tmp_path / "a", B: tmp_path / "b"},
+        weights={A: 0.25, B: 3.0, C: 1.0},
+        folder=tmp_path,
+    )
+    (request,) = told
+    assert request["weights"] == {A: 0.25, B: 3.0}
+
+
+def test_a_step_that_would_be_noise_is_not_taken() -> None:
+    training = TrainingPlan(
+        recipe=Recipe.HEAD,
+        backbone="none",
+        backbone_digest=None,
+        image_size=28,
+        views=1,
+        steps_per_round=2,
+        learning_rate=24.0,
+        batch_size=32,
+    )
+    privacy = PrivacyTerms(
+        unit="patient",
+        adjacency="add-or-remove-one",
+        target_epsilon=1.0,
+        target_delta=1e-5,
+        noise_multiplier=28.0,
+        max_grad_norm=1.0,
+        sample_rate=1.0,
+        max_steps=40,
+    )
+    assert not noise_leads(training, privacy, elements=490, patients=[3000] * 5)
+    assert noise_leads(training, privacy, elements=490, patients=[300] * 5)
+    calm = replace(privacy, noise_multiplier=0.0)
+    assert not noise_leads(training, calm, elements=490, patients=[300] * 5)
 
 
 def test_a_hospital_counts_by_its_trust_and_its_capped_size() -> None:

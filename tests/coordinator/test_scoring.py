@@ -394,6 +394,11 @@ def test_the_head_recipe_needs_a_cache(site: Site) -> None:
         handle(request, lambda _: None)
 
 
+def test_a_weight_for_somebody_who_sent_nothing_is_refused(site: Site) -> None:
+    with pytest.raises(InvalidInputError, match="weights must be of updates"):
+        site.score("head", {"a": site.descent("head")}, {"b": 1.0})
+
+
 async def test_the_worker_answers_over_its_pipe_and_survives_a_bad_request(site: Site) -> None:
     argv = (sys.executable, "-m", "matl_coordinator.scoring.worker")
     told: list[Message] = []

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from matl.simulation.arms import Decision, RoundInput, make_arm
+from matl.simulation.arms import Decision, RoundInput, _Holdout, make_arm
 from matl.simulation.datasets import DataSet, Images, load_images
 from matl.simulation.federation import FOLDS, Simulation, prepare, run
 from matl.simulation.outcome import weighed
 from matl.simulation.study import ArmName, Study
-from matl_common.ids import NodeId
+from matl_common.ids import NodeId, digest_of
 from matl_common.protocol import Recipe
 from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.scoring.path import common_step
 from matl_coordinator.scoring.split import split_holdout
 
 HEAD = {"recipe": "head", "rounds": 3, "steps": 2, "learning_rate": 24.0}
@@ -69,6 +70,26 @@ def decided(simulation: Simulation, name: ArmName, folder: Path) -> Decision:
     (folder / name).mkdir()
     arm = make_arm(name, simulation.federation, folder / name, first_model=base)
     return arm.decide(closed_round(simulation, sent))
+
+
+async def test_updates_are_scored_along_the_step_they_take_together(
+    digits: Images, tmp_path: Path
+) -> None:
+    simulation = prepare(digits, study("none"), seed=3)
+    base = simulation.learner.initial()
+    closed = closed_round(simulation, simulation.learner.train(base, round_number=1).sent)
+    weights = {node: float(number) for number, node in enumerate(closed.updates)}
+    files = dict.fromkeys(closed.updates, tmp_path)
+    report = await _Holdout(closed).report(
+        digest_of(b"model"), files, weights=weights, folder=tmp_path
+    )
+    step = common_step(closed.updates.__getitem__, weights)
+    assert step is not None
+    for each in report.path:
+        found = np.fromfile(each.path, dtype="<f4")
+        ends = closed.descent(each.row, None), closed.descent(each.row, step)
+        assert np.abs(ends[1] - ends[0]).max() > 1e-4
+        np.testing.assert_allclose(found, (ends[0] + ends[1]) / 2, rtol=1e-5, atol=1e-8)
 
 
 def test_poisoned_labels_reach_the_attackers_training_and_nobody_elses(digits: Images) -> None:

@@ -74,6 +74,20 @@ def noise_ratios(
     )
 
 
+def noise_leads(
+    training: TrainingPlan, privacy: PrivacyTerms, *, elements: int, patients: Sequence[int]
+) -> bool:
+    """Whether hospitals' mean step is their noise as much as what they learnt.
+
+    From ``WARNED_ABOVE`` on for the median hospital. Arguments and errors are those of
+    ``noise_ratios``.
+    """
+    if privacy.noise_multiplier <= 0.0 or not patients:
+        return False
+    ratios = noise_ratios(training, privacy, elements=elements, patients=patients)
+    return median(ratios) > WARNED_ABOVE
+
+
 def check_against_noise(
     aggregator: Aggregator,
     training: TrainingPlan,
