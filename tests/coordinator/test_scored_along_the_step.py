@@ -1,17 +1,14 @@
 """Whom the coordinator counts, and how much, in the step along which it scores a round."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from matl_common.ids import Digest, NodeId, digest_of
-from matl_common.protocol import PrivacyTerms, Recipe, TrainingPlan
 from matl_common.worker import WorkerProcess
 from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round, standing_weights
-from matl_coordinator.core.robust.dominance import noise_leads
 from matl_coordinator.core.robust.gram import Gram
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.trust import quarantine, release
@@ -109,33 +106,6 @@ async def test_the_worker_is_told_what_each_update_counts_for(tmp_path: Path) ->
     )
     (request,) = told
     assert request["weights"] == {A: 0.25, B: 3.0}
-
-
-def test_a_step_that_would_be_noise_is_not_taken() -> None:
-    training = TrainingPlan(
-        recipe=Recipe.HEAD,
-        backbone="none",
-        backbone_digest=None,
-        image_size=28,
-        views=1,
-        steps_per_round=2,
-        learning_rate=24.0,
-        batch_size=32,
-    )
-    privacy = PrivacyTerms(
-        unit="patient",
-        adjacency="add-or-remove-one",
-        target_epsilon=1.0,
-        target_delta=1e-5,
-        noise_multiplier=28.0,
-        max_grad_norm=1.0,
-        sample_rate=1.0,
-        max_steps=40,
-    )
-    assert not noise_leads(training, privacy, elements=490, patients=[3000] * 5)
-    assert noise_leads(training, privacy, elements=490, patients=[300] * 5)
-    calm = replace(privacy, noise_multiplier=0.0)
-    assert not noise_leads(training, calm, elements=490, patients=[300] * 5)
 
 
 def test_a_hospital_counts_by_its_trust_and_its_capped_size() -> None:

@@ -13,6 +13,7 @@ from matl_coordinator.core.robust.dominance import (
     WARNED_ABOVE,
     Severity,
     check_against_noise,
+    noise_leads,
     noise_ratios,
     update_signal_bound,
 )
@@ -180,6 +181,13 @@ def test_a_rule_is_judged_by_the_median_hospitals_noise(
         assert "weighted_mean or clipped_weighted_mean or matl" in verdict.text
     if rule == "fltrust" and severity is Severity.WARNING:
         assert "leaves at most 0.25 of it" in verdict.text
+
+
+def test_noise_leads_the_common_step_from_where_nearness_rules_are_warned_of() -> None:
+    assert not noise_leads(TRAINING, PRIVACY, elements=490, patients=[3000] * 5)
+    assert noise_leads(TRAINING, PRIVACY, elements=490, patients=[300] * 5)
+    calm = replace(PRIVACY, noise_multiplier=0.0)
+    assert not noise_leads(TRAINING, calm, elements=490, patients=[300] * 5)
 
 
 def test_what_goes_before_a_rule_is_judged_with_it() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from matl.simulation.arms import Decision, RoundInput, _Holdout, make_arm
 from matl.simulation.datasets import DataSet, Images, load_images
-from matl.simulation.federation import FOLDS, Simulation, prepare, run
+from matl.simulation.federation import FOLDS, Simulation, _sent, prepare, run
 from matl.simulation.outcome import weighed
 from matl.simulation.study import ArmName, Study
 from matl_common.ids import NodeId, digest_of
@@ -90,6 +90,25 @@ async def test_updates_are_scored_along_the_step_they_take_together(
         ends = closed.descent(each.row, None), closed.descent(each.row, step)
         assert np.abs(ends[1] - ends[0]).max() > 1e-4
         np.testing.assert_allclose(found, (ends[0] + ends[1]) / 2, rtol=1e-5, atol=1e-8)
+
+
+def test_within_classes_is_honest_wherever_on_the_step_the_coordinator_looks(
+    digits: Images, tmp_path: Path
+) -> None:
+    simulation = prepare(digits, study("within_classes"), seed=3)
+    learner, hostile = simulation.learner, simulation.cohort.hostile
+    base = learner.initial()
+    local = learner.train(base, round_number=1)
+    opened = closed_round(simulation, local.sent)
+    arm = make_arm(ArmName.MATL, simulation.federation, tmp_path, first_model=base)
+    sent = np.stack(list(_sent(simulation, arm, local, opened, previous=None).values()))
+    ends = base, base + local.sent[~hostile].mean(axis=0)
+    who = [int(number) for number in np.flatnonzero(hostile)]
+    looked = np.concatenate([learner.class_descents(end, who) for end in ends])
+    basis, _ = np.linalg.qr(looked.T.astype(np.float64))
+    own, found = local.clean[hostile] @ basis, sent[hostile] @ basis
+    np.testing.assert_allclose(found, own, atol=1e-3 * np.abs(own).max())
+    assert np.abs(sent[hostile] - local.clean[hostile]).max() > 0.01
 
 
 def test_poisoned_labels_reach_the_attackers_training_and_nobody_elses(digits: Images) -> None:
