@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -159,10 +160,7 @@ def run_arms(folder: Path, *, n: int, repeats: int) -> list[Arm]:
                 raise RuntimeError("a Ray cluster was lost, so its figures would not be Ray's")
             return arms
     finally:
-        SharedStore(
-            SharedPlace(f"file://{shared_folder}"), federation="benchmark", study="scaling"
-        ).discard_before(RoundId(2))
-        shared_folder.rmdir()
+        shutil.rmtree(shared_folder)
 
 
 def show(console: Console, arms: Sequence[Arm], rates: Rates) -> list[dict[str, object]]:
