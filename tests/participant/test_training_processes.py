@@ -118,11 +118,13 @@ def test_two_processes_of_opacus_come_to_the_same_parameters_on_the_same_batches
 ) -> None:
     _, first, second = pair
     assert first["by_opacus"].tobytes() == second["by_opacus"].tobytes()
-    # It clips to a millionth less, and adds the shares up in single precision.
+    # It clips to a millionth less, and steps in single precision, which rounds every parameter
+    # however far the drawn batches move it.
+    precision = np.finfo(np.float32).eps * np.linalg.norm(first["plain_parameters"])
     moved = np.linalg.norm(first["plain"])
     difference = first["by_opacus"] - first["plain_parameters"]
-    assert np.linalg.norm(difference) <= 1e-5 * moved
-    assert moved > 0.1
+    assert np.linalg.norm(difference) <= precision + 2e-6 * moved
+    assert moved > 1e4 * precision
 
 
 def test_two_processes_extract_the_features_of_one_to_the_bit(
