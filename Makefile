@@ -115,12 +115,15 @@ endif
 
 # Evidence is a figure that a claim rests on: benchmarks/evidence_robust.py is `make evidence-robust`.
 
-.PHONY: evidence evidence-quick evidence-robust evidence-robust-quick evidence-privacy evidence-soak evidence-faults
-evidence: $(VENV)/dev.stamp ## Every table of docs/evidence.md: a night of two cores, resumes where it stopped; ARGS='--tables' writes what is finished
+.PHONY: evidence evidence-quick evidence-check evidence-robust evidence-robust-quick evidence-privacy evidence-soak evidence-faults
+evidence: $(VENV)/dev.stamp ## Every table of docs/evidence.md: a night of two cores, resumes where it stopped; ARGS='--continue' goes on from what is published
 	@$(RUN) -m benchmarks.evidence_results $(ARGS)
 
 evidence-quick: $(VENV)/dev.stamp ## Some minutes on digits: are the rules still in their order?
 	@$(RUN) -m benchmarks.evidence_results --quick $(ARGS)
+
+evidence-check: $(VENV)/dev.stamp ## Some published runs of docs/evidence.md again, drawn at random: do the same figures come out?
+	@$(RUN) -m benchmarks.evidence_check $(ARGS)
 
 evidence-robust: $(VENV)/dev.stamp ## Every attack against every rule, on two data sets; tens of minutes
 	@$(RUN) -m benchmarks.evidence_robust $(ARGS)

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.results.figures import draw
-from benchmarks.results.gather import cells_of, runs_of
+from benchmarks.results.gather import Run, cells_of, run_of, runs_of
 from benchmarks.results.ordering import tutorial_violations, violations
 from benchmarks.results.page import evidence_page
 from benchmarks.results.peers import NAME as PEERS
@@ -32,12 +32,12 @@ from benchmarks.results.publication import (
     merged,
     published_study,
     summary_of,
+    taken_over,
     text_of,
 )
 from matl.simulation.campaign import Finished, Job, LocalEngine, jobs_of, open_finished, run_jobs
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
-from matl.simulation.outcome import Outcome
-from matl.simulation.study import ArmName, StudyFile, read_study
+from matl.simulation.study import ArmName, Study, StudyFile, read_study
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, MatlError
 
@@ -81,32 +81,101 @@ def row_by_row(files: Sequence[StudyFile]) -> Iterator[StudyFile]:
                 yield replace(file, rows=row)
 
 
-def known(jobs: Sequence[Job], finished: Finished) -> list[tuple[Job, list[Outcome]]]:
-    """What is finished, and nothing else."""
+RunKey = tuple[Study, str, int]
+
+
+def by_key(runs: Iterable[Run]) -> dict[RunKey, Run]:
+    """Runs by their study, arm and seed."""
+    return {(run.study, run.arm, run.seed): run for run in runs}
+
+
+def known(jobs: Sequence[Job], finished: Finished, taken: Mapping[RunKey, Run]) -> list[Run]:
+    """What is finished here or was taken over, in the order of the jobs, and nothing else."""
     found = []
     for job in jobs:
-        outcomes = [finished.get(job, arm) for arm in job.arms]
-        found.append((job, [each for each in outcomes if each is not None]))
+        for arm in job.arms:
+            outcome = finished.get(job, arm)
+            run = taken.get((job.study, arm, job.seed))
+            if outcome is not None:
+                run = run_of(job.study, outcome)
+            if run is not None:
+                found.append(run)
     return found
 
 
-def gathered(files: Sequence[StudyFile], *, out: Path, fashion: Path) -> dict[str, Any]:
-    """Every study of which a run is finished, as it is published."""
+def run_missing(
+    file: StudyFile,
+    published: Mapping[str, Any],
+    console: Console,
+    *,
+    fashion: Path,
+    processes: int,
+    out: Path,
+) -> None:
+    """Run what is neither finished here nor published by the same code.
+
+    Args:
+        file: the study file.
+        published: studies of whose runs those of this same code count as finished.
+        console: for progress.
+        fashion: folder of Fashion-MNIST.
+        processes: so many jobs at a time.
+        out: folder of finished runs and features.
+
+    Raises:
+        ConfigurationError: a data set is missing.
+    """
+    for name in {each.data.set for each in file.studies}:
+        if name.endswith(FEATURES_SUFFIX):
+            # Imports torch, which no study needs.
+            from benchmarks.results.features import features_file
+
+            features_file(name.removesuffix(FEATURES_SUFFIX), out)
+    jobs = jobs_of(file, fashion=fashion, features=out)
+    taken = by_key(taken_over(published.get(file.name, {}), jobs))
+    left = [
+        replace(job, arms=tuple(a for a in job.arms if (job.study, a, job.seed) not in taken))
+        for job in jobs
+    ]
+    runs = sum(len(job.arms) for job in left)
+    said = f", {len(taken)} published" if taken else ""
+    console.print(f"{file.name}, {file.studies[-1].setting}: {runs} runs{said}", highlight=False)
+    run_jobs(
+        [job for job in left if job.arms],
+        open_finished(out, file.name),
+        engine=LocalEngine(processes),
+        console=console,
+    )
+
+
+def gathered(
+    files: Sequence[StudyFile], *, out: Path, fashion: Path, published: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Every study of which a run is finished here, as it is published.
+
+    Args:
+        files: all studies of the page.
+        out: folder of finished runs and features.
+        fashion: folder of Fashion-MNIST.
+        published: studies of whose runs those of this same code count as finished here.
+    """
     studies: dict[str, Any] = {}
     for file in files:
         sets = {each.data.set for each in file.studies}
         features = [out / name for name in sets if name.endswith(FEATURES_SUFFIX)]
-        if not all(path.exists() for path in features):
+        written = out / f"{file.name}-runs.jsonl"
+        if not written.exists() or not all(path.exists() for path in features):
             continue
         jobs = jobs_of(file, fashion=fashion, features=out)
-        runs = runs_of(known(jobs, open_finished(out, file.name)))
+        taken = by_key(taken_over(published.get(file.name, {}), jobs))
+        runs = known(jobs, open_finished(out, file.name), taken)
         if runs:
             studies[file.name] = published_study(
                 runs,
                 asked=file.studies,
                 asked_runs=sum(len(job.arms) for job in jobs),
                 command=f"python -m benchmarks.evidence_results --only {file.name}",
-                written=out / f"{file.name}-runs.jsonl",
+                written=written,
                 features=features[0] if features else None,
             )
     if runs := peer_runs(out):
@@ -199,6 +268,13 @@ def main(
             "--replace", help="Publish what is finished here and nothing else, even if it is less."
         ),
     ] = False,
+    continued: Annotated[
+        bool,
+        typer.Option(
+            "--continue",
+            help="What this same code has published counts as finished: run the rest.",
+        ),
+    ] = False,
     only: Annotated[str, typer.Option(help="Names of studies; all unless given.")] = "",
     seeds: Annotated[int, typer.Option(min=0, help="So many seeds; 0 for the studies'.")] = 0,
     arms: Annotated[str, typer.Option(help="Who aggregates; the studies' unless given.")] = "",
@@ -212,6 +288,8 @@ def main(
         if is_quick:
             quick(console, processes=processes, out=out)
             return
+        before = published_before()
+        taken = before["studies"] if continued else {}
         wanted = studies_of([name for name in only.split(",") if name])
         if not tables:
             chosen = tuple(ArmName(name) for name in arms.split(",") if name)
@@ -224,32 +302,15 @@ def main(
                 for file in wanted
             ]
             for part in row_by_row(asked):
-                _run(part, console, fashion=fashion, processes=processes, out=out)
-        found = gathered(studies_of([]), out=out, fashion=fashion)
-        write(to_publish(published_before(), found, command=_command(), replaced=replaced))
+                run_missing(part, taken, console, fashion=fashion, processes=processes, out=out)
+        found = gathered(studies_of([]), out=out, fashion=fashion, published=taken)
+        write(to_publish(before, found, command=_command(), replaced=replaced))
     except (MatlError, ValueError) as error:
         console.print(str(error), style="red", highlight=False)
         raise typer.Exit(1) from error
     if not found:
         console.print(f"No run is finished in {out}: from what was published", highlight=False)
     console.print(f"Written: {PAGE} and {RESULTS}", highlight=False)
-
-
-def _run(file: StudyFile, console: Console, *, fashion: Path, processes: int, out: Path) -> None:
-    for name in {each.data.set for each in file.studies}:
-        if name.endswith(FEATURES_SUFFIX):
-            # Imports torch, which no study needs.
-            from benchmarks.results.features import features_file
-
-            features_file(name.removesuffix(FEATURES_SUFFIX), out)
-    runs = len(file.studies) * len(file.arms) * len(file.seeds)
-    console.print(f"{file.name}, {file.studies[-1].setting}: {runs} runs", highlight=False)
-    run_jobs(
-        jobs_of(file, fashion=fashion, features=out),
-        open_finished(out, file.name),
-        engine=LocalEngine(processes),
-        console=console,
-    )
 
 
 def _command() -> str:

@@ -1,14 +1,18 @@
-"""From finished runs to the cells of the tables, each with its interval over seeds.
+"""From finished runs to the cells of the tables, each with its interval over seeds, and back.
 
-A cell has what was measured seed by seed too, so that anybody can make the intervals again.
+A cell has what was measured seed by seed too, so that anybody can make the intervals again, or go
+on from runs that somebody else has published.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
 from statistics import fmean
 from typing import Any, Final
 
 from matl.simulation.campaign import Job
+from matl.simulation.datasets import FEATURES_SUFFIX
 from matl.simulation.intervals import interval
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import NO_ATTACK, ArmName, Study
@@ -20,15 +24,49 @@ SUSPECT_SITE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished run, and the study it is of."""
+    """One finished run: whose it is, and what was measured in it."""
 
     study: Study
-    outcome: Outcome
+    arm: str
+    seed: int
+    figures: Mapping[str, float | None]
+    """By name, rounded as they are published; ``None`` where nothing was to be measured."""
+
+
+def run_of(study: Study, outcome: Outcome) -> Run:
+    """What is published of a run."""
+    measured = {name: figure(outcome) for name, figure in _FIGURES.items()}
+    figures = {
+        name: None if value is None else round(value, _DIGITS) for name, value in measured.items()
+    }
+    return Run(study, outcome.arm, outcome.seed, figures)
 
 
 def runs_of(found: Iterable[tuple[Job, Sequence[Outcome]]]) -> list[Run]:
     """Every run that is finished."""
-    return [Run(job.study, outcome) for job, outcomes in found for outcome in outcomes]
+    return [run_of(job.study, outcome) for job, outcomes in found for outcome in outcomes]
+
+
+def runs_in(cells: Iterable[Mapping[str, Any]], jobs: Iterable[Job]) -> list[Run]:
+    """Those runs of ``jobs`` that are in published cells, figures and all."""
+    published = {(cell.get("study"), cell["arm"]): cell for cell in cells}
+    found = []
+    for job in jobs:
+        for arm in job.arms:
+            cell = published.get((study_digest(job.study), arm), {"seeds": []})
+            if job.seed in cell["seeds"]:
+                index, measured = cell["seeds"].index(job.seed), cell["measurements"]
+                figures = {
+                    name: measured[name][index] if name in measured else None for name in _FIGURES
+                }
+                found.append(Run(job.study, arm, job.seed, figures))
+    return found
+
+
+@cache
+def study_digest(study: Study) -> str:
+    """Names everything that a study asks for."""
+    return sha256(study.key().encode()).hexdigest()[:16]
 
 
 def cells_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -39,50 +77,46 @@ def cells_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     by_cell: dict[tuple[Study, str], list[Run]] = {}
     for run in runs:
-        by_cell.setdefault((run.study, run.outcome.arm), []).append(run)
-    others = {(run.study, run.outcome.arm, run.outcome.seed): run.outcome for run in runs}
-    return [_cell(study, arm, own, others) for (study, arm), own in by_cell.items()]
+        by_cell.setdefault((run.study, run.arm), []).append(run)
+    accuracies = {(r.study, r.arm, r.seed): r.figures["accuracy_percent"] for r in runs}
+    return [_cell(study, arm, own, accuracies) for (study, arm), own in by_cell.items()]
 
 
-_Others = Mapping[tuple[Study, str, int], Outcome]
+_Accuracies = Mapping[tuple[Study, str, int], float | None]
 
 
-def _cell(study: Study, arm: str, own: Sequence[Run], others: _Others) -> dict[str, Any]:
-    outcomes = sorted((run.outcome for run in own), key=lambda outcome: outcome.seed)
-    measured = {name: [figure(each) for each in outcomes] for name, figure in _FIGURES.items()}
-
-    def below(reference: ArmName) -> list[float | None]:
-        return [
-            None
-            if (whole := others.get((study, reference, each.seed))) is None
-            else 100.0 * (whole.accuracy - each.accuracy)
-            for each in outcomes
-        ]
-
+def _cell(study: Study, arm: str, own: Sequence[Run], accuracies: _Accuracies) -> dict[str, Any]:
+    runs = sorted(own, key=lambda run: run.seed)
+    measured = {name: [run.figures[name] for run in runs] for name in _FIGURES}
     calm = study.model_copy(
         update={"hostile": study.hostile.model_copy(update={"attack": NO_ATTACK})}
     ).settled
-    impact = [
-        None
-        if (before := others.get((calm, arm, each.seed))) is None or study == calm
-        else 100.0 * (before.accuracy - each.accuracy)
-        for each in outcomes
-    ]
+
+    def below(reference: Study, whose: str) -> list[float | None]:
+        return [
+            None
+            if (whole := accuracies.get((reference, whose, run.seed))) is None
+            or (here := run.figures["accuracy_percent"]) is None
+            else whole - here
+            for run in runs
+        ]
+
     figures = {name: interval(values) for name, values in measured.items()} | {
-        "below_centralised_points": interval(below(ArmName.CENTRALISED)),
-        "below_oracle_points": interval(below(ArmName.ORACLE)),
-        "impact_points": interval(impact),
+        "below_centralised_points": interval(below(study, ArmName.CENTRALISED)),
+        "below_oracle_points": interval(below(study, ArmName.ORACLE)),
+        "impact_points": interval(below(calm, arm) if study != calm else []),
     }
     return (
         {
-            "data": study.data.set.removesuffix(".safetensors"),
+            "data": study.data.set.removesuffix(FEATURES_SUFFIX),
             "members": study.members,
             "hostile": study.hostile_count,
             "mix": study.mix_name,
             "epsilon": f"{study.privacy.epsilon:g}",
             "attack": study.hostile.attack,
             "arm": arm,
-            "seeds": [each.seed for each in outcomes],
+            "study": study_digest(study),
+            "seeds": [run.seed for run in runs],
         }
         | ({"holdout_sites": list(sites)} if (sites := study.data.holdout_sites) else {})
         | {name: _rounded(asdict(each)) for name, each in figures.items() if each is not None}
@@ -91,9 +125,9 @@ def _cell(study: Study, arm: str, own: Sequence[Run], others: _Others) -> dict[s
 
 
 def _listed(measured: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
-    """Rounded, and without those that no run has."""
+    """Without those that no run has."""
     return {
-        name: [None if value is None else round(value, _DIGITS) for value in values]
+        name: list(values)
         for name, values in measured.items()
         if any(value is not None for value in values)
     }

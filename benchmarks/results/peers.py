@@ -21,7 +21,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.results.gather import Run
+from benchmarks.results.gather import Run, run_of
 from matl.simulation.arms import Arm, Decision, RoundInput
 from matl.simulation.campaign import Finished, Job, carry_out, jobs_of, open_finished
 from matl.simulation.datasets import FASHION_FOLDER, Float32Array, load_images
@@ -183,7 +183,7 @@ def peer_runs(out: Path, *, seeds: int = 1) -> list[Run]:
         for arm in _arms():
             outcome = finished.get(job, arm)
             if outcome is not None:
-                found.append(Run(job.study, outcome))
+                found.append(run_of(job.study, outcome))
     return found
 
 

@@ -6,13 +6,14 @@ them and the date of the newest. Nothing here runs a study.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.results.gather import Run, cells_of
+from benchmarks.results.gather import Run, cells_of, runs_in
 from matl.machine import machine
-from matl.simulation.campaign import fingerprint
+from matl.simulation.campaign import Job, fingerprint, fingerprint_of
 from matl.simulation.study import NO_ATTACK, ArmName, Study
 from matl_common.errors import ConfigurationError
 
@@ -53,8 +54,25 @@ def published_study(
         "newest_run": newest.isoformat(timespec="seconds"),
         "code": fingerprint(),
         "fingerprint": fingerprint(features),
+        "fingerprint_without_trust": fingerprint(features, keeps_trust=False),
         "cells": cells_of(runs),
     }
+
+
+def taken_over(published: Mapping[str, Any], jobs: Sequence[Job]) -> list[Run]:
+    """Those runs of ``jobs`` that this same code and the same features have published.
+
+    Args:
+        published: one study, as ``published_study`` gave it.
+        jobs: of the same study file.
+    """
+    codes = {published.get("fingerprint"), published.get("fingerprint_without_trust")}
+
+    def is_same(job: Job, arm: ArmName) -> bool:
+        return not codes.isdisjoint((fingerprint_of(job, ArmName.MATL), fingerprint_of(job, arm)))
+
+    same = [replace(job, arms=tuple(a for a in job.arms if is_same(job, a))) for job in jobs]
+    return runs_in(published.get("cells", []), same)
 
 
 def merged(published: Studies, found: Studies, *, order: Sequence[str]) -> dict[str, Any]:

@@ -204,14 +204,14 @@ class Finished:
 
     def get(self, job: Job, arm: ArmName) -> Outcome | None:
         """What the run gave, if it is known."""
-        found = self._known.get((_fingerprint_of(job, arm), job.key(arm)))
+        found = self._known.get((fingerprint_of(job, arm), job.key(arm)))
         return None if found is None else _outcome(found)
 
     def add(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         """Keep what a job gave, run by run."""
         lines = []
         for arm, outcome in zip(job.arms, outcomes, strict=True):
-            code, run_key, told = _fingerprint_of(job, arm), job.key(arm), plain(outcome)
+            code, run_key, told = fingerprint_of(job, arm), job.key(arm), plain(outcome)
             self._known[code, run_key] = told
             entry = {"fingerprint": code, "run": run_key, "outcome": told}
             lines.append(json.dumps(entry, allow_nan=False) + "\n")
@@ -239,7 +239,8 @@ def _entry(line: str) -> dict[str, Any] | None:
     return entry
 
 
-def _fingerprint_of(job: Job, arm: ArmName) -> str:
+def fingerprint_of(job: Job, arm: ArmName) -> str:
+    """Of everything that enters this run."""
     data_set = job.study.data.set
     is_file = data_set.endswith(FEATURES_SUFFIX)
     features = job.places.features / data_set if is_file else None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import evidence_results
-from benchmarks.results.gather import Run
+from benchmarks.results.gather import run_of
 from benchmarks.results.publication import merged, published_study, summary_of, text_of
 from matl.simulation.campaign import fingerprint
 from matl.simulation.study import Hostile, Study
@@ -89,7 +89,7 @@ def test_a_study_says_which_code_and_features_its_figures_came_of_and_when(tmp_p
     os.utime(written, (0, datetime(2026, 1, 2, tzinfo=UTC).timestamp()))
     attacked = Study(hostile=Hostile(attack="nan", count=1))
     study = published_study(
-        [Run(Study(), made_outcome(accuracy=0.9))],
+        [run_of(Study(), made_outcome(accuracy=0.9))],
         asked=[Study(), attacked],
         asked_runs=2,
         command="python -m x",

@@ -30,7 +30,9 @@ def what_was_run(found: Mapping[str, Any]) -> str:
 
 {_codes(found["studies"])}
 
+    make evidence-check                  # runs some of these again, drawn at random, and compares every figure
     make evidence                        # goes on where it was stopped; all of it takes a night of two cores
+    make evidence ARGS='--continue'      # runs what is missing here, if the code is still that of the published runs
     make evidence ARGS='--only tutorial-fundus,tutorial-fashion'
     make evidence ARGS='--tables'        # only write what is finished; what was published where nothing is
     make evidence ARGS='--tables --replace'  # and nothing else, even where fewer runs are finished than were published
@@ -38,7 +40,7 @@ def what_was_run(found: Mapping[str, Any]) -> str:
     make evidence-quick                  # digits, some minutes: the order of the rules, with tolerance
 
 Studies are in `benchmarks/studies/`; each can be run by itself with `matl simulate`. Runs are kept in `out/evidence`
-under a digest of the code and features that enter them. The JSON has the figures seed by seed, and each study's command.
+under a digest of the code and features that enter them; `--continue` takes published ones over by the same digest. The JSON has the figures seed by seed, and each study's command.
 The command of this page: `{found["command"]}`.
 """
 

@@ -1,0 +1,248 @@
+"""Going on from published runs, and running some of them again."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from benchmarks import evidence_check, evidence_results
+from benchmarks.evidence_check import Check, checks_of, drawn, run_again
+from benchmarks.results.gather import Run, cells_of, run_of
+from benchmarks.results.publication import published_study, taken_over, text_of
+from matl.simulation.campaign import Job, LocalEngine, fingerprint, jobs_of, open_finished
+from matl.simulation.datasets import FASHION_FOLDER
+from matl.simulation.study import ArmName, StudyFile, parse_study
+from tests.simulation.outcomes import made_outcome
+
+pytestmark = pytest.mark.timeout(600)
+ROOT = Path(__file__).parents[2]
+SMALL = """
+arms = ["matl", "mean"]
+seeds = 2
+[data]
+set = "digits"
+[hospitals]
+count = 4
+[training]
+rounds = 2
+[hostile]
+share = 0.25
+[grid]
+"hostile.attack" = ["none", "sign_flip_5"]
+"""
+
+
+def small(text: str = SMALL) -> StudyFile:
+    return parse_study(text, name="robust-n5")
+
+
+def as_published(
+    file: StudyFile, runs: Sequence[Run], folder: Path, **changed: Any
+) -> dict[str, Any]:
+    """A study as it is read from ``evidence.json``."""
+    written = folder / "written"
+    written.touch()
+    study = published_study(
+        runs,
+        asked=file.studies,
+        asked_runs=8,
+        command="python -m x",
+        written=written,
+        features=None,
+    )
+    text = text_of({"studies": {file.name: study | changed}, "summary": {}})
+    found: dict[str, Any] = json.loads(text)["studies"][file.name]
+    return found
+
+
+def made_runs(jobs: Sequence[Job]) -> list[Run]:
+    """Outcomes with figures that do not end after four digits."""
+    return [
+        run_of(
+            job.study,
+            made_outcome(
+                accuracy=1 / (3 + job.seed),
+                arm=arm,
+                seed=job.seed,
+                hostile=job.study.hostile_count,
+                detected_in=None if job.seed else 2,
+                hostile_weight=1 / 7,
+            ),
+        )
+        for job in jobs
+        for arm in job.arms
+    ]
+
+
+def test_published_runs_come_back_as_they_were_and_give_the_same_cells(tmp_path: Path) -> None:
+    file = small()
+    jobs = jobs_of(file)
+    runs = made_runs(jobs)
+    published = as_published(file, runs, tmp_path)
+    taken = taken_over(published, jobs)
+    assert taken == runs
+    assert len(taken) == 8
+    assert json.loads(json.dumps(cells_of(taken))) == published["cells"]
+
+
+def test_only_the_seeds_and_arms_that_are_published_are_taken_over(tmp_path: Path) -> None:
+    file = small()
+    jobs = jobs_of(file)
+    some = [run for run in made_runs(jobs) if run.arm == "mean" or run.seed == 1]
+    taken = taken_over(as_published(file, some, tmp_path), jobs)
+    assert taken == some
+    assert len(some) == 6
+
+
+def test_runs_of_another_study_are_not_taken_over(tmp_path: Path) -> None:
+    file = small()
+    published = as_published(file, made_runs(jobs_of(file)), tmp_path)
+    longer = small(SMALL.replace("rounds = 2", "rounds = 3"))
+    assert taken_over(published, jobs_of(longer)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "arms"),
+    [
+        ({}, {"matl", "mean"}),
+        ({"fingerprint_without_trust": "other"}, {"matl", "mean"}),
+        ({"fingerprint": "other"}, {"mean"}),
+        ({"fingerprint": "other", "fingerprint_without_trust": "other"}, set()),
+    ],
+)
+def test_runs_are_taken_over_from_the_same_code_alone(
+    tmp_path: Path, changed: Mapping[str, str], arms: set[str]
+) -> None:
+    file = small()
+    jobs = jobs_of(file)
+    published = as_published(file, made_runs(jobs), tmp_path, **changed)
+    assert {run.arm for run in taken_over(published, jobs)} == arms
+    assert taken_over({}, jobs) == []
+
+
+def test_what_is_published_is_not_run_and_stands_beside_what_is(tmp_path: Path) -> None:
+    file = small()
+    jobs = jobs_of(file)
+    given = [run for run in made_runs(jobs) if run.seed == 0]
+    published = {file.name: as_published(file, given, tmp_path)}
+    asked = replace(file, arms=(ArmName.MEAN,))
+    places: dict[str, Any] = {"fashion": FASHION_FOLDER, "out": tmp_path}
+    console = Console(stderr=True)
+    evidence_results.run_missing(asked, published, console, processes=1, **places)
+    own = open_finished(tmp_path, file.name)
+    ran = [(job.seed, arm) for job in jobs for arm in job.arms if own.get(job, arm)]
+    assert ran == [(1, "mean")] * 2
+    whole = evidence_results.gathered([file], published=published, **places)[file.name]
+    assert whole["finished_runs"] == 6
+    by_arm = {(c["arm"], c["hostile"]): c for c in whole["cells"]}
+    assert by_arm["mean", 1]["seeds"] == [0, 1]
+    assert by_arm["matl", 1]["seeds"] == [0]
+    first, second = by_arm["mean", 1]["measurements"]["accuracy_percent"]
+    assert first == round(100 / 3, 4) != second
+    alone = evidence_results.gathered([file], published={}, **places)[file.name]
+    assert alone["finished_runs"] == 2
+
+
+def test_the_command_adds_to_what_is_published_only_when_told_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = evidence_results.studies_of(["robust-n5"])[0]
+    job = jobs_of(replace(file, rows=file.rows[:1]))[0]
+    found = evidence_results.published_before()
+    study = found["studies"]["robust-n5"]
+    found["studies"] = {"robust-n5": study | {"fingerprint": fingerprint()}}
+    (tmp_path / evidence_results.STUDIES).parent.mkdir()
+    (tmp_path / evidence_results.STUDIES).symlink_to(ROOT / evidence_results.STUDIES)
+    monkeypatch.chdir(tmp_path)
+    evidence_results.write(found)
+    own = replace(job, arms=(ArmName.MEAN,))
+    made = made_outcome(accuracy=0.25, arm="mean", seed=0, hostile=0, members=5, attack="none")
+    open_finished(tmp_path / "out", file.name).add(own, [made])
+    command = typer.Typer()
+    command.command()(evidence_results.main)
+    asked = ["--tables", "--out", "out"]
+    refused = CliRunner().invoke(command, asked)
+    assert refused.exit_code == 1
+    assert "fewer runs are finished than are published" in refused.output
+    done = CliRunner().invoke(command, [*asked, "--continue"])
+    assert done.exit_code == 0, done.output
+    after = evidence_results.published_before()["studies"]["robust-n5"]
+    assert after["finished_runs"] == study["finished_runs"]
+    cells = {(c["study"], c["arm"]): c for c in after["cells"]}
+    for before in study["cells"]:
+        now = cells[before["study"], before["arm"]]
+        own_values = before["measurements"]["accuracy_percent"]
+        if (before["arm"], before["hostile"]) == ("mean", 0):
+            assert now["measurements"]["accuracy_percent"] == [25.0, *own_values[1:]]
+        else:
+            assert now["measurements"] == before["measurements"]
+
+
+def test_runs_are_drawn_evenly_over_the_studies_and_again_by_the_same_seed() -> None:
+    file = small()
+    many = [
+        Check(name, job, run_of(job.study, made_outcome(accuracy=0.5)), is_same_code=True)
+        for name in ("a", "b")
+        for job in jobs_of(file)
+    ]
+    checks = [many[:4], many[4:5]]
+    for wanted, names in ((1, ["a"]), (2, ["a", "b"]), (4, ["a", "a", "a", "b"])):
+        chosen = drawn(checks, wanted, random.Random(1))
+        assert sorted(check.file for check in chosen) == names
+        assert drawn(checks, wanted, random.Random(1)) == chosen
+    assert len(drawn(checks, 50, random.Random(1))) == 5
+    firsts = {drawn(checks, 1, random.Random(seed))[0].name for seed in range(40)}
+    assert len(firsts) == 4
+    assert drawn([], 3, random.Random(1)) == []
+
+
+def test_a_published_figure_that_these_sources_do_not_give_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = small(SMALL.replace("seeds = 2", "seeds = 1"))
+    jobs = jobs_of(file)
+    places: dict[str, Any] = {"fashion": FASHION_FOLDER, "out": tmp_path}
+    console = Console(soft_wrap=True)
+    evidence_results.run_missing(file, {}, console, processes=1, **places)
+    true = evidence_results.gathered([file], published={}, **places)[file.name]
+    assert run_again(checks_of(file, true, jobs), LocalEngine(1), console) == {}
+    lying = json.loads(json.dumps(true))
+    (cell,) = (c for c in lying["cells"] if (c["arm"], c["hostile"]) == ("matl", 1))
+    cell["measurements"]["accuracy_percent"][0] += 0.0001
+    checks = checks_of(file, lying, jobs)
+    assert len(checks) == 4
+    assert all(check.is_same_code for check in checks)
+    capsys.readouterr()
+    found = run_again(checks, LocalEngine(1), console)
+    ((name, differences),) = found.items()
+    assert "sign_flip_5, matl, seed 0" in name
+    assert list(differences) == ["accuracy_percent"]
+    said = capsys.readouterr().out
+    assert said.count("same ") == 3
+    assert "differs" in said
+    older = checks_of(file, {**true, "fingerprint": "x", "fingerprint_without_trust": "y"}, jobs)
+    assert [check.is_same_code for check in older] == [False] * 4
+
+
+def test_the_check_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command = typer.Typer()
+    command.command()(evidence_check.main)
+    runner = CliRunner()
+    asked = ["--only", "tutorial-fundus", "--out", str(tmp_path)]
+    done = runner.invoke(command, asked)
+    assert done.exit_code == 1
+    assert "Left out, for their features are not here: tutorial-fundus" in done.output
+    assert "nothing that is published can be run again here" in done.output
+    asked = ["--only", "robust-n5", "--out", str(tmp_path), "--fashion", str(tmp_path / "none")]
+    done = runner.invoke(command, asked)
+    assert done.exit_code == 1
+    assert "dataset-fashion-mnist" in done.output
+    assert not (tmp_path / evidence_check.RESULT).exists()
