@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
 from benchmarks import evidence_results
 from benchmarks.results.gather import cells_of, runs_of
@@ -44,16 +46,23 @@ def cells(found: Sequence[tuple[Job, Sequence[Outcome]]]) -> list[dict[str, Any]
     return cells_of(runs_of(found))
 
 
-def test_under_sign_flips_the_rules_are_in_their_order(
-    found: list[tuple[Job, list[Outcome]]],
-) -> None:
-    assert violations(cells(found)) == []
+def test_every_quick_study_is_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command = typer.Typer()
+    command.command()(evidence_results.main)
+    asked = ["--quick", "--processes", "1", "--out", str(tmp_path)]
+    done = CliRunner().invoke(command, asked)
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "quick.json").read_text(encoding="utf-8"))
+    assert len(result["cells"]) == 56
+    assert result["violations"] == []
 
 
 def test_a_trust_rule_that_trusts_everybody_is_out_of_order(
     found: list[tuple[Job, list[Outcome]]],
 ) -> None:
     ((job, outcomes),) = found
+    assert violations(cells(found)) == []
     mean = next(each for each in outcomes if each.arm == ArmName.MEAN)
     blind = [replace(mean, arm=ArmName.MATL) if o.arm == ArmName.MATL else o for o in outcomes]
     said = violations(cells([(job, blind)]))
