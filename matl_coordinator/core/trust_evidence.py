@@ -24,10 +24,15 @@ class Reference:
 
 
 def reference_of(scores: Sequence[HoldoutScore], *, f: int, policy: TrustPolicy) -> Reference:
-    """The scale of a good update in this round, safe from ``f`` hostile ones."""
+    """The scale of a good update in this round, safe from ``f`` hostile ones.
+
+    Where so many do plain harm that its rank is one of theirs, the least of the others stands for
+    a good one, if there are two: those that more than ``f`` attack could not become trusted else.
+    """
     if not scores:
         return Reference(projection=0.0, informativeness=0.0)
-    rank = reference_rank(len(scores), f)
+    harmless = sum(score.z >= policy.harm_z for score in scores)
+    rank = min(reference_rank(len(scores), f), max(2, harmless))
     projection = sorted((score.projection for score in scores), reverse=True)[rank - 1]
     z = sorted((score.z for score in scores), reverse=True)[rank - 1]
     if projection <= 0 or z <= 0:

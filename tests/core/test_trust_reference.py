@@ -6,12 +6,15 @@ from matl_common.ids import NodeId, RoundId
 from matl_coordinator.core.robust.root import reference_rank
 from matl_coordinator.core.trust import (
     DEFAULT_POLICY,
+    Hold,
     HoldoutScore,
     TrustRecord,
     TrustState,
+    aggregation_weights,
     initial_record,
     update_trust,
 )
+from matl_coordinator.core.trust_evidence import reference_of
 
 SIZES = [(5, 2), (20, 9), (20, 4), (3, 1), (11, 5)]
 
@@ -85,6 +88,51 @@ def test_the_reference_is_safe_on_both_sides_wherever_the_honest_are_a_majority(
             assert rank >= (n - f) / 2
         # Fewer came than may be hostile: still a rank of those who did.
         assert 1 <= reference_rank(n, n) <= n
+
+
+def test_two_whom_more_than_declared_attack_become_trusted_and_their_rounds_are_released() -> None:
+    names = [NodeId(name) for name in "abcde"]
+    records = tuple(initial_record(name) for name in names)
+    held = []
+    for number in range(1, 6):
+        projections = (4.0, 1.0, -4.0, -5.0, -6.0)
+        scores = [
+            HoldoutScore(name, projection, 0.04, 0.0)
+            for name, projection in zip(names, projections, strict=True)
+        ]
+        records = update_trust(records, scores, round_id=RoundId(number), byzantine=2)
+        shared = aggregation_weights(records, dict.fromkeys(names, 100), present=names, f=2)
+        held.append(isinstance(shared, Hold))
+    assert states(records[:2]) == {TrustState.TRUSTED}
+    assert states(records[2:]) == {TrustState.QUARANTINED}
+    # From .6 both rise to .66, which together is short of what a round asks for.
+    assert held == [True] + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("projections", "reference"),
+    [
+        # Enough do no harm: the third largest, whatever the others are.
+        ((3.0, 2.0, 1.0, -4.0, -5.0), 1.0),
+        ((3.0, 2.0, -0.1, -4.0, -5.0), 0.0),
+        # Fewer: the least of them, which no honest one of them is below.
+        ((100.0, 2.0, -3.0, -4.0, -5.0), 2.0),
+        ((3.0, 2.0, -3.0, -3.0, -3.0), 2.0),
+        # One alone says nothing of anybody, nor do those that noise explains.
+        ((3.0, -2.0, -3.0, -4.0, -5.0), 0.0),
+        ((3.0, -0.1, -3.0, -4.0, -5.0), 0.0),
+    ],
+)
+def test_where_most_do_harm_the_reference_is_the_least_of_the_others(
+    projections: tuple[float, ...], reference: float
+) -> None:
+    scores = [
+        HoldoutScore(NodeId(f"h{index}"), projection, 0.04, 0.0)
+        for index, projection in enumerate(projections)
+    ]
+    found = reference_of(scores, f=2, policy=DEFAULT_POLICY)
+    assert found.projection == reference
+    assert found.informativeness == (1.0 if reference else 0.0)
 
 
 def test_the_on_off_attacker_counts_in_fewer_rounds_each_time() -> None:
