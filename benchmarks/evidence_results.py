@@ -220,7 +220,8 @@ def to_publish(
 def write(found: Mapping[str, Any]) -> None:
     """Results, page and plots."""
     results, page = text_of(found), evidence_page(found)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (RESULTS.parent, PLOTS):
+        folder.mkdir(parents=True, exist_ok=True)
     write_atomically(RESULTS, [results.encode()], mode=0o644)
     write_atomically(PAGE, [page.encode()], mode=0o644)
     draw(found, PLOTS)

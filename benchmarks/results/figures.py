@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.results.page.cells import claimed
+from benchmarks.results.page.curves import attacked, curves_of
 from matl.simulation.study import NO_ATTACK, ArmName
 
 ATTACKS_PLOT: Final = "evidence_attacks.png"
+BREAKS_PLOT: Final = "evidence_breaks.png"
 TUTORIAL_PLOT: Final = "evidence_tutorial.png"
 _DARK_FROM: Final = 10.0
+_TARGET_MIX: Final = "dirichlet-0.5"
+_MIXES: Final = ("dirichlet-0.5", "iid", "dirichlet-0.1")
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> None:
@@ -18,6 +23,7 @@ def draw(found: Mapping[str, Any], folder: Path) -> None:
     mpl.use("Agg")
     _draw_tutorial(found["studies"].get("tutorial-fundus", {}).get("cells", []), folder)
     _draw_attacks(found["studies"], folder)
+    _draw_breaks(found["studies"], folder)
 
 
 def _draw_tutorial(cells: list[Mapping[str, Any]], folder: Path) -> None:
@@ -58,26 +64,18 @@ def _draw_tutorial(cells: list[Mapping[str, Any]], folder: Path) -> None:
 
 
 def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
-    """Points below the honest alone, attack by rule, where most attacks were run."""
+    """Points below the honest alone, attack by rule, where MATL's targets are."""
     from matplotlib import pyplot as plt
 
-    panels = []
-    for name in ("robust-n20-eps1", "robust-n20"):
-        cells = [
-            c
-            for c in studies.get(name, {}).get("cells", [])
-            if c["attack"] != NO_ATTACK
-            and c["arm"] != ArmName.ORACLE
-            and "below_oracle_points" in c
-        ]
-        for group in dict.fromkeys((c["mix"], c["hostile"], c["epsilon"]) for c in cells):
-            own = [c for c in cells if (c["mix"], c["hostile"], c["epsilon"]) == group]
-            panels.append((group, own))
-    panels = sorted(panels, key=lambda panel: -len(panel[1]))[:4]
+    panels = [
+        panel
+        for panel in attacked(studies, ("robust-n20-eps1", "robust-n20"))
+        if panel.mix == _TARGET_MIX and panel.hostile >= claimed(panel.members)
+    ]
     if not panels:
         return
-    arms = list(dict.fromkeys(c["arm"] for _, own in panels for c in own))
-    attacks = list(dict.fromkeys(c["attack"] for _, own in panels for c in own))
+    arms = list(dict.fromkeys(c["arm"] for panel in panels for c in panel.cells))
+    attacks = list(dict.fromkeys(c["attack"] for panel in panels for c in panel.cells))
     figure, axes = plt.subplots(
         1,
         len(panels),
@@ -86,9 +84,9 @@ def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
         sharey=True,
         layout="constrained",
     )
-    for axis, ((mix, hostile, epsilon), own) in zip(axes[0], panels, strict=True):
+    for axis, panel in zip(axes[0], panels, strict=True):
         grid = [[float("nan")] * len(arms) for _ in attacks]
-        for cell in own:
+        for cell in panel.cells:
             row, column = attacks.index(cell["attack"]), arms.index(cell["arm"])
             gap = grid[row][column] = cell["below_oracle_points"]["mean"]
             ink = "white" if gap > _DARK_FROM else "black"
@@ -96,8 +94,58 @@ def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
         image = axis.imshow(grid, cmap="YlOrRd", vmin=0.0, vmax=20.0, aspect="auto")
         axis.set_xticks(range(len(arms)), arms, rotation=60, ha="right", fontsize=7)
         axis.set_yticks(range(len(attacks)), attacks, fontsize=7)
-        words = "no noise" if epsilon == "inf" else f"ε = {epsilon}"
-        axis.set_title(f"{hostile} of 20, {mix}, {words}", fontsize=8)
+        axis.set_title(f"{panel.hostile} of {panel.members}, {panel.words}", fontsize=8)
     figure.colorbar(image, ax=axes, label="points below the honest alone", shrink=0.6)
     figure.savefig(folder / ATTACKS_PLOT, dpi=110)
+    plt.close(figure)
+
+
+def _draw_breaks(studies: Mapping[str, Any], folder: Path) -> None:
+    """The worst attack on each rule by the number of hostile hospitals; a row for each study."""
+    from matplotlib import pyplot as plt
+
+    curves = curves_of(studies)
+    rows = [name for name, panels in curves.items() if any(panel.hostile for panel in panels)]
+    mixes = [mix for mix in _MIXES if any(p.mix == mix for name in rows for p in curves[name])]
+    if not rows:
+        return
+    arms = list(dict.fromkeys(c["arm"] for n in rows for p in curves[n] for c in p.cells))
+    figure, axes = plt.subplots(
+        len(rows),
+        len(mixes),
+        figsize=(1.8 + 2.7 * len(mixes), 0.6 + 2.1 * len(rows)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for line, name in zip(axes, rows, strict=True):
+        for axis, mix in zip(line, mixes, strict=True):
+            own = sorted((p for p in curves[name] if p.mix == mix), key=lambda p: p.hostile)
+            if not any(panel.hostile for panel in own):
+                axis.set_axis_off()
+                continue
+            for number, arm in enumerate(arms):
+                is_ours = arm == ArmName.MATL
+                points = [(p.hostile, worst) for p in own if (worst := p.worst(arm)) is not None]
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color="black" if is_ours else f"C{number % 10}",
+                    linewidth=2.2 if is_ours else 1.0,
+                    marker="o",
+                    markersize=4 if is_ours else 2.5,
+                    linestyle="-" if is_ours or number % 2 else "--",
+                    zorder=3 if is_ours else 2,
+                    label=arm,
+                )
+            members = own[0].members
+            axis.axvline(claimed(members), color="grey", linewidth=0.8, linestyle=":")
+            axis.set_xticks([p.hostile for p in own])
+            axis.set_title(f"{members} hospitals, {own[0].words}", fontsize=8)
+            axis.tick_params(labelsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("hostile hospitals", fontsize=8)
+    figure.supylabel("points below the honest alone, worst attack", fontsize=8)
+    handles, labels = next(a for a in axes.flat if a.lines).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=7)
+    figure.savefig(folder / BREAKS_PLOT, dpi=110)
     plt.close(figure)

@@ -43,6 +43,7 @@ ATTACKS: Final = (
     "within_classes",
 )
 HOSTILE: Final = (0, 4, 9)
+SEEDS: Final = 5
 ALPHA: Final = 0.5
 FLOWER: Final = Path(os.environ.get("MATL_FLOWER_PYTHON", "out/venv-flower/bin/python"))
 Rows = NDArray[np.float32]
@@ -176,7 +177,7 @@ def studies() -> list[Study]:
     ]
 
 
-def peer_runs(out: Path, *, seeds: int = 1) -> list[Run]:
+def peer_runs(out: Path, *, seeds: int = SEEDS) -> list[Run]:
     """Every finished run of another implementation's rule, and the oracles."""
     finished, found = open_finished(out, NAME), []
     for job in _jobs(seeds):
@@ -187,7 +188,7 @@ def peer_runs(out: Path, *, seeds: int = 1) -> list[Run]:
     return found
 
 
-def asked_runs(*, seeds: int = 1) -> int:
+def asked_runs(*, seeds: int = SEEDS) -> int:
     """As many as there are when all are finished."""
     return len(_jobs(seeds)) * len(_arms())
 
@@ -213,7 +214,7 @@ def _outcome(simulation: Simulation, name: str, rule: Rule) -> Outcome:
 def main(
     *,
     flower: Annotated[Path, typer.Option(help="The interpreter that has flwr.")] = FLOWER,
-    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    seeds: Annotated[int, typer.Option(min=1)] = SEEDS,
     fashion: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST.")] = FASHION_FOLDER,
     out: Annotated[Path, typer.Option()] = Path("out/evidence"),
 ) -> None:

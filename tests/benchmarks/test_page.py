@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from benchmarks import evidence_results
+from benchmarks.results.figures import BREAKS_PLOT, draw
 from benchmarks.results.page import evidence_page
 from benchmarks.results.page.cells import waited
+from benchmarks.results.page.curves import curves_of
 from benchmarks.results.page.tutorial import TEST_IMAGES
 from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_gap
 from benchmarks.utility.sources import FUNDUS_TEST
@@ -266,3 +268,34 @@ def test_the_recipes_and_test_images_that_the_page_names_are_those_of_the_studie
         }
         assert said.format_map(training.model_dump()) in text
     assert TEST_IMAGES["fundus"] == FUNDUS_TEST
+
+
+def test_fltrust_stands_beside_matl_where_all_attacks_asked_for_were_run() -> None:
+    own = [cell("sign_flip_5", 2.0), cell("alie", 7.0)]
+    theirs = [cell("sign_flip_5", 3.0, arm="fltrust"), cell("alie", 1.0, arm="fltrust")]
+    text = page([*own, *theirs], asked_attacks=["sign_flip_5", "alie"])
+    assert "MATL's and FLTrust's: 9 of 20, α = 0.5, ε = 1: 7.0 and 3.0." in text
+    assert "images/evidence_breaks.png" in text
+    for fewer in ([*own, theirs[0]], own, theirs):
+        part = page(fewer, asked_attacks=["sign_flip_5", "alie"])
+        assert "Not run yet." in line(part, "- **FLTrust")
+
+
+def test_the_curves_are_drawn_of_whole_federations_alone(tmp_path: Path) -> None:
+    calm = [cell("none", 0.0), cell("none", 0.1, arm="mean")]
+    cells = [*calm, cell("alie", 1.0), cell("alie", 60.0, arm="mean")]
+    study = {"cells": cells, "asked_attacks": ["alie"]}
+    curves = curves_of({"robust-n20-eps1": study})["robust-n20-eps1"]
+    assert [(each.hostile, each.worst("matl"), each.worst("mean")) for each in curves] == [
+        (0, 0.0, 0.1),
+        (9, 1.0, 60.0),
+    ]
+    assert curves[0].worst("krum") is None
+    draw({"studies": {"robust-n20-eps1": study}}, tmp_path)
+    assert (tmp_path / BREAKS_PLOT).stat().st_size > 0
+    more = {**study, "asked_attacks": ["alie", "mimic"]}
+    (only,) = curves_of({"robust-n20-eps1": more})["robust-n20-eps1"]
+    assert only.hostile == 0
+    (tmp_path / BREAKS_PLOT).unlink()
+    draw({"studies": {"robust-n20-eps1": more}}, tmp_path)
+    assert not (tmp_path / BREAKS_PLOT).exists()

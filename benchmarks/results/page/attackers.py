@@ -17,6 +17,7 @@ from benchmarks.results.page.cells import (
     where,
     with_gap,
 )
+from benchmarks.results.page.curves import curves_of
 from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, number, table
 from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_waiting
 from matl.simulation.study import NO_ATTACK, ArmName
@@ -58,6 +59,13 @@ the share of honest hospitals' rounds in which they counted for nothing, over al
 exclusions.
 
 ![Points below the honest hospitals alone, attack by rule](images/evidence_attacks.png)
+"""
+    if any(each.hostile for panels in curves_of(studies).values() for each in panels):
+        text += """
+The worst attack on each rule as more hospitals turn hostile, where all attacks asked for were run; dotted: as many as
+MODE1 claims to stand.
+
+![The worst attack on each rule by the number of hostile hospitals](images/evidence_breaks.png)
 """
     for members in sorted({cell["members"] for cell in cells}, reverse=True):
         for epsilon in ("1", "inf"):

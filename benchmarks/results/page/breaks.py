@@ -17,6 +17,7 @@ from benchmarks.results.page.cells import (
     where,
     with_gap,
 )
+from benchmarks.results.page.curves import curves_of
 from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, number
 from benchmarks.results.page.minority import was_run
 from benchmarks.results.page.triggers import what_trust_sees
@@ -50,6 +51,7 @@ def breaks(studies: Mapping[str, Any]) -> str:
     items = [
         f"**MATL beyond its target, at the share that it claims.** {_beyond(studies)}",
         f"**Rules without trust.** {_rules(cells)}",
+        f"**FLTrust follows the holdout set alone**, and keeps no trust. {_beside_fltrust(studies)}",
         f"**MODE0 beyond its claim.** {_mode0(cells)}",
         f"**Triggers.** A trigger moves the model only where the holdout set has no image, so that accuracy on it says little. {what_trust_sees(studies)}",
         f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}.",
@@ -111,6 +113,19 @@ def _rules(cells: Sequence[Cell]) -> str:
         f"hospitals alone: {'; '.join(broken) or 'none'}.{unbroken} {_own_price(cells)}Distance rules (Krum, "
         "Multi-Krum, Bulyan) need more updates than 45 % leaves them and then run with a smaller f than there are attackers."
     )
+
+
+def _beside_fltrust(studies: Mapping[str, Any]) -> str:
+    said = []
+    for panels in curves_of(studies).values():
+        for each in panels:
+            ours, theirs = each.worst(ArmName.MATL), each.worst(ArmName.FLTRUST)
+            if each.hostile and ours is not None and theirs is not None:
+                found = f"{number(ours, 1)} and {number(theirs, 1)}"
+                said.append(f"{_short(each.cells[0])}: {found}")
+    if not said:
+        return "Not run yet."
+    return f"Points below the honest hospitals alone under the worst attack, MATL's and FLTrust's: {'; '.join(said)}."
 
 
 def _own_price(cells: Sequence[Cell]) -> str:

@@ -1,0 +1,58 @@
+"""The worst attack on each rule as more hospitals turn hostile."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.results.page.cells import gap_of, robust_studies, with_gap
+from benchmarks.results.page.markdown import Cell, mix_words
+from matl.simulation.study import NO_ATTACK, ArmName
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """One federation under whatever attacks it was run."""
+
+    members: int
+    hostile: int
+    mix: str
+    epsilon: str
+    cells: list[Cell]
+    """Without the honest hospitals alone, whom all others are compared with."""
+
+    @property
+    def words(self) -> str:
+        """For a plot, whose space is short."""
+        noise = "no noise" if self.epsilon == "inf" else f"ε = {self.epsilon}"
+        return f"{mix_words(self.mix)}, {noise}"
+
+    def worst(self, arm: str) -> float | None:
+        """Most points below the honest hospitals alone."""
+        return max((gap_of(c) for c in self.cells if c["arm"] == arm), default=None)
+
+
+def attacked(studies: Mapping[str, Any], names: Iterable[str]) -> list[Attacked]:
+    """Every federation of these studies."""
+    found: dict[tuple[int, int, str, str], list[Cell]] = {}
+    for name in names:
+        for cell in with_gap(studies.get(name, {}).get("cells", [])):
+            if cell["arm"] != ArmName.ORACLE:
+                place = cell["members"], cell["hostile"], cell["mix"], cell["epsilon"]
+                found.setdefault(place, []).append(cell)
+    return [Attacked(*place, cells) for place, cells in found.items()]
+
+
+def curves_of(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
+    """Study by study, every federation without an attacker or under all attacks asked for."""
+    return {
+        name: [each for each in attacked(studies, [name]) if _is_whole(each, study)]
+        for name, study in robust_studies(studies).items()
+    }
+
+
+def _is_whole(federation: Attacked, study: Mapping[str, Any]) -> bool:
+    arms: dict[str, set[str]] = {}
+    for cell in federation.cells:
+        arms.setdefault(cell["arm"], set()).add(cell["attack"])
+    asked = set(study.get("asked_attacks", ())) if federation.hostile else {NO_ATTACK}
+    return all(attacks >= asked for attacks in arms.values())
