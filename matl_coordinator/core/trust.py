@@ -89,7 +89,12 @@ def update_trust(
         TrustError: a score that is not finite, or for a hospital without a record, or two.
     """
     by_node = _checked_scores(records, scores or ())
-    reference = reference_of(scores or (), f=byzantine, policy=policy)
+    reference = reference_of(
+        scores or (),
+        f=byzantine,
+        policy=policy,
+        quarantined={r.node_id for r in records if r.state is TrustState.QUARANTINED},
+    )
     readings = read_profiles(records, profiles, f=byzantine, policy=policy)
     agreement = agreement or {}
     clones = {node: len(group) - 1 for group in clusters for node in group}

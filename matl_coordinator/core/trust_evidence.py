@@ -6,9 +6,11 @@ Statistics only: what they do to trust is decided in ``trust``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
+from matl_common.ids import NodeId
 from matl_coordinator.core.profile import ProfileReading
 from matl_coordinator.core.robust.root import reference_rank
 from matl_coordinator.core.trust_record import HoldoutScore, TrustPolicy, TrustRecord
@@ -23,20 +25,35 @@ class Reference:
     """κ: how much this round tells about anybody, 0 to 1."""
 
 
-def reference_of(scores: Sequence[HoldoutScore], *, f: int, policy: TrustPolicy) -> Reference:
+NOTHING: Final = Reference(projection=0.0, informativeness=0.0)
+"""A round that tells nothing of anybody."""
+
+
+def reference_of(
+    scores: Sequence[HoldoutScore],
+    *,
+    f: int,
+    policy: TrustPolicy,
+    quarantined: Collection[NodeId] = (),
+) -> Reference:
     """The scale of a good update in this round, safe from ``f`` hostile ones.
 
-    Where so many do plain harm that its rank is one of theirs, the least of the others stands for
-    a good one, if there are two: those that more than ``f`` attack could not become trusted else.
+    Where more than ``f`` hospitals are in quarantine, and there is no good update at the rank that
+    is safe from ``f``, the least of the others stands for one, if there are two: else those whom
+    more than ``f`` attack could never become trusted. It is no larger than any honest one of them.
     """
-    if not scores:
-        return Reference(projection=0.0, informativeness=0.0)
-    harmless = sum(score.z >= policy.harm_z for score in scores)
-    rank = min(reference_rank(len(scores), f), max(2, harmless))
+    found = _at_rank(scores, reference_rank(len(scores), f), policy) if scores else NOTHING
+    heard = [score for score in scores if score.node_id not in quarantined]
+    if found is NOTHING and len(quarantined) > f and len(heard) > 1:
+        return _at_rank(heard, len(heard), policy)
+    return found
+
+
+def _at_rank(scores: Sequence[HoldoutScore], rank: int, policy: TrustPolicy) -> Reference:
     projection = sorted((score.projection for score in scores), reverse=True)[rank - 1]
     z = sorted((score.z for score in scores), reverse=True)[rank - 1]
     if projection <= 0 or z <= 0:
-        return Reference(projection=0.0, informativeness=0.0)
+        return NOTHING
     return Reference(projection, min(1.0, (z / policy.informative_z) ** 2))
 
 

@@ -94,7 +94,7 @@ def test_two_whom_more_than_declared_attack_become_trusted_and_their_rounds_are_
     names = [NodeId(name) for name in "abcde"]
     records = tuple(initial_record(name) for name in names)
     held = []
-    for number in range(1, 6):
+    for number in range(1, 7):
         projections = (4.0, 1.0, -4.0, -5.0, -6.0)
         scores = [
             HoldoutScore(name, projection, 0.04, 0.0)
@@ -105,34 +105,86 @@ def test_two_whom_more_than_declared_attack_become_trusted_and_their_rounds_are_
         held.append(isinstance(shared, Hold))
     assert states(records[:2]) == {TrustState.TRUSTED}
     assert states(records[2:]) == {TrustState.QUARANTINED}
-    # From .6 both rise to .66, which together is short of what a round asks for.
-    assert held == [True] + [False] * 4
+    # The three are in quarantine after the first; then both rise, and .66 is still short.
+    assert held == [True, True, False, False, False, False]
+
+
+def test_an_honest_hospital_keeps_its_excuse_where_no_more_than_declared_attack() -> None:
+    names = [NodeId(name) for name in "abcde"]
+    records = tuple(initial_record(name) for name in names)
+
+    def play(number: int, *scores: tuple[float, float]) -> tuple[TrustRecord, ...]:
+        return update_trust(
+            records,
+            [HoldoutScore(n, *score, 0.0) for n, score in zip(names, scores, strict=True)],
+            round_id=RoundId(number),
+            byzantine=2,
+        )
+
+    for number in range(1, 9):
+        records = play(number, *[(1.0, 0.04)] * 5)
+    # It overshoots while the two turn: three of five then do harm, and two are hostile.
+    for number in (9, 10):
+        records = play(number, (0.3, 0.01), (0.3, 0.01), (-0.35, 0.01), *[(-1.0, 0.04)] * 2)
+        assert states(records[:3]) == {TrustState.TRUSTED}
 
 
 @pytest.mark.parametrize(
-    ("projections", "reference"),
+    ("projections", "out", "reference"),
     [
-        # Enough do no harm: the third largest, whatever the others are.
-        ((3.0, 2.0, 1.0, -4.0, -5.0), 1.0),
-        ((3.0, 2.0, -0.1, -4.0, -5.0), 0.0),
-        # Fewer: the least of them, which no honest one of them is below.
-        ((100.0, 2.0, -3.0, -4.0, -5.0), 2.0),
-        ((3.0, 2.0, -3.0, -3.0, -3.0), 2.0),
-        # One alone says nothing of anybody, nor do those that noise explains.
-        ((3.0, -2.0, -3.0, -4.0, -5.0), 0.0),
-        ((3.0, -0.1, -3.0, -4.0, -5.0), 0.0),
+        # The third largest, whoever is out.
+        ((3.0, 2.0, 1.0, -4.0, -5.0), "cde", 1.0),
+        # It is none, and more than two are out: the least of the others, however long the best is.
+        ((100.0, 2.0, -3.0, -4.0, -5.0), "cde", 2.0),
+        ((100.0, 2.0, -3.0, 50.0, -5.0), "cde", 2.0),
+        ((3.0, -2.0, -0.1, -4.0, 2.0), "bcd", 2.0),
+        # No more than two are out; or one alone is left; or one of the others is no good either.
+        ((3.0, 2.0, -3.0, -4.0, -5.0), "de", 0.0),
+        ((3.0, 2.0, -3.0, -4.0, -5.0), "bcde", 0.0),
+        ((3.0, -2.0, -3.0, -4.0, -5.0), "cde", 0.0),
     ],
 )
-def test_where_most_do_harm_the_reference_is_the_least_of_the_others(
-    projections: tuple[float, ...], reference: float
+def test_where_more_than_declared_are_out_the_reference_is_the_least_of_the_others(
+    projections: tuple[float, ...], out: str, reference: float
 ) -> None:
     scores = [
-        HoldoutScore(NodeId(f"h{index}"), projection, 0.04, 0.0)
-        for index, projection in enumerate(projections)
+        HoldoutScore(NodeId(name), projection, 0.04, 0.0)
+        for name, projection in zip("abcde", projections, strict=True)
     ]
-    found = reference_of(scores, f=2, policy=DEFAULT_POLICY)
+    found = reference_of(scores, f=2, policy=DEFAULT_POLICY, quarantined={NodeId(n) for n in out})
     assert found.projection == reference
     assert found.informativeness == (1.0 if reference else 0.0)
+
+
+def test_as_many_as_declared_out_are_no_reason_to_ask_fewer_when_others_are_absent() -> None:
+    scores = [
+        HoldoutScore(NodeId(name), projection, 0.04, 0.0)
+        for name, projection in zip("abde", (3.0, 2.0, -4.0, -5.0), strict=True)
+    ]
+    for out, reference in (("de", 0.0), ("cde", 2.0)):
+        quarantined = {NodeId(name) for name in out}
+        found = reference_of(scores, f=2, policy=DEFAULT_POLICY, quarantined=quarantined)
+        assert found.projection == reference
+
+
+def test_those_in_quarantine_cannot_raise_what_the_others_are_measured_by() -> None:
+    projections = (3.0, 2.0, 100.0, 100.0, *[-4.0] * 5)
+    names = [NodeId(f"h{index}") for index in range(len(projections))]
+    scores = [
+        HoldoutScore(name, projection, 0.04, 0.0)
+        for name, projection in zip(names, projections, strict=True)
+    ]
+    found = reference_of(scores, f=4, policy=DEFAULT_POLICY, quarantined=set(names[2:]))
+    assert found.projection == 2.0
+
+
+def test_what_two_are_left_with_tells_as_much_as_its_z() -> None:
+    left = [HoldoutScore(NodeId("a"), 3.0, 0.04, 0.0), HoldoutScore(NodeId("b"), 2.0, 1.0, 0.0)]
+    gone = [HoldoutScore(NodeId(name), -4.0, 0.04, 0.0) for name in "cde"]
+    found = reference_of(
+        [*left, *gone], f=2, policy=DEFAULT_POLICY, quarantined={score.node_id for score in gone}
+    )
+    assert found.informativeness == pytest.approx((2.0 / DEFAULT_POLICY.informative_z) ** 2)
 
 
 def test_the_on_off_attacker_counts_in_fewer_rounds_each_time() -> None:
