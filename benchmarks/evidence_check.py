@@ -20,9 +20,10 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from benchmarks.evidence_results import OUT, published_before, studies_of
+from benchmarks.evidence_results import OUT, RESULTS, studies_of
 from benchmarks.results.gather import Run, run_of, runs_in
-from benchmarks.results.publication import taken_over
+from benchmarks.results.known import by_key, taken_over
+from benchmarks.results.publication import read_published
 from matl.machine import machine
 from matl.simulation.campaign import Engine, Job, LocalEngine, images_of, jobs_of
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
@@ -65,7 +66,7 @@ def checks_of(file: StudyFile, published: Mapping[str, Any], jobs: Sequence[Job]
         jobs: its jobs, where their data are here.
     """
     by_run = {(job.study, job.seed): job for job in jobs}
-    same = {(run.study, run.arm, run.seed) for run in taken_over(published, jobs)}
+    same = by_key(taken_over(published, jobs))
     return [
         Check(
             file.name,
@@ -80,6 +81,7 @@ def checks_of(file: StudyFile, published: Mapping[str, Any], jobs: Sequence[Job]
 def drawn(checks: Sequence[Sequence[Check]], runs: int, chance: random.Random) -> list[Check]:
     """So many at random, as evenly over the studies as they have runs."""
     shuffled = [chance.sample(each, min(runs, len(each))) for each in checks]
+    chance.shuffle(shuffled)
     in_turn = chain.from_iterable(zip_longest(*shuffled))
     return [each for each in in_turn if each is not None][:runs]
 
@@ -112,7 +114,7 @@ def published_checks(
     files: Sequence[StudyFile], *, fashion: Path, out: Path
 ) -> tuple[list[list[Check]], list[str]]:
     """Every published run, study by study, and the studies whose features are not here."""
-    published = published_before()["studies"]
+    published = read_published(RESULTS)["studies"]
     found, left_out = [], []
     for file in files:
         sets = {each.data.set for each in file.studies}
@@ -156,14 +158,18 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = len(os.sched_getaffinity(0)),
     out: Annotated[Path, typer.Option(help="Folder of features; takes the result.")] = OUT,
 ) -> None:
-    """Run some published runs again; end with 1 where a figure is another."""
+    """Run some published runs again; end with 1 where a figure is another.
+
+    make evidence-check ARGS='--runs 100 --only robust-n5' for more, of one study. After a
+    change that should not move a figure, it says whether one moved.
+    """
     console = Console(soft_wrap=True, highlight=False)
     chance = random.SystemRandom().randrange(2**32) if seed is None else seed
     try:
         files = studies_of([name for name in only.split(",") if name])
         published, left_out = published_checks(files, fashion=fashion, out=out)
         checks = drawn(published, runs, random.Random(chance))
-        _say_first(console, checks, left_out)
+        _say_first(console, checks, left_out, out)
         differing = run_again(checks, LocalEngine(processes), console)
     except (MatlError, ValueError) as error:
         console.print(str(error), style="red")
@@ -174,20 +180,25 @@ def main(
     write_atomically(out / RESULT, [text.encode() + b"\n"], mode=0o644)
     console.print(
         f"{result['summary']['same']} of {len(checks)} came out the same, to the last published "
-        f"digit (--seed {chance} draws them again); {out / RESULT}"
+        f"digit (with the same options --seed {chance} draws them again); {out / RESULT}"
     )
     if differing:
         raise typer.Exit(1)
 
 
-def _say_first(console: Console, checks: Sequence[Check], left_out: Sequence[str]) -> None:
+def _say_first(
+    console: Console, checks: Sequence[Check], left_out: Sequence[str], out: Path
+) -> None:
     if left_out:
         console.print(
             f"Left out, for their features are not here: {', '.join(left_out)}; "
-            "python -m benchmarks.results.features makes them in an hour"
+            f"python -m benchmarks.results.features {out} makes them in an hour"
         )
     if not checks:
-        raise ConfigurationError("nothing that is published can be run again here")
+        raise ConfigurationError(
+            "nothing that is published can be run again here: it is of studies whose features are "
+            "not here, of other implementations, or older than its cells name their study"
+        )
     for check in checks:
         # In this process, so that what is missing is said once, and clearly.
         images_of(check.job)

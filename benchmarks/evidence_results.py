@@ -11,8 +11,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,22 +21,23 @@ import typer
 from rich.console import Console
 
 from benchmarks.results.figures import draw
-from benchmarks.results.gather import Run, cells_of, run_of, runs_of
+from benchmarks.results.gather import cells_of, runs_of
+from benchmarks.results.known import by_key, data_digest, known, taken_over, unknown
 from benchmarks.results.ordering import tutorial_violations, violations
 from benchmarks.results.page import evidence_page
 from benchmarks.results.peers import NAME as PEERS
-from benchmarks.results.peers import asked_runs, peer_runs
+from benchmarks.results.peers import peer_jobs
 from benchmarks.results.peers import studies as peer_studies
 from benchmarks.results.publication import (
     document,
     gaps_of,
     merged,
     published_study,
+    read_published,
     summary_of,
-    taken_over,
     text_of,
 )
-from matl.simulation.campaign import Finished, Job, LocalEngine, jobs_of, open_finished, run_jobs
+from matl.simulation.campaign import Job, LocalEngine, jobs_of, open_finished, run_jobs
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
 from matl.simulation.study import ArmName, Study, StudyFile, read_study
 from matl_common.durable import write_atomically
@@ -81,28 +83,6 @@ def row_by_row(files: Sequence[StudyFile]) -> Iterator[StudyFile]:
                 yield replace(file, rows=row)
 
 
-RunKey = tuple[Study, str, int]
-
-
-def by_key(runs: Iterable[Run]) -> dict[RunKey, Run]:
-    """Runs by their study, arm and seed."""
-    return {(run.study, run.arm, run.seed): run for run in runs}
-
-
-def known(jobs: Sequence[Job], finished: Finished, taken: Mapping[RunKey, Run]) -> list[Run]:
-    """What is finished here or was taken over, in the order of the jobs, and nothing else."""
-    found = []
-    for job in jobs:
-        for arm in job.arms:
-            outcome = finished.get(job, arm)
-            run = taken.get((job.study, arm, job.seed))
-            if outcome is not None:
-                run = run_of(job.study, outcome)
-            if run is not None:
-                found.append(run)
-    return found
-
-
 def run_missing(
     file: StudyFile,
     published: Mapping[str, Any],
@@ -132,20 +112,16 @@ def run_missing(
 
             features_file(name.removesuffix(FEATURES_SUFFIX), out)
     jobs = jobs_of(file, fashion=fashion, features=out)
-    taken = by_key(taken_over(published.get(file.name, {}), jobs))
-    left = [
-        replace(job, arms=tuple(a for a in job.arms if (job.study, a, job.seed) not in taken))
-        for job in jobs
-    ]
+    before = published.get(file.name, {"cells": []})
+    taken = by_key(taken_over(before, jobs))
+    left = unknown(jobs, taken)
     runs = sum(len(job.arms) for job in left)
     said = f", {len(taken)} published" if taken else ""
+    if before["cells"] and not taken:
+        said = "; none of these is published of this code, data and figures"
     console.print(f"{file.name}, {file.studies[-1].setting}: {runs} runs{said}", highlight=False)
-    run_jobs(
-        [job for job in left if job.arms],
-        open_finished(out, file.name),
-        engine=LocalEngine(processes),
-        console=console,
-    )
+    finished = open_finished(out, file.name)
+    run_jobs(left, finished, engine=LocalEngine(processes), console=console)
 
 
 def gathered(
@@ -163,39 +139,56 @@ def gathered(
     for file in files:
         sets = {each.data.set for each in file.studies}
         features = [out / name for name in sets if name.endswith(FEATURES_SUFFIX)]
-        written = out / f"{file.name}-runs.jsonl"
-        if not written.exists() or not all(path.exists() for path in features):
-            continue
-        jobs = jobs_of(file, fashion=fashion, features=out)
-        taken = by_key(taken_over(published.get(file.name, {}), jobs))
-        runs = known(jobs, open_finished(out, file.name), taken)
-        if runs:
-            studies[file.name] = published_study(
-                runs,
+        if all(path.exists() for path in features):
+            studies[file.name] = _gathered(
+                file.name,
+                jobs_of(file, fashion=fashion, features=out),
                 asked=file.studies,
-                asked_runs=sum(len(job.arms) for job in jobs),
+                out=out,
+                published=published,
                 command=f"python -m benchmarks.evidence_results --only {file.name}",
-                written=written,
                 features=features[0] if features else None,
             )
-    if runs := peer_runs(out):
-        studies[PEERS] = published_study(
-            runs,
-            asked=peer_studies(),
-            asked_runs=asked_runs(),
-            command="python -m benchmarks.results.peers",
-            written=out / f"{PEERS}-runs.jsonl",
-            features=None,
-        )
-    return studies
+    studies[PEERS] = _gathered(
+        PEERS,
+        peer_jobs(fashion=fashion),
+        asked=peer_studies(),
+        out=out,
+        published=published,
+        command="python -m benchmarks.results.peers",
+        features=None,
+    )
+    return {name: study for name, study in studies.items() if study is not None}
 
 
-def published_before(path: Path = RESULTS) -> dict[str, Any]:
-    """What ``evidence.json`` says; nothing where there is none."""
-    if not path.exists():
-        return {"studies": {}}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _gathered(
+    name: str,
+    jobs: Sequence[Job],
+    *,
+    asked: Sequence[Study],
+    out: Path,
+    published: Mapping[str, Any],
+    command: str,
+    features: Path | None,
+) -> dict[str, Any] | None:
+    written = out / f"{name}-runs.jsonl"
+    if not written.exists():
+        return None
+    before = published.get(name, {})
+    taken = by_key(taken_over(before, jobs))
+    runs = known(jobs, open_finished(out, name), taken)
+    if not runs:
+        return None
+    here = datetime.fromtimestamp(written.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    return published_study(
+        runs,
+        asked=asked,
+        asked_runs=sum(len(job.arms) for job in jobs),
+        command=command,
+        newest=max(here, before["newest_run"]) if taken else here,
+        features=features,
+        data=data_digest(jobs[0]),
+    )
 
 
 def to_publish(
@@ -273,7 +266,7 @@ def main(
         bool,
         typer.Option(
             "--continue",
-            help="What this same code has published counts as finished: run the rest.",
+            help="What is published of this same code and data counts as finished: run the rest.",
         ),
     ] = False,
     only: Annotated[str, typer.Option(help="Names of studies; all unless given.")] = "",
@@ -283,13 +276,28 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = len(os.sched_getaffinity(0)),
     out: Annotated[Path, typer.Option(help="Folder of finished runs and features.")] = OUT,
 ) -> None:
-    """Measure, and write the page."""
+    """Measure, and write the page.
+
+    Every run is kept in --out as it ends: start again, and it goes on. What is published is
+    replaced study by study, never by less.
+
+    make evidence ARGS='--only robust-n5 --seeds 2' runs a part, as a first look.
+
+    make evidence ARGS=--continue runs what is missing, where no run is kept any more: on another
+    machine, say.
+
+    make evidence-check asks whether published figures come out again.
+    """
     console = Console()
     try:
+        if continued and replaced:
+            raise ConfigurationError(
+                "--continue adds to what is published, and --replace drops it: choose one"
+            )
         if is_quick:
             quick(console, processes=processes, out=out)
             return
-        before = published_before()
+        before = read_published(RESULTS)
         taken = before["studies"] if continued else {}
         wanted = studies_of([name for name in only.split(",") if name])
         if not tables:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.results.page.cells import claimed
-from benchmarks.results.page.curves import attacked, curves_of
+from benchmarks.results.page.curves import at_target, curves_of
 from matl.simulation.study import NO_ATTACK, ArmName
 
 ATTACKS_PLOT: Final = "evidence_attacks.png"
 BREAKS_PLOT: Final = "evidence_breaks.png"
 TUTORIAL_PLOT: Final = "evidence_tutorial.png"
 _DARK_FROM: Final = 10.0
-_TARGET_MIX: Final = "dirichlet-0.5"
 _MIXES: Final = ("dirichlet-0.5", "iid", "dirichlet-0.1")
 
 
@@ -67,11 +66,7 @@ def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
     """Points below the honest alone, attack by rule, where MATL's targets are."""
     from matplotlib import pyplot as plt
 
-    panels = [
-        panel
-        for panel in attacked(studies, ("robust-n20-eps1", "robust-n20"))
-        if panel.mix == _TARGET_MIX and panel.hostile >= claimed(panel.members)
-    ]
+    panels = at_target(studies)
     if not panels:
         return
     arms = list(dict.fromkeys(c["arm"] for panel in panels for c in panel.cells))
@@ -106,7 +101,8 @@ def _draw_breaks(studies: Mapping[str, Any], folder: Path) -> None:
 
     curves = curves_of(studies)
     rows = [name for name, panels in curves.items() if any(panel.hostile for panel in panels)]
-    mixes = [mix for mix in _MIXES if any(p.mix == mix for name in rows for p in curves[name])]
+    found = dict.fromkeys(p.mix for name in rows for p in curves[name] if p.hostile)
+    mixes = sorted(found, key=lambda mix: _MIXES.index(mix) if mix in _MIXES else len(_MIXES))
     if not rows:
         return
     arms = list(dict.fromkeys(c["arm"] for n in rows for p in curves[n] for c in p.cells))
@@ -126,9 +122,11 @@ def _draw_breaks(studies: Mapping[str, Any], folder: Path) -> None:
                 continue
             for number, arm in enumerate(arms):
                 is_ours = arm == ArmName.MATL
-                points = [(p.hostile, worst) for p in own if (worst := p.worst(arm)) is not None]
+                worst = [p.worst(arm) for p in own]
                 axis.plot(
-                    *zip(*points, strict=True),
+                    [p.hostile for p in own],
+                    # A gap where the arm was not run.
+                    [float("nan") if points is None else points for points in worst],
                     color="black" if is_ours else f"C{number % 10}",
                     linewidth=2.2 if is_ours else 1.0,
                     marker="o",
@@ -145,7 +143,15 @@ def _draw_breaks(studies: Mapping[str, Any], folder: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("hostile hospitals", fontsize=8)
     figure.supylabel("points below the honest alone, worst attack", fontsize=8)
-    handles, labels = next(a for a in axes.flat if a.lines).get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=7)
+    entries: dict[str, Any] = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        [entries[arm] for arm in arms if arm in entries],
+        arms,
+        loc="outside right center",
+        fontsize=7,
+    )
     figure.savefig(folder / BREAKS_PLOT, dpi=110)
     plt.close(figure)

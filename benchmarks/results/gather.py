@@ -35,7 +35,7 @@ class Run:
 
 def run_of(study: Study, outcome: Outcome) -> Run:
     """What is published of a run."""
-    measured = {name: figure(outcome) for name, figure in _FIGURES.items()}
+    measured = {name: figure(outcome) for name, figure in FIGURES.items()}
     figures = {
         name: None if value is None else round(value, _DIGITS) for name, value in measured.items()
     }
@@ -48,8 +48,15 @@ def runs_of(found: Iterable[tuple[Job, Sequence[Outcome]]]) -> list[Run]:
 
 
 def runs_in(cells: Iterable[Mapping[str, Any]], jobs: Iterable[Job]) -> list[Run]:
-    """Those runs of ``jobs`` that are in published cells, figures and all."""
-    published = {(cell.get("study"), cell["arm"]): cell for cell in cells}
+    """Those runs of ``jobs`` that are in published cells, figures and all.
+
+    Cells of an older form, which have no study or no measurements, are left out.
+    """
+    published = {
+        (cell["study"], cell["arm"]): cell
+        for cell in cells
+        if {"study", "measurements"} <= cell.keys()
+    }
     found = []
     for job in jobs:
         for arm in job.arms:
@@ -57,7 +64,7 @@ def runs_in(cells: Iterable[Mapping[str, Any]], jobs: Iterable[Job]) -> list[Run
             if job.seed in cell["seeds"]:
                 index, measured = cell["seeds"].index(job.seed), cell["measurements"]
                 figures = {
-                    name: measured[name][index] if name in measured else None for name in _FIGURES
+                    name: measured[name][index] if name in measured else None for name in FIGURES
                 }
                 found.append(Run(job.study, arm, job.seed, figures))
     return found
@@ -87,7 +94,7 @@ _Accuracies = Mapping[tuple[Study, str, int], float | None]
 
 def _cell(study: Study, arm: str, own: Sequence[Run], accuracies: _Accuracies) -> dict[str, Any]:
     runs = sorted(own, key=lambda run: run.seed)
-    measured = {name: [run.figures[name] for run in runs] for name in _FIGURES}
+    measured = {name: [run.figures[name] for run in runs] for name in FIGURES}
     calm = study.model_copy(
         update={"hostile": study.hostile.model_copy(update={"attack": NO_ATTACK})}
     ).settled
@@ -146,7 +153,8 @@ def _at_other_sites(run: Outcome) -> float | None:
     return 100.0 * fmean(others) if others else None
 
 
-_FIGURES: Final[Mapping[str, Callable[[Outcome], float | None]]] = {
+# What is published is taken for what these give: measured otherwise, a figure needs a new name.
+FIGURES: Final[Mapping[str, Callable[[Outcome], float | None]]] = {
     "accuracy_percent": lambda run: 100.0 * run.accuracy,
     "balanced_accuracy_percent": lambda run: 100.0 * run.balanced_accuracy,
     "worst_silo_percent": lambda run: 100.0 * run.worst_silo,

@@ -21,7 +21,6 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.results.gather import Run, run_of
 from matl.simulation.arms import Arm, Decision, RoundInput
 from matl.simulation.campaign import Finished, Job, carry_out, jobs_of, open_finished
 from matl.simulation.datasets import FASHION_FOLDER, Float32Array, load_images
@@ -177,33 +176,20 @@ def studies() -> list[Study]:
     ]
 
 
-def peer_runs(out: Path, *, seeds: int = SEEDS) -> list[Run]:
-    """Every finished run of another implementation's rule, and the oracles."""
-    finished, found = open_finished(out, NAME), []
-    for job in _jobs(seeds):
-        for arm in _arms():
-            outcome = finished.get(job, arm)
-            if outcome is not None:
-                found.append(run_of(job.study, outcome))
-    return found
-
-
-def asked_runs(*, seeds: int = SEEDS) -> int:
-    """As many as there are when all are finished."""
-    return len(_jobs(seeds)) * len(_arms())
+def peer_jobs(*, seeds: int = SEEDS, fashion: Path = FASHION_FOLDER) -> list[Job]:
+    """Every run that is asked for: another implementation's rule, or the oracle."""
+    wanted = set(studies())
+    jobs = jobs_of(read_study(STUDY), fashion=fashion)
+    return [
+        replace(job, arms=tuple(_arms()))
+        for job in jobs
+        if job.study in wanted and job.seed < seeds
+    ]
 
 
 def _arms() -> list[Any]:
     # Names of arms beside those of the product's.
     return [ArmName.ORACLE, *(f"flwr {n}" for n in FLOWERS), *(f"byzfl {n}" for n in BYZFLS)]
-
-
-def _jobs(seeds: int, fashion: Path = FASHION_FOLDER) -> list[Job]:
-    file = read_study(STUDY)
-    wanted = set(studies())
-    return [
-        job for job in jobs_of(file, fashion=fashion) if job.study in wanted and job.seed < seeds
-    ]
 
 
 def _outcome(simulation: Simulation, name: str, rule: Rule) -> Outcome:
@@ -226,9 +212,9 @@ def main(
     finished = open_finished(out, NAME)
     images = load_images("fashion", fashion=fashion)
     with flower_rules(flower) as flowers:
-        for job in _jobs(seeds, fashion):
+        for job in peer_jobs(seeds=seeds, fashion=fashion):
             simulation = prepare(images, job.study, seed=job.seed)
-            for name in _arms():
+            for name in job.arms:
                 if finished.get(job, name) is None:
                     found = _one(simulation, job, name, flowers)
                     _keep(finished, job, name, found)

@@ -6,18 +6,38 @@ them and the date of the newest. Nothing here runs a study.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.results.gather import Run, cells_of, runs_in
+from pydantic import BaseModel, ValidationError
+
+from benchmarks.results.gather import FIGURES, Run, cells_of
 from matl.machine import machine
-from matl.simulation.campaign import Job, fingerprint, fingerprint_of
+from matl.simulation.campaign import fingerprint
 from matl.simulation.study import NO_ATTACK, ArmName, Study
 from matl_common.errors import ConfigurationError
+from matl_common.validation import problems_in
 
 Studies = Mapping[str, Mapping[str, Any]]
+
+
+class _Cell(BaseModel):
+    arm: str
+    seeds: list[int]
+
+
+class _Study(BaseModel):
+    finished_runs: int
+    cells: list[_Cell]
+
+
+class _Published(BaseModel):
+    """As much of the file as is relied upon before anything is compared."""
+
+    studies: dict[str, _Study]
+
+
 TABLE_1: Final = {"fundus": "tutorial-fundus", "fashion": "tutorial-fashion"}
 
 
@@ -27,8 +47,9 @@ def published_study(
     asked: Sequence[Study],
     asked_runs: int,
     command: str,
-    written: Path,
+    newest: str,
     features: Path | None,
+    data: str,
 ) -> dict[str, Any]:
     """One study's finished runs, with where they come from.
 
@@ -37,10 +58,10 @@ def published_study(
         asked: the studies that its file asks for.
         asked_runs: as many as there are when all are finished.
         command: makes these runs, and those that are missing.
-        written: the file of finished runs; its date is that of the newest.
+        newest: when the newest of them was finished, ISO 8601.
         features: the file of features that enters, if there is one.
+        data: names the images, where they are in no file of features.
     """
-    newest = datetime.fromtimestamp(written.stat().st_mtime, UTC)
     return {
         "asked_runs": asked_runs,
         "finished_runs": len(runs),
@@ -51,28 +72,34 @@ def published_study(
             dict.fromkeys((s.members, s.hostile_count, s.mix_name) for s in asked)
         ),
         "command": command,
-        "newest_run": newest.isoformat(timespec="seconds"),
+        "newest_run": newest,
         "code": fingerprint(),
         "fingerprint": fingerprint(features),
         "fingerprint_without_trust": fingerprint(features, keeps_trust=False),
+        "data": data,
+        "figures": list(FIGURES),
         "cells": cells_of(runs),
     }
 
 
-def taken_over(published: Mapping[str, Any], jobs: Sequence[Job]) -> list[Run]:
-    """Those runs of ``jobs`` that this same code and the same features have published.
+def read_published(path: Path) -> dict[str, Any]:
+    """What ``evidence.json`` says; no studies where there is none.
 
-    Args:
-        published: one study, as ``published_study`` gave it.
-        jobs: of the same study file.
+    Raises:
+        ConfigurationError: it is not what ``make evidence`` writes.
     """
-    codes = {published.get("fingerprint"), published.get("fingerprint_without_trust")}
-
-    def is_same(job: Job, arm: ArmName) -> bool:
-        return not codes.isdisjoint((fingerprint_of(job, ArmName.MATL), fingerprint_of(job, arm)))
-
-    same = [replace(job, arms=tuple(a for a in job.arms if is_same(job, a))) for job in jobs]
-    return runs_in(published.get("cells", []), same)
+    if not path.exists():
+        return {"studies": {}}
+    text = path.read_text(encoding="utf-8")
+    try:
+        _Published.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"{path} is not what make evidence writes: {problems_in(error, whole='the file')}; "
+            f"git checkout {path}"
+        ) from None
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def merged(published: Studies, found: Studies, *, order: Sequence[str]) -> dict[str, Any]:
@@ -81,20 +108,30 @@ def merged(published: Studies, found: Studies, *, order: Sequence[str]) -> dict[
     A study of which nothing is finished here stays as it was published.
 
     Raises:
-        ConfigurationError: a study has fewer finished runs here than are published.
+        ConfigurationError: a run that is published is not finished here.
     """
-    fewer = [
-        f"{name} ({study['finished_runs']} here, {published[name]['finished_runs']} published)"
-        for name, study in found.items()
-        if name in published and study["finished_runs"] < published[name]["finished_runs"]
-    ]
-    if fewer:
+    lost = []
+    for name, study in found.items():
+        before = _runs(published.get(name, {"cells": []}))
+        if gone := before - _runs(study):
+            arms = sorted({arm for _, arm, _ in gone})
+            lost.append(f"{name} ({len(gone)} of {len(before)}: {', '.join(arms)})")
+    if lost:
         raise ConfigurationError(
-            f"fewer runs are finished than are published: {', '.join(fewer)}. Nothing was "
-            "written; finish them, or publish what is here, and nothing else, with --replace"
+            f"published runs are not finished here: {'; '.join(lost)}. Nothing was written. Finish "
+            "them; or take over those that this same code has published, with --continue; or "
+            "publish what is here, and nothing else, with --replace"
         )
     whole = {**published, **found}
     return {name: whole[name] for name in sorted(whole, key=_place(order))}
+
+
+def _runs(study: Mapping[str, Any]) -> set[tuple[str, str, int]]:
+    return {
+        (cell.get("study", ""), cell["arm"], seed)
+        for cell in study["cells"]
+        for seed in cell["seeds"]
+    }
 
 
 def _place(order: Sequence[str]) -> Any:

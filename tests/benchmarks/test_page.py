@@ -10,7 +10,7 @@ from benchmarks import evidence_results
 from benchmarks.results.figures import BREAKS_PLOT, draw
 from benchmarks.results.page import evidence_page
 from benchmarks.results.page.cells import waited
-from benchmarks.results.page.curves import curves_of
+from benchmarks.results.page.curves import at_target, attacked, curves_of
 from benchmarks.results.page.tutorial import TEST_IMAGES
 from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_gap
 from benchmarks.utility.sources import FUNDUS_TEST
@@ -276,9 +276,12 @@ def test_fltrust_stands_beside_matl_where_all_attacks_asked_for_were_run() -> No
     text = page([*own, *theirs], asked_attacks=["sign_flip_5", "alie"])
     assert "MATL's and FLTrust's: 9 of 20, α = 0.5, ε = 1: 7.0 and 3.0." in text
     assert "images/evidence_breaks.png" in text
-    for fewer in ([*own, theirs[0]], own, theirs):
+    few = [cell("sign_flip_5", 3.0, arm="fltrust", seeds=2), theirs[1]]
+    for fewer in ([*own, theirs[0]], own, theirs, [*own, *few]):
         part = page(fewer, asked_attacks=["sign_flip_5", "alie"])
-        assert "Not run yet." in line(part, "- **FLTrust")
+        assert "Not run yet under all attacks" in line(part, "- **FLTrust")
+    # A form that does not say what was asked for.
+    assert "Not run yet under all attacks" in line(page([*own, *theirs]), "- **FLTrust")
 
 
 def test_the_curves_are_drawn_of_whole_federations_alone(tmp_path: Path) -> None:
@@ -291,6 +294,22 @@ def test_the_curves_are_drawn_of_whole_federations_alone(tmp_path: Path) -> None
         (9, 1.0, 60.0),
     ]
     assert curves[0].worst("krum") is None
+    noise_free = [{**each, "epsilon": "inf"} for each in cells]
+    oracle = cell("alie", 0.0, arm="oracle")
+    both = {"robust-n20-eps1": {**study, "cells": [*cells, oracle]}}
+    both["robust-n20"] = {**study, "cells": noise_free}
+    assert [(each.hostile, each.epsilon, len(each.cells)) for each in attacked(both, [*both])] == [
+        (0, "1", 2),
+        (9, "1", 2),
+        (0, "inf", 2),
+        (9, "inf", 2),
+    ]
+    assert [each.epsilon for each in at_target(both)] == ["1", "inf"]
+    elsewhere = [{**each, "mix": "iid"} for each in cells]
+    weaker = [{**each, "hostile": 4} for each in cells]
+    assert at_target({"robust-n20": {**study, "cells": [*elsewhere, *weaker]}}) == []
+    without_calm = {**study, "cells": cells[1:], "asked_attacks": ["alie"]}
+    assert len(curves_of({"robust-n20-eps1": without_calm})["robust-n20-eps1"]) == 2
     draw({"studies": {"robust-n20-eps1": study}}, tmp_path)
     assert (tmp_path / BREAKS_PLOT).stat().st_size > 0
     more = {**study, "asked_attacks": ["alie", "mimic"]}

@@ -124,7 +124,7 @@ def _beside_fltrust(studies: Mapping[str, Any]) -> str:
                 found = f"{number(ours, 1)} and {number(theirs, 1)}"
                 said.append(f"{_short(each.cells[0])}: {found}")
     if not said:
-        return "Not run yet."
+        return "Not run yet under all attacks, with enough seeds."
     return f"Points below the honest hospitals alone under the worst attack, MATL's and FLTrust's: {'; '.join(said)}."
 
 

@@ -2,11 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from benchmarks.results.page.cells import gap_of, robust_studies, with_gap
+from benchmarks.results.page.cells import (
+    ENOUGH_SEEDS,
+    claimed,
+    fewest_seeds,
+    gap_of,
+    robust_studies,
+    with_gap,
+)
 from benchmarks.results.page.markdown import Cell, mix_words
 from matl.simulation.study import NO_ATTACK, ArmName
+
+TARGET_MIX: Final = "dirichlet-0.5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +51,17 @@ def attacked(studies: Mapping[str, Any], names: Iterable[str]) -> list[Attacked]
     return [Attacked(*place, cells) for place, cells in found.items()]
 
 
+def at_target(studies: Mapping[str, Any]) -> list[Attacked]:
+    """Twenty hospitals where MATL's targets are: as many hostile as MODE1 claims, or more."""
+    return [
+        each
+        for each in attacked(studies, ("robust-n20-eps1", "robust-n20"))
+        if each.mix == TARGET_MIX and each.hostile >= claimed(each.members)
+    ]
+
+
 def curves_of(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
-    """Study by study, every federation without an attacker or under all attacks asked for."""
+    """Study by study, every federation whose arms have all attacks asked for, and enough seeds."""
     return {
         name: [each for each in attacked(studies, [name]) if _is_whole(each, study)]
         for name, study in robust_studies(studies).items()
@@ -51,8 +69,12 @@ def curves_of(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
 
 
 def _is_whole(federation: Attacked, study: Mapping[str, Any]) -> bool:
+    if "asked_attacks" not in study:
+        return False
+    asked = set(study["asked_attacks"]) if federation.hostile else {NO_ATTACK}
     arms: dict[str, set[str]] = {}
     for cell in federation.cells:
         arms.setdefault(cell["arm"], set()).add(cell["attack"])
-    asked = set(study.get("asked_attacks", ())) if federation.hostile else {NO_ATTACK}
-    return all(attacks >= asked for attacks in arms.values())
+    return fewest_seeds(federation.cells) >= ENOUGH_SEEDS and all(
+        attacks >= asked for attacks in arms.values()
+    )
