@@ -3,7 +3,7 @@
 Runs the studies of benchmarks/studies row by row, goes on where an earlier start was stopped, and
 writes docs/results/evidence.json, docs/evidence.md and its plots from every run that is
 finished; where none is, it draws page and plots anew from the published figures, and it never
-publishes fewer runs than before unless told to. ``make evidence-quick`` runs a few on digits and
+drops a published run unless told to. ``make evidence-quick`` runs a few on digits and
 checks the order of the rules.
 """
 

@@ -35,7 +35,7 @@ def what_was_run(found: Mapping[str, Any]) -> str:
     make evidence ARGS='--continue'      # runs what is missing here, if the code is still that of the published runs
     make evidence ARGS='--only tutorial-fundus,tutorial-fashion'
     make evidence ARGS='--tables'        # only write what is finished; what was published where nothing is
-    make evidence ARGS='--tables --replace'  # and nothing else, even where fewer runs are finished than were published
+    make evidence ARGS='--tables --replace'  # and nothing else, even where published runs are dropped
     python -m benchmarks.results.peers   # Flower's and ByzFL's own rules; make peers installs them
     make evidence-quick                  # digits, some minutes: the order of the rules, with tolerance
 
