@@ -132,6 +132,9 @@ def _header(data: bytes) -> tuple[Layout, int]:
 
 
 def _directory(data: bytes, layout: Layout, name: str, at: int) -> Directory:
+    if at > len(data):
+        # BigTIFF's offsets may be larger than any that struct takes.
+        raise TiffDamagedError("a directory is outside of the file")
     try:
         (count,) = struct.unpack_from(layout.count, data, at)
         start = at + struct.calcsize(layout.count)

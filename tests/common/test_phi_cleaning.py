@@ -14,6 +14,7 @@ from matl_common.phi import Category, scan_folder
 from matl_common.phi.cleaning import CopyNotCleanError, clean_folder
 from matl_common.phi.dicom import DicomDamagedError, quietly, read_dicom
 from matl_common.phi.dicom_cleaning import clean_dicom
+from matl_common.phi.ifd import TiffDamagedError
 from matl_common.phi.jpeg import clean_jpeg, segments_of
 from matl_common.phi.png import clean_png
 from matl_common.phi.pseudonyms import Pseudonyms
@@ -141,6 +142,22 @@ def test_bytes_of_a_tiff_that_nothing_refers_to_are_found_and_not_copied() -> No
     assert hidden not in cleaned
     assert list(scan_tiff(cleaned)) == []
     assert pixels(cleaned) == pixels(whole)
+
+
+@pytest.mark.parametrize("at", [9_999, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("pointer", [None, "SubIFD", "next"])
+def test_a_directory_beyond_the_end_of_a_bigtiff_is_damage(pointer: str | None, at: int) -> None:
+    def header(first: int) -> bytes:
+        return b"II+\0\x08\0\0\0" + struct.pack("<Q", first)
+
+    if pointer is None:
+        data = header(at)
+    else:
+        tag, following = (0x014A, 0) if pointer == "SubIFD" else (0x0100, at)
+        entry = struct.pack("<HHQQ", tag, 16, 1, at)
+        data = header(16) + struct.pack("<Q", 1) + entry + struct.pack("<Q", following)
+    with pytest.raises(TiffDamagedError, match="outside of the file"):
+        clean_tiff(data)
 
 
 def test_the_tables_of_an_old_jpeg_in_a_tiff_are_kept_as_far_as_they_go() -> None:
