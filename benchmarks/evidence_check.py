@@ -22,11 +22,11 @@ from rich.console import Console
 
 from benchmarks.evidence_results import OUT, RESULTS, studies_of
 from benchmarks.results.gather import Run, run_of, runs_in
-from benchmarks.results.known import by_key, taken_over
+from benchmarks.results.known import by_key, feature_files, taken_over
 from benchmarks.results.publication import read_published
 from matl.machine import machine
 from matl.simulation.campaign import Engine, Job, LocalEngine, images_of, jobs_of
-from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
+from matl.simulation.datasets import FASHION_FOLDER
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, StudyFile
 from matl_common.durable import write_atomically
@@ -90,12 +90,12 @@ def run_again(
     checks: Sequence[Check], engine: Engine, console: Console
 ) -> dict[str, dict[str, Difference]]:
     """Every check, each said as it ends; those whose figures differ, by name, and how."""
-    of_job = {(check.job, check.published.arm): check for check in checks}
+    of_job = {check.job: check for check in checks}
     found: dict[str, dict[str, Difference]] = {}
 
     def done(job: Job, outcomes: list[Outcome]) -> None:
         (outcome,) = outcomes
-        check = of_job[job, job.arms[0]]
+        check = of_job[job]
         differences = check.differences(outcome)
         if differences:
             found[check.name] = differences
@@ -117,8 +117,7 @@ def published_checks(
     published = read_published(RESULTS)["studies"]
     found, left_out = [], []
     for file in files:
-        sets = {each.data.set for each in file.studies}
-        if all((out / each).exists() for each in sets if each.endswith(FEATURES_SUFFIX)):
+        if all(path.exists() for path in feature_files(file, out)):
             jobs = jobs_of(file, fashion=fashion, features=out)
             found.append(checks_of(file, published.get(file.name, {}), jobs))
         else:
@@ -169,7 +168,22 @@ def main(
         files = studies_of([name for name in only.split(",") if name])
         published, left_out = published_checks(files, fashion=fashion, out=out)
         checks = drawn(published, runs, random.Random(chance))
-        _say_first(console, checks, left_out, out)
+        if left_out:
+            console.print(
+                f"Left out, for their features are not here: {', '.join(left_out)}; "
+                f"python -m benchmarks.results.features {out} makes them in an hour"
+            )
+        if not checks:
+            raise ConfigurationError(
+                "nothing that is published can be run again here: it is of studies whose features "
+                "are not here, of other implementations, or older than its cells name their study"
+            )
+        for check in checks:
+            # In this process, so that what is missing is said once, and clearly.
+            images_of(check.job)
+        changed = sum(not check.is_same_code for check in checks)
+        why = f"; {changed} published by other code: if they differ, that may be why"
+        console.print(f"{len(checks)} runs, each some seconds{why if changed else ''}")
         differing = run_again(checks, LocalEngine(processes), console)
     except (MatlError, ValueError) as error:
         console.print(str(error), style="red")
@@ -184,29 +198,6 @@ def main(
     )
     if differing:
         raise typer.Exit(1)
-
-
-def _say_first(
-    console: Console, checks: Sequence[Check], left_out: Sequence[str], out: Path
-) -> None:
-    if left_out:
-        console.print(
-            f"Left out, for their features are not here: {', '.join(left_out)}; "
-            f"python -m benchmarks.results.features {out} makes them in an hour"
-        )
-    if not checks:
-        raise ConfigurationError(
-            "nothing that is published can be run again here: it is of studies whose features are "
-            "not here, of other implementations, or older than its cells name their study"
-        )
-    for check in checks:
-        # In this process, so that what is missing is said once, and clearly.
-        images_of(check.job)
-    changed = sum(not check.is_same_code for check in checks)
-    console.print(
-        f"{len(checks)} runs, each some seconds"
-        + (f"; {changed} published by other code: if they differ, that may be why" * bool(changed))
-    )
 
 
 if __name__ == "__main__":

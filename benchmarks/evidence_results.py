@@ -22,7 +22,14 @@ from rich.console import Console
 
 from benchmarks.results.figures import draw
 from benchmarks.results.gather import cells_of, runs_of
-from benchmarks.results.known import by_key, data_digest, known, taken_over, unknown
+from benchmarks.results.known import (
+    by_key,
+    data_digest,
+    feature_files,
+    known,
+    taken_over,
+    unknown,
+)
 from benchmarks.results.ordering import tutorial_violations, violations
 from benchmarks.results.page import evidence_page
 from benchmarks.results.peers import NAME as PEERS
@@ -38,7 +45,7 @@ from benchmarks.results.publication import (
     text_of,
 )
 from matl.simulation.campaign import Job, LocalEngine, jobs_of, open_finished, run_jobs
-from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX
+from matl.simulation.datasets import FASHION_FOLDER
 from matl.simulation.study import ArmName, Study, StudyFile, read_study
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, MatlError
@@ -105,12 +112,11 @@ def run_missing(
     Raises:
         ConfigurationError: a data set is missing.
     """
-    for name in {each.data.set for each in file.studies}:
-        if name.endswith(FEATURES_SUFFIX):
-            # Imports torch, which no study needs.
-            from benchmarks.results.features import features_file
+    for path in feature_files(file, out):
+        # Imports torch, which no study needs.
+        from benchmarks.results.features import features_file
 
-            features_file(name.removesuffix(FEATURES_SUFFIX), out)
+        features_file(path.stem, out)
     jobs = jobs_of(file, fashion=fashion, features=out)
     before = published.get(file.name, {"cells": []})
     taken = by_key(taken_over(before, jobs))
@@ -137,8 +143,7 @@ def gathered(
     """
     studies: dict[str, Any] = {}
     for file in files:
-        sets = {each.data.set for each in file.studies}
-        features = [out / name for name in sets if name.endswith(FEATURES_SUFFIX)]
+        features = feature_files(file, out)
         if all(path.exists() for path in features):
             studies[file.name] = _gathered(
                 file.name,

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.results.page.cells import claimed
-from benchmarks.results.page.curves import at_target, curves_of
+from benchmarks.results.page.curves import TARGET_MIX, at_target, curves_of
+from benchmarks.results.page.markdown import noise_words
 from matl.simulation.study import NO_ATTACK, ArmName
 
 ATTACKS_PLOT: Final = "evidence_attacks.png"
 BREAKS_PLOT: Final = "evidence_breaks.png"
 TUTORIAL_PLOT: Final = "evidence_tutorial.png"
 _DARK_FROM: Final = 10.0
-_MIXES: Final = ("dirichlet-0.5", "iid", "dirichlet-0.1")
+_MIXES: Final = (TARGET_MIX, "iid", "dirichlet-0.1")
 
 
 def draw(found: Mapping[str, Any], folder: Path) -> None:
@@ -51,7 +52,7 @@ def _draw_tutorial(cells: list[Mapping[str, Any]], folder: Path) -> None:
                 yerr=[each["half_width"] or 0.0 for each in values],
                 label=f"E's labels {label}",
             )
-        axis.set_title("no noise" if epsilon == "inf" else "ε = 1", fontsize=9)
+        axis.set_title(noise_words(epsilon), fontsize=9)
         axis.set_xticks(range(len(arms)), arms, rotation=30, ha="right", fontsize=7)
     low = min(c["accuracy_percent"]["mean"] for c in cells)
     axes[0].set_ylim(low - 3.0, 100.0)
@@ -143,15 +144,8 @@ def _draw_breaks(studies: Mapping[str, Any], folder: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("hostile hospitals", fontsize=8)
     figure.supylabel("points below the honest alone, worst attack", fontsize=8)
-    entries: dict[str, Any] = {}
-    for axis in axes.flat:
-        handles, labels = axis.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    figure.legend(
-        [entries[arm] for arm in arms if arm in entries],
-        arms,
-        loc="outside right center",
-        fontsize=7,
-    )
+    # Each draws every arm, if only as a gap.
+    handles, labels = next(axis for axis in axes.flat if axis.lines).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=7)
     figure.savefig(folder / BREAKS_PLOT, dpi=110)
     plt.close(figure)

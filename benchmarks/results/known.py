@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.results.gather import FIGURES, Run, run_of, runs_in
 from matl.simulation.campaign import Finished, Job, fingerprint_of
-from matl.simulation.datasets import DataSet
-from matl.simulation.study import ArmName, Study
+from matl.simulation.datasets import FEATURES_SUFFIX, DataSet
+from matl.simulation.study import ArmName, Study, StudyFile
 
 RunKey = tuple[Study, str, int]
 
@@ -49,6 +49,12 @@ def _folder_digest(folder: Path) -> str:
     for path in sorted(folder.glob("*.gz")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def feature_files(file: StudyFile, folder: Path) -> list[Path]:
+    """The files of features that a study file reads, present or not; none where it has images."""
+    sets = dict.fromkeys(study.data.set for study in file.studies)
+    return [folder / name for name in sets if name.endswith(FEATURES_SUFFIX)]
 
 
 def by_key(runs: Iterable[Run]) -> dict[RunKey, Run]:

@@ -300,19 +300,22 @@ def test_a_published_figure_that_these_sources_do_not_give_is_named(
 def test_the_check_ends_with_1_where_a_figure_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = small(SMALL.replace("seeds = 2", "seeds = 1"))
+    text = SMALL.replace("seeds = 2", "seeds = 1")
+    file = small(text)
     places: dict[str, Any] = {"fashion": FASHION_FOLDER, "out": tmp_path}
     evidence_results.run_missing(file, {}, Console(stderr=True), processes=1, **places)
     study = evidence_results.gathered([file], published={}, **places)[file.name]
-    monkeypatch.setattr(evidence_check, "studies_of", lambda _: [file])
+    monkeypatch.chdir(tmp_path)
+    for path in (evidence_results.STUDIES / f"{file.name}.toml", evidence_results.RESULTS):
+        path.parent.mkdir(parents=True)
+    (evidence_results.STUDIES / f"{file.name}.toml").write_text(text)
     command = typer.Typer()
     command.command()(evidence_check.main)
-    asked = ["--processes", "1", "--runs", "4", "--out", str(tmp_path)]
+    asked = ["--processes", "1", "--runs", "4", "--only", file.name, "--out", str(tmp_path)]
     for lie, same in ((0.0, 4), (0.5, 3)):
         study["cells"][0]["measurements"]["kappa"][0] += lie
-        monkeypatch.setattr(
-            evidence_check, "read_published", lambda _: {"studies": {file.name: study}}
-        )
+        published = text_of({"studies": {file.name: study}, "summary": {}})
+        evidence_results.RESULTS.write_text(published)
         done = CliRunner().invoke(command, asked)
         assert done.exit_code == (1 if lie else 0), done.output
         assert f"{same} of 4 came out the same" in done.output

@@ -17,7 +17,7 @@ from benchmarks.results.page.cells import (
     where,
     with_gap,
 )
-from benchmarks.results.page.curves import curves_of
+from benchmarks.results.page.curves import TARGET_MIX, curves_of
 from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, number, table
 from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_waiting
 from matl.simulation.study import NO_ATTACK, ArmName
@@ -25,7 +25,6 @@ from matl.simulation.study import NO_ATTACK, ArmName
 TARGET_CLAIMED: Final = 1.0
 TARGET_60: Final = 2.0
 BROKEN_POINTS: Final = 5.0
-_WAITING_MIX: Final = "dirichlet-0.5"
 _NO_ROWS: Final = "Nothing yet."
 
 
@@ -106,7 +105,7 @@ def _targets(robust: Mapping[str, Any]) -> str:
             seed_counts(own),
             f"{target:.0f}",
             verdict_on_attacks(own, target, asked=asked),
-            verdict_on_waiting(own, asked=asked) if own[0]["mix"] == _WAITING_MIX else "",
+            verdict_on_waiting(own, asked=asked) if own[0]["mix"] == TARGET_MIX else "",
         ]
         for own, target, asked in targeted(robust)
     ]
@@ -122,7 +121,7 @@ def _targets(robust: Mapping[str, Any]) -> str:
             verdict_on_waiting([cell], asked=1),
         ]
         for study in robust.values()
-        for cell in where(study["cells"], arm=ArmName.MATL, attack=NO_ATTACK, mix=_WAITING_MIX)
+        for cell in where(study["cells"], arm=ArmName.MATL, attack=NO_ATTACK, mix=TARGET_MIX)
     ]
     header = ["hostile", "ε", "classes", "attacks run", "seeds", "target, points"]
     header += ["points below, verdict", "waiting, rounds"]

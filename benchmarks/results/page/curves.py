@@ -6,16 +6,20 @@ from typing import Any, Final
 
 from benchmarks.results.page.cells import (
     ENOUGH_SEEDS,
+    cells_of_study,
     claimed,
+    federations,
     fewest_seeds,
     gap_of,
     robust_studies,
+    where,
     with_gap,
 )
-from benchmarks.results.page.markdown import Cell, mix_words
+from benchmarks.results.page.markdown import Cell, mix_words, noise_words
 from matl.simulation.study import NO_ATTACK, ArmName
 
 TARGET_MIX: Final = "dirichlet-0.5"
+"""That nobody may wait long at, and that is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,7 @@ class Attacked:
     @property
     def words(self) -> str:
         """For a plot, whose space is short."""
-        noise = "no noise" if self.epsilon == "inf" else f"ε = {self.epsilon}"
-        return f"{mix_words(self.mix)}, {noise}"
+        return f"{mix_words(self.mix)}, {noise_words(self.epsilon)}"
 
     def worst(self, arm: str) -> float | None:
         """Most points below the honest hospitals alone."""
@@ -42,13 +45,13 @@ class Attacked:
 
 def attacked(studies: Mapping[str, Any], names: Iterable[str]) -> list[Attacked]:
     """Every federation of these studies."""
-    found: dict[tuple[int, int, str, str], list[Cell]] = {}
-    for name in names:
-        for cell in with_gap(studies.get(name, {}).get("cells", [])):
-            if cell["arm"] != ArmName.ORACLE:
-                place = cell["members"], cell["hostile"], cell["mix"], cell["epsilon"]
-                found.setdefault(place, []).append(cell)
-    return [Attacked(*place, cells) for place, cells in found.items()]
+    cells = [
+        cell
+        for name in names
+        for cell in with_gap(cells_of_study(studies, name))
+        if cell["arm"] != ArmName.ORACLE
+    ]
+    return [Attacked(**each, cells=where(cells, **each)) for each in federations(cells)]
 
 
 def at_target(studies: Mapping[str, Any]) -> list[Attacked]:

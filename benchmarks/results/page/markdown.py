@@ -37,7 +37,12 @@ def percent(cell: Cell, name: str) -> str:
 
 def epsilon_words(epsilon: str) -> str:
     """For headings and rows."""
-    return "no noise (ε = ∞)" if epsilon == "inf" else f"ε = {epsilon}"
+    return f"{noise_words(epsilon)}{' (ε = ∞)' if epsilon == 'inf' else ''}"
+
+
+def noise_words(epsilon: str) -> str:
+    """For plots, whose space is short."""
+    return "no noise" if epsilon == "inf" else f"ε = {epsilon}"
 
 
 def mix_words(mix: str) -> str:
