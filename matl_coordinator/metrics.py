@@ -117,6 +117,10 @@ class Metrics:
             "alarms_total", "Times an operator was called to look at a round.", "kind"
         )
         self._weight = self._gauge("aggregation_weight_ratio", "Share in the aggregate.", "node")
+        self._reach = self._gauge(
+            "step_reach_ratio", "How much of the last aggregate the model took; 1 for all of it."
+        )
+        self._reach.set(1.0)
         self._present = self._gauge("participants_present", "Hospitals heard from recently.")
         self._accuracy = self._gauge(
             "model_accuracy_ratio", "Holdout accuracy of the last model released; NaN if unknown."
@@ -257,6 +261,7 @@ class Metrics:
 
     def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None:
         weights = {each.node_id: each.weight for each in rnd.weights}
+        self._reach.set(rnd.reach)
         self._shown |= {record.node_id for record in records}
         for record in records:
             self._trust.labels(node=record.node_id).set(record.trust)

@@ -513,6 +513,9 @@ class HoldoutReport:
     """Along the updates' common step; see ``scoring.path``."""
     loss_improvement: Mapping[NodeId, float]
     """Mean validation loss at the base model less that after each update alone."""
+    reach: float = 1.0
+    """How much of that step the holdout set bears, and to where the rows go; see
+    ``scoring.reach``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
 from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient
 from matl_coordinator.scoring.path import common_step, descent_along
+from matl_coordinator.scoring.reach import reach_of
 from matl_coordinator.scoring.split import Indices, split_holdout
 from matl_coordinator.service.founding import MINIMUM_PER_CLASS
 from matl_coordinator.store.models import FileModelStore
@@ -123,16 +124,26 @@ class TensorScorer:
         base = self._parameters(base_model)
         schema, _ = read_model(self._models.path(base_model))
         load_trainable(self._network, base)
-        before = self._loss(self._split.validation)
-        improvement = {}
-        for node, path in updates.items():
-            # A hostile update may overflow; its loss then counts as the worst there is.
-            with np.errstate(over="ignore", invalid="ignore"):
-                load_trainable(self._network, base + read_update(path, schema))
-            improvement[node] = before - self._loss(self._split.validation)
+        before = self._losses(self._split.validation)
+        improvement = {
+            node: float((before - self._losses_after(base, read_update(path, schema))).mean())
+            for node, path in updates.items()
+        }
         counted = {node: weights[node] for node in updates}
         step = common_step(lambda node: read_update(updates[node], schema), counted)
-        return HoldoutReport(self._rows("path", base, folder, step=step), improvement)
+        reach = 1.0
+        if step is not None:
+            reach = reach_of(before, partial(self._losses_after, base, step))
+            step *= np.float32(reach)
+        return HoldoutReport(self._rows("path", base, folder, step=step), improvement, reach)
+
+    def _losses_after(
+        self, base: Float32Vector, step: Float32Vector, share: float = 1.0
+    ) -> NDArray[np.float64]:
+        # A hostile update may overflow; its loss then counts as the worst there is.
+        with np.errstate(over="ignore", invalid="ignore"):
+            load_trainable(self._network, base + np.float32(share) * step)
+        return self._losses(self._split.validation)
 
     def _evaluate(self, model: Digest) -> Evaluation:
         load_trainable(self._network, self._parameters(model))
@@ -188,14 +199,15 @@ class TensorScorer:
             ]
         )
 
-    def _loss(self, rows: Indices) -> float:
+    def _losses(self, rows: Indices) -> NDArray[np.float64]:
         losses = [
             functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
             for part, logits in self._logits(rows)
             for labels in [torch.from_numpy(self._labels[part])]
         ]
         bounded = np.nan_to_num(np.concatenate(losses), nan=MAX_LOSS, posinf=MAX_LOSS)
-        return float(np.minimum(bounded, MAX_LOSS).mean())
+        capped: NDArray[np.float64] = np.minimum(bounded, MAX_LOSS)
+        return capped
 
     def _logits(self, rows: Indices) -> Iterator[tuple[Indices, Tensor]]:
         with torch.inference_mode():

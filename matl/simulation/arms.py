@@ -44,6 +44,7 @@ from matl_coordinator.core.rounds import NodeWeight
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
 from matl_coordinator.ports import HoldoutReport, RootGradient
 from matl_coordinator.scoring.path import common_step, descent_along
+from matl_coordinator.scoring.reach import Float64Array, reach_of
 from matl_coordinator.service.judging import Verdict
 
 ROOT_UPDATE: Final = "root-update"
@@ -98,6 +99,8 @@ class RoundInput:
     pooled_update: Float32Array
     """What training on all hospitals' true data in one place gives; empty unless asked for."""
     loss_improvement: Mapping[NodeId, float]
+    losses: Callable[[Float32Array], Float64Array]
+    """Of each image of the holdout set's validation part, at ``base`` plus an update; finite."""
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -172,8 +175,17 @@ class _Holdout:
         """As ``ports.UpdateScorer``."""
         now = self._closed()
         step = common_step(now.updates.__getitem__, {node: weights[node] for node in updates})
+        reach = 1.0
+        if step is not None:
+            before = now.losses(np.zeros_like(step))
+            reach = reach_of(before, partial(self._losses_after, step))
+            step *= np.float32(reach)
         path = self._rows("path", folder, step=step)
-        return HoldoutReport(path, {n: now.loss_improvement[n] for n in updates})
+        return HoldoutReport(path, {n: now.loss_improvement[n] for n in updates}, reach)
+
+    def _losses_after(self, step: Float32Array, share: float) -> Float64Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._closed().losses(np.float32(share) * step)
 
     def _rows(
         self, kind: str, folder: Path, *, step: Float32Array | None

@@ -285,7 +285,7 @@ class Coordinator:
     ) -> Closed:
         verdict = await self._judge.judge(rnd, self.trust, updates=records, violations=violations)
         self.trust = verdict.judgement.records
-        event: Event = Scored(self._weigh(verdict))
+        event: Event = Scored(self._weigh(verdict), verdict.reach)
         if verdict.hold is not None:
             event = Aborted(EPOCH, f"held: {verdict.hold}")
         rnd = advance(rnd, event)

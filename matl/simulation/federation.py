@@ -133,6 +133,7 @@ def _closed(
         if is_pooled
         else np.empty(0, dtype=np.float32),
         loss_improvement={},
+        losses=lambda update: learner.root_losses(base, update[None], split.validation)[0],
     )
     if is_pooled:
         return opened
@@ -143,7 +144,7 @@ def _closed(
     improvement: dict[NodeId, float] = {}
     if arm.name is ArmName.MATL and nodes:
         rows = np.stack([np.zeros_like(base), *updates.values()])
-        losses = learner.root_losses(base, rows, split.validation)
+        losses = learner.root_losses(base, rows, split.validation).mean(axis=1)
         improvement = dict(zip(nodes, (losses[0] - losses[1:]).tolist(), strict=True))
     return replace(
         opened, sent=sent, updates=updates, violations=violations, loss_improvement=improvement

@@ -76,7 +76,10 @@ class Learner(Protocol):
     def root_losses(
         self, base: Float32Array, updates: Float32Array, root_rows: Indices
     ) -> Float64Array:
-        """Mean loss over these images after each update alone, shape ``(len(updates),)``."""
+        """Loss of each of these images after each update alone, at most 1e6.
+
+        Shape ``(len(updates), len(root_rows))``.
+        """
         ...
 
     def predict(self, base: Float32Array, values: Float32Array) -> Labels:
@@ -176,7 +179,7 @@ class NetworkLearner:
         """As ``Learner.root_losses``."""
         values, labels = self._cohort.root_values[root_rows], self._cohort.root_labels[root_rows]
         logits = _forward(self._layers(base + updates), values[None])[1]
-        return _mean_losses(logits.astype(np.float64), labels)
+        return _losses(logits.astype(np.float64), labels)
 
     def predict(self, base: Float32Array, values: Float32Array) -> Labels:
         """As ``Learner.predict``."""
@@ -324,7 +327,7 @@ class HeadLearner:
         """As ``Learner.root_losses``."""
         inputs, labels = self._root[root_rows], self._cohort.root_labels[root_rows]
         logits = np.stack([head_logits(inputs, *self._parts(base + each)) for each in updates])
-        return _mean_losses(logits, labels)
+        return _losses(logits, labels)
 
     def predict(self, base: Float32Array, values: Float32Array) -> Labels:
         """As ``Learner.predict``."""
@@ -376,15 +379,14 @@ def _by_class(labels: Labels) -> Iterator[tuple[int, Indices]]:
         yield int(label), np.flatnonzero(labels == label)[:CLASS_SAMPLE]
 
 
-def _mean_losses(logits: Float64Array, labels: Labels) -> Float64Array:
-    """Mean cross-entropy of each block of logits ``(m, b, classes)``; at most 1e6."""
+def _losses(logits: Float64Array, labels: Labels) -> Float64Array:
+    """Cross-entropy of each row of logits ``(m, b, classes)``; at most 1e6."""
     with np.errstate(over="ignore", invalid="ignore"):
         shifted = logits - logits.max(axis=2, keepdims=True)
         normaliser = np.log(np.exp(shifted).sum(axis=2))
         losses = normaliser - shifted[:, np.arange(len(labels)), labels]
-    bounded = np.minimum(np.nan_to_num(losses, nan=1e6, posinf=1e6), 1e6)
-    means: Float64Array = bounded.mean(axis=1)
-    return means
+    bounded: Float64Array = np.minimum(np.nan_to_num(losses, nan=1e6, posinf=1e6), 1e6)
+    return bounded
 
 
 def _plan(study: Study, *, tensors: Mapping[str, tuple[int, ...]], recipe: Recipe) -> StudyPlan:

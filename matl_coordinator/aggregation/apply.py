@@ -25,13 +25,16 @@ from matl_coordinator.core.robust.selection import Float32Array
 _BLOCK_ELEMENTS: Final = 65_536
 
 
-def apply_update(base_model: Path, aggregate: Iterable[Float32Array], folder: Path) -> Digest:
-    """Store the model ``base + aggregate`` in ``folder``; frozen tensors are copied.
+def apply_update(
+    base_model: Path, aggregate: Iterable[Float32Array], folder: Path, *, reach: float = 1.0
+) -> Digest:
+    """Store the model ``base + reach · aggregate`` in ``folder``; frozen tensors are copied.
 
     Args:
         base_model: the model every update was trained from.
         aggregate: the change of all trainable values in schema order, cut anywhere.
         folder: where ``<digest>.safetensors`` appears.
+        reach: how much of the aggregate is taken; a power of ½ loses nothing in rounding.
 
     Raises:
         AggregationError: too few or too many values, or a value of the new model is not
@@ -40,11 +43,16 @@ def apply_update(base_model: Path, aggregate: Iterable[Float32Array], folder: Pa
     schema = read_schema(base_model)
     with base_model.open("rb") as file:
         file.seek(len(safetensors_header(schema)))
-        return store_model(folder, schema, _updated_blocks(file, schema, aggregate))
+        blocks = _updated_blocks(file, schema, aggregate, reach=np.float32(reach))
+        return store_model(folder, schema, blocks)
 
 
 def _updated_blocks(
-    base: BinaryIO, schema: ModelSchema, aggregate: Iterable[Float32Array]
+    base: BinaryIO,
+    schema: ModelSchema,
+    aggregate: Iterable[Float32Array],
+    *,
+    reach: np.float32,
 ) -> Iterator[bytes]:
     change = _Cutter(aggregate)
     for spec in schema.tensors:
@@ -53,7 +61,7 @@ def _updated_blocks(
             block = base.read(count * ELEMENT_BYTES)
             if spec.trainable:
                 with np.errstate(over="ignore"):
-                    values = np.frombuffer(block, dtype="<f4") + change.take(count)
+                    values = np.frombuffer(block, dtype="<f4") + reach * change.take(count)
                 if not np.isfinite(values).all():
                     raise AggregationError(f"the new values of tensor {spec.name} are not finite")
                 block = _little_endian(values)

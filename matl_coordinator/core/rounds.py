@@ -121,6 +121,8 @@ class Round:
     admitted: tuple[Admitted, ...] = ()
     excluded: tuple[Excluded, ...] = ()
     weights: tuple[NodeWeight, ...] = ()
+    reach: float = 1.0
+    """How much of the aggregate is added to the base model, above 0 and at most 1."""
     candidate: Digest | None = None
     """The round's own new model, which the next round goes on from."""
     average: Average | None = None
@@ -194,6 +196,7 @@ class CollectionClosed:
 @dataclass(frozen=True, slots=True)
 class Scored:
     weights: tuple[NodeWeight, ...]
+    reach: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +292,8 @@ def _apply(rnd: Round, event: Event) -> Round:
             return _remove(rnd, event, Excluded(node, reason))
         case CollectionClosed(at=at):
             return _close(rnd, event, at)
-        case Scored(weights=weights):
-            return _weigh(rnd, event, weights)
+        case Scored(weights=weights, reach=reach):
+            return replace(_weigh(rnd, event, weights), reach=_checked_reach(rnd, event, reach))
         case Aggregated(candidate=candidate, average=average):
             return replace(rnd, candidate=candidate, average=average)
         case Evaluated(at=at, evaluation=evaluation):
@@ -332,6 +335,12 @@ def _weigh(rnd: Round, event: Event, weights: tuple[NodeWeight, ...]) -> Round:
     if abs(sum(each.weight for each in weights) - 1.0) > 1e-9:
         raise _illegal(rnd, event, "weights must sum to 1")
     return replace(rnd, weights=_sorted_by_node(weights))
+
+
+def _checked_reach(rnd: Round, event: Event, reach: float) -> float:
+    if not 0.0 < reach <= 1.0:
+        raise _illegal(rnd, event, "reach must be above 0 and at most 1")
+    return reach
 
 
 def _require_pending(rnd: Round, event: Event, node: NodeId) -> None:

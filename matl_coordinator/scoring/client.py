@@ -69,6 +69,7 @@ class _RowsAnswer(_Answer):
 
 class _ScoreAnswer(_RowsAnswer):
     nodes: dict[str, _NodeAnswer]
+    reach: Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class _InitialiseAnswer(_Answer):
@@ -146,6 +147,7 @@ class WorkerScorer:
             loss_improvement={
                 node: answer.nodes[node].loss_improvement for node in sorted(updates)
             },
+            reach=answer.reach,
         )
 
     async def evaluate(self, model: Digest) -> Evaluation:

@@ -7,6 +7,7 @@ its numbers mean for a hospital is in ``core.trust``.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -39,6 +40,7 @@ from matl_common.worker import Message, ReportProgress, serve
 from matl_coordinator.scoring.initial import write_initial_head, write_initial_network
 from matl_coordinator.scoring.judges import Float64Array, HeadJudge, Judge, LabelArray, NetworkJudge
 from matl_coordinator.scoring.path import Descent, common_step, descent_along
+from matl_coordinator.scoring.reach import reach_of
 from matl_coordinator.scoring.requests import (
     EvaluateRequest,
     InitialiseRequest,
@@ -158,20 +160,31 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
         nodes[node] = _node_score(judge, split, before=before, update=path, schema=schema)
         report({"scored": len(nodes), "updates": len(request.updates)})
     step = common_step(lambda node: read_update(request.updates[node], schema), request.weights)
+    reach = 1.0
+    if step is not None:
+        reach = reach_of(before, partial(_losses_after, judge, split, step))
+        step *= np.float32(reach)
     return {
         "nodes": nodes,
+        "reach": reach,
         "rows": _write_rows("path", judge, split, request.out_dir, step=step),
         "reference_images": split.reference_images,
         "validation_images": len(split.validation),
     }
 
 
+def _losses_after(
+    judge: Judge, split: Split, step: Float32Vector, share: float = 1.0
+) -> Float64Array:
+    # A hostile update may overflow; its loss then counts as the worst there is.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _bounded(judge.losses(split.validation, update=np.float32(share) * step))
+
+
 def _node_score(
     judge: Judge, split: Split, *, before: Float64Array, update: Path, schema: ModelSchema
 ) -> Message:
-    # A hostile update may overflow; its loss then counts as the worst there is.
-    with np.errstate(over="ignore", invalid="ignore"):
-        after = _bounded(judge.losses(split.validation, update=read_update(update, schema)))
+    after = _losses_after(judge, split, read_update(update, schema))
     improvement = before - after
     mean = float(improvement.mean())
     return {

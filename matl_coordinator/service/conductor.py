@@ -73,6 +73,7 @@ from matl_coordinator.service.survey import coordinate_seed
 NON_COMPLIANT = "non_compliant"
 """Why an admitted update was refused when it was scored: no trace of the promised noise."""
 
+_TOO_FAR = "the whole of it would have cost the holdout set; see runbooks/byzantine-alarm"
 _REMEDY = "no round opens until an operator has looked: matl participants, then matl resume"
 
 log = structlog.get_logger(__name__)
@@ -392,7 +393,7 @@ class Conductor:
         now, judgement = self._clock(), verdict.judgement
         # A key in a token takes its time, for every hospital.
         receipts = await asyncio.to_thread(self._certify, rnd, verdict, now)
-        event = Scored(verdict.weights)
+        event = Scored(verdict.weights, verdict.reach)
         if verdict.hold is not None:
             event = Aborted(now, f"held: {verdict.hold}")
         alarms = alarms_of(judgement.power, cartel_share=self._settings.cartel_alarm_share)
@@ -435,6 +436,8 @@ class Conductor:
                 reason=alarm.reason,
                 remedy=alarm.remedy,
             )
+        if after.reach < 1.0:
+            log.warning("step_shortened", round=after.round_id, reach=after.reach, reason=_TOO_FAR)
         if verdict.hold is not None:
             log.error("study_paused", round=after.round_id, reason=verdict.hold, remedy=_REMEDY)
 

@@ -93,6 +93,8 @@ def round_entries(after: Round, event: Event, *, at: datetime, **facts: Fact) ->
             }
         case NodeRemoved(node_id=node, reason=reason):
             said = {"node": node, "reason": reason}
+        case Scored(reach=reach):
+            said = {"reach": reach}
         case Aborted(reason=reason):
             said = {"reason": reason}
         case _:

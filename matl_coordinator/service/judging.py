@@ -49,6 +49,8 @@ class Verdict:
     judgement: Judgement
     weights: tuple[NodeWeight, ...]
     """One for each admitted hospital; empty when the round is held."""
+    reach: float
+    """How much of the aggregate the model takes: as much as the holdout set bears."""
     root: tuple[RootGradient, ...]
     """What updates were scored with, and what the rule will ask for."""
     rule: str
@@ -192,6 +194,7 @@ class Judge:
         return Verdict(
             judgement,
             weights,
+            survey.reach,
             (*survey.root, *survey.path),
             aggregator.describe(),
             configured=self._aggregator,
@@ -281,7 +284,7 @@ class Judge:
             executor=self._executor,
         )
         base, incoming = checked_model(self._models, rnd.base_model), self._models.incoming
-        digest = apply_update(base, chunks, incoming)
+        digest = apply_update(base, chunks, incoming, reach=rnd.reach)
         return self._models.adopt(incoming / f"{digest}.safetensors")
 
     @contextmanager

@@ -155,6 +155,7 @@ class _ScoreSigned(_Facts):
 
 class _Weighted(_Facts):
     weights: dict[str, float] | None = None
+    reach: float = 1.0
 
 
 class _Aggregated(_Facts):
@@ -300,6 +301,7 @@ def _story(
             NodeWeight(parse_node_id(node), weight)
             for node, weight in sorted((weighted.weights or {}).items())
         ),
+        reach=weighted.reach,
     )
     return Story(
         plan=plan,

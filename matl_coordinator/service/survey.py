@@ -90,6 +90,8 @@ class Survey:
     path: tuple[RootGradient, ...]
     """Along the updates' common step, where they were scored."""
     loss_improvement: Mapping[NodeId, float]
+    reach: float
+    """How much of that step the holdout set bears; 1 where nothing was scored."""
 
 
 class Surveyor:
@@ -202,6 +204,7 @@ class Surveyor:
             root=root,
             path=report.path,
             loss_improvement=report.loss_improvement,
+            reach=report.reach,
         )
 
     def _quiet(self, rows: Sequence[Row]) -> dict[NodeId, QuietPart]:

@@ -128,7 +128,7 @@ def test_a_judgement_of_a_thousand_hospitals_is_told_whole_even_when_all_send_th
         power=ByzantinePower(1.0, 1.0, everybody, 0.5),
     )
     verdict = Verdict(
-        judgement, (), root, "matl", configured=make_aggregator(Choice("matl"), f=1), f=1
+        judgement, (), 1.0, root, "matl", configured=make_aggregator(Choice("matl"), f=1), f=1
     )
     encoded = list(score_entries(large_round(), verdict, seed=1, at=utc_now()))
     told = together(encoded)

@@ -92,7 +92,8 @@ async def test_the_worker_is_told_what_each_update_counts_for(tmp_path: Path) ->
     class Worker:
         async def run(self, request: Message, *, timeout_seconds: float) -> Message:
             told.append(request)
-            return {"nodes": {n: {"loss_improvement": 0.0} for n in request["updates"]}, "rows": []}
+            nodes = {name: {"loss_improvement": 0.0} for name in request["updates"]}
+            return {"nodes": nodes, "rows": [], "reach": 1.0}
 
     site = make_site(tmp_path)
     scorer = WorkerScorer(

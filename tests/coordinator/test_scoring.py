@@ -259,6 +259,22 @@ def test_the_rows_are_the_mean_of_the_gradients_at_both_ends_of_the_step(
 
 
 @RECIPES
+def test_a_step_too_far_is_shortened_and_its_rows_end_where_it_does(
+    site: Site, recipe: str
+) -> None:
+    step = site.descent(recipe)
+    while (far := site.score(recipe, {"a": step}, {"a": 1.0}))["reach"] == 1.0:
+        step *= 2.0
+    assert far["reach"] in (0.5, 0.25, 0.125, 0.0625, 0.03125)
+    near = site.score(recipe, {"a": far["reach"] * step}, {"a": 1.0})
+    assert near["reach"] == 1.0
+    assert [row["sha256"] for row in near["rows"]] == [row["sha256"] for row in far["rows"]]
+    assert near["nodes"]["a"]["loss_after"] < far["nodes"]["a"]["loss_after"]
+    # Where nobody counts there is no step.
+    assert site.score(recipe, {"a": step}, {"a": 0.0})["reach"] == 1.0
+
+
+@RECIPES
 def test_a_step_into_infinity_leaves_the_gradient_at_the_base_model(
     site: Site, recipe: str
 ) -> None:

@@ -60,6 +60,10 @@ EVENTS: tuple[Event, ...] = (
     NodeRemoved(C, "no longer enrolled"),
     CollectionClosed(T0),
     Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5))),
+    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=0.25),
+    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=0.0),
+    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=1.5),
+    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=float("nan")),
     Scored((NodeWeight(A, 1.0),)),
     Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.6))),
     Scored((NodeWeight(A, float("nan")), NodeWeight(C, 0.5))),
@@ -112,6 +116,8 @@ def is_sound(rnd: Round) -> bool:
         and (not past_scoring or counted == rnd.admitted_nodes)
         and (not past_scoring or abs(sum(each.weight for each in rnd.weights) - 1) < 1e-9)
         and (rnd.phase not in (Phase.EVALUATING, Phase.RELEASED) or rnd.candidate is not None)
+        and 0.0 < rnd.reach <= 1.0
+        and (past_scoring or rnd.phase is Phase.ABORTED or rnd.reach == 1.0)
         and (rnd.average is None or rnd.candidate is not None)
         and rnd.to_release == (rnd.candidate if rnd.average is None else AVERAGE.model)
         and (rnd.phase is Phase.RELEASED) == (rnd.evaluation is not None)

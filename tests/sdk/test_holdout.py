@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -27,12 +28,16 @@ def values_of(rows: tuple[RootGradient, ...]) -> np.ndarray:
     return np.stack([np.fromfile(each.path, dtype="<f4") for each in rows])
 
 
-async def test_updates_are_scored_along_the_step_they_take_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("length", "reach"), [(0.1, 1.0), (64.0, None)])
+async def test_updates_are_scored_along_the_step_they_take_together(
+    tmp_path: Path, length: float, reach: float | None
+) -> None:
     random = np.random.default_rng(5)
     models = FileModelStore.open(tmp_path / "models")
     base = random.standard_normal(ELEMENTS).astype("<f4")
     # Of one length, so that nobody is cut down to the median.
-    first, second = (each / np.linalg.norm(each) for each in random.standard_normal((2, ELEMENTS)))
+    drawn = random.standard_normal((2, ELEMENTS))
+    first, second = (length * each / np.linalg.norm(each) for each in drawn)
     paths = {NodeId("a"): tmp_path / "a.f32", NodeId("b"): tmp_path / "b.f32"}
     for path, update in zip(paths.values(), (first, second), strict=True):
         update.astype("<f4").tofile(path)
@@ -45,11 +50,14 @@ async def test_updates_are_scored_along_the_step_they_take_together(tmp_path: Pa
         classes=3,
     )
     digest = stored(models, base)
-    (tmp_path / "rows").mkdir()
+    for folder in ("rows", "path"):
+        (tmp_path / folder).mkdir()
     rows = tmp_path / "rows"
     start = values_of(await scorer.root(digest, folder=rows))
-    end = values_of(await scorer.root(stored(models, base + step), folder=rows))
     weights = {NodeId("a"): 1.0, NodeId("b"): 3.0}
-    report = await scorer.report(digest, paths, weights=weights, folder=rows)
-    assert np.abs(end - start).max() > 1e-2
+    report = await scorer.report(digest, paths, weights=weights, folder=tmp_path / "path")
+    assert report.reach == reach or (reach is None and report.reach < 1.0)
+    taken = stored(models, base + report.reach * step)
+    end = values_of(await scorer.root(taken, folder=rows))
+    assert np.abs(end - start).max() > 1e-3
     np.testing.assert_allclose(values_of(report.path), (start + end) / 2, rtol=1e-3, atol=1e-5)

@@ -61,6 +61,7 @@ def closed_round(simulation: Simulation, sent: np.ndarray, *, losses: float = 0.
         root_update=base,
         pooled_update=base,
         loss_improvement=dict.fromkeys(nodes, losses),
+        losses=lambda update: learner.root_losses(base, update[None], split.validation)[0],
     )
 
 
@@ -189,6 +190,19 @@ def test_matl_compares_profiles_of_heads_alone_and_refuses_missing_noise_in_netw
     parts = [record.components for record in arm.trust if record.node_id not in arm.refused]
     compared = {each is not None and each.profile_z is not None for each in parts}
     assert compared == {recipe is Recipe.HEAD}
+
+
+def test_a_majority_that_sends_ten_times_too_much_takes_the_model_nowhere_it_should_not_go(
+    digits: Images, tmp_path: Path
+) -> None:
+    loud = {"hostile": {"attack": "scaled_10", "share": 0.6}, "training": {"rounds": 8}}
+    accuracies = {}
+    for name in (ArmName.ORACLE, ArmName.MEAN, ArmName.MATL):
+        (tmp_path / name).mkdir()
+        simulation = prepare(digits, study("scaled_10", **loud), seed=1)
+        accuracies[name] = run(simulation, name, tmp_path / name).accuracy
+    assert accuracies[ArmName.MATL] > accuracies[ArmName.ORACLE] - 0.05
+    assert accuracies[ArmName.MEAN] < accuracies[ArmName.ORACLE] - 0.2
 
 
 def test_values_that_are_not_finite_are_refused_in_every_arm_and_never_reach_the_model(
