@@ -118,9 +118,9 @@ class Metrics:
         )
         self._weight = self._gauge("aggregation_weight_ratio", "Share in the aggregate.", "node")
         self._reach = self._gauge(
-            "step_reach_ratio", "How much of the last aggregate the model took; 1 for all of it."
+            "step_reach_ratio",
+            "How much of the last round's step the holdout set bears, 1 for all; NaN if unknown.",
         )
-        self._reach.set(1.0)
         self._present = self._gauge("participants_present", "Hospitals heard from recently.")
         self._accuracy = self._gauge(
             "model_accuracy_ratio", "Holdout accuracy of the last model released; NaN if unknown."
@@ -129,8 +129,8 @@ class Metrics:
             "model_quadratic_weighted_kappa",
             "Holdout kappa of the last model released; NaN if unknown.",
         )
-        # A model that nobody has looked at is not one that is always wrong.
-        for gauge in (self._accuracy, self._kappa):
+        # A model that nobody has looked at is not one that is always wrong, nor a step borne.
+        for gauge in (self._accuracy, self._kappa, self._reach):
             gauge.set(float("nan"))
         self._hospital_accuracy = self._gauge(
             "hospital_noised_accuracy_ratio",
@@ -261,7 +261,6 @@ class Metrics:
 
     def trust_changed(self, records: Sequence[TrustRecord], rnd: Round) -> None:
         weights = {each.node_id: each.weight for each in rnd.weights}
-        self._reach.set(rnd.reach)
         self._shown |= {record.node_id for record in records}
         for record in records:
             self._trust.labels(node=record.node_id).set(record.trust)
@@ -270,6 +269,9 @@ class Metrics:
                     state is record.state
                 )
             self._weight.labels(node=record.node_id).set(weights.get(record.node_id, 0.0))
+
+    def step_tried(self, reach: float) -> None:
+        self._reach.set(reach)
 
     def power_measured(self, power: ByzantinePower) -> None:
         self._power.set(power.ratio)

@@ -418,6 +418,7 @@ class Conductor:
     def _report_verdict(self, verdict: Verdict, alarms: tuple[Alarm, ...], after: Round) -> None:
         judgement = verdict.judgement
         self._meter.power_measured(judgement.power)
+        self._meter.step_tried(verdict.reach)
         for node, reason in sorted(judgement.refused.items()):
             self._meter.update_refused(NON_COMPLIANT)
             log.warning("update_not_compliant", round=after.round_id, node=node, reason=reason)
@@ -436,8 +437,10 @@ class Conductor:
                 reason=alarm.reason,
                 remedy=alarm.remedy,
             )
-        if after.reach < 1.0:
-            log.warning("step_shortened", round=after.round_id, reach=after.reach, reason=_TOO_FAR)
+        if verdict.reach < 1.0:
+            log.warning(
+                "step_shortened", round=after.round_id, reach=verdict.reach, reason=_TOO_FAR
+            )
         if verdict.hold is not None:
             log.error("study_paused", round=after.round_id, reason=verdict.hold, remedy=_REMEDY)
 

@@ -119,6 +119,8 @@ def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> I
         aggregator=aggregator_facts(verdict.configured, f=verdict.f),
         coordinate_seed=f"{seed:015x}",
         root={each.row.name: each.digest for each in verdict.root},
+        # Rows along the step end where it was cut; a held round has no other entry to say so.
+        reach=verdict.reach,
         clusters=numbered([_names(cluster) for cluster in judgement.clusters]),
         power={
             "against": judgement.power.against,

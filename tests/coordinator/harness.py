@@ -65,6 +65,7 @@ from matl_coordinator.ports import (
     HoldoutReport,
     InitialModel,
     RootGradient,
+    State,
     Store,
 )
 from matl_coordinator.roster import Roster
@@ -509,6 +510,14 @@ async def together(*hospitals: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until_paused(coordinator: Running) -> State:
+    state = await coordinator.register.state()
+    while state.study is None or not state.study.paused:
+        await coordinator.register.wait_for_change(state, seconds=10.0)
+        state = await coordinator.register.state()
+    return state
 
 
 async def final_model(coordinator: Running) -> Digest:

@@ -1,5 +1,6 @@
 """How much of a step is taken, and what becomes of it in a round."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,15 +10,31 @@ import pytest
 from prometheus_client import generate_latest
 
 from matl_common.ids import Digest, NodeId
+from matl_common.protocol import RoundStart
 from matl_common.tlog.entry import parse_entry
 from matl_coordinator.ports import HoldoutReport
 from matl_coordinator.replay import ReplayDifferenceError, replay_round
 from matl_coordinator.scoring.reach import HALVINGS, RISE_BORNE, reach_of
-from tests.coordinator.harness import Running, final_model, make_site, play, running, weights_of
+from tests.coordinator.harness import (
+    NODES,
+    Running,
+    events_of,
+    final_model,
+    honest_update,
+    make_site,
+    play,
+    running,
+    until_paused,
+    weights_of,
+)
 
 CALM = np.linspace(0.5, 1.5, 101)
 LOUD = {"hospital_a": 1000, "hospital_b": 500, "hospital_c": 300}
 Losses = Callable[[float], np.ndarray]
+
+
+def test_a_step_is_halved_as_often_as_the_documentation_says() -> None:
+    assert 0.5**HALVINGS == 1 / 32
 
 
 def rising_to(*rises: float) -> Losses:
@@ -76,6 +93,10 @@ def reaching(coordinator: Running, reach: float) -> None:
     coordinator.scorer.report = short  # type: ignore[method-assign]
 
 
+def metrics_of(coordinator: Running) -> str:
+    return generate_latest(coordinator.meter.registry).decode()
+
+
 async def played(folder: Path, reach: float) -> tuple[np.ndarray, list[dict[str, Any]], Any]:
     site = make_site(folder, sizes=LOUD, study={"rounds": 1}, keep_spooled=10)
     async with running(site) as coordinator:
@@ -83,9 +104,32 @@ async def played(folder: Path, reach: float) -> tuple[np.ndarray, list[dict[str,
         await play(coordinator)
         model = weights_of(coordinator.scorer.models.path(await final_model(coordinator)))
         logged = coordinator.store.log_entries(start=0, limit=10_000)
-        metrics = generate_latest(coordinator.meter.registry).decode()
+        metrics = metrics_of(coordinator)
     entries = [dict(parse_entry(each.data)) for each in logged if each.data is not None]
     return model, entries, (site, metrics)
+
+
+async def test_of_a_held_round_too_the_log_says_where_its_updates_were_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def harmful(node_id: NodeId, start: RoundStart) -> np.ndarray:
+        return -honest_update(node_id, start)
+
+    async with running(make_site(tmp_path, study={"rounds": 1})) as coordinator:
+        assert "matl_step_reach_ratio NaN\n" in metrics_of(coordinator)
+        reaching(coordinator, 0.125)
+        playing = asyncio.create_task(play(coordinator, make=dict.fromkeys(NODES, harmful)))
+        await until_paused(coordinator)
+        playing.cancel()
+        # Reported once the hold is on record.
+        while "matl_step_reach_ratio 0.125\n" not in metrics_of(coordinator):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        (scored,) = (e for e in events_of(coordinator.store) if e["event"] == "round_scored")
+        events = {each["event"] for each in events_of(coordinator.store)}
+    assert "round_weighted" not in events
+    assert scored["hold"]
+    assert scored["reach"] == 0.125
+    assert "step_shortened" in capsys.readouterr().out
 
 
 async def test_a_round_takes_as_much_of_the_aggregate_as_the_holdout_set_bears(

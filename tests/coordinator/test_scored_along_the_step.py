@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from matl_common.ids import Digest, NodeId, digest_of
-from matl_common.worker import WorkerProcess
+from matl_common.worker import WorkerCrashedError, WorkerProcess
 from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round, standing_weights
 from matl_coordinator.core.robust.gram import Gram
 from matl_coordinator.core.robust.root import RootRow
@@ -86,27 +86,33 @@ async def test_updates_are_judged_along_the_step_whatever_the_rule_asks_for(
     assert {name.partition("-")[0] for name in judged} == {"path"}
 
 
-async def test_the_worker_is_told_what_each_update_counts_for(tmp_path: Path) -> None:
+async def test_the_worker_is_told_what_each_update_counts_for_and_says_how_far(
+    tmp_path: Path,
+) -> None:
     told: list[Message] = []
 
     class Worker:
+        reach = 0.25
+
         async def run(self, request: Message, *, timeout_seconds: float) -> Message:
             told.append(request)
             nodes = {name: {"loss_improvement": 0.0} for name in request["updates"]}
-            return {"nodes": nodes, "rows": [], "reach": 1.0}
+            return {"nodes": nodes, "rows": [], "reach": self.reach}
 
-    site = make_site(tmp_path)
+    site, worker = make_site(tmp_path), Worker()
     scorer = WorkerScorer(
-        cast("WorkerProcess", Worker()), config=site.config, model_path=lambda _: tmp_path
+        cast("WorkerProcess", worker), config=site.config, model_path=lambda _: tmp_path
     )
-    await scorer.report(
-        digest_of(b"model"),
-        {A: tmp_path / "a", B: tmp_path / "b"},
-        weights={A: 0.25, B: 3.0, C: 1.0},
-        folder=tmp_path,
-    )
+    asked = {A: tmp_path / "a", B: tmp_path / "b"}
+    weights = {A: 0.25, B: 3.0, C: 1.0}
+    model = digest_of(b"model")
+    report = await scorer.report(model, asked, weights=weights, folder=tmp_path)
     (request,) = told
     assert request["weights"] == {A: 0.25, B: 3.0}
+    assert report.reach == 0.25
+    for worker.reach in (0.0, 1.5, float("nan")):
+        with pytest.raises(WorkerCrashedError, match="reach"):
+            await scorer.report(model, asked, weights=weights, folder=tmp_path)
 
 
 def test_a_hospital_counts_by_its_trust_and_its_capped_size() -> None:

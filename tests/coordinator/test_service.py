@@ -19,7 +19,7 @@ from matl_common.wire.documents import parse_receipt
 from matl_common.worker import NO_ROOM, WorkerCrashedError, WorkerFailedError
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.rounds import Phase
-from matl_coordinator.ports import SpoolError, StaleWriterError, State
+from matl_coordinator.ports import SpoolError, StaleWriterError
 from matl_coordinator.service.intake import RefusedError, UnknownUpdateError
 from matl_coordinator.service.operations import OperationError
 from matl_coordinator.service.reception import SupersededError
@@ -41,6 +41,7 @@ from tests.coordinator.harness import (
     send,
     take_part,
     together,
+    until_paused,
     utc_now,
     weights_of,
 )
@@ -381,14 +382,6 @@ async def test_an_admitted_update_that_changed_on_disk_is_not_aggregated(site: S
         assert state.study is not None
     assert f"the spooled update of {A} is not the one that was admitted" in state.study.pause_reason
     assert state.rounds_released == 0
-
-
-async def until_paused(coordinator: Running) -> State:
-    state = await coordinator.register.state()
-    while state.study is None or not state.study.paused:
-        await coordinator.register.wait_for_change(state, seconds=10.0)
-        state = await coordinator.register.state()
-    return state
 
 
 async def test_a_paused_study_opens_no_round_until_it_is_resumed(site: Site) -> None:

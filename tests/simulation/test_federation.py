@@ -73,12 +73,14 @@ def decided(simulation: Simulation, name: ArmName, folder: Path) -> Decision:
     return arm.decide(closed_round(simulation, sent))
 
 
+@pytest.mark.parametrize("times", [1.0, 64.0])
 async def test_updates_are_scored_along_the_step_they_take_together(
-    digits: Images, tmp_path: Path
+    digits: Images, tmp_path: Path, times: float
 ) -> None:
     simulation = prepare(digits, study("none"), seed=3)
     base = simulation.learner.initial()
-    closed = closed_round(simulation, simulation.learner.train(base, round_number=1).sent)
+    sent = simulation.learner.train(base, round_number=1).sent
+    closed = closed_round(simulation, np.float32(times) * sent)
     weights = {node: float(number) for number, node in enumerate(closed.updates)}
     files = dict.fromkeys(closed.updates, tmp_path)
     report = await _Holdout(closed).report(
@@ -86,6 +88,8 @@ async def test_updates_are_scored_along_the_step_they_take_together(
     )
     step = common_step(closed.updates.__getitem__, weights)
     assert step is not None
+    assert (report.reach < 1.0) == (times > 1.0)
+    step *= np.float32(report.reach)
     for each in report.path:
         found = np.fromfile(each.path, dtype="<f4")
         ends = closed.descent(each.row, None), closed.descent(each.row, step)

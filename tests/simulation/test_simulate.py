@@ -11,8 +11,10 @@ from types import FrameType
 import pytest
 from typer.testing import CliRunner
 
+import matl
 from matl.cli import app
 from matl.simulation.campaign import (
+    _ENTERS,
     _TRUST_ONLY,
     _TRUSTING,
     Job,
@@ -93,12 +95,10 @@ def test_an_arm_without_trust_carries_out_nothing_of_what_its_runs_are_known_wit
     )
 
     def carried_out(*arms: ArmName) -> set[str]:
-        found: set[str] = set()
+        names: set[str] = set()
 
         def called(frame: FrameType, event: str, argument: object) -> None:
-            path = Path(frame.f_code.co_filename)
-            if event == "call" and path.name in _TRUST_ONLY and "matl_coordinator" in path.parts:
-                found.add(path.name)
+            names.add(frame.f_code.co_filename)
 
         threading.setprofile(called)
         sys.setprofile(called)
@@ -107,11 +107,48 @@ def test_an_arm_without_trust_carries_out_nothing_of_what_its_runs_are_known_wit
         finally:
             sys.setprofile(None)
             threading.setprofile(None)
-        return found
+        found = {path.name for path in map(Path, names) if "matl_coordinator" in path.parts}
+        return found & _TRUST_ONLY
 
     assert carried_out(*(arm for arm in ArmName if arm not in _TRUSTING)) == set()
     assert carried_out(ArmName.MATL) >= {"trust.py", "judgement.py", "path.py", "weighting.py"}
     assert fingerprint(keeps_trust=False) != fingerprint()
+
+
+def test_what_a_run_carries_out_is_what_it_is_known_by() -> None:
+    study = Study.model_validate(
+        {
+            "hospitals": {"count": 8},
+            "training": {"rounds": 2},
+            "hostile": {"attack": "scaled_10", "share": 0.25},
+        }
+    )
+    names: set[str] = set()
+
+    def called(frame: FrameType, event: str, argument: object) -> None:
+        names.add(frame.f_code.co_filename)
+
+    sys.setprofile(called)
+    try:
+        carry_out(Job(study, 0, (ArmName.MATL, ArmName.FLTRUST)))
+    finally:
+        sys.setprofile(None)
+    root = Path(matl.__file__).parents[1]
+    paths = [Path(name) for name in names]
+    found = {each.relative_to(root).as_posix() for each in paths if each.is_relative_to(root)}
+    assert "matl_coordinator/scoring/reach.py" in found
+    # How files are named and written, which no figure depends on.
+    assert {path for path in found if path.startswith("matl") and not path.startswith(_ENTERS)} == {
+        "matl_common/durable.py",
+        "matl_common/ids.py",
+        "matl_common/remembered.py",
+        "matl_common/tensors.py",
+        "matl_common/tlog/merkle.py",
+        "matl_coordinator/store/files.py",
+        "matl_coordinator/store/histories.py",
+        "matl_coordinator/store/models.py",
+    }
+    assert not {"path.py", "reach.py", "trust.py"} - _TRUST_ONLY
 
 
 @pytest.mark.parametrize(
