@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -510,6 +510,28 @@ async def together(*hospitals: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def after_scoring(
+    coordinator: Running,
+    then: Callable[[HoldoutReport, Mapping[NodeId, float]], Awaitable[HoldoutReport]],
+) -> None:
+    """Have ``then`` answer for the scorer, given its report and the weights it was asked about."""
+    report = coordinator.scorer.report
+
+    async def answered(
+        base_model: Digest,
+        updates: Mapping[NodeId, Path],
+        *,
+        weights: Mapping[NodeId, float],
+        folder: Path,
+    ) -> HoldoutReport:
+        return await then(
+            await report(base_model, updates, weights=weights, folder=folder), weights
+        )
+
+    # The scorer is the harness's stand-in for a worker process.
+    coordinator.scorer.report = answered  # type: ignore[method-assign]
 
 
 async def until_paused(coordinator: Running) -> State:

@@ -6,11 +6,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from matl_common.ids import Digest, NodeId
+from matl_common.ids import NodeId
 from matl_coordinator.core.rounds import Phase
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
 from matl_coordinator.ports import HoldoutReport
-from tests.coordinator.harness import NODES, OPERATOR, Running, events_of, make_site, play, running
+from tests.coordinator.harness import (
+    NODES,
+    OPERATOR,
+    Running,
+    after_scoring,
+    events_of,
+    make_site,
+    play,
+    running,
+)
 
 A, B, C = NODES
 FIVE = {f"hospital_{letter}": 500 for letter in "abcde"}
@@ -25,24 +34,15 @@ def order_while_scoring(
         The phase in which each order was given, filled as they are.
     """
     left, given = list(orders), []
-    report = coordinator.scorer.report
 
-    async def interrupted(
-        base_model: Digest,
-        updates: Mapping[NodeId, Path],
-        *,
-        weights: Mapping[NodeId, float],
-        folder: Path,
-    ) -> HoldoutReport:
-        found = await report(base_model, updates, weights=weights, folder=folder)
+    async def interrupted(found: HoldoutReport, _: Mapping[NodeId, float]) -> HoldoutReport:
         if left:
             await left.pop(0)()
             rnd = (await coordinator.register.state()).round
             given.append(None if rnd is None else rnd.phase)
         return found
 
-    # The scorer is the harness's stand-in for a worker process.
-    coordinator.scorer.report = interrupted  # type: ignore[method-assign]
+    after_scoring(coordinator, interrupted)
     return given
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
-from matl_common.ids import Digest, NodeId
+from matl_common.ids import NodeId
 from matl_common.protocol import RoundStart
 from matl_common.tlog.entry import parse_entry
 from matl_coordinator.ports import HoldoutReport
@@ -18,6 +19,7 @@ from matl_coordinator.scoring.reach import HALVINGS, RISE_BORNE, reach_of
 from tests.coordinator.harness import (
     NODES,
     Running,
+    after_scoring,
     events_of,
     final_model,
     honest_update,
@@ -77,20 +79,10 @@ def test_a_rise_within_the_chance_of_the_images_is_borne(images: int, reach: flo
 
 
 def reaching(coordinator: Running, reach: float) -> None:
-    report = coordinator.scorer.report
+    async def short(found: HoldoutReport, _: Mapping[NodeId, float]) -> HoldoutReport:
+        return replace(found, reach=reach)
 
-    async def short(
-        base_model: Digest,
-        updates: Mapping[NodeId, Path],
-        *,
-        weights: Mapping[NodeId, float],
-        folder: Path,
-    ) -> HoldoutReport:
-        found = await report(base_model, updates, weights=weights, folder=folder)
-        return HoldoutReport(found.path, found.loss_improvement, reach)
-
-    # The scorer is the harness's stand-in for a worker process.
-    coordinator.scorer.report = short  # type: ignore[method-assign]
+    after_scoring(coordinator, short)
 
 
 def metrics_of(coordinator: Running) -> str:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from matl_common.ids import Digest, NodeId, digest_of
+from matl_common.ids import NodeId, digest_of
 from matl_common.worker import WorkerCrashedError, WorkerProcess
 from matl_coordinator.core.judgement import Enrolment, Judgement, judge_round, standing_weights
 from matl_coordinator.core.robust.gram import Gram
@@ -16,7 +16,16 @@ from matl_coordinator.core.trust_record import initial_record
 from matl_coordinator.ports import HoldoutReport
 from matl_coordinator.scoring.client import WorkerScorer
 from matl_coordinator.service import judging
-from tests.coordinator.harness import NODES, OPERATOR, Running, events_of, make_site, play, running
+from tests.coordinator.harness import (
+    NODES,
+    OPERATOR,
+    Running,
+    after_scoring,
+    events_of,
+    make_site,
+    play,
+    running,
+)
 
 A, B, C = NODES
 Message = dict[str, Any]
@@ -25,20 +34,12 @@ Message = dict[str, Any]
 def watched(coordinator: Running) -> list[Mapping[NodeId, float]]:
     """The weights of every step that the scorer is asked about, as it is."""
     asked: list[Mapping[NodeId, float]] = []
-    report = coordinator.scorer.report
 
-    async def watching(
-        base_model: Digest,
-        updates: Mapping[NodeId, Path],
-        *,
-        weights: Mapping[NodeId, float],
-        folder: Path,
-    ) -> HoldoutReport:
+    async def watching(found: HoldoutReport, weights: Mapping[NodeId, float]) -> HoldoutReport:
         asked.append(weights)
-        return await report(base_model, updates, weights=weights, folder=folder)
+        return found
 
-    # The scorer is the harness's stand-in for a worker process.
-    coordinator.scorer.report = watching  # type: ignore[method-assign]
+    after_scoring(coordinator, watching)
     return asked
 
 
