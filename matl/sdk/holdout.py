@@ -133,16 +133,16 @@ class TensorScorer:
         step = common_step(lambda node: read_update(updates[node], schema), counted)
         reach = 1.0
         if step is not None:
-            reach = reach_of(before, partial(self._losses_after, base, step))
+            reach = reach_of(
+                before, lambda share: self._losses_after(base, np.float32(share) * step)
+            )
             step *= np.float32(reach)
         return HoldoutReport(self._rows("path", base, folder, step=step), improvement, reach)
 
-    def _losses_after(
-        self, base: Float32Vector, step: Float32Vector, share: float = 1.0
-    ) -> NDArray[np.float64]:
+    def _losses_after(self, base: Float32Vector, update: Float32Vector) -> NDArray[np.float64]:
         # A hostile update may overflow; its loss then counts as the worst there is.
         with np.errstate(over="ignore", invalid="ignore"):
-            load_trainable(self._network, base + np.float32(share) * step)
+            load_trainable(self._network, base + update)
         return self._losses(self._split.validation)
 
     def _evaluate(self, model: Digest) -> Evaluation:

@@ -7,7 +7,6 @@ its numbers mean for a hospital is in ``core.trust``.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -162,7 +161,9 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
     step = common_step(lambda node: read_update(request.updates[node], schema), request.weights)
     reach = 1.0
     if step is not None:
-        reach = reach_of(before, partial(_losses_after, judge, split, step))
+        reach = reach_of(
+            before, lambda share: _losses_after(judge, split, np.float32(share) * step)
+        )
         step *= np.float32(reach)
     return {
         "nodes": nodes,
@@ -173,12 +174,10 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
     }
 
 
-def _losses_after(
-    judge: Judge, split: Split, step: Float32Vector, share: float = 1.0
-) -> Float64Array:
+def _losses_after(judge: Judge, split: Split, update: Float32Vector) -> Float64Array:
     # A hostile update may overflow; its loss then counts as the worst there is.
     with np.errstate(over="ignore", invalid="ignore"):
-        return _bounded(judge.losses(split.validation, update=np.float32(share) * step))
+        return _bounded(judge.losses(split.validation, update=update))
 
 
 def _node_score(

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from numpy.typing import NDArray
+from prometheus_client import generate_latest
 
 from matl_common.identity.allowlist import AllowedNode, Allowlist, load_allowlist
 from matl_common.identity.certificates import Role
@@ -546,6 +547,13 @@ async def final_model(coordinator: Running) -> Digest:
     state = await coordinator.register.state()
     assert state.latest_model is not None
     return state.latest_model.digest
+
+
+def metrics_of(coordinator: Running) -> dict[str, float]:
+    """The coordinator's metrics by name, with their labels."""
+    lines = generate_latest(coordinator.meter.registry).decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
 
 
 def events_of(store: Store) -> list[dict[str, object]]:

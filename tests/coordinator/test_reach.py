@@ -1,6 +1,7 @@
 """How much of a step is taken, and what becomes of it in a round."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from prometheus_client import generate_latest
 
 from matl_common.ids import NodeId
 from matl_common.protocol import RoundStart
-from matl_common.tlog.entry import parse_entry
 from matl_coordinator.ports import HoldoutReport
 from matl_coordinator.replay import ReplayDifferenceError, replay_round
 from matl_coordinator.scoring.reach import HALVINGS, RISE_BORNE, reach_of
@@ -24,6 +23,7 @@ from tests.coordinator.harness import (
     final_model,
     honest_update,
     make_site,
+    metrics_of,
     play,
     running,
     until_paused,
@@ -85,20 +85,13 @@ def reaching(coordinator: Running, reach: float) -> None:
     after_scoring(coordinator, short)
 
 
-def metrics_of(coordinator: Running) -> str:
-    return generate_latest(coordinator.meter.registry).decode()
-
-
-async def played(folder: Path, reach: float) -> tuple[np.ndarray, list[dict[str, Any]], Any]:
+async def played(folder: Path, reach: float) -> tuple[np.ndarray, list[dict[str, object]], Any]:
     site = make_site(folder, sizes=LOUD, study={"rounds": 1}, keep_spooled=10)
     async with running(site) as coordinator:
         reaching(coordinator, reach)
         await play(coordinator)
         model = weights_of(coordinator.scorer.models.path(await final_model(coordinator)))
-        logged = coordinator.store.log_entries(start=0, limit=10_000)
-        metrics = metrics_of(coordinator)
-    entries = [dict(parse_entry(each.data)) for each in logged if each.data is not None]
-    return model, entries, (site, metrics)
+        return model, events_of(coordinator.store), (site, metrics_of(coordinator))
 
 
 async def test_of_a_held_round_too_the_log_says_where_its_updates_were_scored(
@@ -108,13 +101,13 @@ async def test_of_a_held_round_too_the_log_says_where_its_updates_were_scored(
         return -honest_update(node_id, start)
 
     async with running(make_site(tmp_path, study={"rounds": 1})) as coordinator:
-        assert "matl_step_reach_ratio NaN\n" in metrics_of(coordinator)
+        assert math.isnan(metrics_of(coordinator)["matl_step_reach_ratio"])
         reaching(coordinator, 0.125)
         playing = asyncio.create_task(play(coordinator, make=dict.fromkeys(NODES, harmful)))
         await until_paused(coordinator)
         playing.cancel()
         # Reported once the hold is on record.
-        while "matl_step_reach_ratio 0.125\n" not in metrics_of(coordinator):  # noqa: ASYNC110
+        while metrics_of(coordinator)["matl_step_reach_ratio"] != 0.125:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         (scored,) = (e for e in events_of(coordinator.store) if e["event"] == "round_scored")
         events = {each["event"] for each in events_of(coordinator.store)}
@@ -138,7 +131,7 @@ async def test_a_round_takes_as_much_of_the_aggregate_as_the_holdout_set_bears(
     (told,) = (each for each in entries if each["event"] == "round_weighted")
     assert told["reach"] == 0.25
     assert sum(cast("dict[str, float]", told["weights"]).values()) == pytest.approx(1.0)
-    assert "matl_step_reach_ratio 0.25\n" in metrics
+    assert metrics["matl_step_reach_ratio"] == 0.25
     assert "step_shortened" in capsys.readouterr().out
     steps = await replay_round(site.config, entries, 1)
     assert steps[-1].what == "Model"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from prometheus_client import generate_latest
 
 from matl_common.ids import NodeId
 from matl_common.protocol import RoundStart
@@ -31,6 +30,7 @@ from tests.coordinator.harness import (
     honest_update,
     loss,
     make_site,
+    metrics_of,
     next_round,
     play,
     running,
@@ -54,12 +54,6 @@ def harmful(node_id: NodeId, start: RoundStart) -> NDArray[np.float64]:
 
 def copied(node_id: NodeId, start: RoundStart) -> NDArray[np.float64]:
     return honest_update(A, start)
-
-
-def metrics_of(coordinator: Running) -> dict[str, float]:
-    lines = generate_latest(coordinator.meter.registry).decode().splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}
 
 
 def named(coordinator: Running, event: str) -> list[dict[str, object]]:

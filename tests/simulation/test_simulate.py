@@ -82,6 +82,23 @@ def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -
     assert open_finished(tmp_path, "x").get(job, ArmName.MEAN) is None
 
 
+def files_carried_out(job: Job) -> set[Path]:
+    """Where the code is that a run executes, in whichever thread."""
+    names: set[str] = set()
+
+    def called(frame: FrameType, event: str, argument: object) -> None:
+        names.add(frame.f_code.co_filename)
+
+    threading.setprofile(called)
+    sys.setprofile(called)
+    try:
+        carry_out(job)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return {Path(name) for name in names}
+
+
 def test_an_arm_without_trust_carries_out_nothing_of_what_its_runs_are_known_without(
     tmp_path: Path,
 ) -> None:
@@ -95,20 +112,8 @@ def test_an_arm_without_trust_carries_out_nothing_of_what_its_runs_are_known_wit
     )
 
     def carried_out(*arms: ArmName) -> set[str]:
-        names: set[str] = set()
-
-        def called(frame: FrameType, event: str, argument: object) -> None:
-            names.add(frame.f_code.co_filename)
-
-        threading.setprofile(called)
-        sys.setprofile(called)
-        try:
-            carry_out(Job(study, 0, arms))
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
-        found = {path.name for path in map(Path, names) if "matl_coordinator" in path.parts}
-        return found & _TRUST_ONLY
+        files = files_carried_out(Job(study, 0, arms))
+        return {path.name for path in files if "matl_coordinator" in path.parts} & _TRUST_ONLY
 
     assert carried_out(*(arm for arm in ArmName if arm not in _TRUSTING)) == set()
     assert carried_out(ArmName.MATL) >= {"trust.py", "judgement.py", "path.py", "weighting.py"}
@@ -123,19 +128,9 @@ def test_what_a_run_carries_out_is_what_it_is_known_by() -> None:
             "hostile": {"attack": "scaled_10", "share": 0.25},
         }
     )
-    names: set[str] = set()
-
-    def called(frame: FrameType, event: str, argument: object) -> None:
-        names.add(frame.f_code.co_filename)
-
-    sys.setprofile(called)
-    try:
-        carry_out(Job(study, 0, (ArmName.MATL, ArmName.FLTRUST)))
-    finally:
-        sys.setprofile(None)
     root = Path(matl.__file__).parents[1]
-    paths = [Path(name) for name in names]
-    found = {each.relative_to(root).as_posix() for each in paths if each.is_relative_to(root)}
+    files = files_carried_out(Job(study, 0, (ArmName.MATL, ArmName.FLTRUST)))
+    found = {path.relative_to(root).as_posix() for path in files if path.is_relative_to(root)}
     assert "matl_coordinator/scoring/reach.py" in found
     # How files are named and written, which no figure depends on.
     assert {path for path in found if path.startswith("matl") and not path.startswith(_ENTERS)} == {
