@@ -275,6 +275,16 @@ def read_model(
     return schema, _views(values, schema.tensors)
 
 
+def read_trainable(path: Path) -> Float32Vector:
+    """The trainable values of a model file in schema order; shape ``(update_elements,)``.
+
+    Raises:
+        InvalidInputError: as ``read_schema``.
+    """
+    schema, tensors = read_model(path)
+    return np.concatenate([tensors[spec.name].ravel() for spec in schema.trainable])
+
+
 def read_update(path: Path, schema: ModelSchema) -> Float32Vector:
     """Map an update file into memory, read-only; shape ``(update_elements,)``.
 

@@ -119,7 +119,7 @@ class Metrics:
         self._weight = self._gauge("aggregation_weight_ratio", "Share in the aggregate.", "node")
         self._reach = self._gauge(
             "step_reach_ratio",
-            "How much of the last round's step the holdout set bears, 1 for all; NaN if unknown.",
+            "How much of the last round's aggregate was, or may be, taken; NaN if unknown.",
         )
         self._present = self._gauge("participants_present", "Hospitals heard from recently.")
         self._accuracy = self._gauge(

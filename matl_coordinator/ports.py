@@ -513,9 +513,8 @@ class HoldoutReport:
     """Along the updates' common step; see ``scoring.path``."""
     loss_improvement: Mapping[NodeId, float]
     """Mean validation loss at the base model less that after each update alone."""
-    reach: float = 1.0
-    """How much of that step the holdout set bears, and to where the rows go; see
-    ``scoring.reach``."""
+    reach: float
+    """How much of that step the holdout set bears; see ``scoring.reach``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -554,6 +553,10 @@ class UpdateScorer(Protocol):
 
     async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
         """Write the root gradients at the base model into ``folder``."""
+        ...
+
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        """How much of the change to a model file the holdout set bears, above 0 and at most 1."""
         ...
 
 

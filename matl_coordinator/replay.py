@@ -123,7 +123,12 @@ async def replay_round(
                 spool=_ScratchSpool(spool, Path(folder) / "scratch"),
                 scorer=scorer,
             )
-            model = await judge.build(story.round, updates=updates, released_in=story.released)
+            built = await judge.build(
+                story.round,
+                updates=updates,
+                released_in=story.released,
+                reach=story.round.reach,
+            )
     for name, digest in scorer.rows.items():
         if story.root.get(name) != digest:
             raise ReplayDifferenceError(
@@ -134,12 +139,12 @@ async def replay_round(
     if scorer.rows:
         done("Root set", f"{len(scorer.rows)} rows, as in the log")
     done("Rule", story.aggregator.describe())
-    if model != story.model:
+    if built.model != story.model:
         raise ReplayDifferenceError(
-            f"the updates give model {model}, and the log says {story.model}: weights, rule or "
-            "model are not those that the log tells of"
+            f"the updates give model {built.model}, and the log says {story.model}: weights, "
+            "reach, rule or model are not those that the log tells of"
         )
-    done("Model", model)
+    done("Model", built.model)
     return tuple(steps)
 
 
@@ -291,6 +296,9 @@ class _RecordingScorer:
         folder: Path,
     ) -> HoldoutReport:
         raise AssertionError("a replay takes scores from the log")
+
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        raise AssertionError("a replay takes from the log how far a round went")
 
 
 @asynccontextmanager

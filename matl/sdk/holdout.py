@@ -21,13 +21,13 @@ from torch.nn import functional
 from matl.sdk.network import load_trainable, stacked
 from matl_common.errors import ConfigurationError, IntegrityError, MatlError
 from matl_common.ids import Digest, NodeId, digest_of
-from matl_common.tensors import Float32Vector, read_model, read_update
+from matl_common.tensors import Float32Vector, read_model, read_trainable, read_update
 from matl_common.vision.metrics import evaluate
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
 from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient
 from matl_coordinator.scoring.path import common_step, descent_along
-from matl_coordinator.scoring.reach import reach_of
+from matl_coordinator.scoring.reach import try_change, try_step
 from matl_coordinator.scoring.split import Indices, split_holdout
 from matl_coordinator.service.founding import MINIMUM_PER_CLASS
 from matl_coordinator.store.models import FileModelStore
@@ -106,6 +106,11 @@ class TensorScorer:
         async with self._lock:
             return await asyncio.to_thread(self._report, base_model, updates, weights, folder)
 
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        """As ``ports.UpdateScorer``."""
+        async with self._lock:
+            return await asyncio.to_thread(self._reach, base_model, candidate)
+
     async def evaluate(self, model: Digest) -> Evaluation:
         """As ``ports.Scorer``."""
         async with self._lock:
@@ -131,13 +136,15 @@ class TensorScorer:
         }
         counted = {node: weights[node] for node in updates}
         step = common_step(lambda node: read_update(updates[node], schema), counted)
-        reach = 1.0
-        if step is not None:
-            reach = reach_of(
-                before, lambda share: self._losses_after(base, np.float32(share) * step)
-            )
-            step *= np.float32(reach)
+        reach, step = try_step(step, before=before, losses=partial(self._losses_after, base))
         return HoldoutReport(self._rows("path", base, folder, step=step), improvement, reach)
+
+    def _reach(self, base_model: Digest, candidate: Path) -> float:
+        base = self._parameters(base_model)
+        load_trainable(self._network, base)
+        before = self._losses(self._split.validation)
+        change = read_trainable(candidate) - base
+        return try_change(change, before=before, losses=partial(self._losses_after, base))
 
     def _losses_after(self, base: Float32Vector, update: Float32Vector) -> NDArray[np.float64]:
         # A hostile update may overflow; its loss then counts as the worst there is.
@@ -159,8 +166,7 @@ class TensorScorer:
         )
 
     def _parameters(self, model: Digest) -> Float32Vector:
-        schema, tensors = read_model(self._models.path(model))
-        return np.concatenate([tensors[spec.name].ravel() for spec in schema.trainable])
+        return read_trainable(self._models.path(model))
 
     def _rows(
         self, kind: str, base: Float32Vector, folder: Path, *, step: Float32Vector | None

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 from typing_extensions import Buffer
 
 from matl.sdk.embedded import EmbeddedCoordinator
@@ -22,7 +21,7 @@ from matl.sdk.terms import Terms, check_terms
 from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId
 from matl_common.protocol import RoundStart
-from matl_common.tensors import Float32Vector, ModelSchema, read_model
+from matl_common.tensors import Float32Vector, ModelSchema, read_trainable
 from matl_coordinator.core.rounds import Evaluation, Round
 from matl_coordinator.core.trust_record import TrustRecord, with_newcomers
 from matl_coordinator.ports import (
@@ -61,6 +60,10 @@ class NoHoldout:
         folder: Path,
     ) -> HoldoutReport:
         """Never asked."""
+        self._refuse()
+
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        """As ``ports.Scorer``; never asked."""
         self._refuse()
 
     async def evaluate(self, model: Digest) -> Evaluation:
@@ -145,8 +148,7 @@ class EmbeddedStudy:
 
     def parameters(self, model: Digest) -> Float32Vector:
         """A model's trainable parameters one after the other, shape ``(d,)``."""
-        schema, tensors = read_model(self.coordinator.models.path(model))
-        return np.concatenate([tensors[spec.name].ravel() for spec in schema.trainable])
+        return read_trainable(self.coordinator.models.path(model))
 
     @property
     def newest_model(self) -> Digest:

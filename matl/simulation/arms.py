@@ -20,6 +20,7 @@ from matl.simulation.study import ArmName
 from matl_common.ids import Digest, NodeId, digest_of_file
 from matl_common.modes import MATLMode
 from matl_common.protocol import StudyPlan
+from matl_common.tensors import read_trainable
 from matl_coordinator.aggregation import Row, aggregate_chunks, measure
 from matl_coordinator.core.averaging import models_before
 from matl_coordinator.core.claim import claimed_tolerance
@@ -44,7 +45,7 @@ from matl_coordinator.core.rounds import NodeWeight
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
 from matl_coordinator.ports import HoldoutReport, RootGradient
 from matl_coordinator.scoring.path import common_step, descent_along
-from matl_coordinator.scoring.reach import Float64Array, reach_of
+from matl_coordinator.scoring.reach import Float64Array, Losses, try_change, try_step
 from matl_coordinator.service.judging import Verdict
 
 ROOT_UPDATE: Final = "root-update"
@@ -99,8 +100,10 @@ class RoundInput:
     pooled_update: Float32Array
     """What training on all hospitals' true data in one place gives; empty unless asked for."""
     loss_improvement: Mapping[NodeId, float]
-    losses: Callable[[Float32Array], Float64Array]
-    """Of each image of the holdout set's validation part, at ``base`` plus an update; finite."""
+    losses_before: Float64Array
+    """Of each image of the holdout set's validation part, at ``base``; empty unless asked for."""
+    losses: Losses
+    """Of the same, at ``base`` plus a change."""
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -175,17 +178,15 @@ class _Holdout:
         """As ``ports.UpdateScorer``."""
         now = self._closed()
         step = common_step(now.updates.__getitem__, {node: weights[node] for node in updates})
-        reach = 1.0
-        if step is not None:
-            before = now.losses(np.zeros_like(step))
-            reach = reach_of(before, partial(self._losses_after, step))
-            step *= np.float32(reach)
+        reach, step = try_step(step, before=now.losses_before, losses=now.losses)
         path = self._rows("path", folder, step=step)
         return HoldoutReport(path, {n: now.loss_improvement[n] for n in updates}, reach)
 
-    def _losses_after(self, step: Float32Array, share: float) -> Float64Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self._closed().losses(np.float32(share) * step)
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        """As ``ports.UpdateScorer``."""
+        now = self._closed()
+        change = read_trainable(candidate) - now.base
+        return try_change(change, before=now.losses_before, losses=now.losses)
 
     def _rows(
         self, kind: str, folder: Path, *, step: Float32Array | None

@@ -21,7 +21,7 @@ from matl.simulation.datasets import Float32Array
 from matl_common.ids import Digest, NodeId, RoundId, digest_of, digest_of_file
 from matl_common.protocol import StudyPlan
 from matl_common.signing import Envelope
-from matl_common.tensors import hash_chunks, read_model, store_model
+from matl_common.tensors import hash_chunks, read_trainable, store_model
 from matl_coordinator.aggregation import LocalExecutor
 from matl_coordinator.core.admission import Contents, Refusal, RefusalCode, check_contents
 from matl_coordinator.core.judgement import Enrolment, Judgement
@@ -124,6 +124,9 @@ class _NoScorer:
         folder: Path,
     ) -> HoldoutReport:
         raise AssertionError("without a holdout set nothing is scored")
+
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        raise AssertionError("without a holdout set nothing is tried")
 
 
 def _as_they_are(verdict: Verdict) -> tuple[NodeWeight, ...]:
@@ -242,8 +245,7 @@ class Coordinator:
 
     def model(self, digest: Digest) -> Float32Array:
         """The trainable values of a model as one vector."""
-        schema, tensors = read_model(self._models.path(digest))
-        return np.concatenate([tensors[spec.name].ravel() for spec in schema.trainable])
+        return read_trainable(self._models.path(digest))
 
     def _opened(self, nodes: frozenset[NodeId], nonce: bytes) -> Round:
         rnd = Round(
@@ -294,14 +296,15 @@ class Coordinator:
         return Closed(rnd, verdict.judgement)
 
     async def _release(self, rnd: Round, records: Sequence[UpdateRecord]) -> Round:
-        candidate = await self._judge.build(rnd, updates=records, released_in=self._released_in)
+        built = await self._judge.build(rnd, updates=records, released_in=self._released_in)
+        candidate = built.model
         average = average_with_earlier(
             self._state(rnd),
             candidate,
             average_from=self._plan.average_from,
             models=self._models,
         )
-        rnd = advance(rnd, Aggregated(candidate, average))
+        rnd = advance(rnd, Aggregated(candidate, built.reach, average))
         rnd = advance(rnd, Evaluated(EPOCH, None))
         assert rnd.to_release is not None, "an aggregated round has a model"
         before, self.base, self.released = self.base, candidate, rnd.to_release

@@ -133,6 +133,7 @@ def _closed(
         if is_pooled
         else np.empty(0, dtype=np.float32),
         loss_improvement={},
+        losses_before=np.empty(0),
         losses=lambda update: learner.root_losses(base, update[None], split.validation)[0],
     )
     if is_pooled:
@@ -141,14 +142,14 @@ def _closed(
     sent = _sent(simulation, arm, local, opened, previous=previous)
     updates, violations = _admitted(simulation, sent)
     nodes = list(updates)
-    improvement: dict[NodeId, float] = {}
-    if arm.name is ArmName.MATL and nodes:
-        rows = np.stack([np.zeros_like(base), *updates.values()])
-        losses = learner.root_losses(base, rows, split.validation).mean(axis=1)
-        improvement = dict(zip(nodes, (losses[0] - losses[1:]).tolist(), strict=True))
-    return replace(
-        opened, sent=sent, updates=updates, violations=violations, loss_improvement=improvement
-    )
+    closed = replace(opened, sent=sent, updates=updates, violations=violations)
+    if arm.name is not ArmName.MATL or not nodes:
+        return closed
+    rows = np.stack([np.zeros_like(base), *updates.values()])
+    losses = learner.root_losses(base, rows, split.validation)
+    means = losses.mean(axis=1)
+    improvement = dict(zip(nodes, (means[0] - means[1:]).tolist(), strict=True))
+    return replace(closed, loss_improvement=improvement, losses_before=losses[0])
 
 
 def _descent(

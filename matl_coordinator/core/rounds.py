@@ -122,7 +122,8 @@ class Round:
     excluded: tuple[Excluded, ...] = ()
     weights: tuple[NodeWeight, ...] = ()
     reach: float = 1.0
-    """How much of the aggregate is added to the base model, above 0 and at most 1."""
+    """How much of the aggregate is added to the base model, above 0 and at most 1: before there is
+    one, as far as the hospitals' common step may go."""
     candidate: Digest | None = None
     """The round's own new model, which the next round goes on from."""
     average: Average | None = None
@@ -196,12 +197,15 @@ class CollectionClosed:
 @dataclass(frozen=True, slots=True)
 class Scored:
     weights: tuple[NodeWeight, ...]
-    reach: float = 1.0
+    reach: float
+    """How much of the hospitals' common step the holdout set bears."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
     candidate: Digest
+    reach: float
+    """How much of the aggregate it has taken; no more than the common step was found to bear."""
     average: Average | None = None
 
 
@@ -294,8 +298,9 @@ def _apply(rnd: Round, event: Event) -> Round:
             return _close(rnd, event, at)
         case Scored(weights=weights, reach=reach):
             return replace(_weigh(rnd, event, weights), reach=_checked_reach(rnd, event, reach))
-        case Aggregated(candidate=candidate, average=average):
-            return replace(rnd, candidate=candidate, average=average)
+        case Aggregated(candidate=candidate, reach=reach, average=average):
+            checked = _checked_reach(rnd, event, reach)
+            return replace(rnd, candidate=candidate, reach=checked, average=average)
         case Evaluated(at=at, evaluation=evaluation):
             return replace(rnd, evaluation=evaluation, ended_at=at)
         case Aborted(at=at, reason=reason):
@@ -338,8 +343,8 @@ def _weigh(rnd: Round, event: Event, weights: tuple[NodeWeight, ...]) -> Round:
 
 
 def _checked_reach(rnd: Round, event: Event, reach: float) -> float:
-    if not 0.0 < reach <= 1.0:
-        raise _illegal(rnd, event, "reach must be above 0 and at most 1")
+    if not 0.0 < reach <= rnd.reach:
+        raise _illegal(rnd, event, f"reach must be above 0 and at most {rnd.reach:g}")
     return reach
 
 

@@ -20,6 +20,7 @@ from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, Ro
 FOLDS = 4
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Reach = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class _Answer(BaseModel):
@@ -69,7 +70,11 @@ class _RowsAnswer(_Answer):
 
 class _ScoreAnswer(_RowsAnswer):
     nodes: dict[str, _NodeAnswer]
-    reach: Annotated[float, Field(gt=0.0, le=1.0)]
+    reach: Reach
+
+
+class _ReachAnswer(_Answer):
+    reach: Reach
 
 
 class _InitialiseAnswer(_Answer):
@@ -149,6 +154,13 @@ class WorkerScorer:
             },
             reach=answer.reach,
         )
+
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        request = self._on_holdout("reach", base_model) | {
+            "candidate": str(candidate),
+            "folds": FOLDS,
+        }
+        return _parse(_ReachAnswer, await self._run(request)).reach
 
     async def evaluate(self, model: Digest) -> Evaluation:
         answer = _parse(_EvaluateAnswer, await self._run(self._on_holdout("evaluate", model)))

@@ -52,21 +52,35 @@ class PrepareRequest(_Job):
     job: Literal["prepare"]
 
 
-class EvaluateRequest(_Job):
+class ModelJob(_Job):
+    """What is asked about one model on the holdout set."""
+
+    model_path: FilePath
+    model_digest: DigestText
+
+
+class EvaluateRequest(ModelJob):
     """Judge one model on the whole holdout set."""
 
     job: Literal["evaluate"]
-    model_path: FilePath
-    model_digest: DigestText
 
 
-class _RowsJob(_Job):
-    model_path: FilePath
-    """The base model of the round."""
-    model_digest: DigestText
+class _RoundJob(ModelJob):
+    """About the base model of a round."""
+
+    folds: int = Field(default=4, ge=2, le=64)
+
+
+class ReachRequest(_RoundJob):
+    """Find out how much of the change to a candidate the validation part bears."""
+
+    job: Literal["reach"]
+    candidate: FilePath
+
+
+class _RowsJob(_RoundJob):
     out_dir: FilePath
     """An existing folder for the rows; files of the same name are replaced."""
-    folds: int = Field(default=4, ge=2, le=64)
 
 
 class RootRequest(_RowsJob):
@@ -106,7 +120,9 @@ class InitialiseRequest(Strict):
     resources: Resources = Resources()
 
 
-Request = PrepareRequest | EvaluateRequest | RootRequest | ScoreRequest | InitialiseRequest
+Request = (
+    PrepareRequest | EvaluateRequest | RootRequest | ScoreRequest | ReachRequest | InitialiseRequest
+)
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="job")])
 
 

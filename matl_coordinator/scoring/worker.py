@@ -1,12 +1,13 @@
 """The scoring worker: ``python -m matl_coordinator.scoring.worker``.
 
-Answers ``prepare``, ``root``, ``score`` and ``evaluate`` requests over the pipe of
+Answers ``prepare``, ``root``, ``score``, ``reach`` and ``evaluate`` requests over the pipe of
 ``matl_common.worker``. It keeps no state between requests and decides nothing: what
 its numbers mean for a hospital is in ``core.trust``.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -18,7 +19,14 @@ from PIL import Image
 from matl_common.errors import ConfigurationError, IntegrityError, MatlError
 from matl_common.ids import NodeId, digest_of, digest_of_file
 from matl_common.protocol import Recipe
-from matl_common.tensors import Float32Vector, ModelSchema, read_model, read_update
+from matl_common.tensors import (
+    Float32Vector,
+    ModelSchema,
+    read_model,
+    read_schema,
+    read_trainable,
+    read_update,
+)
 from matl_common.vision.backbones import load_backbone
 from matl_common.vision.dataset import (
     CLASSES,
@@ -39,11 +47,13 @@ from matl_common.worker import Message, ReportProgress, serve
 from matl_coordinator.scoring.initial import write_initial_head, write_initial_network
 from matl_coordinator.scoring.judges import Float64Array, HeadJudge, Judge, LabelArray, NetworkJudge
 from matl_coordinator.scoring.path import Descent, common_step, descent_along
-from matl_coordinator.scoring.reach import reach_of
+from matl_coordinator.scoring.reach import try_change, try_step
 from matl_coordinator.scoring.requests import (
     EvaluateRequest,
     InitialiseRequest,
+    ModelJob,
     PrepareRequest,
+    ReachRequest,
     Resources,
     RootRequest,
     ScoreRequest,
@@ -75,6 +85,8 @@ def handle(message: Message, report: ReportProgress) -> Message:
                 return _root(request)
             case ScoreRequest():
                 return _score(request, report)
+            case ReachRequest():
+                return _reach(request)
             case EvaluateRequest():
                 return _evaluate(request)
             case InitialiseRequest():
@@ -159,12 +171,7 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
         nodes[node] = _node_score(judge, split, before=before, update=path, schema=schema)
         report({"scored": len(nodes), "updates": len(request.updates)})
     step = common_step(lambda node: read_update(request.updates[node], schema), request.weights)
-    reach = 1.0
-    if step is not None:
-        reach = reach_of(
-            before, lambda share: _losses_after(judge, split, np.float32(share) * step)
-        )
-        step *= np.float32(reach)
+    reach, step = try_step(step, before=before, losses=partial(_losses_after, judge, split))
     return {
         "nodes": nodes,
         "reach": reach,
@@ -172,6 +179,16 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
         "reference_images": split.reference_images,
         "validation_images": len(split.validation),
     }
+
+
+def _reach(request: ReachRequest) -> Message:
+    judge, schema = _judge(request)
+    split = split_holdout(judge.labels, folds=request.folds)
+    if read_schema(request.candidate) != schema:
+        raise IntegrityError("the candidate is of another shape than the model it was made from")
+    change = read_trainable(request.candidate) - read_trainable(request.model_path)
+    before = _bounded(judge.losses(split.validation))
+    return {"reach": try_change(change, before=before, losses=partial(_losses_after, judge, split))}
 
 
 def _losses_after(judge: Judge, split: Split, update: Float32Vector) -> Float64Array:
@@ -230,7 +247,7 @@ def _descent_over(judge: Judge, members: Indices) -> Descent:
     return lambda update: judge.descent(members, update=update)
 
 
-def _judge(request: RootRequest | ScoreRequest | EvaluateRequest) -> tuple[Judge, ModelSchema]:
+def _judge(request: ModelJob) -> tuple[Judge, ModelSchema]:
     if digest_of_file(request.model_path) != request.model_digest:
         raise IntegrityError("the model file is not the one the request names; restore it")
     schema, tensors = read_model(request.model_path)

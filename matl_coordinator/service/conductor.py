@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from statistics import median
 
 import structlog
 
@@ -53,6 +54,7 @@ from matl_coordinator.ports import (
     StaleWriterError,
     State,
     StoreError,
+    UpdateRecord,
 )
 from matl_coordinator.roster import Roster
 from matl_coordinator.schedule import Schedule, next_due
@@ -73,6 +75,8 @@ from matl_coordinator.service.survey import coordinate_seed
 NON_COMPLIANT = "non_compliant"
 """Why an admitted update was refused when it was scored: no trace of the promised noise."""
 
+_NAMED = 3
+"""Of the hospitals whose updates were longest, a warning names so many."""
 _TOO_FAR = "the whole of it would have cost the holdout set; see runbooks/byzantine-alarm"
 _REMEDY = "no round opens until an operator has looked: matl participants, then matl resume"
 
@@ -413,12 +417,21 @@ class Conductor:
         if after is None:
             return
         self._report_trust(judgement.records, after)
-        self._report_verdict(verdict, alarms, after)
+        self._report_verdict(verdict, alarms, after, updates=state.updates)
 
-    def _report_verdict(self, verdict: Verdict, alarms: tuple[Alarm, ...], after: Round) -> None:
+    def _report_verdict(
+        self,
+        verdict: Verdict,
+        alarms: tuple[Alarm, ...],
+        after: Round,
+        *,
+        updates: Sequence[UpdateRecord],
+    ) -> None:
         judgement = verdict.judgement
         self._meter.power_measured(judgement.power)
         self._meter.step_tried(verdict.reach)
+        if verdict.reach < 1.0:
+            _warn_of("step_shortened", after, verdict.reach, updates)
         for node, reason in sorted(judgement.refused.items()):
             self._meter.update_refused(NON_COMPLIANT)
             log.warning("update_not_compliant", round=after.round_id, node=node, reason=reason)
@@ -436,10 +449,6 @@ class Conductor:
                 bound=round(alarm.bound, 3),
                 reason=alarm.reason,
                 remedy=alarm.remedy,
-            )
-        if verdict.reach < 1.0:
-            log.warning(
-                "step_shortened", round=after.round_id, reach=verdict.reach, reason=_TOO_FAR
             )
         if verdict.hold is not None:
             log.error("study_paused", round=after.round_id, reason=verdict.hold, remedy=_REMEDY)
@@ -460,22 +469,27 @@ class Conductor:
 
     async def _aggregate(self, state: State, rnd: Round) -> None:
         released_in = 0 if state.latest_model is None else state.latest_model.round_id
-        candidate = await self._judge.build(rnd, updates=state.updates, released_in=released_in)
+        built = await self._judge.build(rnd, updates=state.updates, released_in=released_in)
         average = await asyncio.to_thread(
             average_with_earlier,
             state,
-            candidate,
+            built.model,
             average_from=self._settings.average_from,
             models=self._models,
         )
-        await self._advance(
+        after = await self._advance(
             rnd,
-            Aggregated(candidate, average),
+            Aggregated(built.model, built.reach, average),
             facts={
-                "model": candidate,
+                "model": built.model,
                 "updates": {each.node_id: each.update_digest for each in rnd.admitted},
             },
         )
+        if after is None:
+            return
+        self._meter.step_tried(built.reach)
+        if built.reach < rnd.reach:
+            _warn_of("aggregate_shortened", after, built.reach, state.updates)
 
     async def _evaluate(self, rnd: Round) -> None:
         model, average = rnd.to_release, rnd.average
@@ -514,6 +528,24 @@ class Conductor:
         await asyncio.to_thread(self._spool.discard_before, RoundId(max(1, oldest_kept)))
         await asyncio.to_thread(release_memory)
         self._tidied = state.round.round_id
+
+
+def _warn_of(shortened: str, after: Round, reach: float, updates: Sequence[UpdateRecord]) -> None:
+    """Say that less than all was taken, and who sent the longest updates: trust may not show it."""
+    norms = {
+        each.node_id: each.norm
+        for each in updates
+        if each.node_id in after.admitted_nodes and each.norm is not None
+    }
+    longest = sorted(norms, key=lambda node: (-norms[node], node))[:_NAMED]
+    log.warning(
+        shortened,
+        round=after.round_id,
+        reach=reach,
+        longest_norms=", ".join(f"{node} {norms[node]:.3g}" for node in longest),
+        median_norm=float(f"{median(norms.values()):.3g}") if norms else None,
+        reason=_TOO_FAR,
+    )
 
 
 def _evaluation_facts(evaluation: Evaluation | None) -> dict[str, Fact]:

@@ -93,7 +93,7 @@ def round_entries(after: Round, event: Event, *, at: datetime, **facts: Fact) ->
             }
         case NodeRemoved(node_id=node, reason=reason):
             said = {"node": node, "reason": reason}
-        case Scored(reach=reach):
+        case Scored(reach=reach) | Aggregated(reach=reach):
             said = {"reach": reach}
         case Aborted(reason=reason):
             said = {"reason": reason}
@@ -119,7 +119,7 @@ def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> I
         aggregator=aggregator_facts(verdict.configured, f=verdict.f),
         coordinate_seed=f"{seed:015x}",
         root={each.row.name: each.digest for each in verdict.root},
-        # Rows along the step end where it was cut; a held round has no other entry to say so.
+        # Rows along the step end by it; a held round has no other entry to say so.
         reach=verdict.reach,
         clusters=numbered([_names(cluster) for cluster in judgement.clusters]),
         power={

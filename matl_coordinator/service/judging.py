@@ -11,11 +11,14 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import structlog
 
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import StudyPlan
+from matl_common.tensors import MODEL_SUFFIX
 from matl_coordinator.aggregation import Executor, aggregate_chunks, apply_update
 from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.judgement import (
@@ -27,6 +30,7 @@ from matl_coordinator.core.judgement import (
 from matl_coordinator.core.profile import has_profiles
 from matl_coordinator.core.robust.dominance import noise_leads
 from matl_coordinator.core.robust.gram import AggregationError, Needs
+from matl_coordinator.core.robust.plan import Plan
 from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import Admitted, NodeWeight, Round
 from matl_coordinator.core.trust_record import TrustPolicy, TrustRecord
@@ -50,7 +54,7 @@ class Verdict:
     weights: tuple[NodeWeight, ...]
     """One for each admitted hospital; empty when the round is held."""
     reach: float
-    """How much of the aggregate the model takes: as much as the holdout set bears."""
+    """How much of the hospitals' common step the holdout set bears."""
     root: tuple[RootGradient, ...]
     """What updates were scored with, and what the rule will ask for."""
     rule: str
@@ -63,6 +67,15 @@ class Verdict:
     def hold(self) -> str | None:
         """Why no model can be made of these updates."""
         return self.judgement.hold
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A round's new model, in the store."""
+
+    model: Digest
+    reach: float
+    """How much of the aggregate it has taken."""
 
 
 def fitted(aggregator: Aggregator, *, f: int, counting: int, excluded: int) -> Aggregator | None:
@@ -162,7 +175,7 @@ class Judge:
                 # What the rule asks for is measured again; on record is what it will be.
                 needs=Needs(root=self._has_root and self._aggregator.needs.root),
                 released_in=0,
-                judged=Judged(self._step_weights(trust) if self._has_root else None),
+                judged=Judged(self._step_weights(trust, enrolled) if self._has_root else None),
             )
         if self._goes_on_from_judgement:
             self._known = (_surveyed(rnd), survey)
@@ -201,13 +214,14 @@ class Judge:
             f=self._byzantine,
         )
 
-    def _step_weights(self, trust: tuple[TrustRecord, ...]) -> dict[NodeId, float]:
+    def _step_weights(
+        self, trust: tuple[TrustRecord, ...], enrolled: Mapping[NodeId, Enrolment]
+    ) -> dict[NodeId, float]:
         """What each hospital counts for in the step along which all are scored.
 
         Nobody, where that step would be their noise: an update is scored against its own noise
         then, which comes out against it.
         """
-        enrolled = self._enrolled()
         if noise_leads(
             self._plan.training,
             self._plan.privacy,
@@ -236,14 +250,21 @@ class Judge:
         )
 
     async def build(
-        self, rnd: Round, *, updates: Sequence[UpdateRecord], released_in: int
-    ) -> Digest:
-        """Aggregate a scored round and keep the new model; returns its digest.
+        self,
+        rnd: Round,
+        *,
+        updates: Sequence[UpdateRecord],
+        released_in: int,
+        reach: float | None = None,
+    ) -> Built:
+        """Aggregate a scored round and keep the new model.
 
         Args:
             rnd: a round that is aggregating.
             updates: what was declared of each update.
             released_in: the round that released its base model; 0 for the study's first.
+            reach: how much of the aggregate is taken, where that is known; otherwise no more
+                than the hospitals' common step was found to bear, and than the holdout set bears.
 
         Raises:
             WorkerError: the scoring worker failed.
@@ -267,9 +288,28 @@ class Judge:
                     needs=self._aggregator.needs,
                     released_in=released_in,
                 )
-            return await asyncio.to_thread(self._build, rnd, survey, shares)
+            plan = await asyncio.to_thread(self._planned, rnd, survey, shares)
+            store = partial(self._store, rnd, plan, survey)
+            taken = rnd.reach if reach is None else reach
+            candidate = await asyncio.to_thread(store, reach=taken)
+            if reach is None and self._has_root:
+                further = await self._tried(rnd, candidate)
+                if further < 1.0:
+                    _discard(candidate)
+                    taken *= further
+                    candidate = await asyncio.to_thread(store, reach=taken)
+            return Built(await asyncio.to_thread(self._models.adopt, candidate), taken)
 
-    def _build(self, rnd: Round, survey: Survey, shares: Mapping[NodeId, float]) -> Digest:
+    async def _tried(self, rnd: Round, candidate: Path) -> float:
+        """How much of the change to a candidate the holdout set bears."""
+        try:
+            return await self._surveyor.reach(rnd, candidate)
+        except BaseException:
+            # The round may end here, and the file would stay until the next start.
+            _discard(candidate)
+            raise
+
+    def _planned(self, rnd: Round, survey: Survey, shares: Mapping[NodeId, float]) -> Plan:
         gram = survey.gram.select(sorted(shares)).with_weights(shares)
         aggregator = self._fitted(len(shares), len(rnd.admitted))
         if aggregator is None:
@@ -277,15 +317,19 @@ class Judge:
                 f"{len(shares)} updates count and {self._aggregator.describe()} needs "
                 f"{self._aggregator.least_n}; restart with the rounds.rule the round began with"
             )
+        return aggregator(gram)
+
+    def _store(self, rnd: Round, plan: Plan, survey: Survey, *, reach: float) -> Path:
+        """Make a model of the aggregate, or of part of it; returns its file, not yet adopted."""
         chunks = aggregate_chunks(
-            aggregator(gram),
+            plan,
             [*survey.updates, *survey.extras],
             elements=self._plan.schema.update_elements,
             executor=self._executor,
         )
         base, incoming = checked_model(self._models, rnd.base_model), self._models.incoming
-        digest = apply_update(base, chunks, incoming, reach=rnd.reach)
-        return self._models.adopt(incoming / f"{digest}.safetensors")
+        digest = apply_update(base, chunks, incoming, reach=reach)
+        return incoming / f"{digest}{MODEL_SUFFIX}"
 
     @contextmanager
     def _scratch(self, rnd: Round) -> Iterator[None]:
@@ -301,3 +345,7 @@ class Judge:
                 self._spool.clear_scratch(rnd.round_id)
             except SpoolError as error:
                 log.warning("scratch_left", round=rnd.round_id, reason=str(error))
+
+
+def _discard(candidate: Path) -> None:
+    candidate.unlink(missing_ok=True)

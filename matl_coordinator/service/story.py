@@ -161,6 +161,8 @@ class _Weighted(_Facts):
 class _Aggregated(_Facts):
     model: str
     updates: dict[str, str]
+    reach: float | None = None
+    """Earlier versions took as much as ``round_weighted`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,7 @@ def _story(
             NodeWeight(parse_node_id(node), weight)
             for node, weight in sorted((weighted.weights or {}).items())
         ),
-        reach=weighted.reach,
+        reach=weighted.reach if aggregated.reach is None else aggregated.reach,
     )
     return Story(
         plan=plan,

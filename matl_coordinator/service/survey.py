@@ -166,7 +166,7 @@ class Surveyor:
             )
         rows = await asyncio.to_thread(self.rows, rnd, updates, nodes)
         root: tuple[RootGradient, ...] = ()
-        report = HoldoutReport((), {})
+        report = HoldoutReport((), {}, reach=1.0)
         folder = self._spool.scratch(rnd.round_id)
         if needs.root:
             root = await self._scorer.root(rnd.base_model, folder=folder)
@@ -206,6 +206,15 @@ class Surveyor:
             loss_improvement=report.loss_improvement,
             reach=report.reach,
         )
+
+    async def reach(self, rnd: Round, candidate: Path) -> float:
+        """How much of the change from a round's base model to a candidate the holdout set bears.
+
+        Raises:
+            WorkerError: the scoring worker failed.
+            IntegrityError: a model on disk is not what it was.
+        """
+        return await self._scorer.reach(rnd.base_model, candidate)
 
     def _quiet(self, rows: Sequence[Row]) -> dict[NodeId, QuietPart]:
         """The part of an update's last layer in which honest training leaves only noise."""

@@ -228,6 +228,10 @@ class QuadraticScorer:
     go_on: asyncio.Event | None = None
     """Scoring waits for it."""
     rooted: set[Digest] = field(default_factory=set)
+    bears: list[float] = field(default_factory=list)
+    """How much of the next candidates the holdout set bears; all of any after those."""
+    tried: list[Path] = field(default_factory=list)
+    """Candidates it was asked about."""
     build: asyncio.Event | None = None
     """Aggregating by a rule that looks at the root set waits for it."""
 
@@ -270,7 +274,13 @@ class QuadraticScorer:
             for node, path in updates.items()
         }
         # The loss is quadratic: the mean of both ends' gradients is the one halfway.
-        return HoldoutReport(self._rows("path", folder, halfway), improvement)
+        return HoldoutReport(self._rows("path", folder, halfway), improvement, reach=1.0)
+
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        self._fail()
+        assert self.models.has(base_model)
+        self.tried.append(candidate)
+        return self.bears.pop(0) if self.bears else 1.0
 
     async def evaluate(self, model: Digest) -> Evaluation:
         self._fail()

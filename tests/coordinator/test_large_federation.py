@@ -93,9 +93,9 @@ def events() -> Iterator[tuple[Event, dict[str, Fact], dict[str, object]]]:
     reasons = dict.fromkeys(REST, "refused: " + "x" * 400)
     yield CollectionClosed(now), {}, {"admitted": digests, "excluded": reasons}
     told = tuple(NodeWeight(node, 1 / 3000) for node in SOME)
-    yield Scored(told), {"weights": weights}, {"weights": weights}
+    yield Scored(told, 0.5), {"weights": weights}, {"weights": weights, "reach": 0.5}
     released: dict[str, Fact] = {"model": DIGEST, "updates": digests}
-    yield Aggregated(DIGEST), released, dict(released)
+    yield Aggregated(DIGEST, 0.25), released, {**released, "reach": 0.25}
 
 
 @pytest.mark.parametrize("case", list(events()), ids=lambda case: type(case[0]).__name__)

@@ -71,7 +71,7 @@ async def test_the_first_thing_that_differs_is_named(tmp_path: Path) -> None:
     weights = dict.fromkeys(("hospital_a", "hospital_b"), 1 / 2)
     lies: list[tuple[list[Facts], str]] = [
         (changed(entries, "model_aggregated", model="ab" * 32), "the log says abab"),
-        (changed(entries, "round_weighted", weights=weights), "weights, rule or model"),
+        (changed(entries, "round_weighted", weights=weights), "weights, reach, rule or model"),
         (changed(entries, "round_scored", coordinate_seed="0" * 15), "coordinate_seed"),
         (changed(entries, "round_scheduled", nonce="00" * 32), "coordinate_seed"),
     ]

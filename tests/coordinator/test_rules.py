@@ -76,9 +76,10 @@ def rounds_of(coordinator: Running) -> tuple[Round, ...]:
 async def built_again(coordinator: Running, number: int) -> Digest:
     """The model of a round that is over, made from what is still on disk."""
     rnd = replace(rounds_of(coordinator)[number - 1], phase=Phase.AGGREGATING, candidate=None)
-    return await coordinator.use_cases.judge.build(
+    built = await coordinator.use_cases.judge.build(
         rnd, updates=coordinator.store.updates(rnd.round_id), released_in=number - 1
     )
+    return built.model
 
 
 @pytest.mark.parametrize("name", DEMANDING)

@@ -97,7 +97,7 @@ async def test_the_worker_is_told_what_each_update_counts_for_and_says_how_far(
 
         async def run(self, request: Message, *, timeout_seconds: float) -> Message:
             told.append(request)
-            nodes = {name: {"loss_improvement": 0.0} for name in request["updates"]}
+            nodes = {name: {"loss_improvement": 0.0} for name in request.get("updates", ())}
             return {"nodes": nodes, "rows": [], "reach": self.reach}
 
     site, worker = make_site(tmp_path), Worker()
@@ -114,6 +114,12 @@ async def test_the_worker_is_told_what_each_update_counts_for_and_says_how_far(
     for worker.reach in (0.0, 1.5, float("nan")):
         with pytest.raises(WorkerCrashedError, match="reach"):
             await scorer.report(model, asked, weights=weights, folder=tmp_path)
+        with pytest.raises(WorkerCrashedError, match="reach"):
+            await scorer.reach(model, tmp_path / "candidate")
+    worker.reach = 0.125
+    assert await scorer.reach(model, tmp_path / "candidate") == 0.125
+    assert told[-1]["job"] == "reach"
+    assert told[-1]["candidate"] == str(tmp_path / "candidate")
 
 
 def test_a_hospital_counts_by_its_trust_and_its_capped_size() -> None:

@@ -95,8 +95,10 @@ class Site:
         if job != "prepare":
             path, _ = self.model(recipe)
             message |= {"model_path": str(path), "model_digest": digest_of_file(path)}
+        if job in ("root", "score", "reach"):
+            message |= {"folds": 2}
         if job in ("root", "score"):
-            message |= {"out_dir": str(self.folder / "rows"), "folds": 2}
+            message |= {"out_dir": str(self.folder / "rows")}
         if job == "score":
             message |= {"updates": {}, "weights": {}}
         return message | more
@@ -115,18 +117,45 @@ class Site:
         request = self.request("score", recipe, updates=paths, weights=weights or {})
         return handle(request, lambda _: None)
 
-    def root(self, recipe: str) -> list[Message]:
-        rows: list[Message] = handle(self.request("root", recipe), lambda _: None)["rows"]
+    def root(self, recipe: str, **more: object) -> list[Message]:
+        request = self.request("root", recipe, **more)
+        rows: list[Message] = handle(request, lambda _: None)["rows"]
         return rows
+
+    def moved(self, recipe: str, step: Float32Vector) -> Path:
+        """The model after a step."""
+        path, _ = self.model(recipe)
+        digest = apply_update(path, [step], self.folder / "models")
+        return self.folder / "models" / f"{digest}.safetensors"
+
+    def both_ends(self, recipe: str, step: Float32Vector) -> Float32Vector:
+        """The mean of the root rows at the base model and after a step."""
+        start = values_of(self.root(recipe))
+        there = self.moved(recipe, step)
+        ahead = {"model_path": str(there), "model_digest": digest_of_file(there)}
+        end = values_of(self.root(recipe, **ahead))
+        assert np.abs(end - start).max() > 1e-3
+        mean: Float32Vector = (start + end) / np.float32(2.0)
+        return mean
+
+    def reach(self, recipe: str, candidate: Path) -> float:
+        """How much of the change to a candidate is borne."""
+        request = self.request("reach", recipe, candidate=str(candidate))
+        found: float = handle(request, lambda _: None)["reach"]
+        return found
 
     def descent(self, recipe: str) -> Float32Vector:
         """Minus the gradient at the base model: the mean of all root rows."""
         return mean_of(self.root(recipe))
 
 
+def values_of(rows: list[Message]) -> Float32Vector:
+    values: Float32Vector = np.stack([np.fromfile(row["path"], dtype="<f4") for row in rows])
+    return values
+
+
 def mean_of(rows: list[Message]) -> Float32Vector:
-    values = [np.fromfile(row["path"], dtype="<f4") for row in rows]
-    mean: Float32Vector = np.stack(values).astype(np.float64).mean(axis=0).astype(np.float32)
+    mean: Float32Vector = values_of(rows).astype(np.float64).mean(axis=0).astype(np.float32)
     return mean
 
 
@@ -242,20 +271,13 @@ def test_without_a_step_the_rows_are_those_at_the_base_model(site: Site, recipe:
 def test_the_rows_are_the_mean_of_the_gradients_at_both_ends_of_the_step(
     site: Site, recipe: str
 ) -> None:
-    path, _ = site.model(recipe)
     along = site.descent(recipe)
     aside = np.random.default_rng(6).standard_normal(len(along), dtype=np.float32)
     aside *= np.linalg.norm(along) / np.linalg.norm(aside)
     rows = site.score(recipe, {"a": along, "b": aside}, {"a": 3.0, "b": 1.0})["rows"]
-    scored = [np.fromfile(row["path"], dtype="<f4") for row in rows]
-    start = [np.fromfile(row["path"], dtype="<f4") for row in site.root(recipe)]
-    moved = apply_update(path, [0.75 * along + 0.25 * aside], site.folder / "models")
-    there = site.folder / "models" / f"{moved}.safetensors"
-    ahead = {"model_path": str(there), "model_digest": moved}
-    rows = handle(site.request("root", recipe) | ahead, lambda _: None)["rows"]
-    end = [np.fromfile(row["path"], dtype="<f4") for row in rows]
-    assert np.abs(np.stack(end) - start).max() > 1e-3
-    np.testing.assert_allclose(scored, (np.stack(start) + end) / 2, rtol=1e-3, atol=1e-5)
+    scored = values_of(rows)
+    expected = site.both_ends(recipe, 0.75 * along + 0.25 * aside)
+    np.testing.assert_allclose(scored, expected, rtol=1e-3, atol=1e-5)
 
 
 @RECIPES
@@ -268,10 +290,32 @@ def test_a_step_too_far_is_shortened_and_its_rows_end_where_it_does(
     assert far["reach"] in (0.5, 0.25, 0.125, 0.0625, 0.03125)
     near = site.score(recipe, {"a": far["reach"] * step}, {"a": 1.0})
     assert near["reach"] == 1.0
-    assert [row["sha256"] for row in near["rows"]] == [row["sha256"] for row in far["rows"]]
     assert near["nodes"]["a"]["loss_after"] < far["nodes"]["a"]["loss_after"]
+    # Rows end at twice what is taken.
+    again = site.score(recipe, {"a": step}, {"a": 1.0})["rows"]
+    expected = site.both_ends(recipe, min(1.0, 2.0 * far["reach"]) * step)
+    np.testing.assert_allclose(values_of(again), expected, rtol=1e-3, atol=1e-5)
     # Where nobody counts there is no step.
     assert site.score(recipe, {"a": step}, {"a": 0.0})["reach"] == 1.0
+
+
+@RECIPES
+def test_of_a_candidate_too_far_away_less_is_borne(site: Site, recipe: str) -> None:
+    step = site.descent(recipe)
+    assert site.reach(recipe, site.moved(recipe, step)) == 1.0
+    assert site.reach(recipe, site.model(recipe)[0]) == 1.0
+    while site.score(recipe, {"a": step}, {"a": 1.0})["reach"] == 1.0:
+        step *= 2.0
+    step *= 2.0
+    reach = site.score(recipe, {"a": step}, {"a": 1.0})["reach"]
+    assert reach < 1.0
+    assert site.reach(recipe, site.moved(recipe, step)) == reach
+    assert site.reach(recipe, site.moved(recipe, -step)) < 1.0
+
+
+def test_a_candidate_of_another_shape_is_refused(site: Site) -> None:
+    with pytest.raises(IntegrityError, match="another shape"):
+        site.reach("head", site.model("full")[0])
 
 
 @RECIPES

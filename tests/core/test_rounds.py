@@ -59,17 +59,19 @@ EVENTS: tuple[Event, ...] = (
     NodeRemoved(A, "no longer enrolled"),
     NodeRemoved(C, "no longer enrolled"),
     CollectionClosed(T0),
-    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5))),
+    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=1.0),
     Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=0.25),
     Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=0.0),
     Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=1.5),
     Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.5)), reach=float("nan")),
-    Scored((NodeWeight(A, 1.0),)),
-    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.6))),
-    Scored((NodeWeight(A, float("nan")), NodeWeight(C, 0.5))),
-    Scored((NodeWeight(A, -0.5), NodeWeight(C, 1.5))),
-    Aggregated(DIGEST),
-    Aggregated(DIGEST, AVERAGE),
+    Scored((NodeWeight(A, 1.0),), reach=1.0),
+    Scored((NodeWeight(A, 0.5), NodeWeight(C, 0.6)), reach=1.0),
+    Scored((NodeWeight(A, float("nan")), NodeWeight(C, 0.5)), reach=1.0),
+    Scored((NodeWeight(A, -0.5), NodeWeight(C, 1.5)), reach=1.0),
+    Aggregated(DIGEST, reach=1.0),
+    Aggregated(DIGEST, reach=0.125),
+    Aggregated(DIGEST, reach=0.0),
+    Aggregated(DIGEST, 1.0, AVERAGE),
     Evaluated(T0, EVALUATION),
     Aborted(T0, "by hand"),
 )
@@ -155,6 +157,16 @@ def test_nothing_happens_to_a_round_that_is_over() -> None:
     for rnd, event in product(over, EVENTS):
         with pytest.raises(IllegalEventError):
             advance(rnd, event)
+
+
+def test_a_model_takes_no_more_of_the_aggregate_than_the_step_was_found_to_bear() -> None:
+    aggregating = [rnd for rnd in REACHABLE if rnd.phase is Phase.AGGREGATING]
+    assert {rnd.reach for rnd in aggregating} == {0.25, 1.0}
+    for rnd in aggregating:
+        for reach in (rnd.reach, rnd.reach / 2.0):
+            assert advance(rnd, Aggregated(DIGEST, reach)).reach == reach
+        with pytest.raises(IllegalEventError, match="at most"):
+            advance(rnd, Aggregated(DIGEST, 1.01 * rnd.reach))
 
 
 def test_the_order_in_which_updates_arrive_leaves_no_trace() -> None:

@@ -57,7 +57,11 @@ async def test_updates_are_scored_along_the_step_they_take_together(
     weights = {NodeId("a"): 1.0, NodeId("b"): 3.0}
     report = await scorer.report(digest, paths, weights=weights, folder=tmp_path / "path")
     assert report.reach == reach or (reach is None and report.reach < 1.0)
-    taken = stored(models, base + report.reach * step)
-    end = values_of(await scorer.root(taken, folder=rows))
+    ahead = stored(models, base + min(1.0, 2.0 * report.reach) * step)
+    end = values_of(await scorer.root(ahead, folder=rows))
     assert np.abs(end - start).max() > 1e-3
     np.testing.assert_allclose(values_of(report.path), (start + end) / 2, rtol=1e-3, atol=1e-5)
+    whole = stored(models, base + step)
+    # Whatever it was asked about before.
+    await scorer.evaluate(whole)
+    assert await scorer.reach(digest, models.path(whole)) == report.reach

@@ -1,5 +1,6 @@
 """One simulated study: its hospitals, its noise, its attackers, and who decides."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from matl.simulation.arms import Decision, RoundInput, _Holdout, make_arm
+from matl.simulation.coordinator import Closed, Coordinator
 from matl.simulation.datasets import DataSet, Images, load_images
 from matl.simulation.federation import FOLDS, Simulation, _sent, prepare, run
 from matl.simulation.outcome import weighed
@@ -61,6 +63,7 @@ def closed_round(simulation: Simulation, sent: np.ndarray, *, losses: float = 0.
         root_update=base,
         pooled_update=base,
         loss_improvement=dict.fromkeys(nodes, losses),
+        losses_before=learner.root_losses(base, np.zeros_like(base)[None], split.validation)[0],
         losses=lambda update: learner.root_losses(base, update[None], split.validation)[0],
     )
 
@@ -89,7 +92,7 @@ async def test_updates_are_scored_along_the_step_they_take_together(
     step = common_step(closed.updates.__getitem__, weights)
     assert step is not None
     assert (report.reach < 1.0) == (times > 1.0)
-    step *= np.float32(report.reach)
+    step *= np.float32(min(1.0, 2.0 * report.reach))
     for each in report.path:
         found = np.fromfile(each.path, dtype="<f4")
         ends = closed.descent(each.row, None), closed.descent(each.row, step)
@@ -207,6 +210,36 @@ def test_a_majority_that_sends_ten_times_too_much_takes_the_model_nowhere_it_sho
         accuracies[name] = run(simulation, name, tmp_path / name).accuracy
     assert accuracies[ArmName.MATL] > accuracies[ArmName.ORACLE] - 0.05
     assert accuracies[ArmName.MEAN] < accuracies[ArmName.ORACLE] - 0.2
+
+
+def test_nor_does_a_minority_under_a_rule_that_shortens_nothing(
+    digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loud = {"hostile": {"attack": "scaled_10", "share": 0.45}, "training": {"rounds": 8}}
+    simulation = prepare(digits, study("scaled_10", **loud), seed=1)
+    by_mean = replace(simulation, federation=replace(simulation.federation, rule="weighted_mean"))
+    reaches = []
+    close = Coordinator.close_round
+
+    def closed(
+        coordinator: Coordinator, updates: Mapping[NodeId, np.ndarray], *, nonce: bytes = b""
+    ) -> Closed:
+        before = coordinator.model(coordinator.base)
+        found = close(coordinator, updates, nonce=nonce)
+        rnd = found.round
+        change = coordinator.model(coordinator.base) - before
+        aggregate = sum(each.weight * updates[each.node_id] for each in rnd.weights)
+        np.testing.assert_allclose(change, rnd.reach * aggregate, rtol=1e-2, atol=1e-5)
+        reaches.append(rnd.reach)
+        return found
+
+    monkeypatch.setattr(Coordinator, "close_round", closed)
+    accuracies = {}
+    for name in (ArmName.ORACLE, ArmName.MATL):
+        (tmp_path / name).mkdir()
+        accuracies[name] = run(by_mean, name, tmp_path / name).accuracy
+    assert min(reaches) < 1.0
+    assert accuracies[ArmName.MATL] > accuracies[ArmName.ORACLE] - 0.05
 
 
 def test_values_that_are_not_finite_are_refused_in_every_arm_and_never_reach_the_model(

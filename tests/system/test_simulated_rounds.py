@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Ended:
 
 
 class DaemonsScorer:
-    """The daemon's scoring worker, a new one for every round."""
+    """The daemon's scoring worker, a new one for every question."""
 
     def __init__(self, config: Config, models: Path) -> None:
         self._config = config
@@ -82,6 +82,15 @@ class DaemonsScorer:
         weights: Mapping[NodeId, float],
         folder: Path,
     ) -> HoldoutReport:
+        async with self._worker() as scorer:
+            return await scorer.report(base_model, updates, weights=weights, folder=folder)
+
+    async def reach(self, base_model: Digest, candidate: Path) -> float:
+        async with self._worker() as scorer:
+            return await scorer.reach(base_model, candidate)
+
+    @asynccontextmanager
+    async def _worker(self) -> AsyncIterator[WorkerScorer]:
         command = (sys.executable, "-m", "matl_coordinator.scoring.worker")
         limits = WorkerLimits(idle_seconds=1.0, memory_bytes=self._config.worker.memory_bytes)
         scorer = WorkerScorer(
@@ -90,7 +99,7 @@ class DaemonsScorer:
             model_path=lambda digest: self._models / f"{digest}.safetensors",
         )
         try:
-            return await scorer.report(base_model, updates, weights=weights, folder=folder)
+            yield scorer
         finally:
             await scorer.close()
 
@@ -162,6 +171,8 @@ def test_the_same_updates_give_the_models_trust_and_weights_of_the_daemons(
     released = of(ended.events, "model_released")
     assert [each.round.to_release for each in rounds] == [each["model"] for each in released]
     assert len({each.round.candidate for each in rounds}) == ROUNDS
+    aggregated = of(ended.events, "model_aggregated")
+    assert [each.round.reach for each in rounds] == [each["reach"] for each in aggregated]
     scored = of(ended.events, "round_scored")
     for mine, theirs in zip(rounds, scored, strict=True):
         assert mine.judgement is not None
