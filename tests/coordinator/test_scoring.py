@@ -281,7 +281,7 @@ def test_the_rows_are_the_mean_of_the_gradients_at_both_ends_of_the_step(
 
 
 @RECIPES
-def test_a_step_too_far_is_shortened_and_its_rows_end_where_it_does(
+def test_a_step_too_far_is_shortened_and_its_rows_end_at_twice_what_is_left(
     site: Site, recipe: str
 ) -> None:
     step = site.descent(recipe)
@@ -291,7 +291,7 @@ def test_a_step_too_far_is_shortened_and_its_rows_end_where_it_does(
     near = site.score(recipe, {"a": far["reach"] * step}, {"a": 1.0})
     assert near["reach"] == 1.0
     assert near["nodes"]["a"]["loss_after"] < far["nodes"]["a"]["loss_after"]
-    # Rows end at twice what is taken.
+    # Asked again: the rows of the shorter step are in the same files.
     again = site.score(recipe, {"a": step}, {"a": 1.0})["rows"]
     expected = site.both_ends(recipe, min(1.0, 2.0 * far["reach"]) * step)
     np.testing.assert_allclose(values_of(again), expected, rtol=1e-3, atol=1e-5)
