@@ -134,6 +134,7 @@ def train_federated_medical_ai(
         rounds=num_rounds,
         steps=local_epochs,
         learning_rate=learning_rate,
+        images_per_patient=images_per_patient,
     )
     terms = study.terms
     trainings = {
@@ -185,12 +186,24 @@ def _study(
     rounds: int,
     steps: int,
     learning_rate: float,
+    images_per_patient: int,
 ) -> EmbeddedStudy:
     holdout = client.holdout
     scorer: Callable[[FileModelStore], Scorer] = without_holdout
     if holdout is not None:
         classes = _classes_of(network, holdout)
-        scorer = tensor_scorer(partial(deepcopy, network), holdout, classes=classes)
+        scorer = tensor_scorer(
+            partial(deepcopy, network),
+            holdout,
+            classes=classes,
+            steps=steps,
+            learning_rate=learning_rate,
+            max_grad_norm=(
+                math.inf
+                if client.privacy is None
+                else client.privacy.clip_norm / images_per_patient
+            ),
+        )
     return client.embedded.begin(
         Mechanism.PATIENTS,
         patients=patients,

@@ -21,7 +21,7 @@ from matl_common.tlog.entry import Entry
 from matl_common.tlog.merkle import NodeAddress
 from matl_coordinator.core.admission import RefusalCode
 from matl_coordinator.core.power import ByzantinePower
-from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.core.robust.root import BEYOND_ROW, RootRow
 from matl_coordinator.core.rounds import Evaluation, Phase, Round
 from matl_coordinator.core.trust_record import TrustRecord
 from matl_coordinator.core.vitals import Vitals
@@ -504,6 +504,27 @@ class RootGradient:
     digest: Digest
     """SHA-256 of the file."""
 
+    @property
+    def name(self) -> str:
+        """Of the row."""
+        return self.row.name
+
+
+@dataclass(frozen=True, slots=True)
+class BeyondRow:
+    """A row on disk for the Gram matrix: what the root set's own training does beyond its
+    gradients; see ``scoring.beyond``."""
+
+    path: Path
+    """As ``RootGradient.path``."""
+    digest: Digest
+    """SHA-256 of the file."""
+
+    @property
+    def name(self) -> str:
+        """Of the row."""
+        return BEYOND_ROW
+
 
 @dataclass(frozen=True, slots=True)
 class HoldoutReport:
@@ -511,6 +532,8 @@ class HoldoutReport:
 
     path: tuple[RootGradient, ...]
     """Along the updates' common step; see ``scoring.path``."""
+    beyond: BeyondRow | None
+    """None where there is nothing to compare with."""
     loss_improvement: Mapping[NodeId, float]
     """Mean validation loss at the base model less that after each update alone."""
     reach: float

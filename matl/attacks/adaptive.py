@@ -54,7 +54,25 @@ def within_classes(honest: Honest, draws: np.random.Generator) -> Rows:
     Raises:
         AttackError: ``Honest.class_gradients`` is absent.
     """
-    basis, _ = np.linalg.qr(needed(honest, Knowledge.CLASSES).T)
+    return _within(needed(honest, Knowledge.CLASSES), honest)
+
+
+def within_training(honest: Honest, draws: np.random.Generator) -> Rows:
+    """``within_classes``, by attackers who have also trained as the coordinator does.
+
+    What their own updates have of that training they leave as it is: a coordinator who compares
+    with what its own training does beyond the gradients sees an honest hospital's.
+
+    Raises:
+        AttackError: ``Honest.class_gradients`` or ``Honest.class_training`` is absent.
+    """
+    training = needed(honest, Knowledge.TRAINING)
+    return _within(np.vstack([needed(honest, Knowledge.CLASSES), training]), honest)
+
+
+def _within(seen: Rows, honest: Honest) -> Rows:
+    """As trained in the span of ``seen``, and the rest of the honest length against ``μ``."""
+    basis, _ = np.linalg.qr(seen.T)
     aside = unit(honest.mean - basis @ (basis.T @ honest.mean))
     inside = (honest.own @ basis) @ basis.T
     squared = np.einsum("ij,ij->i", inside, inside)

@@ -35,6 +35,7 @@ class Knowledge(StrEnum):
     ROOT = "root"
     AGGREGATE = "aggregate"
     CLASSES = "class_gradients"
+    TRAINING = "class_training"
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -67,10 +68,13 @@ class Honest:
     class_gradients: Rows | None = None
     """Shape ``(k, d)``: downhill for each class, of the attackers' own patients with their true
     labels, at every model where the coordinator may look; None where they did not compute it."""
+    class_training: Vector | None = None
+    """Shape ``(d,)``: what training on the same patients gives that knows all classes alike, as the
+    coordinator's own on its reference images; None where they did not do it."""
 
     def __post_init__(self) -> None:
-        arrays = ("updates", "own", "previous", "signals", "noise_std", "root", "class_gradients")
-        for name in arrays:
+        vectors = "previous", "noise_std", "root", "class_training"
+        for name in ("updates", "own", "signals", "class_gradients", *vectors):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, dtype=np.float64))
@@ -85,6 +89,7 @@ class Honest:
             "signals": (self.h, self.d),
             "noise_std": (self.f,),
             "root": (self.d,),
+            "class_training": (self.d,),
         }
         for name, shape in wanted.items():
             value = getattr(self, name)

@@ -325,6 +325,13 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             adaptive.within_classes,
             needs=_CLASSES,
         ),
+        "within_training": AttackEntry(
+            Room.ADAPTIVE,
+            "the same, and honest in what training on all classes alike does beyond that",
+            _OURS,
+            adaptive.within_training,
+            needs=_CLASSES | {Knowledge.TRAINING},
+        ),
         "size_lie": AttackEntry(
             Room.SIZES,
             "a hundred times the patients, on labels that are all wrong",

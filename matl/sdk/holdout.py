@@ -7,6 +7,7 @@ here decides what a score means.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,17 @@ from matl_common.errors import ConfigurationError, IntegrityError, MatlError
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.tensors import Float32Vector, read_model, read_trainable, read_update
 from matl_common.vision.metrics import evaluate
-from matl_coordinator.core.robust.root import RootRow
+from matl_coordinator.core.robust.root import BEYOND_ROW, RootRow
 from matl_coordinator.core.rounds import Evaluation
-from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient
+from matl_coordinator.ports import (
+    BeyondRow,
+    HoldoutFacts,
+    HoldoutReport,
+    InitialModel,
+    RootGradient,
+)
+from matl_coordinator.scoring.beyond import beyond_gradients
+from matl_coordinator.scoring.clipped import clipped_descent
 from matl_coordinator.scoring.path import common_step, descent_along
 from matl_coordinator.scoring.reach import try_change, try_step
 from matl_coordinator.scoring.split import Indices, split_holdout
@@ -52,6 +61,9 @@ class TensorScorer:
         images: Tensor,
         labels: NDArray[np.int64],
         classes: int,
+        steps: int,
+        learning_rate: float,
+        max_grad_norm: float,
     ) -> None:
         """Take a holdout set.
 
@@ -61,6 +73,9 @@ class TensorScorer:
             images: shape ``(n, …)``, as the network takes them.
             labels: shape ``(n,)``.
             classes: how many the network tells apart.
+            steps: gradient steps in a round, as hospitals train.
+            learning_rate: of each.
+            max_grad_norm: to which hospitals clip every image's gradient; infinite for none.
 
         Raises:
             ConfigurationError: a class that occurs has too few images.
@@ -70,6 +85,9 @@ class TensorScorer:
         self._images = images
         self._labels = labels
         self._classes = classes
+        self._steps = steps
+        self._learning_rate = learning_rate
+        self._max_grad_norm = max_grad_norm
         self._split = split_holdout(labels, folds=FOLDS)
         self._lock = asyncio.Lock()
         per_class = np.bincount(labels, minlength=classes)
@@ -136,8 +154,23 @@ class TensorScorer:
         }
         counted = {node: weights[node] for node in updates}
         step = common_step(lambda node: read_update(updates[node], schema), counted)
-        reach, step = try_step(step, before=before, losses=partial(self._losses_after, base))
-        return HoldoutReport(self._rows("path", base, folder, step=step), improvement, reach)
+        losses = partial(self._losses_after, base)
+        reach, step = try_step(step, before=before, losses=losses)
+        descend = self._clipped_descent if math.isfinite(self._max_grad_norm) else self._descent
+        beyond = beyond_gradients(
+            {part: partial(descend, base, rows) for part, rows in self._split.folds.items()},
+            step,
+            steps=self._steps,
+            learning_rate=self._learning_rate,
+            before=before,
+            losses=losses,
+        )
+        return HoldoutReport(
+            self._rows("path", base, folder, step=step),
+            None if beyond is None else BeyondRow(*_written(beyond, folder / f"{BEYOND_ROW}.f32")),
+            improvement,
+            reach,
+        )
 
     def _reach(self, base_model: Digest, candidate: Path) -> float:
         base = self._parameters(base_model)
@@ -177,11 +210,8 @@ class TensorScorer:
             row = descent_along(partial(self._descent, base, members), step)
             if not np.isfinite(row).all():
                 raise IntegrityError("the model's gradient on the holdout set is not finite")
-            data = row.astype("<f4", copy=False).tobytes()
-            path = folder / f"{kind}-{label}-{fold}.f32"
-            path.write_bytes(data)
-            root = RootRow(path.stem, label, fold, len(members))
-            found.append(RootGradient(root, path, digest_of(data)))
+            root = RootRow(f"{kind}-{label}-{fold}", label, fold, len(members))
+            found.append(RootGradient(root, *_written(row, folder / f"{root.name}.f32")))
         return tuple(found)
 
     def _descent(
@@ -205,6 +235,21 @@ class TensorScorer:
             ]
         )
 
+    def _clipped_descent(
+        self, base: Float32Vector, members: Indices, update: Float32Vector | None
+    ) -> Float32Vector:
+        """The same, with every image's gradient clipped first."""
+        load_trainable(self._network, base if update is None else base + update)
+        losses = (
+            functional.cross_entropy(
+                self._network(self._images[row : row + 1]),
+                torch.from_numpy(self._labels[row : row + 1]),
+            )
+            for row in members
+        )
+        trained = [each for each in self._network.parameters() if each.requires_grad]
+        return clipped_descent(losses, trained, max_grad_norm=self._max_grad_norm)
+
     def _losses(self, rows: Indices) -> NDArray[np.float64]:
         losses = [
             functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
@@ -226,7 +271,13 @@ class TensorScorer:
 
 
 def tensor_scorer(
-    network: Callable[[], nn.Module], holdout: Any, *, classes: int
+    network: Callable[[], nn.Module],
+    holdout: Any,
+    *,
+    classes: int,
+    steps: int,
+    learning_rate: float,
+    max_grad_norm: float,
 ) -> Callable[[FileModelStore], TensorScorer]:
     """Read a holdout set into memory once; returns what makes a scorer of a study's models.
 
@@ -234,14 +285,30 @@ def tensor_scorer(
         network: makes a network of the study's shape.
         holdout: a data set of ``(image, label)``, every patient of it de-identified.
         classes: how many the network tells apart.
+        steps: gradient steps in a round, as hospitals train.
+        learning_rate: of each.
+        max_grad_norm: to which hospitals clip every image's gradient; infinite for none.
 
     Raises:
         ConfigurationError: it is empty, or its items are something else.
     """
     images, labels = stacked(holdout, name="holdout")
     return lambda models: TensorScorer(
-        models, network(), images=images, labels=labels.numpy(), classes=classes
+        models,
+        network(),
+        images=images,
+        labels=labels.numpy(),
+        classes=classes,
+        steps=steps,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
     )
+
+
+def _written(row: Float32Vector, path: Path) -> tuple[Path, Digest]:
+    data = row.astype("<f4", copy=False).tobytes()
+    path.write_bytes(data)
+    return path, digest_of(data)
 
 
 def _all(labels: NDArray[np.int64]) -> Indices:

@@ -19,7 +19,7 @@ from matl.simulation.datasets import Float32Array
 from matl.simulation.study import ArmName
 from matl_common.ids import Digest, NodeId, digest_of_file
 from matl_common.modes import MATLMode
-from matl_common.protocol import StudyPlan
+from matl_common.protocol import Recipe, StudyPlan, TrainingPlan
 from matl_common.tensors import read_trainable
 from matl_coordinator.aggregation import Row, aggregate_chunks, measure
 from matl_coordinator.core.averaging import models_before
@@ -39,11 +39,12 @@ from matl_coordinator.core.robust.registry import (
     Choice,
     make_aggregator,
 )
-from matl_coordinator.core.robust.root import RootRow, update_noise_std
+from matl_coordinator.core.robust.root import BEYOND_ROW, RootRow, update_noise_std
 from matl_coordinator.core.robust.sizes import size_cap
 from matl_coordinator.core.rounds import NodeWeight
 from matl_coordinator.core.trust_record import TrustRecord, TrustState
-from matl_coordinator.ports import HoldoutReport, RootGradient
+from matl_coordinator.ports import BeyondRow, HoldoutReport, RootGradient
+from matl_coordinator.scoring.beyond import beyond_gradients
 from matl_coordinator.scoring.path import common_step, descent_along
 from matl_coordinator.scoring.reach import Float64Array, Losses, try_change, try_step
 from matl_coordinator.service.judging import Verdict
@@ -161,6 +162,7 @@ def excluded_by(arm: Arm) -> frozenset[NodeId]:
 class _Holdout:
     """A ``ports.UpdateScorer`` of the round under way, whose answers were computed before."""
 
+    training: TrainingPlan
     now: RoundInput | None = field(default=None)
 
     async def root(self, base_model: Digest, *, folder: Path) -> tuple[RootGradient, ...]:
@@ -179,14 +181,37 @@ class _Holdout:
         now = self._closed()
         step = common_step(now.updates.__getitem__, {node: weights[node] for node in updates})
         reach, step = try_step(step, before=now.losses_before, losses=now.losses)
-        path = self._rows("path", folder, step=step)
-        return HoldoutReport(path, {n: now.loss_improvement[n] for n in updates}, reach)
+        return HoldoutReport(
+            self._rows("path", folder, step=step),
+            self._beyond(folder, step),
+            {n: now.loss_improvement[n] for n in updates},
+            reach,
+        )
 
     async def reach(self, base_model: Digest, candidate: Path) -> float:
         """As ``ports.UpdateScorer``."""
         now = self._closed()
         change = read_trainable(candidate) - now.base
         return try_change(change, before=now.losses_before, losses=now.losses)
+
+    def _beyond(self, folder: Path, step: Float32Array | None) -> BeyondRow | None:
+        now, training = self._closed(), self.training
+        if training.recipe is Recipe.HEAD:
+            # As the product: what its gradients do not explain is mostly a hospital's class mix.
+            return None
+        values = beyond_gradients(
+            {(part.class_index, part.fold): partial(now.descent, part) for part in now.root},
+            step,
+            steps=training.steps_per_round,
+            learning_rate=training.learning_rate,
+            before=now.losses_before,
+            losses=now.losses,
+        )
+        if values is None:
+            return None
+        path = folder / f"{BEYOND_ROW}.f32"
+        values.astype("<f4", copy=False).tofile(path)
+        return BeyondRow(path, digest_of_file(path))
 
     def _rows(
         self, kind: str, folder: Path, *, step: Float32Array | None
@@ -224,7 +249,7 @@ class TrustedArm:
         # Without a holdout set less is claimed, and no more than that may be configured.
         byzantine = min(federation.byzantine, claimed_tolerance(mode, members).f)
         self._rule = _Rule(federation, folder, Choice(federation.rule), None, byzantine=byzantine)
-        self._holdout = _Holdout()
+        self._holdout = _Holdout(federation.plan.training)
         self._shares: Mapping[NodeId, float] = capped_sizes(federation)
         self._coordinator = Coordinator(
             federation.plan,

@@ -37,6 +37,7 @@ _ENTERS: Final = (
     "matl_common/vision/metrics.py",
     "matl_coordinator/aggregation",
     "matl_coordinator/core",
+    "matl_coordinator/scoring/beyond.py",
     "matl_coordinator/scoring/path.py",
     "matl_coordinator/scoring/reach.py",
     "matl_coordinator/scoring/split.py",

@@ -4,7 +4,7 @@ The order of a round is the product's: training, admission, judgement, aggregati
 draw the same batches and the same noise whoever aggregates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from matl_coordinator.core.judgement import Enrolment
 from matl_coordinator.core.robust.gram import AggregationError
 from matl_coordinator.core.robust.registry import DEFAULT_RULE
 from matl_coordinator.core.robust.root import RootRow, update_noise_std
+from matl_coordinator.scoring.beyond import train_alike
 from matl_coordinator.scoring.split import Split, split_holdout
 
 FOLDS: Final = 4
@@ -193,6 +194,9 @@ def _sent(
         ends = opened.base, opened.base + known.mean.astype(np.float32)
         found = [simulation.learner.class_descents(each, who) for each in ends]
         known = replace(known, class_gradients=np.concatenate(found).astype(np.float64))
+        if Knowledge.TRAINING in entry.needs:
+            moved = _trained_alike(simulation, opened.base, who)
+            known = replace(known, class_training=moved.astype(np.float64))
     craft = entry.craft
     if is_private and entry.room is not Room.PRIVATE:
         craft = with_promised_noise(craft)
@@ -201,6 +205,18 @@ def _sent(
         rows = craft(known, draws).astype(np.float32)
     names = [node for node, bad in zip(cohort.nodes, hostile, strict=True) if bad]
     return sent | dict(zip(names, rows, strict=True))
+
+
+def _trained_alike(simulation: Simulation, base: Float32Array, who: Sequence[int]) -> Float32Array:
+    """What the coordinator trains to compare with, on these hospitals' patients."""
+    training = simulation.learner.plan.training
+    return train_alike(
+        lambda moved: simulation.learner.class_descents(
+            base if moved is None else base + moved, who
+        ),
+        steps=training.steps_per_round,
+        learning_rate=training.learning_rate,
+    )
 
 
 def _rule_under_attack(simulation: Simulation, arm: Arm, opened: RoundInput) -> Aggregate:

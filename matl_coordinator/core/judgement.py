@@ -19,7 +19,7 @@ from matl_coordinator.core.composite import Activity
 from matl_coordinator.core.power import ByzantinePower, byzantine_power
 from matl_coordinator.core.profile import Profile, profiles_of
 from matl_coordinator.core.robust.gram import AggregationError, Gram, leave_one_out_cosines
-from matl_coordinator.core.robust.root import RootRow, project_on_root
+from matl_coordinator.core.robust.root import BEYOND_ROW, RootRow, cosines_with, project_on_root
 from matl_coordinator.core.robust.sizes import size_cap
 from matl_coordinator.core.sybil import clusters_of
 from matl_coordinator.core.trust import update_trust
@@ -83,7 +83,7 @@ def judge_round(
 
     Args:
         gram: the admitted updates, with ``gram.noise`` where the study promises privacy and
-            all ``root`` rows among its extras.
+            all ``root`` rows among its extras, and ``BEYOND_ROW`` where there is one.
         root: rows of the root set, along the step that these updates take with their
             ``standing_weights``; ``None`` where there is none, and peers are all there is.
         loss_improvement: of the root set by each update alone; unused without a root set.
@@ -220,12 +220,14 @@ def _scores(
         label_shares={node: known for node, known in shares.items() if known is not None},
     )
     std = np.zeros(gram.n) if gram.noise is None else gram.noise.std
+    beyond = cosines_with(gram, BEYOND_ROW)
     return tuple(
         HoldoutScore(
             node_id=each.node_id,
             projection=each.projection,
             variance=each.standard_error**2 + (float(noise) * each.reference_norm) ** 2,
             loss_improvement=loss_improvement[each.node_id],
+            beyond=beyond.get(each.node_id),
         )
         for each, noise in zip(projections, std, strict=True)
     )

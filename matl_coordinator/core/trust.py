@@ -198,6 +198,7 @@ def _components(
         pogq=score.pogq,
         loss_improvement=score.loss_improvement,
         peer_cosine=None,
+        beyond=score.beyond,
     )
 
 
@@ -375,7 +376,7 @@ def _checked_scores(
             raise TrustError(f"{score.node_id} was scored but is not enrolled")
         if score.node_id in by_node:
             raise TrustError(f"{score.node_id} was scored twice in one round")
-        numbers = (score.projection, score.variance, score.loss_improvement)
+        numbers = (score.projection, score.variance, score.loss_improvement, score.beyond or 0.0)
         if not all(map(math.isfinite, numbers)) or score.variance < 0:
             raise TrustError(f"the score of {score.node_id} is not finite")
         by_node[score.node_id] = score

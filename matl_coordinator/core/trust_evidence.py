@@ -105,6 +105,7 @@ def read_score(
         rounds_excused=record.rounds_excused + excused if score.z < 0 else 0,
         profile_signal=profile.signal if profile else record.profile_signal,
         profile_information=profile.information if profile else record.profile_information,
+        beyond=_beyond(record, score, policy),
     )
     return after, Reading(relative, reliability, accumulated_z, recent_z, harm)
 
@@ -164,6 +165,15 @@ def _recent(record: TrustRecord, score: HoldoutScore, policy: TrustPolicy) -> tu
     rounds = policy.recent_memory**2 * record.recent_rounds + 1.0
     total = policy.recent_memory * record.recent + z
     return min(total, policy.recent_credit * math.sqrt(rounds)), rounds
+
+
+def _beyond(record: TrustRecord, score: HoldoutScore, policy: TrustPolicy) -> float:
+    """A single round's cosine tells little: honest ones scatter as far as they are from 0."""
+    if score.beyond is None:
+        return record.beyond
+    cosine = _clip(score.beyond, -policy.beyond_bound, policy.beyond_bound)
+    mean = policy.beyond_memory * record.beyond + (1.0 - policy.beyond_memory) * cosine
+    return min(mean, policy.beyond_credit)
 
 
 def _log_odds(

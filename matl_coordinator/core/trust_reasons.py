@@ -10,8 +10,12 @@ from matl_coordinator.core.trust_record import (
     TrustPolicy,
     TrustRecord,
     TrustState,
+    following,
     rounds_to_readmission,
 )
+
+_WORTH_SAYING = 0.995
+"""Share of its weight below which a hospital is told."""
 
 _VERDICTS = {
     TrustState.TRUSTED: "trusted",
@@ -49,6 +53,13 @@ def reason_for(
     if entered:
         return f"{_verdict(record)}: {record.quarantine_cause}"
     sentence = _reason(record, parts, policy, disagrees=disagrees)
+    share = following(record, policy)
+    if share < _WORTH_SAYING and record.state is not TrustState.QUARANTINED:
+        how = "goes against" if record.beyond < 0.0 else "hardly goes along with"
+        sentence += (
+            f"; keeps {share:.0%} of its weight: beyond the gradients it {how} the holdout "
+            f"set's own training, cosine {record.beyond:+.3f} over the rounds"
+        )
     if parts.clones and record.state is not TrustState.QUARANTINED:
         updates = "update" if parts.clones == 1 else "updates"
         sentence += f"; shares its weight with {parts.clones} nearly identical {updates}"

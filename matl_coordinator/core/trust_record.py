@@ -99,6 +99,20 @@ class TrustPolicy:
     readmit_at_most: float = 0.55
     operator_from: int = 3
     """The quarantine from which only an operator releases."""
+    beyond_initial: float = 0.06
+    """Mean cosine beyond the gradients (``scoring.beyond``) of a hospital never compared."""
+    beyond_memory: float = 0.9
+    """Share of the past in that mean."""
+    beyond_bound: float = 0.3
+    """The most that one round's cosine counts in it, either way ..."""
+    beyond_credit: float = 0.1
+    """... and the most that the mean can be, so that a hospital cannot save up."""
+    beyond_full: float = 0.02
+    """Mean cosine from which a hospital counts in full ..."""
+    beyond_against: float = -0.06
+    """... and down from which for the least: honest ones that have few classes stay around 0."""
+    beyond_least: float = 0.05
+    """Share of its weight that any hospital keeps: going another way excludes nobody."""
     minimum_strength: float = 2.0
     """Least sum of ψ over the hospitals that count; at most the number enrolled times
     ψ of the initial trust, so that a small federation can begin."""
@@ -138,6 +152,9 @@ class HoldoutScore:
     """v: of the projection, from the finite holdout set and from privacy noise."""
     loss_improvement: float
     """Mean holdout loss before less after the update alone, privacy noise and all."""
+    beyond: float | None = None
+    """Cosine with what the holdout set's own training does beyond its gradients; None where
+    there is nothing to compare with."""
 
     @property
     def z(self) -> float:
@@ -197,6 +214,8 @@ class Components:
     """Of that class, in shares of its gradient, over the rounds; negative if they lack it."""
     profile_z: float | None = None
     profile_harm: bool = False
+    beyond: float | None = None
+    """Cosine with what the holdout set's own training does beyond its gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +255,8 @@ class TrustRecord:
     """By class of the holdout set: faded sum of profile surplus / variance."""
     profile_information: tuple[float, ...] = ()
     """By class: faded sum of 1 / variance."""
+    beyond: float = DEFAULT_POLICY.beyond_initial
+    """Faded mean of the cosines beyond the gradients."""
     components: Components | None = None
 
 
@@ -247,6 +268,7 @@ def initial_record(node_id: NodeId, policy: TrustPolicy = DEFAULT_POLICY) -> Tru
         state=state_of(policy.initial, policy),
         evidence=policy.initial_evidence,
         reason="not scored yet",
+        beyond=policy.beyond_initial,
     )
 
 
@@ -267,6 +289,17 @@ def state_of(trust: float, policy: TrustPolicy) -> TrustState:
     if trust >= policy.excluded_below:
         return TrustState.MARGINAL
     return TrustState.QUARANTINED
+
+
+def following(record: TrustRecord, policy: TrustPolicy = DEFAULT_POLICY) -> float:
+    """φ: the share of its weight that a hospital has for going along with what lies beyond the
+    gradients; from ``beyond_least`` to 1, and 1 where trust follows the paper's score.
+    """
+    if policy.composite == "matl-paper":
+        return 1.0
+    above = record.beyond - policy.beyond_against
+    share = above / (policy.beyond_full - policy.beyond_against)
+    return min(1.0, max(policy.beyond_least, share))
 
 
 def rounds_to_readmission(record: TrustRecord, policy: TrustPolicy = DEFAULT_POLICY) -> int:

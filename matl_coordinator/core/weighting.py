@@ -17,6 +17,7 @@ from matl_coordinator.core.trust_record import (
     TrustPolicy,
     TrustRecord,
     TrustState,
+    following,
 )
 
 
@@ -75,12 +76,13 @@ def aggregation_weights(
 ) -> Weighting | Hold:
     """Share out the aggregate among the hospitals whose updates were admitted.
 
-    w ∝ ψ(trust) · 1[no harm this round] · min(patients, cap) / |cluster|, with the cap of
-    ``size_cap``. The round is held for want of combined trust, or if those that count have
-    less than half of the capped patients that the others have when the f largest are
-    hostile: all the patients would ask for more than the honest alone may have. Clones count
-    in full towards that, so that copying a hospital cannot be used to hold rounds. So is a round
-    of no more updates than may be hostile, those apart that gave themselves away.
+    w ∝ ψ(trust) · φ · 1[no harm this round] · min(patients, cap) / |cluster|, with the cap of
+    ``size_cap`` and φ of ``following``. The round is held for want of combined trust, or if those
+    that count have less than half of the capped patients that the others have when the f largest
+    are hostile: all the patients would ask for more than the honest alone may have. Clones, and
+    those that do not follow, count in full towards that, so that neither can be used to hold
+    rounds. So is a round of no more updates than may be hostile, those apart that gave themselves
+    away.
 
     Args:
         records: after this round's ``update_trust``.
@@ -121,7 +123,13 @@ def aggregation_weights(
             f"hospital; at least {math.ceil(quorum)} are needed"
         )
     sharing = {node: len(cluster) for cluster in clusters for node in cluster}
-    raw = {node: strength[node] * capped[node] / sharing.get(node, 1) for node in present}
+    raw = {
+        node: strength[node]
+        * following(by_node[node], policy)
+        * capped[node]
+        / sharing.get(node, 1)
+        for node in present
+    }
     whole = math.fsum(raw.values())
     return Weighting({node: weight / whole for node, weight in raw.items()})
 

@@ -15,7 +15,13 @@ from matl_common.worker import Message, WorkerCrashedError, WorkerProcess
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
-from matl_coordinator.ports import HoldoutFacts, HoldoutReport, InitialModel, RootGradient
+from matl_coordinator.ports import (
+    BeyondRow,
+    HoldoutFacts,
+    HoldoutReport,
+    InitialModel,
+    RootGradient,
+)
 
 FOLDS = 4
 
@@ -68,8 +74,17 @@ class _RowsAnswer(_Answer):
         )
 
 
+class _BeyondAnswer(_Answer):
+    path: str
+    sha256: str
+
+    def row(self) -> BeyondRow:
+        return BeyondRow(Path(self.path), parse_digest(self.sha256))
+
+
 class _ScoreAnswer(_RowsAnswer):
     nodes: dict[str, _NodeAnswer]
+    beyond: _BeyondAnswer | None
     reach: Reach
 
 
@@ -143,12 +158,16 @@ class WorkerScorer:
             "weights": {node: weights[node] for node in sorted(updates)},
             "out_dir": str(folder),
             "folds": FOLDS,
+            "steps": self._config.study.steps_per_round,
+            "learning_rate": self._config.study.learning_rate,
+            "max_grad_norm": self._config.study.max_grad_norm,
         }
         answer = _parse(_ScoreAnswer, await self._run(request))
         if answer.nodes.keys() != updates.keys():
             raise WorkerCrashedError("the scoring worker answered for other updates than asked")
         return HoldoutReport(
             path=answer.gradients(),
+            beyond=None if answer.beyond is None else answer.beyond.row(),
             loss_improvement={
                 node: answer.nodes[node].loss_improvement for node in sorted(updates)
             },

@@ -19,10 +19,12 @@ from matl_common.vision.dataset import plain_view
 from matl_common.vision.linear_head import (
     BIAS_INPUT,
     LinearHead,
+    clipped_gradient_sum,
     head_logits,
     project,
     residuals,
 )
+from matl_coordinator.scoring.clipped import clipped_descent
 from matl_coordinator.scoring.split import Indices
 
 Float64Array = NDArray[np.float64]
@@ -42,8 +44,17 @@ class Judge(Protocol):
         """The base model's likeliest class of every holdout row."""
         ...
 
-    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
-        """Minus the gradient of the mean loss over ``rows``, laid out like an update."""
+    def descent(
+        self,
+        rows: Indices,
+        *,
+        update: Float32Vector | None = None,
+        max_grad_norm: float | None = None,
+    ) -> Float32Vector:
+        """Minus the gradient of the mean loss over ``rows``, laid out like an update.
+
+        With ``max_grad_norm`` every image's is clipped to it first, as hospitals do.
+        """
         ...
 
 
@@ -74,12 +85,20 @@ class HeadJudge:
         likeliest: LabelArray = logits.argmax(axis=1)
         return likeliest
 
-    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
+    def descent(
+        self,
+        rows: Indices,
+        *,
+        update: Float32Vector | None = None,
+        max_grad_norm: float | None = None,
+    ) -> Float32Vector:
         """As ``Judge.descent``."""
-        inputs = self._inputs[rows]
-        errors = residuals(head_logits(inputs, *self._parameters(update)), self.labels[rows])
-        weight = errors.T @ inputs
-        bias = BIAS_INPUT * errors.sum(axis=0)
+        inputs, labels, at = self._inputs[rows], self.labels[rows], self._parameters(update)
+        if max_grad_norm is None:
+            errors = residuals(head_logits(inputs, *at), labels)
+            weight, bias = errors.T @ inputs, BIAS_INPUT * errors.sum(axis=0)
+        else:
+            weight, bias = clipped_gradient_sum(inputs, labels, *at, max_grad_norm=max_grad_norm)
         flat = np.concatenate([weight.ravel(), bias]) / -len(rows)
         return flat.astype(np.float32)
 
@@ -131,9 +150,18 @@ class NetworkJudge:
         every = np.arange(len(self.labels))
         return np.concatenate([logits.argmax(axis=1) for _, logits in self._logits(every)])
 
-    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
+    def descent(
+        self,
+        rows: Indices,
+        *,
+        update: Float32Vector | None = None,
+        max_grad_norm: float | None = None,
+    ) -> Float32Vector:
         """As ``Judge.descent``."""
         self._set_parameters(update)
+        if max_grad_norm is not None:
+            parameters = list(self._network.parameters())
+            return clipped_descent(map(self._loss, rows), parameters, max_grad_norm=max_grad_norm)
         self._network.zero_grad(set_to_none=True)
         for part in self._batches(rows):
             labels = torch.from_numpy(self.labels[part]).to(self._device)
@@ -141,6 +169,10 @@ class NetworkJudge:
             # Batches of a fold may differ in size; the mean is over rows, not batches.
             (loss * (len(part) / len(rows))).backward()  # type: ignore[no-untyped-call]
         return np.concatenate([_descent_of(parameter) for parameter in self._network.parameters()])
+
+    def _loss(self, row: np.int64) -> Tensor:
+        label = torch.tensor([int(self.labels[row])], device=self._device)
+        return functional.cross_entropy(self._network(self._images(np.array([row]))), label)
 
     def _set_parameters(self, update: Float32Vector | None) -> None:
         change = None if update is None else update_views(update, self._schema)

@@ -1,4 +1,4 @@
-"""What each update does to the holdout loss along the step that a round is about to take.
+"""What each update does to the holdout loss along the step that a round may take.
 
 The gradient at the base model alone tells what an update does to first order, and an attacker
 may hide behind it whatever shows only further on. The mean of the gradients at both ends of the
@@ -52,7 +52,7 @@ def common_step(
         update = read(node)
         factor = weights[node] / total * (longest / max(longest, norms[node], _TINY))
         step = np.zeros(len(update)) if step is None else step
-        for block in _blocks(len(update)):
+        for block in blocks_of(len(update)):
             step[block] += factor * _finite(update[block])
     assert step is not None, "somebody counts"
     return step.astype(np.float32)
@@ -85,11 +85,11 @@ def descent_along(descent: Descent, step: Float32Vector | None) -> Float32Vector
 
 
 def _norm(update: Float32Vector) -> float:
-    squares = (float(np.square(_finite(update[block])).sum()) for block in _blocks(len(update)))
+    squares = (float(np.square(_finite(update[block])).sum()) for block in blocks_of(len(update)))
     return math.sqrt(math.fsum(squares))
 
 
-def _blocks(elements: int) -> Iterator[slice]:
+def blocks_of(elements: int) -> Iterator[slice]:
     """An update of a large network need not be held twice."""
     for start in range(0, elements, _BLOCK):
         yield slice(start, start + _BLOCK)

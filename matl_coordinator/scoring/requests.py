@@ -96,6 +96,11 @@ class ScoreRequest(_RowsJob):
     updates: Annotated[dict[NodeName, FilePath], Field(max_length=MAX_UPDATES)]
     weights: Annotated[dict[NodeName, Weight], Field(max_length=MAX_UPDATES)]
     """What each update counts for in that step; 0 where it is not named."""
+    steps: int = Field(ge=1)
+    """Gradient steps in a round, as hospitals train."""
+    learning_rate: float = Field(gt=0.0, allow_inf_nan=False)
+    max_grad_norm: float = Field(gt=0.0, allow_inf_nan=False)
+    """To which hospitals clip every image's gradient."""
 
     @model_validator(mode="after")
     def _check(self) -> "ScoreRequest":

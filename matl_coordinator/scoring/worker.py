@@ -44,6 +44,8 @@ from matl_common.vision.linear_head import parse_head
 from matl_common.vision.metrics import evaluate
 from matl_common.vision.requests import ImageSource
 from matl_common.worker import Message, ReportProgress, serve
+from matl_coordinator.core.robust.root import BEYOND_ROW
+from matl_coordinator.scoring.beyond import beyond_gradients
 from matl_coordinator.scoring.initial import write_initial_head, write_initial_network
 from matl_coordinator.scoring.judges import Float64Array, HeadJudge, Judge, LabelArray, NetworkJudge
 from matl_coordinator.scoring.path import Descent, common_step, descent_along
@@ -171,10 +173,28 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
         nodes[node] = _node_score(judge, split, before=before, update=path, schema=schema)
         report({"scored": len(nodes), "updates": len(request.updates)})
     step = common_step(lambda node: read_update(request.updates[node], schema), request.weights)
-    reach, step = try_step(step, before=before, losses=partial(_losses_after, judge, split))
+    losses = partial(_losses_after, judge, split)
+    reach, step = try_step(step, before=before, losses=losses)
+    # What a linear head's gradients do not explain is mostly a hospital's class mix.
+    beyond = None
+    if request.recipe is Recipe.FULL:
+        beyond = beyond_gradients(
+            {
+                part: _descent_over(judge, members, max_grad_norm=request.max_grad_norm)
+                for part, members in split.folds.items()
+            },
+            step,
+            steps=request.steps,
+            learning_rate=request.learning_rate,
+            before=before,
+            losses=losses,
+        )
     return {
         "nodes": nodes,
         "reach": reach,
+        "beyond": None
+        if beyond is None
+        else _write_row(beyond, request.out_dir / f"{BEYOND_ROW}.f32"),
         "rows": _write_rows("path", judge, split, request.out_dir, step=step),
         "reference_images": split.reference_images,
         "validation_images": len(split.validation),
@@ -227,24 +247,20 @@ def _write_rows(
         descent = descent_along(_descent_over(judge, members), step)
         if not np.isfinite(descent).all():
             raise IntegrityError("the base model's gradient on the holdout set is not finite")
-        data = descent.astype("<f4", copy=False).tobytes()
-        # Neither durable nor atomic: after a crash they are computed again.
-        path.write_bytes(data)
-        rows.append(
-            {
-                "name": name,
-                "path": str(path),
-                "class_index": label,
-                "fold": fold,
-                "images": len(members),
-                "sha256": digest_of(data),
-            }
-        )
+        facts = {"name": name, "class_index": label, "fold": fold, "images": len(members)}
+        rows.append(facts | _write_row(descent, path))
     return rows
 
 
-def _descent_over(judge: Judge, members: Indices) -> Descent:
-    return lambda update: judge.descent(members, update=update)
+def _write_row(row: Float32Vector, path: Path) -> Message:
+    data = row.astype("<f4", copy=False).tobytes()
+    # Neither durable nor atomic: after a crash they are computed again.
+    path.write_bytes(data)
+    return {"path": str(path), "sha256": digest_of(data)}
+
+
+def _descent_over(judge: Judge, members: Indices, *, max_grad_norm: float | None = None) -> Descent:
+    return lambda update: judge.descent(members, update=update, max_grad_norm=max_grad_norm)
 
 
 def _judge(request: ModelJob) -> tuple[Judge, ModelSchema]:

@@ -118,7 +118,7 @@ def score_entries(rnd: Round, verdict: Verdict, *, seed: int, at: datetime) -> I
         rule=verdict.rule,
         aggregator=aggregator_facts(verdict.configured, f=verdict.f),
         coordinate_seed=f"{seed:015x}",
-        root={each.row.name: each.digest for each in verdict.root},
+        root={each.name: each.digest for each in verdict.root},
         # Rows along the step end by it; a held round has no other entry to say so.
         reach=verdict.reach,
         clusters=numbered([_names(cluster) for cluster in judgement.clusters]),

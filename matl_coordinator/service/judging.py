@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from matl_coordinator.core.robust.registry import Aggregator
 from matl_coordinator.core.rounds import Admitted, NodeWeight, Round
 from matl_coordinator.core.trust_record import TrustPolicy, TrustRecord
 from matl_coordinator.ports import (
+    BeyondRow,
     ModelStore,
     RootGradient,
     SpooledUpdates,
@@ -55,7 +56,7 @@ class Verdict:
     """One for each admitted hospital; empty when the round is held."""
     reach: float
     """How much of the hospitals' common step the holdout set bears."""
-    root: tuple[RootGradient, ...]
+    root: tuple[RootGradient | BeyondRow, ...]
     """What updates were scored with, and what the rule will ask for."""
     rule: str
     """What the updates will be aggregated by, every parameter in it."""
@@ -208,7 +209,7 @@ class Judge:
             judgement,
             weights,
             survey.reach,
-            (*survey.root, *survey.path),
+            (*survey.root, *survey.path, *(() if survey.beyond is None else (survey.beyond,))),
             aggregator.describe(),
             configured=self._aggregator,
             f=self._byzantine,
@@ -348,4 +349,6 @@ class Judge:
 
 
 def _discard(candidate: Path) -> None:
-    candidate.unlink(missing_ok=True)
+    # What cannot be deleted goes at the next start, and must not hide why it is to go.
+    with suppress(OSError):
+        candidate.unlink(missing_ok=True)

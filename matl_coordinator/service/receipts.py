@@ -33,7 +33,7 @@ def score_receipts(
     signer: Signer,
 ) -> tuple[Entry, ...]:
     """Sign every score of a round, each for an entry that its hospital may read."""
-    root = root_digest({each.row.name: each.digest for each in verdict.root})
+    root = root_digest({each.name: each.digest for each in verdict.root})
     found = (
         receipt_of(
             record,

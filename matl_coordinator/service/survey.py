@@ -45,6 +45,7 @@ from matl_coordinator.core.robust.gram import (
 from matl_coordinator.core.robust.root import RootRow, update_noise_std
 from matl_coordinator.core.rounds import Round
 from matl_coordinator.ports import (
+    BeyondRow,
     Histories,
     HoldoutReport,
     ModelStore,
@@ -89,6 +90,8 @@ class Survey:
     """At the base model, for a rule that asks for them."""
     path: tuple[RootGradient, ...]
     """Along the updates' common step, where they were scored."""
+    beyond: BeyondRow | None
+    """What the holdout set's own training does beyond those."""
     loss_improvement: Mapping[NodeId, float]
     reach: float
     """How much of that step the holdout set bears; 1 where nothing was scored."""
@@ -166,7 +169,7 @@ class Surveyor:
             )
         rows = await asyncio.to_thread(self.rows, rnd, updates, nodes)
         root: tuple[RootGradient, ...] = ()
-        report = HoldoutReport((), {}, reach=1.0)
+        report = HoldoutReport((), None, {}, reach=1.0)
         folder = self._spool.scratch(rnd.round_id)
         if needs.root:
             root = await self._scorer.root(rnd.base_model, folder=folder)
@@ -175,7 +178,8 @@ class Surveyor:
             report = await self._scorer.report(
                 rnd.base_model, paths, weights=judged.weights, folder=folder
             )
-        extras = [Row(each.row.name, each.path) for each in (*root, *report.path)]
+        beyond = () if report.beyond is None else (report.beyond,)
+        extras = [Row(each.name, each.path) for each in (*root, *report.path, *beyond)]
         if needs.previous:
             extras.append(await asyncio.to_thread(self._previous, rnd, released_in))
         if self._shared is not None:
@@ -203,6 +207,7 @@ class Surveyor:
             tuple(extras),
             root=root,
             path=report.path,
+            beyond=report.beyond,
             loss_improvement=report.loss_improvement,
             reach=report.reach,
         )

@@ -28,6 +28,7 @@ def known(*, seed: int = 0, round: int = 1, private: bool = True) -> Honest:
         noise_std=np.linspace(0.5, 2.0, F) * STD if private else None,
         root=common + 0.1 * draws.standard_normal(D),
         class_gradients=common + draws.standard_normal((4, D)),
+        class_training=common + draws.standard_normal(D),
         aggregate=lambda rows: np.asarray(np.median(rows, axis=0)),
     )
 

@@ -36,6 +36,19 @@ def test_inside_the_classes_an_update_is_the_honest_one_and_outside_it_goes_agai
     assert np.linalg.norm(rows, axis=1) == pytest.approx(np.full(len(rows), length))
 
 
+def test_an_update_is_also_the_honest_one_in_what_the_coordinator_trains_itself() -> None:
+    honest = known()
+    assert honest.class_gradients is not None
+    assert honest.class_training is not None
+    seen = np.vstack([honest.class_gradients, honest.class_training])
+    rows = crafted("within_training", honest)
+    np.testing.assert_allclose(rows @ seen.T, honest.own @ seen.T)
+    blind = crafted("within_classes", honest) @ honest.class_training
+    assert np.abs(blind - honest.own @ honest.class_training).min() > 0.1
+    basis, _ = np.linalg.qr(seen.T)
+    assert (rows @ (honest.mean - basis @ (basis.T @ honest.mean)) < 0.0).all()
+
+
 def test_a_cosine_beyond_one_is_refused() -> None:
     with pytest.raises(AttackError):
         held_cosine(known(), np.random.default_rng(0), cosine=1.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ def test_one_attacker_against_two_hospitals_of_one_coordinate_sends_one_row(name
         noise_std=np.array([0.1]),
         root=np.array([1.0]),
         class_gradients=np.array([[1.0], [-0.5]]),
+        class_training=np.array([2.0]),
         aggregate=lambda rows: rows.mean(axis=0),
     )
     if name.startswith("held_cosine"):
@@ -83,14 +85,16 @@ def test_one_attacker_against_two_hospitals_of_one_coordinate_sends_one_row(name
     ("name", "entry"), [(n, e) for n, e in ATTACKS.items() if e.needs], ids=lambda v: str(v)[:30]
 )
 def test_an_attack_that_is_not_given_what_it_needs_says_what(name: str, entry: AttackEntry) -> None:
-    poor = Honest(np.ones((3, 4)), np.ones((2, 4)))
     if name == "noise_free_ipm":
         # It leaves the noise out, and so does not look at how much there would be.
+        poor = Honest(np.ones((3, 4)), np.ones((2, 4)))
         assert crafted(name, poor).shape == (2, 4)
         return
-    (need,) = entry.needs
-    with pytest.raises(AttackError, match=need.value):
-        crafted(name, poor)
+    for missing in entry.needs:
+        rest: Any = {each.value: getattr(known(), each.value) for each in entry.needs - {missing}}
+        given = Honest(known().updates, known().own, **rest)
+        with pytest.raises(AttackError, match=missing.value):
+            crafted(name, given)
 
 
 def test_attacks_that_need_nothing_more_need_nothing_more() -> None:

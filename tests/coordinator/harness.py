@@ -61,6 +61,7 @@ from matl_coordinator.core.robust.root import RootRow
 from matl_coordinator.core.rounds import Evaluation
 from matl_coordinator.metrics import Metrics
 from matl_coordinator.ports import (
+    BeyondRow,
     ForeignRow,
     HoldoutFacts,
     HoldoutReport,
@@ -232,6 +233,8 @@ class QuadraticScorer:
     """How much of the next candidates the holdout set bears; all of any after those."""
     tried: list[Path] = field(default_factory=list)
     """Candidates it was asked about."""
+    beyond: NDArray[np.float64] | None = None
+    """What its own training does beyond its gradients."""
     build: asyncio.Event | None = None
     """Aggregating by a rule that looks at the root set waits for it."""
 
@@ -274,7 +277,16 @@ class QuadraticScorer:
             for node, path in updates.items()
         }
         # The loss is quadratic: the mean of both ends' gradients is the one halfway.
-        return HoldoutReport(self._rows("path", folder, halfway), improvement, reach=1.0)
+        path = self._rows("path", folder, halfway)
+        return HoldoutReport(path, self._beyond(folder), improvement, reach=1.0)
+
+    def _beyond(self, folder: Path) -> BeyondRow | None:
+        if self.beyond is None:
+            return None
+        data = self.beyond.astype("<f4").tobytes()
+        path = folder / "beyond-gradients.f32"
+        path.write_bytes(data)
+        return BeyondRow(path, digest_of(data))
 
     async def reach(self, base_model: Digest, candidate: Path) -> float:
         self._fail()

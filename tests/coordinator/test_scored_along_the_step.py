@@ -1,6 +1,7 @@
 """Whom the coordinator counts, and how much, in the step along which it scores a round."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,11 @@ from tests.coordinator.harness import (
 
 A, B, C = NODES
 Message = dict[str, Any]
+TRAINED_BY = {
+    "steps": "steps_per_round",
+    "learning_rate": "learning_rate",
+    "max_grad_norm": "max_grad_norm",
+}
 
 
 def watched(coordinator: Running) -> list[Mapping[NodeId, float]]:
@@ -98,9 +104,10 @@ async def test_the_worker_is_told_what_each_update_counts_for_and_says_how_far(
         async def run(self, request: Message, *, timeout_seconds: float) -> Message:
             told.append(request)
             nodes = {name: {"loss_improvement": 0.0} for name in request.get("updates", ())}
-            return {"nodes": nodes, "rows": [], "reach": self.reach}
+            return {"nodes": nodes, "rows": [], "reach": self.reach, "beyond": None}
 
-    site, worker = make_site(tmp_path), Worker()
+    study = {"steps_per_round": 7, "learning_rate": 0.25, "max_grad_norm": 0.5}
+    site, worker = make_site(tmp_path, study=study), Worker()
     scorer = WorkerScorer(
         cast("WorkerProcess", worker), config=site.config, model_path=lambda _: tmp_path
     )
@@ -110,6 +117,9 @@ async def test_the_worker_is_told_what_each_update_counts_for_and_says_how_far(
     report = await scorer.report(model, asked, weights=weights, folder=tmp_path)
     (request,) = told
     assert request["weights"] == {A: 0.25, B: 3.0}
+    study = site.config.study.model_dump()
+    for name, of_study in TRAINED_BY.items():
+        assert request[name] == study[of_study]
     assert report.reach == 0.25
     for worker.reach in (0.0, 1.5, float("nan")):
         with pytest.raises(WorkerCrashedError, match="reach"):
@@ -127,6 +137,9 @@ def test_a_hospital_counts_by_its_trust_and_its_capped_size() -> None:
     trust = [quarantine(initial_record(C), why="stolen laptop")]
     weights = standing_weights(trust, enrolled, byzantine=1)
     assert weights[C] == 0.0
+    # What lies beyond the gradients is asked about along this very step, and decides after it.
+    aside = [*trust, replace(initial_record(A), beyond=-1.0)]
+    assert standing_weights(aside, enrolled, byzantine=1) == weights
     assert 0.0 < weights[B] < 100.0
     assert weights[B] < weights[A] < weights[B] + 200.0
     back = standing_weights([release(trust[0], why="found")], enrolled, byzantine=1)

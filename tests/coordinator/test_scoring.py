@@ -100,7 +100,8 @@ class Site:
         if job in ("root", "score"):
             message |= {"out_dir": str(self.folder / "rows")}
         if job == "score":
-            message |= {"updates": {}, "weights": {}}
+            message |= {"updates": {}, "weights": {}, "steps": 3, "learning_rate": 0.5}
+            message |= {"max_grad_norm": 1.0}
         return message | more
 
     def score(
@@ -278,6 +279,32 @@ def test_the_rows_are_the_mean_of_the_gradients_at_both_ends_of_the_step(
     scored = values_of(rows)
     expected = site.both_ends(recipe, 0.75 * along + 0.25 * aside)
     np.testing.assert_allclose(scored, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_training_beyond_the_gradients_is_at_right_angles_to_those_at_both_ends(
+    site: Site,
+) -> None:
+    recipe = "full"
+    step = 0.5 * site.descent(recipe)
+    told = site.score(recipe, {"a": step}, {"a": 1.0})["beyond"]
+    rest = np.fromfile(told["path"], dtype="<f4").astype(np.float64)
+    assert told["sha256"] == digest_of_file(Path(told["path"]))
+    assert len(rest) == len(step)
+    there = site.moved(recipe, step)
+    ahead = {"model_path": str(there), "model_digest": digest_of_file(there)}
+    for more in ({}, ahead):
+        rows = site.root(recipe, **more)
+        values = values_of(rows).astype(np.float64)
+        for label in range(5):
+            mean = values[[row["class_index"] == label for row in rows]].mean(axis=0)
+            assert abs(rest @ mean) < 1e-3 * np.linalg.norm(rest) * np.linalg.norm(mean)
+    # Nobody's step: nothing to compare with.
+    assert site.score(recipe, {"a": step}, {"a": 0.0})["beyond"] is None
+
+
+def test_a_head_is_not_compared_with_what_training_does_beyond_the_gradients(site: Site) -> None:
+    step = 0.5 * site.descent("head")
+    assert site.score("head", {"a": step}, {"a": 1.0})["beyond"] is None
 
 
 @RECIPES

@@ -6,7 +6,12 @@ import pytest
 from matl_common.ids import NodeId
 from matl_common.protocol import PrivacyTerms, Recipe, TrainingPlan
 from matl_coordinator.core.robust.gram import AggregationError, Float64Array, Gram, RowFacts
-from matl_coordinator.core.robust.root import RootRow, project_on_root, update_noise_std
+from matl_coordinator.core.robust.root import (
+    RootRow,
+    cosines_with,
+    project_on_root,
+    update_noise_std,
+)
 
 A = NodeId("a")
 ROOT = tuple(
@@ -39,6 +44,15 @@ def test_without_a_label_mix_every_class_of_the_root_set_counts_the_same() -> No
 def test_the_reference_is_half_way_between_the_hospitals_mix_and_the_root_sets() -> None:
     (found,) = project_on_root(gram_of(UPDATE, GRADIENTS), ROOT, label_shares={A: [1.0, 0.0]})
     assert found.projection == pytest.approx(0.75 * 10 * 2 + 0.25 * 1 * 6)
+
+
+def test_a_cosine_with_an_extra_row_is_of_every_update_that_has_a_direction() -> None:
+    b, c = NodeId("b"), NodeId("c")
+    rows = {A: np.array([1.0, 1.0]), b: np.array([-3.0, 0.0]), c: np.zeros(2)}
+    gram = Gram.of(rows, {"other": np.array([0.0, 5.0]), "row": np.array([7.0, 0.0])})
+    assert cosines_with(gram, "row") == pytest.approx({A: math.sqrt(0.5), b: -1.0})
+    assert cosines_with(gram, "none") == {}
+    assert cosines_with(Gram.of(rows, {"row": np.zeros(2)}), "row") == {}
 
 
 def test_the_standard_error_comes_from_the_spread_between_folds() -> None:

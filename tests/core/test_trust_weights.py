@@ -18,6 +18,7 @@ from matl_coordinator.core.trust import (
     initial_record,
     update_trust,
 )
+from matl_coordinator.core.trust_record import following
 from matl_coordinator.core.weighting import trust_weight
 
 NODES = tuple(NodeId(f"hospital_{letter}") for letter in "abcde")
@@ -59,6 +60,82 @@ def test_full_trust_gives_the_capped_sizes() -> None:
 )
 def test_the_weight_grows_with_trust(trust: float, weight: float) -> None:
     assert trust_weight(standing(trust)) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("beyond", "share"), [(-1.0, 0.05), (-0.06, 0.05), (-0.02, 0.5), (0.02, 1.0), (0.06, 1.0)]
+)
+def test_the_weight_falls_where_a_hospital_goes_against_what_lies_beyond_the_gradients(
+    beyond: float, share: float
+) -> None:
+    record = replace(standing(1.0), beyond=beyond)
+    assert following(record) == pytest.approx(share)
+    assert following(record, TrustPolicy(composite="matl-paper")) == 1.0
+    records = [record, *(standing(1.0, node) for node in NODES[1:])]
+    found = shares(aggregation_weights(records, PATIENTS, present=NODES, f=2))
+    plain = shares(weighed({}))
+    paper = TrustPolicy(composite="matl-paper")
+    by_paper = aggregation_weights(records, PATIENTS, present=NODES, f=2, policy=paper)
+    assert shares(by_paper) == pytest.approx(plain)
+    assert found[0] / found[1] == pytest.approx(share * plain[0] / plain[1])
+
+
+def test_nobody_holds_a_round_by_going_against_what_lies_beyond_the_gradients() -> None:
+    records = [replace(standing(1.0, node), beyond=-1.0) for node in NODES]
+    found = aggregation_weights(records, PATIENTS, present=NODES, f=2)
+    assert shares(found) == pytest.approx(shares(weighed({})))
+
+
+@pytest.mark.parametrize(
+    ("cosine", "mean"), [(None, 0.06), (-0.2, 0.034), (-0.9, 0.024), (0.2, 0.074), (0.9, 0.084)]
+)
+def test_cosines_beyond_the_gradients_are_averaged_over_the_rounds(
+    cosine: float | None, mean: float
+) -> None:
+    (node, *_) = NODES
+    score = HoldoutScore(node, 1.0, 0.01, 0.1, beyond=cosine)
+    (after,) = update_trust([initial_record(node)], [score], round_id=RoundId(1))
+    assert after.beyond == pytest.approx(mean)
+    assert after.components is not None
+    assert after.components.beyond == cosine
+
+
+def test_no_long_good_past_outweighs_what_comes_after_it() -> None:
+    (node, *_) = NODES
+    records: tuple[TrustRecord, ...] = (initial_record(node),)
+    for number in range(1, 31):
+        cosine = 0.9 if number <= 20 else -0.1
+        score = HoldoutScore(node, 1.0, 0.01, 0.1, beyond=cosine)
+        records = update_trust(records, [score], round_id=RoundId(number))
+        if number == 20:
+            assert records[0].beyond == pytest.approx(0.1)
+    assert following(records[0]) == pytest.approx((0.06 - 0.1 + 0.2 * 0.9**10) / 0.08, abs=1e-6)
+
+
+def test_a_hospital_is_told_that_it_lost_weight_and_how_it_goes() -> None:
+    (node, *_) = NODES
+    start = replace(standing(0.9), beyond=0.019996)
+    for beyond, told in [
+        (-0.3, "keeps 5% of its weight: beyond the gradients it goes against the holdout set's"),
+        (0.0, "of its weight: beyond the gradients it hardly goes along with the holdout set's"),
+    ]:
+        score = HoldoutScore(node, 1.0, 0.01, 0.1, beyond=beyond)
+        record = replace(start, beyond=-0.06 if beyond < 0 else 0.01)
+        (after,) = update_trust([record], [score], round_id=RoundId(1))
+        assert told in after.reason
+        held = replace(record, state=TrustState.QUARANTINED, operator_hold=True)
+        (after,) = update_trust([held], [score], round_id=RoundId(1))
+        assert "of its weight" not in after.reason
+    whole = HoldoutScore(node, 1.0, 0.01, 0.1, beyond=0.019996)
+    (after,) = update_trust([start], [whole], round_id=RoundId(1))
+    assert "of its weight" not in after.reason
+
+
+def test_a_cosine_that_is_not_a_number_is_refused() -> None:
+    (node, *_) = NODES
+    score = HoldoutScore(node, 1.0, 0.01, 0.1, beyond=float("nan"))
+    with pytest.raises(TrustError, match="not finite"):
+        update_trust([initial_record(node)], [score], round_id=RoundId(1))
 
 
 @given(

@@ -1,5 +1,6 @@
 """One simulated study: its hospitals, its noise, its attackers, and who decides."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,7 @@ async def test_updates_are_scored_along_the_step_they_take_together(
     closed = closed_round(simulation, np.float32(times) * sent)
     weights = {node: float(number) for number, node in enumerate(closed.updates)}
     files = dict.fromkeys(closed.updates, tmp_path)
-    report = await _Holdout(closed).report(
+    report = await _Holdout(simulation.federation.plan.training, closed).report(
         digest_of(b"model"), files, weights=weights, folder=tmp_path
     )
     step = common_step(closed.updates.__getitem__, weights)
@@ -98,6 +99,57 @@ async def test_updates_are_scored_along_the_step_they_take_together(
         ends = closed.descent(each.row, None), closed.descent(each.row, step)
         assert np.abs(ends[1] - ends[0]).max() > 1e-4
         np.testing.assert_allclose(found, (ends[0] + ends[1]) / 2, rtol=1e-5, atol=1e-8)
+
+
+def test_within_training_is_also_honest_in_what_the_coordinator_trains_to_compare_with(
+    digits: Images, tmp_path: Path
+) -> None:
+    simulation = prepare(digits, study("within_training"), seed=3)
+    learner, hostile = simulation.learner, simulation.cohort.hostile
+    base, training = learner.initial(), learner.plan.training
+    local = learner.train(base, round_number=1)
+    opened = closed_round(simulation, local.sent)
+    arm = make_arm(ArmName.MATL, simulation.federation, tmp_path, first_model=base)
+    sent = np.stack(list(_sent(simulation, arm, local, opened, previous=None).values()))
+    who = [int(number) for number in np.flatnonzero(hostile)]
+    moved = np.zeros_like(base)
+    for _ in range(training.steps_per_round):
+        slope = learner.class_descents(base + moved, who).mean(axis=0)
+        moved += np.float32(training.learning_rate) * slope
+    own, found = local.clean[hostile] @ moved, sent[hostile] @ moved
+    np.testing.assert_allclose(found, own, atol=1e-3 * np.abs(own).max())
+    assert np.abs(sent[hostile] - local.clean[hostile]).max() > 0.01
+
+
+def test_updates_are_compared_with_what_training_on_the_root_set_does_beyond_its_gradients(
+    digits: Images, tmp_path: Path
+) -> None:
+    simulation = prepare(digits, study("none"), seed=3)
+    learner = simulation.learner
+    base, training = learner.initial(), learner.plan.training
+    closed = closed_round(simulation, learner.train(base, round_number=1).sent)
+    weights = dict.fromkeys(closed.updates, 1.0)
+    files = dict.fromkeys(closed.updates, tmp_path)
+    report = asyncio.run(
+        _Holdout(training, closed).report(
+            digest_of(b"model"), files, weights=weights, folder=tmp_path
+        )
+    )
+    assert report.beyond is not None
+    rest = np.fromfile(report.beyond.path, dtype="<f4").astype(np.float64)
+    assert report.beyond.digest == digest_of(report.beyond.path.read_bytes())
+    step = common_step(closed.updates.__getitem__, weights)
+    for at in (None, step):
+        for part in closed.root:
+            of_class = np.mean(
+                [closed.descent(r, at) for r in closed.root if r.class_index == part.class_index],
+                axis=0,
+                dtype=np.float64,
+            )
+            cosine = rest @ of_class / (np.linalg.norm(rest) * np.linalg.norm(of_class))
+            assert abs(cosine) < 1e-3
+    trained = learner.root_update(base, round_number=1)
+    assert rest @ trained > 0.05 * np.linalg.norm(rest) * np.linalg.norm(trained)
 
 
 def test_within_classes_is_honest_wherever_on_the_step_the_coordinator_looks(

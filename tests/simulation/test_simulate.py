@@ -139,6 +139,7 @@ def test_what_a_run_carries_out_is_what_it_is_known_by() -> None:
         "matl_common/remembered.py",
         "matl_common/tensors.py",
         "matl_common/tlog/merkle.py",
+        "matl_coordinator/ports.py",
         "matl_coordinator/store/files.py",
         "matl_coordinator/store/histories.py",
         "matl_coordinator/store/models.py",

@@ -29,6 +29,7 @@ from matl_common.modes import MATLMode
 _STRONGER: Final = {
     "leaked_root": "has the holdout set's gradient at the base model",
     "within_classes": "is honest within what the gradients of the classes span at both ends of the round's step, by the attackers' own patients, and gains the holdout set as much as an honest hospital does",
+    "within_training": "does the same, and leaves its own update as it is in what training on all classes alike gives on its own patients: what the coordinator compares with",
     "sleeper": "is honest until it no longer pays",
     "slow_reversal": "drifts so slowly that each round still helps",
     "optimal_ipm": "knows the rule",

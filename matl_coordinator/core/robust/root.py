@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from matl_common.ids import NodeId
 from matl_common.protocol import PrivacyTerms, Recipe, TrainingPlan
 from matl_coordinator.core.robust.gram import AggregationError, Float64Array, Gram
+
+BEYOND_ROW: Final = "beyond-gradients"
+"""Name of the extra row that tells what the root set's own training does beyond its gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,24 @@ def project_on_root(
         )
         for node in gram.nodes
     )
+
+
+def cosines_with(gram: Gram, row: str) -> dict[NodeId, float]:
+    """Of each update with an extra row; empty without that row.
+
+    An update of zeros has none, and neither has any where the row is one.
+    """
+    if row not in gram.extras:
+        return {}
+    column = gram.n + gram.extras.index(row)
+    squares = np.diag(gram.matrix)
+    lengths = np.sqrt(np.maximum(0.0, squares[: gram.n]) * max(0.0, float(squares[column])))
+    along = gram.matrix[: gram.n, column]
+    return {
+        node: max(-1.0, min(1.0, float(inner / length)))
+        for node, inner, length in zip(gram.nodes, along, lengths, strict=True)
+        if length > 0.0
+    }
 
 
 def class_members(gram: Gram, rows: Sequence[RootRow]) -> tuple[list[int], list[list[int]]]:
