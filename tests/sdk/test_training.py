@@ -19,8 +19,10 @@ from matl import (
     MATLMode,
     evaluate_medical_model,
     train_federated_medical_ai,
+    training,
 )
 from matl.history import TutorialHistory
+from matl.sdk.holdout import tensor_scorer
 from matl.sdk.network import schema_of
 from matl.training import _Training, _update, default_model
 from matl_common.errors import ConfigurationError, InvalidInputError
@@ -95,6 +97,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         network, history = train_federated_medical_ai(datasets, client, **arguments)
         assert network is not None
         yield Trained(client, network, history, told, {"datasets": datasets, **arguments})
+
+
+def test_the_coordinator_is_told_how_the_hospitals_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, float] = {}
+
+    def watching(*arguments: Any, **by: Any) -> Any:
+        told.update(by)
+        return tensor_scorer(*arguments, **by)
+
+    monkeypatch.setattr(training, "tensor_scorer", watching)
+    with MATLClient(
+        node_id="hospital_a",
+        allowed_nodes=NODES,
+        privacy=DifferentialPrivacy(epsilon=200.0, clip_norm=3.0),
+        holdout=patients(90, seed=20),
+        folder=tmp_path / "study",
+    ) as client:
+        train_federated_medical_ai(
+            {node: patients(60, seed=at) for at, node in enumerate(NODES)},
+            client,
+            num_rounds=1,
+            local_epochs=4,
+            model=linear,
+            learning_rate=0.75,
+            images_per_patient=2,
+        )
+    assert told == {"classes": CLASSES, "steps": 4, "learning_rate": 0.75, "max_grad_norm": 1.5}
 
 
 def test_the_network_learns_though_one_hospital_misleads(trained: Trained) -> None:
