@@ -19,7 +19,6 @@ from matl_common.vision.dataset import plain_view
 from matl_common.vision.linear_head import (
     BIAS_INPUT,
     LinearHead,
-    clipped_gradient_sum,
     head_logits,
     project,
     residuals,
@@ -44,17 +43,8 @@ class Judge(Protocol):
         """The base model's likeliest class of every holdout row."""
         ...
 
-    def descent(
-        self,
-        rows: Indices,
-        *,
-        update: Float32Vector | None = None,
-        max_grad_norm: float | None = None,
-    ) -> Float32Vector:
-        """Minus the gradient of the mean loss over ``rows``, laid out like an update.
-
-        With ``max_grad_norm`` every image's is clipped to it first, as hospitals do.
-        """
+    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
+        """Minus the gradient of the mean loss over ``rows``, laid out like an update."""
         ...
 
 
@@ -85,20 +75,12 @@ class HeadJudge:
         likeliest: LabelArray = logits.argmax(axis=1)
         return likeliest
 
-    def descent(
-        self,
-        rows: Indices,
-        *,
-        update: Float32Vector | None = None,
-        max_grad_norm: float | None = None,
-    ) -> Float32Vector:
+    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
         """As ``Judge.descent``."""
-        inputs, labels, at = self._inputs[rows], self.labels[rows], self._parameters(update)
-        if max_grad_norm is None:
-            errors = residuals(head_logits(inputs, *at), labels)
-            weight, bias = errors.T @ inputs, BIAS_INPUT * errors.sum(axis=0)
-        else:
-            weight, bias = clipped_gradient_sum(inputs, labels, *at, max_grad_norm=max_grad_norm)
+        inputs = self._inputs[rows]
+        errors = residuals(head_logits(inputs, *self._parameters(update)), self.labels[rows])
+        weight = errors.T @ inputs
+        bias = BIAS_INPUT * errors.sum(axis=0)
         flat = np.concatenate([weight.ravel(), bias]) / -len(rows)
         return flat.astype(np.float32)
 
@@ -150,18 +132,9 @@ class NetworkJudge:
         every = np.arange(len(self.labels))
         return np.concatenate([logits.argmax(axis=1) for _, logits in self._logits(every)])
 
-    def descent(
-        self,
-        rows: Indices,
-        *,
-        update: Float32Vector | None = None,
-        max_grad_norm: float | None = None,
-    ) -> Float32Vector:
+    def descent(self, rows: Indices, *, update: Float32Vector | None = None) -> Float32Vector:
         """As ``Judge.descent``."""
         self._set_parameters(update)
-        if max_grad_norm is not None:
-            parameters = list(self._network.parameters())
-            return clipped_descent(map(self._loss, rows), parameters, max_grad_norm=max_grad_norm)
         self._network.zero_grad(set_to_none=True)
         for part in self._batches(rows):
             labels = torch.from_numpy(self.labels[part]).to(self._device)
@@ -169,6 +142,14 @@ class NetworkJudge:
             # Batches of a fold may differ in size; the mean is over rows, not batches.
             (loss * (len(part) / len(rows))).backward()  # type: ignore[no-untyped-call]
         return np.concatenate([_descent_of(parameter) for parameter in self._network.parameters()])
+
+    def clipped_descent(
+        self, rows: Indices, *, update: Float32Vector | None = None, max_grad_norm: float
+    ) -> Float32Vector:
+        """As ``descent``, with every image's gradient clipped first, as hospitals do."""
+        self._set_parameters(update)
+        parameters = list(self._network.parameters())
+        return clipped_descent(map(self._loss, rows), parameters, max_grad_norm=max_grad_norm)
 
     def _loss(self, row: np.int64) -> Tensor:
         label = torch.tensor([int(self.labels[row])], device=self._device)

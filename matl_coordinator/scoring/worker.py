@@ -177,10 +177,10 @@ def _score(request: ScoreRequest, report: ReportProgress) -> Message:
     reach, step = try_step(step, before=before, losses=losses)
     # What a linear head's gradients do not explain is mostly a hospital's class mix.
     beyond = None
-    if request.recipe is Recipe.FULL:
+    if isinstance(judge, NetworkJudge):
         beyond = beyond_gradients(
             {
-                part: _descent_over(judge, members, max_grad_norm=request.max_grad_norm)
+                part: _clipped_over(judge, members, max_grad_norm=request.max_grad_norm)
                 for part, members in split.folds.items()
             },
             step,
@@ -259,8 +259,12 @@ def _write_row(row: Float32Vector, path: Path) -> Message:
     return {"path": str(path), "sha256": digest_of(data)}
 
 
-def _descent_over(judge: Judge, members: Indices, *, max_grad_norm: float | None = None) -> Descent:
-    return lambda update: judge.descent(members, update=update, max_grad_norm=max_grad_norm)
+def _descent_over(judge: Judge, members: Indices) -> Descent:
+    return lambda update: judge.descent(members, update=update)
+
+
+def _clipped_over(judge: NetworkJudge, members: Indices, *, max_grad_norm: float) -> Descent:
+    return lambda update: judge.clipped_descent(members, update=update, max_grad_norm=max_grad_norm)
 
 
 def _judge(request: ModelJob) -> tuple[Judge, ModelSchema]:
