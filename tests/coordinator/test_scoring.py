@@ -302,6 +302,21 @@ def test_training_beyond_the_gradients_is_at_right_angles_to_those_at_both_ends(
     assert site.score(recipe, {"a": step}, {"a": 0.0})["beyond"] is None
 
 
+def test_training_beyond_the_gradients_clips_every_image_as_the_study_does(site: Site) -> None:
+    step = 0.5 * site.descent("full")
+    path = site.folder / "a.f32"
+    step.astype("<f4").tofile(path)
+    sent = {"updates": {"a": str(path)}, "weights": {"a": 1.0}, "steps": 5, "learning_rate": 0.02}
+    found = [
+        handle(site.request("score", "full", max_grad_norm=longest, **sent), lambda _: None)
+        for longest in (0.5, 1e5, 1e6)
+    ]
+    tight, loose, looser = (each["beyond"]["sha256"] for each in found)
+    assert tight != loose == looser
+    # What the updates are scored along is not clipped.
+    assert len({row["sha256"] for each in found for row in each["rows"]}) == len(found[0]["rows"])
+
+
 def test_a_head_is_not_compared_with_what_training_does_beyond_the_gradients(site: Site) -> None:
     step = 0.5 * site.descent("head")
     assert site.score("head", {"a": step}, {"a": 1.0})["beyond"] is None
