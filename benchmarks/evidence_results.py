@@ -67,6 +67,12 @@ ORDER: Final = (
     "tuned-fashion-inf",
     "robust-n5-eps1",
     "robust-n5",
+    "unseen-fundus-eps1",
+    "unseen-fundus",
+    "unseen-n20-eps1",
+    "unseen-n20",
+    "unseen-n5-eps1",
+    "unseen-n5",
 )
 QUICK: Final = ("quick", "quick-tutorial")
 

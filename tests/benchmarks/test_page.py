@@ -253,6 +253,51 @@ def test_other_implementations_stand_beside_matl_of_the_same_code_only() -> None
     assert "not all known to be of the same code" in shown("b")
 
 
+def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
+    def study(*cells: Cell) -> dict[str, Any]:
+        return {
+            "asked_runs": 9,
+            "finished_runs": 9,
+            "asked_attacks": ["alie", "nan"],
+            "cells": cells,
+        }
+
+    worse = [cell("alie", 1.6, longest_honest_exclusion_rounds=[3.0] * 5), cell("nan", 0.4)]
+    before = [cell("alie", 0.2), cell("nan", 0.6), cell("mimic", 9.0)]
+    seen = {"machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0}, "date": "2026-11-29"}
+    seen |= {"command": "x", "summary": {}}
+    text = evidence_page(
+        seen
+        | {
+            "studies": {
+                "robust-n20-eps1": study(*before),
+                "unseen-n20-eps1": study(*worse),
+            }
+        }
+    )
+    row = line(text, "| 9 of 20 | ε = 1 | 0, 1, 2, 3, 4 |")
+    assert row.endswith(
+        "| 1 | 0.40 | 1.00 | 0.6 (nan) | 1.6 (alie) | **missed** under alie (1.6) | 0 | 3 (alie) |"
+    )
+    assert "`alie` 1.6" in line(text, "- **The same on seeds and images")
+    assert "`mimic` 9.0" in line(text, "- **MATL beyond")
+    assert "1.6" not in line(text, "- **MATL beyond")
+
+
+def test_other_images_have_their_own_verdicts_and_tables() -> None:
+    on_sites = {"mix": "sites", "members": 5, "hostile": 2, "data": "fundus"}
+    found = [
+        cell("replacement", 5.1, **on_sites),
+        cell("replacement", 12.0, arm="mean", **on_sites),
+    ]
+    text = page(found, name="unseen-fundus-eps1", asked_attacks=["replacement"])
+    assert "### Other images" in text
+    assert "### Other seeds" not in text
+    assert "| 1 of 1 | 5 | 1 | **missed** under replacement (5.1) |" in text
+    assert "| by site | 2 of 5 | 1 | 5 | 5.1 (replacement) | 12.0 (replacement) |" in text
+    assert "## Table 2" not in text
+
+
 def test_the_recipes_and_test_images_that_the_page_names_are_those_of_the_studies() -> None:
     words = {
         "tutorial-fundus": "{rounds} rounds of {steps} steps, learning rate {learning_rate:g}, "

@@ -13,6 +13,7 @@ from benchmarks.results.page.together import together
 from benchmarks.results.page.triggers import triggers
 from benchmarks.results.page.tuned import tuned
 from benchmarks.results.page.tutorial import tutorial
+from benchmarks.results.page.unseen import unseen
 
 
 def evidence_page(found: Mapping[str, Any]) -> str:
@@ -25,6 +26,7 @@ def evidence_page(found: Mapping[str, Any]) -> str:
         attackers(studies),
         triggers(studies),
         others(studies),
+        unseen(studies),
         together(studies),
         minority(studies),
         breaks(studies),

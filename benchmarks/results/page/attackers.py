@@ -42,7 +42,7 @@ most {TARGET_60:.0f} at 60 %, and no honest hospital without a say for more than
 round nobody has a say: it counts as waiting. *Met* is said of all attacks asked for and at least five seeds, of nothing
 less:
 
-{_targets(robust)}
+{targets_table(robust)}
 
 Fashion-MNIST's pixels; twenty hospitals of 2,000 to 3,000 patients, or five of the tutorial's sizes. Without noise a
 small network, 20 local steps a round for 30 rounds; at ε = 1 the `head` recipe, 20 rounds. A seed draws who has which
@@ -70,16 +70,17 @@ MODE1 claims to stand.
         for epsilon in ("1", "inf"):
             if own := where(cells, members=members, epsilon=epsilon):
                 text += (
-                    f"\n### {members} hospitals, {epsilon_words(epsilon)}\n\n{_worst_table(own)}\n"
+                    f"\n### {members} hospitals, {epsilon_words(epsilon)}\n\n{worst_table(own)}\n"
                 )
-                text += f"\n{_exclusion_table(own)}\n"
+                text += f"\n{exclusion_table(own)}\n"
     return text
 
 
 def targeted(studies: Mapping[str, Any]) -> Iterator[tuple[list[Cell], float, int | None]]:
-    """MATL's cells that a target is for: one federation under every attack that was run, most
-    points below the honest alone, and the number of attacks asked for where it is known."""
-    for study in robust_studies(studies).values():
+    """MATL's cells that a target is for: one federation of these studies under every attack that
+    was run, most points below the honest alone, and the number of attacks asked for where it is
+    known."""
+    for study in studies.values():
         ours = where(study["cells"], arm=ArmName.MATL)
         asked = len(study["asked_attacks"]) if "asked_attacks" in study else None
         for each in federations(with_gap(ours)):
@@ -95,7 +96,8 @@ def target_of(members: int, hostile: int) -> float | None:
     return TARGET_60 if 10 * hostile == 6 * members else None
 
 
-def _targets(robust: Mapping[str, Any]) -> str:
+def targets_table(studies: Mapping[str, Any]) -> str:
+    """MATL's verdicts on every federation of these studies that a target is for."""
     rows = [
         [
             share(own[0]),
@@ -107,7 +109,7 @@ def _targets(robust: Mapping[str, Any]) -> str:
             verdict_on_attacks(own, target, asked=asked),
             verdict_on_waiting(own, asked=asked) if own[0]["mix"] == TARGET_MIX else "",
         ]
-        for own, target, asked in targeted(robust)
+        for own, target, asked in targeted(studies)
     ]
     rows += [
         [
@@ -120,18 +122,18 @@ def _targets(robust: Mapping[str, Any]) -> str:
             "",
             verdict_on_waiting([cell], asked=1),
         ]
-        for study in robust.values()
+        for study in studies.values()
         for cell in where(study["cells"], arm=ArmName.MATL, attack=NO_ATTACK, mix=TARGET_MIX)
     ]
     header = ["hostile", "ε", "classes", "attacks run", "seeds", "target, points"]
     header += ["points below, verdict", "waiting, rounds"]
-    return f"{table(header, rows) if rows else _NO_ROWS}\n\n{_not_run(robust)}".strip()
+    return f"{table(header, rows) if rows else _NO_ROWS}\n\n{_not_run(studies)}".strip()
 
 
-def _not_run(robust: Mapping[str, Any]) -> str:
+def _not_run(studies: Mapping[str, Any]) -> str:
     """Federations that a target is for, that were asked for, and that are not among the rows."""
     missing = []
-    for name, study in robust.items():
+    for name, study in studies.items():
         ours = where(study["cells"], arm=ArmName.MATL)
         run = {(c["members"], c["hostile"], c["mix"]) for c in ours}
         missing += [
@@ -146,7 +148,8 @@ def _of(run: int, asked: int | None) -> str:
     return f"{run}" if asked is None else f"{run} of {asked}"
 
 
-def _worst_table(cells: Sequence[Cell]) -> str:
+def worst_table(cells: Sequence[Cell]) -> str:
+    """Points below the honest hospitals alone: each rule's own price, and its worst attack."""
     arms = [arm for arm in dict.fromkeys(c["arm"] for c in cells) if arm != ArmName.ORACLE]
     rows = []
     for mix in dict.fromkeys(c["mix"] for c in cells):
@@ -185,7 +188,8 @@ def is_broken(cells: Sequence[Cell], cell: Cell) -> bool:
     return calm is not None and gap_of(cell) - calm > BROKEN_POINTS
 
 
-def _exclusion_table(cells: Sequence[Cell]) -> str:
+def exclusion_table(cells: Sequence[Cell]) -> str:
+    """Whom MATL left without a say: authors of attacks, and honest hospitals."""
     ours = where(cells, arm=ArmName.MATL)
     rows = []
     for mix, hostile in sorted({(c["mix"], c["hostile"]) for c in ours}):

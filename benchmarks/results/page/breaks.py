@@ -13,6 +13,7 @@ from benchmarks.results.page.cells import (
     place,
     robust_studies,
     share,
+    unseen_studies,
     waited,
     where,
     with_gap,
@@ -50,7 +51,8 @@ def breaks(studies: Mapping[str, Any]) -> str:
     """The list."""
     cells = [cell for study in robust_studies(studies).values() for cell in study["cells"]]
     items = [
-        f"**MATL beyond its target, at the share that it claims.** {_beyond(studies)}",
+        f"**MATL beyond its target, at the share that it claims.** {_beyond(robust_studies(studies))}",
+        f"**The same on seeds and images that nothing was chosen on.** {_beyond(unseen_studies(studies))}",
         f"**Rules without trust.** {_rules(cells)}",
         f"**FLTrust follows the holdout set alone**, and keeps no trust. {_beside_fltrust(studies)}",
         f"**MODE0 beyond its claim.** {_mode0(cells)}",
@@ -85,7 +87,7 @@ def _beyond(studies: Mapping[str, Any]) -> str:
         return f"Points below the honest hospitals alone, of every attack that cost more than {TARGET_CLAIMED:.0f}: {'; '.join(said)}."
     return (
         f"No attack that was run cost more than {TARGET_CLAIMED:.0f} point ({', '.join(run)} attacks; "
-        "seeds and verdicts are in table 2)."
+        "seeds and verdicts are in the tables)."
     )
 
 

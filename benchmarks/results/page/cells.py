@@ -24,6 +24,11 @@ def robust_studies(studies: Mapping[str, Any]) -> dict[str, Any]:
     return {name: study for name, study in studies.items() if name.startswith("robust-")}
 
 
+def unseen_studies(studies: Mapping[str, Any]) -> dict[str, Any]:
+    """Those on seeds and images that no constant was chosen on."""
+    return {name: study for name, study in studies.items() if name.startswith("unseen-")}
+
+
 def where(cells: Iterable[Cell], **wanted: Any) -> list[Cell]:
     """The cells with these values."""
     return [c for c in cells if all(c[key] == value for key, value in wanted.items())]
