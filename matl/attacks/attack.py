@@ -73,8 +73,8 @@ class Honest:
     coordinator's own on its reference images; None where they did not do it."""
 
     def __post_init__(self) -> None:
-        vectors = "previous", "noise_std", "root", "class_training"
-        for name in ("updates", "own", "signals", "class_gradients", *vectors):
+        numbers = "updates", "own", "signals", "previous", "noise_std", "root"
+        for name in (*numbers, "class_gradients", "class_training"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, np.asarray(value, dtype=np.float64))

@@ -1,7 +1,7 @@
 """What hospitals in a simulation own: two public image sets, or rows of features from a file.
 
-Digits are for tuning and for tests, Fashion-MNIST for reporting: the trust rule was
-never fitted to it. Nothing here downloads.
+Digits are for tests and for speed, Fashion-MNIST for reporting; constants of the defence were
+chosen on both (docs/adr). Nothing here downloads.
 """
 
 import gzip
@@ -33,7 +33,7 @@ class DataSet(StrEnum):
     """What the hospitals' images are, where they are not features from a file."""
 
     DIGITS = "digits"
-    """1,797 images of 8 x 8 pixels, from scikit-learn. For tuning."""
+    """1,797 images of 8 x 8 pixels, from scikit-learn."""
     FASHION = "fashion"
     """70,000 images of 28 x 28 pixels. For reporting."""
 

@@ -30,7 +30,7 @@ CHANCE_BORNE: Final = 1.0
 """Nats beyond which no rise is: a few images with enormous losses make the errors as large."""
 HALVINGS: Final = 5
 """After which the least of the steps that were tried is taken, whatever it costs."""
-BEYOND: Final = 2.0
+LOOKAHEAD: Final = 2.0
 """Updates are scored along so many times what is taken, where the common step is as long: a step
 that is cut for all would hide whose harm shows only behind the cut."""
 
@@ -51,7 +51,7 @@ def try_step(
     if step is None:
         return 1.0, None
     reach = try_change(step, before=before, losses=losses)
-    share = min(1.0, BEYOND * reach)
+    share = min(1.0, LOOKAHEAD * reach)
     return reach, step if share == 1.0 else np.float32(share) * step
 
 
