@@ -26,8 +26,16 @@ def sources_hash(entries: Iterable[str], *, without: Collection[str] = ()) -> "h
         place = ROOT / entry
         for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
             if path.name not in without:
-                digest.update(carried_out(path.read_text(encoding="utf-8")).encode())
+                digest.update(_what_runs(path.read_bytes()))
     return digest
+
+
+def _what_runs(content: bytes) -> bytes:
+    try:
+        return carried_out(content.decode()).encode()
+    except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):
+        # Half a file, say: another digest, and whoever imports it says why.
+        return content
 
 
 def carried_out(source: str) -> str:
@@ -46,13 +54,23 @@ def carried_out(source: str) -> str:
 def _told(source: str) -> Iterator[tuple[int, int, int]]:
     """First line and column, and last line, of comments, of statements of a string alone, and of
     blank lines. Nothing else stands behind them on that line."""
+    lines = source.split("\n")
     statement: list[tokenize.TokenInfo] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT or (token.type == tokenize.NL and not token.line.strip()):
             yield *token.start, token.end[0]
         elif token.type in (tokenize.NEWLINE, tokenize.ENDMARKER):
-            if statement and all(each.type == tokenize.STRING for each in statement):
-                yield *statement[0].start, statement[-1].end[0]
+            if statement and all(map(_is_plain, statement)):
+                first, column = statement[0].start
+                # Else the line before would go on with what follows.
+                if not lines[first - 2].endswith("\\"):
+                    yield first, column, statement[-1].end[0]
             statement = []
         elif token.type not in _LAYOUT:
             statement.append(token)
+
+
+def _is_plain(token: tokenize.TokenInfo) -> bool:
+    """Whether this is a string that computes nothing: an f-string may call."""
+    text = token.string.lstrip("rRuUbB")
+    return token.type == tokenize.STRING and text[:1] in {"'", '"'}
