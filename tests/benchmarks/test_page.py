@@ -266,22 +266,30 @@ def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
     before = [cell("alie", 0.2), cell("nan", 0.6), cell("mimic", 9.0)]
     seen = {"machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0}, "date": "2026-11-29"}
     seen |= {"command": "x", "summary": {}}
-    text = evidence_page(
-        seen
-        | {
-            "studies": {
-                "robust-n20-eps1": study(*before),
-                "unseen-n20-eps1": study(*worse),
-            }
+
+    def shown(code: str, *cells: Cell) -> str:
+        studies = {
+            "robust-n20-eps1": {**study(*before), "code": "a"},
+            "unseen-n20-eps1": {**study(*cells), "code": code},
+            "unseen-fundus": study(),
         }
-    )
+        return evidence_page(seen | {"studies": studies})
+
+    text = shown("a", *worse)
     row = line(text, "| 9 of 20 | ε = 1 | 0, 1, 2, 3, 4 |")
     assert row.endswith(
         "| 1 | 0.40 | 1.00 | 0.6 (nan) | 1.6 (alie) | **missed** under alie (1.6) | 0 | 3 (alie) |"
     )
-    assert "`alie` 1.6" in line(text, "- **The same on seeds and images")
+    assert "`alie` 1.6" in line(text, "- **The same on [other seeds")
     assert "`mimic` 9.0" in line(text, "- **MATL beyond")
     assert "1.6" not in line(text, "- **MATL beyond")
+    # Of other code, or under an attack that table 2 has not: nothing stands beside it.
+    alone = line(shown("b", *worse), "| 9 of 20 | ε = 1 | 0, 1, 2, 3, 4 |")
+    assert "| 1 |  | 1.00 |  | 1.6 (alie) | **missed** under alie (1.6) |  | 3 (alie) |" in alone
+    more = line(
+        shown("a", *worse, cell("sybil", 3.0, seeds=6)), "| 9 of 20 | ε = 1 | 0, 1, 2, 3, 4, 5 |"
+    )
+    assert "| 0.40 | 1.00 | 0.6 (nan) | 3.0 (sybil) |" in more
 
 
 def test_other_images_have_their_own_verdicts_and_tables() -> None:

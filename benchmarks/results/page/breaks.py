@@ -52,7 +52,7 @@ def breaks(studies: Mapping[str, Any]) -> str:
     cells = [cell for study in robust_studies(studies).values() for cell in study["cells"]]
     items = [
         f"**MATL beyond its target, at the share that it claims.** {_beyond(robust_studies(studies))}",
-        f"**The same on seeds and images that nothing was chosen on.** {_beyond(unseen_studies(studies))}",
+        f"**The same on [other seeds and other images](#other-seeds-and-other-images).** {_beyond(unseen_studies(studies))}",
         f"**Rules without trust.** {_rules(cells)}",
         f"**FLTrust follows the holdout set alone**, and keeps no trust. {_beside_fltrust(studies)}",
         f"**MODE0 beyond its claim.** {_mode0(cells)}",

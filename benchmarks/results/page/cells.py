@@ -25,7 +25,7 @@ def robust_studies(studies: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unseen_studies(studies: Mapping[str, Any]) -> dict[str, Any]:
-    """Those on seeds and images that no constant was chosen on."""
+    """Those on other seeds and on other images than constants were chosen on."""
     return {name: study for name, study in studies.items() if name.startswith("unseen-")}
 
 
