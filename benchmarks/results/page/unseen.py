@@ -47,7 +47,7 @@ The constants of trust and weights were chosen on digits, and on Fashion-MNIST w
 [decision](adr/); how far a round's step is taken, in [0013](adr/0013-reach.md), on table 1's photographs too), so that table 2 is
 optimistic by as much as that gives. Nothing was chosen on what follows: other seeds, and attackers among the
 photographs."""
-    return "\n".join([head, *parts])
+    return "\n\n".join(part.strip() for part in (head, *parts))
 
 
 def _other_seeds(studies: Mapping[str, Any]) -> str:
