@@ -18,7 +18,11 @@ from matl_coordinator.core.robust.dominance import (
     check_against_noise,
     noise_ratios,
 )
-from matl_coordinator.core.weighting import strength_of_newcomers, strength_wanted
+from matl_coordinator.core.weighting import (
+    hospitals_wanted,
+    strength_of_newcomers,
+    strength_wanted,
+)
 from matl_coordinator.service.judging import fitted
 
 CLASSES = 5
@@ -118,14 +122,16 @@ def _newcomers_warnings(config: Config, enrolled: int) -> tuple[str, ...]:
     policy, quorum = config.trust.policy, config.rounds.quorum
     wanted = strength_wanted(enrolled, policy)
     found = strength_of_newcomers(quorum, policy)
-    if found >= wanted:
+    least = hospitals_wanted(enrolled)
+    if found >= wanted and quorum >= least:
         return ()
-    enough = math.ceil(wanted / strength_of_newcomers(1, policy))
+    enough = max(least, math.ceil(wanted / strength_of_newcomers(1, policy)))
     low_enough = math.floor(found * 100) / 100
+    other_way = f", or trust.minimum_strength = {low_enough:.2f}" if quorum >= least else ""
     warning = (
         f"rounds.quorum = {quorum} lets a round of {quorum} new hospitals close, whose combined "
-        f"trust begins at {found:.2f}; a round below {wanted:.2f} is held, and the study pauses: "
-        f"set rounds.quorum = {enough}, or trust.minimum_strength = {low_enough:.2f}"
+        f"trust begins at {found:.2f}; a round below {wanted:.2f}, or of one hospital, is held, "
+        f"and the study pauses: set rounds.quorum = {enough}{other_way}"
     )
     return (warning,)
 

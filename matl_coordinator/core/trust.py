@@ -89,11 +89,13 @@ def update_trust(
         TrustError: a score that is not finite, or for a hospital without a record, or two.
     """
     by_node = _checked_scores(records, scores or ())
+    out = {record.node_id for record in records if record.state is TrustState.QUARANTINED}
     reference = reference_of(
         scores or (),
         f=byzantine,
         policy=policy,
-        quarantined={r.node_id for r in records if r.state is TrustState.QUARANTINED},
+        quarantined=out,
+        standing={record.node_id for record in records} - out,
     )
     readings = read_profiles(records, profiles, f=byzantine, policy=policy)
     agreement = agreement or {}

@@ -35,16 +35,26 @@ def reference_of(
     f: int,
     policy: TrustPolicy,
     quarantined: Collection[NodeId] = (),
+    standing: Collection[NodeId] = (),
 ) -> Reference:
     """The scale of a good update in this round, safe from ``f`` hostile ones.
 
     Where more than ``f`` hospitals are in quarantine, and there is no good update at the rank that
-    is safe from ``f``, the least of the others stands for one, if there are two: else those whom
-    more than ``f`` attack could never become trusted. It is no larger than any honest one of them.
+    is safe from ``f``, the least of the others stands for one: else those whom more than ``f``
+    attack could never become trusted, nor come back. It is no larger than any honest one of them.
+    One alone is asked only where it is the last, not where the others are absent.
+
+    Args:
+        scores: of this round.
+        f: how many of the scored hospitals may be hostile.
+        policy: the constants.
+        quarantined: who was before this round.
+        standing: every other enrolled hospital, absent ones included.
     """
     found = _at_rank(scores, reference_rank(len(scores), f), policy) if scores else NOTHING
     heard = [score for score in scores if score.node_id not in quarantined]
-    if found is NOTHING and len(quarantined) > f and len(heard) > 1:
+    are_enough = len(heard) > 1 or len(heard) == len(standing) == 1
+    if found is NOTHING and len(quarantined) > f and are_enough:
         return _at_rank(heard, len(heard), policy)
     return found
 

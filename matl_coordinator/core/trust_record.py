@@ -113,9 +113,9 @@ class TrustPolicy:
     """... and down from which for the least: honest ones that have few classes stay around 0."""
     beyond_least: float = 0.05
     """Share of its weight that any hospital keeps: going another way excludes nobody."""
-    minimum_strength: float = 2.0
-    """Least sum of ψ over the hospitals that count; at most the number enrolled times
-    ψ of the initial trust, so that a small federation can begin."""
+    minimum_strength: float = 1.0
+    """Least sum of ψ over the hospitals that count, a single trusted one's, so that two of five
+    can go on when the others are out; at most the number enrolled times ψ of the initial trust."""
     minimum_support: float = 0.5
     """Least share, behind an aggregate, of the (capped) patients that are enrolled outside
     the f largest hospitals: of those, the honest have all or as many."""

@@ -54,6 +54,11 @@ def _strength(trust: float, policy: TrustPolicy) -> float:
     return min(1.0, (trust - start) / (policy.trusted_from - start))
 
 
+def hospitals_wanted(enrolled: int) -> int:
+    """The fewest that a model is made of: a single update would be the model, for all to see."""
+    return min(2, enrolled)
+
+
 def strength_wanted(enrolled: int, policy: TrustPolicy = DEFAULT_POLICY) -> float:
     """The least sum of ψ in a round that is not held."""
     return min(policy.minimum_strength, strength_of_newcomers(enrolled, policy))
@@ -77,12 +82,12 @@ def aggregation_weights(
     """Share out the aggregate among the hospitals whose updates were admitted.
 
     w ∝ ψ(trust) · φ · 1[no harm this round] · min(patients, cap) / |cluster|, with the cap of
-    ``size_cap`` and φ of ``following``. The round is held for want of combined trust, or if those
-    that count have less than half of the capped patients that the others have when the f largest
-    are hostile: all the patients would ask for more than the honest alone may have. Clones, and
-    those that do not follow, count in full towards that, so that neither can be used to hold
-    rounds. So is a round of no more updates than may be hostile, those apart that gave themselves
-    away.
+    ``size_cap`` and φ of ``following``. The round is held for want of combined trust, or where a
+    single hospital counts, or if those that count have less than half of the capped patients that
+    the others have when the f largest are hostile: all the patients would ask for more than the
+    honest alone may have. Clones, and those that do not follow, count in full towards that, so that
+    neither can be used to hold rounds. So is a round of no more updates than may be hostile, those
+    apart that gave themselves away.
 
     Args:
         records: after this round's ``update_trust``.
@@ -109,7 +114,9 @@ def aggregation_weights(
         )
     total = math.fsum(strength.values())
     wanted = strength_wanted(len(enrolled), policy)
-    support = math.fsum(capped[node] for node in present if strength[node] > 0)
+    counting = [node for node in present if strength[node] > 0]
+    least = hospitals_wanted(len(enrolled))
+    support = math.fsum(capped[node] for node in counting)
     # Whoever is hostile, the honest have at least this.
     guaranteed = math.fsum(sorted(capped.values())[: len(capped) - f])
     quorum = policy.minimum_support * guaranteed
@@ -117,6 +124,8 @@ def aggregation_weights(
         return Hold(
             f"combined trust of the updates is {total:.2f}; at least {wanted:.2f} is needed"
         )
+    if len(counting) < least:
+        return Hold(f"a single update of {len(present)} counts; at least {least} are needed")
     if support < quorum * (1.0 - 1e-9):
         return Hold(
             f"trusted updates stand for {support:.0f} patients, counting at most {cap} of a "

@@ -399,24 +399,39 @@ def test_a_quorum_in_which_the_hostile_are_no_minority_is_warned_of(tmp_path: Pa
     assert not any("quorum" in each for each in rule_warnings(site.config, site.allowlist))
 
 
+@pytest.mark.parametrize(
+    ("strength", "quorum", "said"),
+    [
+        (1.0, 1, "begins at 0.75; a round below 1.00, or of one hospital, is held"),
+        (0.5, 1, "begins at 0.75; a round below 0.50, or of one hospital, is held"),
+        (2.0, 2, "begins at 1.50; a round below 2.00, or of one hospital, is held"),
+        (1.0, 2, ""),
+        (2.0, 3, ""),
+    ],
+)
 def test_a_quorum_whose_first_round_would_be_held_is_warned_of_as_the_rule_holds_it(
-    tmp_path: Path,
+    tmp_path: Path, strength: float, quorum: int, said: str
 ) -> None:
-    records = [initial_record(node) for node in NODES]
-    for quorum in (2, 3):
-        site = site_of(tmp_path / str(quorum), sizes=FIVE, byzantine=0, quorum=quorum)
-        warnings = [each for each in rule_warnings(site.config, site.allowlist) if "trust" in each]
-        enrolled = {
-            node.node_id: node.enrolled_patients
-            for node in site.allowlist.nodes.values()
-            if node.role is Role.PARTICIPANT
-        }
-        shared = aggregation_weights(records, enrolled, present=NODES[:quorum], f=0)
-        is_held = isinstance(shared, Hold) and "combined trust" in shared.reason
-        assert bool(warnings) == is_held == (quorum == 2)
-        for each in warnings:
-            assert "combined trust begins at 1.50; a round below 2.00 is held" in each
-            assert "set rounds.quorum = 3, or trust.minimum_strength = 1.50" in each
+    site = site_of(
+        tmp_path, sizes=FIVE, byzantine=0, quorum=quorum, trust={"minimum_strength": strength}
+    )
+    policy = site.config.trust.policy
+    warnings = [each for each in rule_warnings(site.config, site.allowlist) if "trust" in each]
+    enrolled = {
+        node.node_id: node.enrolled_patients
+        for node in site.allowlist.nodes.values()
+        if node.role is Role.PARTICIPANT
+    }
+    records = [initial_record(node, policy) for node in NODES]
+    shared = aggregation_weights(records, enrolled, present=NODES[:quorum], f=0, policy=policy)
+    is_held = isinstance(shared, Hold) and "patients" not in shared.reason
+    assert is_held == bool(said) == bool(warnings)
+    for each in warnings:
+        assert said in each
+        assert f"set rounds.quorum = {quorum + 1}" in each
+        # No threshold lets a single hospital make a model.
+        assert ("trust.minimum_strength" in each) == (quorum == 2)
+        assert ("or trust.minimum_strength = 1.50" in each) == (quorum == 2)
 
 
 def with_histogram(site: Site, *counts: int) -> Allowlist:

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -6,10 +7,10 @@ from matl_common.ids import NodeId, RoundId
 from matl_coordinator.core.robust.root import reference_rank
 from matl_coordinator.core.trust import (
     DEFAULT_POLICY,
-    Hold,
     HoldoutScore,
     TrustRecord,
     TrustState,
+    Weighting,
     aggregation_weights,
     initial_record,
     update_trust,
@@ -90,10 +91,9 @@ def test_the_reference_is_safe_on_both_sides_wherever_the_honest_are_a_majority(
         assert 1 <= reference_rank(n, n) <= n
 
 
-def test_two_whom_more_than_declared_attack_become_trusted_and_their_rounds_are_released() -> None:
+def test_two_whom_more_than_declared_attack_become_trusted_and_no_round_of_theirs_is_held() -> None:
     names = [NodeId(name) for name in "abcde"]
     records = tuple(initial_record(name) for name in names)
-    held = []
     for number in range(1, 7):
         projections = (4.0, 1.0, -4.0, -5.0, -6.0)
         scores = [
@@ -102,11 +102,11 @@ def test_two_whom_more_than_declared_attack_become_trusted_and_their_rounds_are_
         ]
         records = update_trust(records, scores, round_id=RoundId(number), byzantine=2)
         shared = aggregation_weights(records, dict.fromkeys(names, 100), present=names, f=2)
-        held.append(isinstance(shared, Hold))
+        # The three harm in every round, the first as well; two newcomers are enough for one.
+        assert isinstance(shared, Weighting)
+        assert {name for name, share in shared.shares.items() if share} == set(names[:2])
     assert states(records[:2]) == {TrustState.TRUSTED}
     assert states(records[2:]) == {TrustState.QUARANTINED}
-    # The three are in quarantine after the first; then both rise, and .66 is still short.
-    assert held == [True, True, False, False, False, False]
 
 
 def test_an_honest_hospital_keeps_its_excuse_where_no_more_than_declared_attack() -> None:
@@ -138,9 +138,10 @@ def test_an_honest_hospital_keeps_its_excuse_where_no_more_than_declared_attack(
         ((100.0, 2.0, -3.0, -4.0, -5.0), "cde", 2.0),
         ((100.0, 2.0, -3.0, 50.0, -5.0), "cde", 2.0),
         ((3.0, -2.0, -0.1, -4.0, 2.0), "bcd", 2.0),
-        # No more than two are out; or one alone is left; or one of the others is no good either.
+        ((3.0, 2.0, -3.0, -4.0, -5.0), "bcde", 3.0),
+        # No more than two are out; or nobody is left; or one of the others is no good either.
         ((3.0, 2.0, -3.0, -4.0, -5.0), "de", 0.0),
-        ((3.0, 2.0, -3.0, -4.0, -5.0), "bcde", 0.0),
+        ((3.0, 2.0, -3.0, -4.0, -5.0), "abcde", 0.0),
         ((3.0, -2.0, -3.0, -4.0, -5.0), "cde", 0.0),
     ],
 )
@@ -151,9 +152,30 @@ def test_where_more_than_declared_are_out_the_reference_is_the_least_of_the_othe
         HoldoutScore(NodeId(name), projection, 0.04, 0.0)
         for name, projection in zip("abcde", projections, strict=True)
     ]
-    found = reference_of(scores, f=2, policy=DEFAULT_POLICY, quarantined={NodeId(n) for n in out})
+    quarantined = {NodeId(name) for name in out}
+    standing = {NodeId(name) for name in "abcde"} - quarantined
+    found = reference_of(
+        scores, f=2, policy=DEFAULT_POLICY, quarantined=quarantined, standing=standing
+    )
     assert found.projection == reference
     assert found.informativeness == (1.0 if reference else 0.0)
+
+
+def test_one_alone_is_no_reference_where_the_others_are_only_absent() -> None:
+    names = [NodeId(name) for name in "abcdef"]
+    records = [initial_record(name) for name in names]
+    out = [replace(each, state=TrustState.QUARANTINED, trust=0.3) for each in records[2:4]]
+    scores = [HoldoutScore(names[0], 1.0, 0.04, 0.0)]
+    scores += [HoldoutScore(name, -1.0, 0.04, 0.0) for name in names[2:4]]
+
+    def informativeness(standing: Sequence[TrustRecord]) -> float:
+        after = update_trust([*standing, *out], scores, round_id=RoundId(2), byzantine=1)
+        assert after[0].components is not None
+        return after[0].components.informativeness
+
+    # Alone of three that stand, and the last that stands.
+    assert informativeness([records[0], *records[4:]]) == 0.0
+    assert informativeness(records[:1]) == 1.0
 
 
 def test_as_many_as_declared_out_are_no_reason_to_ask_fewer_when_others_are_absent() -> None:

@@ -240,8 +240,24 @@ def test_absent_hospitals_count_as_enrolled() -> None:
 
 
 def test_the_round_is_held_when_combined_trust_is_too_small() -> None:
-    held = weighed(dict.fromkeys(NODES, 0.42))
-    assert held == Hold("combined trust of the updates is 1.50; at least 2.00 is needed")
+    held = weighed(dict.fromkeys(NODES, 0.3))
+    assert held == Hold("combined trust of the updates is 0.00; at least 1.00 is needed")
+    wary = TrustPolicy(minimum_strength=2.0)
+    records = [standing(0.42, node) for node in NODES]
+    found = aggregation_weights(records, PATIENTS, present=NODES, f=2, policy=wary)
+    assert found == Hold("combined trust of the updates is 1.50; at least 2.00 is needed")
+    assert isinstance(weighed(dict.fromkeys(NODES, 0.42)), Weighting)
+
+
+def test_a_single_update_makes_no_model_however_trusted() -> None:
+    out = dict.fromkeys(NODES[1:], 0.1)
+    assert weighed(out, f=0) == Hold("a single update of 5 counts; at least 2 are needed")
+    assert weighed({}, f=0, present=NODES[:1]) == Hold(
+        "a single update of 1 counts; at least 2 are needed"
+    )
+    assert isinstance(weighed({**out, NODES[2]: 0.4}, f=0), Weighting)
+    alone = aggregation_weights([standing(1.0)], {NODES[0]: 500}, present=NODES[:1], f=0)
+    assert shares(alone) == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_nothing_present_is_held() -> None:
