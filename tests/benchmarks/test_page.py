@@ -293,7 +293,7 @@ def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
 
 
 def test_other_images_have_their_own_verdicts_and_tables() -> None:
-    on_sites = {"mix": "sites", "members": 5, "hostile": 2, "data": "fundus"}
+    on_sites: dict[str, Any] = {"mix": "sites", "members": 5, "hostile": 2, "data": "fundus"}
     found = [
         cell("replacement", 5.1, **on_sites),
         cell("replacement", 12.0, arm="mean", **on_sites),
