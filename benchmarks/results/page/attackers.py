@@ -173,13 +173,23 @@ def _loss(cells: Sequence[Cell]) -> str:
 
 
 def _worst(cells: Sequence[Cell], own: Sequence[Cell], attacks: int) -> str:
-    known = with_gap(own)
+    text = worst_words(own, attacks=attacks)
+    return f"**{text}**" if text and is_broken(cells, worst_of(own)) else text
+
+
+def worst_of(cells: Sequence[Cell]) -> Cell:
+    """The cell that lost most to its attack, of those of which that is known."""
+    return max(with_gap(cells), key=gap_of)
+
+
+def worst_words(cells: Sequence[Cell], *, attacks: int) -> str:
+    """What the worst of these attacks cost, and that fewer were run than ``attacks``."""
+    known = with_gap(cells)
     if not known:
         return ""
-    worst = max(known, key=gap_of)
+    worst = worst_of(known)
     fewer = "" if len(known) == attacks else f", of {counted(len(known), 'attack')}"
-    text = f"{number(gap_of(worst), 1)} ({worst['attack']}{fewer})"
-    return f"**{text}**" if is_broken(cells, worst) else text
+    return f"{number(gap_of(worst), 1)} ({worst['attack']}{fewer})"
 
 
 def is_broken(cells: Sequence[Cell], cell: Cell) -> bool:

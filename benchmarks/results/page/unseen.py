@@ -11,6 +11,7 @@ from benchmarks.results.page.attackers import (
     targeted,
     targets_table,
     worst_table,
+    worst_words,
 )
 from benchmarks.results.page.cells import (
     cells_of_study,
@@ -88,7 +89,7 @@ def _beside(studies: Mapping[str, Any], name: str, seen: str) -> list[list[str]]
                 ", ".join(map(str, sorted({seed for c in own for seed in c["seeds"]}))),
                 f"{target:.0f}",
                 *(_mean(found) for found in (same, both or own)),
-                *(_worst(found) for found in (same, own)),
+                *(worst_words(found, attacks=len(found)) for found in (same, own)),
                 verdict_on_attacks(own, target, asked=asked),
                 *(most(found, "longest_honest_exclusion_rounds") for found in (same, own)),
             ]
@@ -98,13 +99,6 @@ def _beside(studies: Mapping[str, Any], name: str, seen: str) -> list[list[str]]
 
 def _mean(cells: Sequence[Cell]) -> str:
     return number(fmean(map(gap_of, cells)), 2) if cells else ""
-
-
-def _worst(cells: Sequence[Cell]) -> str:
-    if not cells:
-        return ""
-    worst = max(cells, key=gap_of)
-    return f"{number(gap_of(worst), 1)} ({worst['attack']})"
 
 
 def _other_images(studies: Mapping[str, Any]) -> str:
