@@ -11,7 +11,6 @@ import secrets
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from matl_common.clock import utc_now
 from matl_common.durable import make_state_folder, owned_folder, remove_leftovers
 from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import Allowlist
@@ -87,10 +87,6 @@ SUM_UP_SECONDS = 30.0
 """How often it is looked whether there are refusals or reads to sum up in the log."""
 
 log = structlog.get_logger(__name__)
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 T = TypeVar("T")

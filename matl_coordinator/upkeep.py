@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
+from matl_common.clock import utc_now
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.entry import Entry
@@ -51,7 +52,7 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
             years=config.log.retention_years,
             compliance=config.log.compliance,
             account=current_account(),
-            clock=lambda: datetime.now(UTC),
+            clock=utc_now,
         )
 
 

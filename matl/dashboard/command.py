@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
+from matl_common.clock import utc_now
 from matl.calls import OperationsError
 from matl.connection import DEFAULT_CONFIG, Flags, read_connection
 from matl.dashboard.alerts import Alert, alerts_of
@@ -156,12 +157,12 @@ def watched(
             name = parse_spiffe_id(wanted.coordinator)
             believed = believed_from(log_key or wanted.log_key, policy)
             federation = Watcher(
-                partial(connect_operator, wanted.address, files, name), believed, clock=_now
+                partial(connect_operator, wanted.address, files, name), believed, clock=utc_now
             )
             stack.callback(federation.close)
         node = None
         if participant is not None:
-            node = NodeWatcher(load_config(participant), clock=_now)
+            node = NodeWatcher(load_config(participant), clock=utc_now)
         yield Watched(federation, node)
 
 
@@ -171,7 +172,7 @@ def _serve(found: Watched, *, port: int, every: float, idle_minutes: float) -> N
     door = Door(
         draw_token=lambda: secrets.token_urlsafe(TOKEN_BYTES),
         announce=lambda token: typer.echo(f"Log in with this token, which works once: {token}"),
-        clock=_now,
+        clock=utc_now,
     )
     desk = Desk(
         federation=found.federation,
@@ -179,7 +180,7 @@ def _serve(found: Watched, *, port: int, every: float, idle_minutes: float) -> N
         door=door,
         idle_after=timedelta(minutes=idle_minutes),
         every=timedelta(seconds=every),
-        clock=_now,
+        clock=utc_now,
     )
     serve_page(desk, port=place)
 
@@ -238,10 +239,6 @@ def _federation_view(watcher: Watcher) -> RenderableType:
             return trouble_view(trouble)
         snapshot, troubles = watcher.last, (trouble,)
     return board_view(board_of(snapshot), (*troubles, *alerts_of(snapshot)), at=snapshot.at)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def main() -> None:

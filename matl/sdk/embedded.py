@@ -13,7 +13,6 @@ import secrets
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,6 +23,7 @@ from typing_extensions import Buffer
 
 from matl.sdk.keys import Keys
 from matl.sdk.terms import FEDERATION, Terms, coordinator_table, planned
+from matl_common.clock import utc_now
 from matl_common.durable import FolderInUseError, owned_folder
 from matl_common.errors import ConfigurationError, MatlError
 from matl_common.identity.allowlist import AllowedNode
@@ -71,10 +71,6 @@ class RoundHeldError(MatlError):
 
 class TooFewUpdatesError(MatlError):
     """The round has not the updates that it takes."""
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class EmbeddedCoordinator:

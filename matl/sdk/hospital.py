@@ -15,7 +15,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from matl.sdk.embedded import EmbeddedCoordinator, StudyCompleteError, utc_now
+from matl.sdk.embedded import EmbeddedCoordinator, StudyCompleteError
+from matl_common.clock import utc_now
 from matl_common.errors import MatlError
 from matl_common.ids import NodeId, digest_of
 from matl_common.protocol import PayloadType, RoundStart

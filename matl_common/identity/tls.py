@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from matl_common import TLS_SUITES, TLS_SUITES_VARIABLE
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.certificates import (
     MALFORMED,
@@ -131,7 +132,7 @@ class ServerIdentity:
         self,
         files: TlsPlace,
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         only_in_memory: bool = False,
     ) -> None:
         """Load the files, and have a key in memory certified where they are an authority's.

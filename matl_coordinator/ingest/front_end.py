@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 
 import structlog
 
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_common.identity.tls import ServerIdentity
 from matl_common.version import __version__
@@ -24,10 +24,6 @@ from matl_coordinator.rpc.server import served_methods
 from matl_coordinator.store.loans import Loans
 
 log = structlog.get_logger(__name__)
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class FrontEnd:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from numpy.typing import NDArray
 from prometheus_client import generate_latest
 
+from matl_common.clock import utc_now
 from matl_common.identity.allowlist import AllowedNode, Allowlist, load_allowlist
 from matl_common.identity.certificates import Role
 from matl_common.identity.development import (
@@ -101,10 +102,6 @@ SCHEMA = parse_schema(
 )
 ELEMENTS = SCHEMA.update_elements
 TARGET = np.random.default_rng(1).normal(0.0, 1.0, ELEMENTS) / np.sqrt(ELEMENTS)
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import grpc
 
+from matl_common.clock import utc_now
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.tls import ServerIdentity, TlsFiles, channel_credentials, channel_options
 from matl_common.ids import NodeId
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.service.watch import Watch
-from tests.coordinator.harness import COORDINATOR, FEDERATION, Running, Site, running, utc_now
+from tests.coordinator.harness import COORDINATOR, FEDERATION, Running, Site, running
 
 T = TypeVar("T")
 NAME = SpiffeId(FEDERATION, Role.COORDINATOR, COORDINATOR)

@@ -25,6 +25,7 @@ from matl_common.attestation.simulated import MEASUREMENT, simulate
 from matl_common.attestation.snp import check_guest, read_verified_report
 from matl_common.attestation.snp_report import SIGNED_BYTES
 from matl_common.attestation.verifier import verify_evidence
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.ephemeral import create_node_authority
@@ -56,7 +57,7 @@ from tests.common.attestation_vectors import (
     tdx_evidence,
     virtee_evidence,
 )
-from tests.coordinator.harness import COORDINATOR, FEDERATION, Running, make_site, running, utc_now
+from tests.coordinator.harness import COORDINATOR, FEDERATION, Running, make_site, running
 
 pytestmark = pytest.mark.attestation
 

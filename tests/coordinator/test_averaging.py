@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from matl_common.clock import utc_now
 from matl_common.errors import IntegrityError
 from matl_common.ids import NodeId
 from matl_common.protocol import RoundStart
@@ -33,7 +34,6 @@ from tests.coordinator.harness import (
     make_site,
     play,
     running,
-    utc_now,
     weights_of,
 )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from matl_common.clock import utc_now
 from matl_common.errors import InvalidInputError
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.ids import NodeId
@@ -27,7 +28,7 @@ from matl_coordinator.service.checkpoints import (
     Witnessed,
 )
 from matl_coordinator.store.database import create_database_engine, writing
-from tests.coordinator.harness import OPERATOR, Site, make_site, utc_now
+from tests.coordinator.harness import OPERATOR, Site, make_site
 from tests.logs import an_entry, some_entries
 
 FIVE = {f"hospital_{letter}": 1000 for letter in "abcde"}

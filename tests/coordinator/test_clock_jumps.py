@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from matl_common.clock import utc_now
 from matl_coordinator.core.rounds import Phase, Round
 from matl_coordinator.ports import State
 from tests.coordinator.harness import (
@@ -19,7 +20,6 @@ from tests.coordinator.harness import (
     running,
     seal,
     send,
-    utc_now,
 )
 
 FORTY_DAYS = timedelta(days=40)

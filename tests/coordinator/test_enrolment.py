@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from matl_common.clock import utc_now
 from matl_common.identity.allowlist import AllowedNode, Allowlist, encode_allowlist, enrol
 from matl_common.ids import NodeId
 from matl_coordinator.core.rounds import Phase, Round
@@ -29,7 +30,6 @@ from tests.coordinator.harness import (
     running,
     seal,
     send,
-    utc_now,
 )
 
 A, B, C = NODES

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from matl_common.clock import utc_now
 from matl_common.errors import MatlError
 from matl_common.ids import NodeId
 from matl_coordinator.roster import Roster
@@ -18,7 +19,7 @@ from matl_coordinator.rpc.guard import (
     Guard,
 )
 from matl_coordinator.rpc.pace import BURST_CALLS
-from tests.coordinator.harness import NODES, Site, make_site, utc_now
+from tests.coordinator.harness import NODES, Site, make_site
 
 CHECK = "/grpc.health.v1.Health/Check"
 PAUSE = "/matl.v1.OperationsService/Pause"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.protocol import StudyPlan
@@ -14,7 +15,7 @@ from matl_coordinator.ports import HoldoutFacts
 from matl_coordinator.service.founding import StudyMismatchError, found_or_resume
 from matl_coordinator.service.register import Register
 from matl_coordinator.store.models import FileModelStore
-from tests.coordinator.harness import QuadraticScorer, Site, make_site, utc_now
+from tests.coordinator.harness import QuadraticScorer, Site, make_site
 
 
 @dataclass

@@ -1,8 +1,6 @@
 """Old models leave the disk by policy, and nothing that somebody may still need."""
 
 # Before gRPC, which reads its TLS settings once.
-import matl_common  # noqa: F401, I001
-
 import asyncio
 from pathlib import Path
 
@@ -10,6 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import matl_common  # noqa: F401
+from matl_common.clock import utc_now
 from matl_common.ids import NodeId, RoundId
 from matl_common.protocol import RoundStart
 from matl_coordinator.service.housekeeping import Housekeeping, Policy
@@ -23,7 +23,6 @@ from tests.coordinator.harness import (
     make_site,
     play,
     running,
-    utc_now,
 )
 from tests.coordinator.test_publication import publication, witness
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from matl_common.clock import utc_now
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.tlog.entry import MAX_ENTRY_BYTES, Entry, parse_entry
 from matl_coordinator.core.judgement import Judgement
@@ -36,7 +37,7 @@ from matl_coordinator.service.entries import alarm_entry, entries, round_entries
 from matl_coordinator.service.judging import Verdict
 from matl_coordinator.service.parts import Fact, in_parts
 from matl_coordinator.service.register import Decision
-from tests.coordinator.harness import events_of, make_site, running, utc_now
+from tests.coordinator.harness import events_of, make_site, running
 
 DIGEST = Digest("f" * 64)
 MANY = tuple(NodeId(f"h{number:062d}") for number in range(1000))

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from matl_common.clock import utc_now
 from matl_common.identity.allowlist import RefusalReason
 from matl_common.ids import Digest, RoundId
 from matl_coordinator.core.rounds import Phase
@@ -37,7 +38,6 @@ from tests.coordinator.harness import (
     play,
     running,
     seal,
-    utc_now,
 )
 from tests.coordinator.served import served
 

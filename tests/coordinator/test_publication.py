@@ -10,6 +10,7 @@ from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
 from matl.cli import app
+from matl_common.clock import utc_now
 from matl_common.identity.keys import load_ed25519_private_key
 from matl_common.ids import NodeId, digest_of_file
 from matl_common.tlog.checkpoint import verify_checkpoint
@@ -18,7 +19,7 @@ from matl_coordinator.ports import StoreError
 from matl_coordinator.service.checkpoints import Checkpoints
 from matl_coordinator.service.publication import Publication, Release
 from matl_coordinator.store.releases import ReleaseFolder
-from tests.coordinator.harness import Running, Site, events_of, make_site, play, running, utc_now
+from tests.coordinator.harness import Running, Site, events_of, make_site, play, running
 from tests.logs import some_entries
 
 FIVE = {f"hospital_{letter}": 1000 for letter in "abcde"}

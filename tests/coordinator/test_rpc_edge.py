@@ -1,8 +1,6 @@
 """The server's edge: silent callers, hostile messages, and what callers learn of its methods."""
 
 # Before gRPC, which reads its TLS settings once.
-import matl_common  # noqa: F401, I001
-
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,15 +15,17 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from google.protobuf.descriptor_pool import DescriptorPool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import matl_common  # noqa: F401
+from matl_common.clock import utc_now
 from matl_common.errors import MatlError
 from matl_common.identity.certificates import (
     PARTICIPANT_ROLES,
@@ -59,7 +59,6 @@ from tests.coordinator.harness import (
     next_round,
     seal,
     send,
-    utc_now,
 )
 from tests.coordinator.served import Served, served
 from tests.front_ends import enrol_front_end

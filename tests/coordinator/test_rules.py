@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from matl_common.clock import utc_now
 from matl_common.errors import IntegrityError
 from matl_common.ids import Digest, NodeId, RoundId
 from matl_common.protocol import RoundStart
@@ -46,7 +47,6 @@ from tests.coordinator.harness import (
     make_site,
     play,
     running,
-    utc_now,
     weights_of,
 )
 from tests.fakes import Fault, FaultyStore

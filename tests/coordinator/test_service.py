@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from matl_common.clock import utc_now
 from matl_common.errors import MatlError
 from matl_common.ids import Digest, NodeId, digest_of
 from matl_common.protocol import PayloadType, RoundStart
@@ -42,7 +43,6 @@ from tests.coordinator.harness import (
     take_part,
     together,
     until_paused,
-    utc_now,
     weights_of,
 )
 

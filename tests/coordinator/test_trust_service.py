@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from matl_common.clock import utc_now
 from matl_common.ids import NodeId
 from matl_common.protocol import RoundStart
 from matl_common.tlog.entry import parse_entry
@@ -34,7 +35,6 @@ from tests.coordinator.harness import (
     next_round,
     play,
     running,
-    utc_now,
     weights_of,
 )
 

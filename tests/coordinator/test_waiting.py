@@ -1,16 +1,16 @@
 """A coordinator that stands by says so, and whoever knows the other's address finds it."""
 
 # Before gRPC, which reads its TLS settings once.
-import matl_common  # noqa: F401, I001
-
 import asyncio
 from collections.abc import Iterator
 
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+import matl_common  # noqa: F401
 from matl.calls import CoordinatorUnavailableError
 from matl.operations import connect_operator
+from matl_common.clock import utc_now
 from matl_common.identity.keys import parse_public_key
 from matl_common.identity.tls import ServerIdentity
 from matl_coordinator.metrics import Metrics
@@ -19,7 +19,7 @@ from matl_participant.client import FederationClient, UnavailableError
 from matl_participant.connection import RenewingChannel
 from matl_participant.metrics import Metrics as HospitalMetrics
 from matl_participant.reports import Reports
-from tests.coordinator.harness import FEDERATION, NODES, OPERATOR, Site, make_site, utc_now
+from tests.coordinator.harness import FEDERATION, NODES, OPERATOR, Site, make_site
 from tests.coordinator.served import NAME, Served, served
 
 NODE = NODES[0]

@@ -1,8 +1,6 @@
 """A log that is followed: an honest coordinator's, and ones that lie to whoever looks."""
 
 # Before gRPC, which reads its TLS settings once.
-import matl_common  # noqa: F401, I001
-
 import asyncio
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import matl_common  # noqa: F401
 from matl.calls import OperationsError
 from matl.dashboard.log_watching import ENTRIES_SHOWN, LogWatcher
 from matl.dashboard.snapshot import Proof
@@ -19,12 +18,13 @@ from matl.dashboard.watching import Watcher
 from matl.log.sources import CoordinatorSource
 from matl.log.verification import Believed
 from matl.operations import OperationsClient, connect_operator
+from matl_common.clock import utc_now
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.keys import load_verifier_key
 from matl_common.tlog.entry import encode_entry, parse_entry
 from matl_common.wire import audit_pb2 as pb
 from matl_coordinator.ports import Store
-from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, make_site, utc_now
+from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, make_site
 from tests.logs import an_entry
 from tests.sdk.serving import Desk, ScriptedLog, scripted, serving
 from tests.sdk.test_audit_over_the_wire import cosigned

@@ -5,8 +5,6 @@ entries, and whoever subclasses it may lie.
 """
 
 # Before gRPC, which reads its TLS settings once.
-import matl_common  # noqa: F401, I001
-
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,9 +16,11 @@ from typing import Any
 import grpc
 from typer.testing import CliRunner, Result
 
+import matl_common  # noqa: F401
 from matl.cli import app
+from matl_common.clock import utc_now
 from matl_common.identity.certificates import Role, SpiffeId
-from matl_common.identity.tls import server_credentials
+from matl_common.identity.tls import ServerIdentity, server_credentials
 from matl_common.tlog.merkle import inclusion_proof
 from matl_common.wire import audit_pb2 as pb
 from matl_common.wire.audit_pb2_grpc import (
@@ -28,10 +28,9 @@ from matl_common.wire.audit_pb2_grpc import (
     add_AuditServiceServicer_to_server,
 )
 from matl_coordinator.ports import LoggedEntry, Store
-from matl_common.identity.tls import ServerIdentity
 from matl_coordinator.rpc.server import build_server
 from matl_coordinator.service.watch import Watch
-from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, running, utc_now
+from tests.coordinator.harness import COORDINATOR, OPERATOR, Site, running
 from tests.system.federation import toml_text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,8 +74,3 @@ def file_to_write(out: Path | None, default: str) -> Path:
     if not path.parent.is_dir():
         raise ConfigurationError(f"there is no folder {path.parent} for {path.name}; make it first")
     return path
-
-
-def utc_now() -> datetime:
-    """When a certificate is made, or a key revoked."""
-    return datetime.now(UTC)

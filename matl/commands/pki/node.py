@@ -14,10 +14,10 @@ from matl.commands.pki.dialogue import (
     file_to_write,
     read_document,
     say,
-    utc_now,
 )
 from matl.commands.pki.options import Json, NodeFolderOption, TokenKey, Yes
 from matl.terminal import errors_in_one_line
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.certificates import Role, SpiffeId

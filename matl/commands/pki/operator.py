@@ -16,7 +16,6 @@ from matl.commands.pki.dialogue import (
     in_words,
     read_document,
     say,
-    utc_now,
 )
 from matl.commands.pki.options import (
     CoordinatorDays,
@@ -28,6 +27,7 @@ from matl.commands.pki.options import (
     Yes,
 )
 from matl.terminal import console, errors_in_one_line, print_json, table
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.authorities import AUTHORITY_VALIDITY, CERTIFICATE_VALIDITY
