@@ -71,6 +71,12 @@ def line(text: str, start: str) -> str:
     return found
 
 
+def exclusions(text: str) -> str:
+    """The one table of whom MATL left without a say."""
+    (_, found) = text.split("\nMATL (MODE1):\n\n")
+    return found.split("\n\n")[0]
+
+
 def test_a_page_of_nothing_says_so() -> None:
     text = page()
     assert "Nothing yet." in text
@@ -196,7 +202,7 @@ def test_detection_is_a_number_of_runs_and_the_slowest_and_no_mean_of_those_that
 
 def test_false_exclusions_are_all_rounds_without_weight_and_not_the_end_alone() -> None:
     text = page([cell("alie", 0.1, honest_weightless=[0.2] * 5)])
-    assert "| 20.0 % | 0.0 % | 0 | 0 |" in line(text, "| α = 0.5 | 9 of 20 | 0 of 1 |")
+    assert "| 20.0 % | 0.0 % | 0 | 0 |" in line(exclusions(text), "| α = 0.5 | 9 of 20 |")
 
 
 def test_what_trust_makes_of_a_trigger_is_what_the_cells_say_with_noise_and_without() -> None:
@@ -371,3 +377,20 @@ def test_the_curves_are_drawn_of_whole_federations_alone(tmp_path: Path) -> None
     (tmp_path / BREAKS_PLOT).unlink()
     draw({"studies": {"robust-n20-eps1": more}}, tmp_path)
     assert not (tmp_path / BREAKS_PLOT).exists()
+
+
+def test_an_attack_is_not_called_harmless_where_fedavg_was_not_run_under_it() -> None:
+    out: dict[str, Any] = {"hostile_excluded": [1.0] * 5, "hostile_weight": [0.0] * 5}
+    own = [cell("alie", 0.1, **out), cell("nan", 0.2, **out)]
+    start = "| α = 0.5 | 9 of 20 | "
+    others = ["0.0 %", "0.0 %", "0", "0 |"]
+
+    def row(*theirs: Cell) -> str:
+        return line(exclusions(page([*own, *theirs])), start).removeprefix(start)
+
+    assert row() == " | ".join(["", "", "", "", *others])
+    harmless = cell("nan", 0.9, arm="mean")
+    assert row(harmless) == " | ".join(["0 of 1", "", "", "", *others])
+    harmful = cell("alie", 1.0, arm="mean")
+    found = row(harmless, harmful)
+    assert found == " | ".join(["1 of 2", "100.0 %", "0.0 %", "0 of 5", *others])

@@ -204,12 +204,13 @@ def exclusion_table(cells: Sequence[Cell]) -> str:
     rows = []
     for mix, hostile in sorted({(c["mix"], c["hostile"]) for c in ours}):
         own = where(ours, mix=mix, hostile=hostile)
-        harmful = [c for c in own if harms(cells, c)]
+        known = [c for c in own if hostile and harms(cells, c) is not None]
+        harmful = [c for c in known if harms(cells, c)]
         rows.append(
             [
                 mix_words(mix),
                 share(own[0]),
-                f"{len(harmful)} of {len(own)}" if hostile else "",
+                f"{len(harmful)} of {len(known)}" if known else "",
                 mean_percent(harmful, "hostile_excluded"),
                 mean_percent(harmful, "hostile_weight"),
                 _detected(harmful),

@@ -81,10 +81,11 @@ def lost_without_attackers(cells: Iterable[Cell], cell: Cell) -> float | None:
     return gap_of(found[0]) if found else None
 
 
-def harms(cells: Iterable[Cell], cell: Cell) -> bool:
-    """Whether the attack costs FedAvg a point."""
+def harms(cells: Iterable[Cell], cell: Cell) -> bool | None:
+    """Whether the attack costs FedAvg a point; None where FedAvg was not run under it."""
     same = {**federation(cell), "attack": cell["attack"], "arm": ArmName.MEAN}
-    return any(gap_of(c) >= HARMFUL_POINTS for c in with_gap(where(cells, **same)))
+    found = with_gap(where(cells, **same))
+    return any(gap_of(c) >= HARMFUL_POINTS for c in found) if found else None
 
 
 def claimed(members: int, mode: MATLMode = MATLMode.MODE1) -> int:
