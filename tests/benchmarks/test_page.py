@@ -333,7 +333,12 @@ def test_fltrust_stands_beside_matl_where_all_attacks_asked_for_were_run() -> No
     own = [cell("sign_flip_5", 2.0), cell("alie", 7.0)]
     theirs = [cell("sign_flip_5", 3.0, arm="fltrust"), cell("alie", 1.0, arm="fltrust")]
     text = page([*own, *theirs], asked_attacks=["sign_flip_5", "alie"])
-    assert "MATL's and FLTrust's: 9 of 20, α = 0.5, ε = 1: 7.0 and 3.0." in text
+    said = line(text, "- **FLTrust")
+    assert "MATL loses less than FLTrust under its own in 0 of 1 federation." in said
+    assert said.endswith("MATL's and FLTrust's: 9 of 20, α = 0.5, ε = 1: 7.0 and 3.0.")
+    better = [cell("sign_flip_5", 7.1, arm="fltrust"), theirs[1]]
+    said = line(page([*own, *better], asked_attacks=["sign_flip_5", "alie"]), "- **FLTrust")
+    assert said.endswith("in 1 of 1 federation.")
     assert "images/evidence_breaks.png" in text
     few = [cell("sign_flip_5", 3.0, arm="fltrust", seeds=2), theirs[1]]
     for fewer in ([*own, theirs[0]], own, theirs, [*own, *few]):

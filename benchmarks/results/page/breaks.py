@@ -119,16 +119,21 @@ def _rules(cells: Sequence[Cell]) -> str:
 
 
 def _beside_fltrust(studies: Mapping[str, Any]) -> str:
-    said = []
+    said, run = [], 0
     for panels in curves_of(studies).values():
         for each in panels:
             ours, theirs = each.worst(ArmName.MATL), each.worst(ArmName.FLTRUST)
             if each.hostile and ours is not None and theirs is not None:
-                found = f"{number(ours, 1)} and {number(theirs, 1)}"
-                said.append(f"{_short(each.cells[0])}: {found}")
-    if not said:
+                run += 1
+                if ours >= theirs:
+                    found = f"{number(ours, 1)} and {number(theirs, 1)}"
+                    said.append(f"{_short(each.cells[0])}: {found}")
+    if not run:
         return "Not run yet under all attacks, with enough seeds."
-    return f"Points below the honest hospitals alone under the worst attack, MATL's and FLTrust's: {'; '.join(said)}."
+    less = f"Under its worst attack MATL loses less than FLTrust under its own in {run - len(said)} of {counted(run, 'federation')}."
+    if not said:
+        return less
+    return f"{less} In the others, points below the honest hospitals alone, MATL's and FLTrust's: {'; '.join(said)}."
 
 
 def _own_price(cells: Sequence[Cell]) -> str:
