@@ -87,8 +87,6 @@ SUM_UP_SECONDS = 30.0
 """How often it is looked whether there are refusals or reads to sum up in the log."""
 
 log = structlog.get_logger(__name__)
-
-
 T = TypeVar("T")
 
 

@@ -9,11 +9,12 @@ and what the operator is told is in ``reports.py``.
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, TypeVar
 
 from matl_common.attestation.evidence import EvidenceRefusedError
+from matl_common.clock import utc_now
 from matl_common.errors import InvalidInputError
 from matl_common.identity.pkcs11.session import TokenError
 from matl_common.ids import Digest, RoundId, parse_digest
@@ -134,7 +135,7 @@ class Participant:
     witness: Witness | None = None
     attestation: Attestation | None = None
     """Where evidence is required of the coordinator."""
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    clock: Callable[[], datetime] = utc_now
     _run: _Run = field(default_factory=_Run, init=False)
     _draining: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 

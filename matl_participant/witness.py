@@ -17,10 +17,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.identity.held_keys import Ed25519Key, load_ed25519_key
 from matl_common.identity.keys import load_verifier_key
@@ -145,7 +146,7 @@ class Witness:
     interval: timedelta
     reports: Reports
     chance: Callable[[], float]
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    clock: Callable[[], datetime] = utc_now
     _stored: dict[str, int] = field(default_factory=dict, init=False)
     """Signature lines in each stored proof; what a better one is compared with."""
     _vain: dict[str, _Vain] = field(default_factory=dict, init=False)

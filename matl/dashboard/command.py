@@ -21,7 +21,6 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
-from matl_common.clock import utc_now
 from matl.calls import OperationsError
 from matl.connection import DEFAULT_CONFIG, Flags, read_connection
 from matl.dashboard.alerts import Alert, alerts_of
@@ -36,6 +35,7 @@ from matl.dashboard.watching import Watcher
 from matl.log.place import believed_from
 from matl.operations import connect_operator
 from matl.terminal import console, errors_in_one_line
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import parse_spiffe_id
 from matl_common.identity.tls import tls_place

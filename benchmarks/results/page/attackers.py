@@ -204,8 +204,9 @@ def exclusion_table(cells: Sequence[Cell]) -> str:
     rows = []
     for mix, hostile in sorted({(c["mix"], c["hostile"]) for c in ours}):
         own = where(ours, mix=mix, hostile=hostile)
-        known = [c for c in own if hostile and harms(cells, c) is not None]
-        harmful = [c for c in known if harms(cells, c)]
+        found = [(c, harms(cells, c)) for c in own if hostile]
+        known = [c for c, harmed in found if harmed is not None]
+        harmful = [c for c, harmed in found if harmed]
         rows.append(
             [
                 mix_words(mix),
