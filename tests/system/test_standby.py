@@ -153,10 +153,11 @@ def test_an_upload_that_its_leader_did_not_live_to_see_goes_on_at_the_other(
     wide = running.enter_context(narrow_link(ports[1], limit_bytes=1 << 40))
     hospitals = both.start_hospitals(narrow.address, wide.address)
     until(narrow.is_full, what="a part of the update is on its way")
-    first.kill()
-    narrow.close()
+    # Before the kill: the second may lead a moment after it.
     half = both.places["first"].coordinator_state / ".half.tmp"
     half.write_bytes(b"as of a leader that was killed while it wrote")
+    first.kill()
+    narrow.close()
     second.wait_for("coordinator_ready", round=1, phase="collecting")
     assert not half.exists()
     until(
