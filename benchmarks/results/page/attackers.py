@@ -11,9 +11,9 @@ from benchmarks.results.page.cells import (
     gap_of,
     harms,
     lost_without_attackers,
-    robust_studies,
     seed_counts,
     share,
+    studies_of,
     where,
     with_gap,
 )
@@ -30,7 +30,7 @@ _NO_ROWS: Final = "Nothing yet."
 
 def attackers(studies: Mapping[str, Any]) -> str:
     """Targets, and two tables for each size of federation and ε."""
-    robust = robust_studies(studies)
+    robust = studies_of(studies, "robust")
     cells = [cell for study in robust.values() for cell in study["cells"]]
     if not cells:
         return ""

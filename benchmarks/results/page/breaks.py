@@ -11,9 +11,8 @@ from benchmarks.results.page.cells import (
     gap_of,
     lost_without_attackers,
     place,
-    robust_studies,
     share,
-    unseen_studies,
+    studies_of,
     waited,
     where,
     with_gap,
@@ -49,10 +48,11 @@ _RULES: Final = (
 
 def breaks(studies: Mapping[str, Any]) -> str:
     """The list."""
-    cells = [cell for study in robust_studies(studies).values() for cell in study["cells"]]
+    robust, unseen = studies_of(studies, "robust"), studies_of(studies, "unseen")
+    cells = [cell for study in robust.values() for cell in study["cells"]]
     items = [
-        f"**MATL beyond its target, at the share that it claims.** {_beyond(robust_studies(studies))}",
-        f"**The same on [other seeds and other images](#other-seeds-and-other-images).** {_beyond(unseen_studies(studies))}",
+        f"**MATL beyond its target, at the share that it claims.** {_beyond(robust)}",
+        f"**The same on [other seeds and other images](#other-seeds-and-other-images).** {_beyond(unseen)}",
         f"**Rules without trust.** {_rules(cells)}",
         f"**FLTrust follows the holdout set alone**, and keeps no trust. {_beside_fltrust(studies)}",
         f"**MODE0 beyond its claim.** {_mode0(cells)}",

@@ -1,7 +1,7 @@
 """What the tables ask of the cells. A cell may lack any figure: then nobody measured it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words
 from matl.simulation.study import NO_ATTACK, ArmName
@@ -19,14 +19,14 @@ def cells_of_study(studies: Mapping[str, Any], name: str) -> list[Cell]:
     return list(studies.get(name, {}).get("cells", []))
 
 
-def robust_studies(studies: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of table 2."""
-    return {name: study for name, study in studies.items() if name.startswith("robust-")}
+def studies_of(studies: Mapping[str, Any], kind: Literal["robust", "unseen"]) -> dict[str, Any]:
+    """Those of one kind.
 
-
-def unseen_studies(studies: Mapping[str, Any]) -> dict[str, Any]:
-    """Those on other seeds and on other images than constants were chosen on."""
-    return {name: study for name, study in studies.items() if name.startswith("unseen-")}
+    Args:
+        kind: ``robust`` is table 2; ``unseen`` is on other seeds and other images than constants
+            were chosen on.
+    """
+    return {name: study for name, study in studies.items() if name.startswith(f"{kind}-")}
 
 
 def where(cells: Iterable[Cell], **wanted: Any) -> list[Cell]:

@@ -11,7 +11,7 @@ from benchmarks.results.page.cells import (
     federations,
     fewest_seeds,
     gap_of,
-    robust_studies,
+    studies_of,
     where,
     with_gap,
 )
@@ -67,7 +67,7 @@ def curves_of(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
     """Study by study, every federation whose arms have all attacks asked for, and enough seeds."""
     return {
         name: [each for each in attacked(studies, [name]) if _is_whole(each, study)]
-        for name, study in robust_studies(studies).items()
+        for name, study in studies_of(studies, "robust").items()
     }
 
 

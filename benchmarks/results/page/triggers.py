@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from benchmarks.results.page.cells import claimed, place, robust_studies, share, where
+from benchmarks.results.page.cells import claimed, place, share, studies_of, where
 from benchmarks.results.page.markdown import Cell, epsilon_words, mix_words, percent, shown, table
 from matl.simulation.study import ArmName
 
@@ -39,7 +39,7 @@ def trigger_cells(studies: Mapping[str, Any]) -> list[Cell]:
     """Of every rule that models were released by or held under such an attack."""
     return [
         cell
-        for study in robust_studies(studies).values()
+        for study in studies_of(studies, "robust").values()
         for cell in study["cells"]
         if cell["attack"] in ATTACKS and cell["arm"] != ArmName.ORACLE
     ]
