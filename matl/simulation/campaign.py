@@ -198,12 +198,14 @@ class Finished:
         self._path = path
         # Read when asked for: those of other code may have other fields.
         self._known: dict[tuple[str, str], dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                entry = _entry(line)
-                if entry is not None:
-                    key = entry["fingerprint"], entry["run"]
-                    self._known[key] = entry["outcome"]
+        written = path.read_bytes() if path.exists() else b""
+        # By a start that was killed: what is added must not go on in the middle of a line.
+        self._is_broken_off = written[-1:] not in {b"\n", b""}
+        for line in written.splitlines():
+            entry = _entry(line)
+            if entry is not None:
+                key = entry["fingerprint"], entry["run"]
+                self._known[key] = entry["outcome"]
 
     def get(self, job: Job, arm: ArmName) -> Outcome | None:
         """What the run gave, if it is known."""
@@ -219,7 +221,8 @@ class Finished:
             entry = {"fingerprint": code, "run": run_key, "outcome": told}
             lines.append(json.dumps(entry, allow_nan=False) + "\n")
         with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
+            file.write("\n" * self._is_broken_off + "".join(lines))
+        self._is_broken_off = False
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
@@ -228,18 +231,23 @@ def plain(outcome: Outcome) -> dict[str, Any]:
     return found | {"epsilon": found["epsilon"] if outcome.is_private else "inf"}
 
 
-def _outcome(found: dict[str, Any]) -> Outcome:
-    kept = {"epsilon": float(found["epsilon"]), "site_accuracy": tuple(found["site_accuracy"])}
-    return Outcome(**found | kept)
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    """A start that was killed may have left half a line."""
+def _outcome(found: dict[str, Any]) -> Outcome | None:
+    """``None`` where it is not what this code writes."""
     try:
-        entry: dict[str, Any] = json.loads(line)
+        kept = {"epsilon": float(found["epsilon"]), "site_accuracy": tuple(found["site_accuracy"])}
+        return Outcome(**found | kept)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """``None`` for half a line, and for whatever else is no run: it is made again."""
+    try:
+        entry = json.loads(line)
     except ValueError:
         return None
-    return entry
+    is_run = isinstance(entry, dict) and isinstance(entry.get("outcome"), dict)
+    return entry if is_run and {"fingerprint", "run"} <= entry.keys() else None
 
 
 def fingerprint_of(job: Job, arm: ArmName) -> str:

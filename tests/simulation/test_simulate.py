@@ -82,6 +82,25 @@ def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -
     assert open_finished(tmp_path, "x").get(job, ArmName.MEAN) is None
 
 
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b"\xff", b"3", b'{"fingerprint": "a", "run": "b", "outcome": 1}', b'{"f']
+)
+def test_a_line_that_is_no_run_is_passed_over_and_swallows_none(
+    tmp_path: Path, line: bytes
+) -> None:
+    study = Study.model_validate({"hospitals": {"count": 3}, "training": {"rounds": 1}})
+    job = Job(study, 0, (ArmName.MEAN,))
+    path = tmp_path / "x-runs.jsonl"
+    path.write_bytes(line)
+    finished = open_finished(tmp_path, "x")
+    finished.add(job, carry_out(job))
+    kept = open_finished(tmp_path, "x").get(job, ArmName.MEAN)
+    assert kept == finished.get(job, ArmName.MEAN) is not None
+    # Of the same code, with a figure that this code does not know.
+    path.write_bytes(path.read_bytes().replace(b'"kappa"', b'"kappa_of_old"'))
+    assert open_finished(tmp_path, "x").get(job, ArmName.MEAN) is None
+
+
 def files_carried_out(job: Job) -> set[Path]:
     """Where the code is that a run executes, in whichever thread."""
     names: set[str] = set()
