@@ -67,6 +67,10 @@ ORDER: Final = (
     "tuned-fashion-inf",
     "robust-n5-eps1",
     "robust-n5",
+    "mixless-n20-eps1",
+    "mixless-n20",
+    "mixless-n5-eps1",
+    "mixless-n5",
     "unseen-fundus-eps1",
     "unseen-fundus",
     "unseen-n20-eps1",
@@ -199,6 +203,7 @@ def _gathered(
         newest=max(here, before["newest_run"]) if taken else here,
         features=features,
         data=data_digest(jobs[0]),
+        carried_over=before.get("carried_over", []) if taken else [],
     )
 
 

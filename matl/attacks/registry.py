@@ -178,7 +178,7 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
         ),
         "mimic": AttackEntry(
             Room.PUBLISHED,
-            "copies of the honest update that stands out most",
+            "copies of the honest update that stands out most, chosen anew every round",
             "Karimireddy et al., ICLR 2022",
             published.mimic,
         ),
@@ -190,7 +190,7 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
         ),
         "replacement": AttackEntry(
             Room.PUBLISHED,
-            "a model with a trigger, scaled to take the global model's place",
+            "a model with a trigger, each attacker's scaled as if it were the only one",
             "Bagdasaryan et al., AISTATS 2020; trigger: Gu et al., BadNets, 2017",
             published.replacement,
             poison=labels.backdoor,
@@ -240,6 +240,12 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
         "sleeper": AttackEntry(
             Room.TEMPORAL, "honest before round 10, then −3x", _OURS, temporal.sleeper
         ),
+        "sleeper_3": AttackEntry(
+            Room.TEMPORAL,
+            "honest before round 3, then −3x: for studies of few rounds",
+            _OURS,
+            partial(temporal.sleeper, wakes=3),
+        ),
         "on_off": AttackEntry(
             Room.TEMPORAL,
             "five honest rounds and five with −3x by turns",
@@ -257,6 +263,12 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             "in round t moved by 0.02 t of its length against the mean",
             _OURS,
             temporal.slow_reversal,
+        ),
+        "slow_reversal_5": AttackEntry(
+            Room.TEMPORAL,
+            "in round t moved by 0.05 t of its length against the mean",
+            _OURS,
+            partial(temporal.slow_reversal, rate=0.05),
         ),
         "noise_free_ipm": AttackEntry(
             Room.PRIVATE,

@@ -57,6 +57,7 @@ def split_images(images: Images, study: Study, *, seed: int) -> Cohort:
     Raises:
         ConfigurationError: the set has too few images for it, or no sites.
     """
+    # Of the mix's name its length: Dirichlet mixes draw from one stream, an even one from another.
     rng = np.random.default_rng([2026, seed, study.members, len(study.mix_name)])
     site_tests: tuple[Indices, ...] = ()
     if study.data.holdout_sites:

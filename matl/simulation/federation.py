@@ -75,7 +75,7 @@ def prepare(images: Images, study: Study, *, seed: int) -> Simulation:
             learner = make_learner(cohort, study, seed=seed)
     federation = Federation(
         plan=learner.plan,
-        enrolled=_enrolled(cohort, entry),
+        enrolled=_enrolled(cohort, entry, class_mixes=study.coordinator.class_mixes),
         byzantine=study.byzantine,
         honest=frozenset(
             node for node, bad in zip(cohort.nodes, cohort.hostile, strict=True) if not bad
@@ -290,13 +290,15 @@ def _squares(values: Float32Array) -> Float32Array:
     return values.reshape(len(values), side, side)
 
 
-def _enrolled(cohort: Cohort, entry: AttackEntry | None) -> dict[NodeId, Enrolment]:
+def _enrolled(
+    cohort: Cohort, entry: AttackEntry | None, *, class_mixes: bool
+) -> dict[NodeId, Enrolment]:
     enrolled = {}
     for number, node in enumerate(cohort.nodes):
         profile = Profile(cohort.patients[number], cohort.label_shares[number])
         if entry is not None and entry.claim is not None and cohort.hostile[number]:
             profile = entry.claim(profile)
-        enrolled[node] = Enrolment(profile.patients, profile.label_shares)
+        enrolled[node] = Enrolment(profile.patients, profile.label_shares if class_mixes else None)
     return enrolled
 
 

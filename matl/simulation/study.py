@@ -182,6 +182,9 @@ class Coordinator(Section):
     """f; -1 for the most that the mode claims, 45 % with a holdout set."""
     rule: str = ""
     """Of the arms ``matl`` and ``matl-mode0``; empty for the default."""
+    class_mixes: bool = Field(default=True, exclude_if=bool)
+    """Every hospital is enrolled with its ``label_histogram``; false for none, as where they are
+    not known. Left out of keys unless it is false: studies from before it was asked keep theirs."""
 
 
 class Hostile(Section):
@@ -198,6 +201,8 @@ class Hostile(Section):
     def _check(self) -> Hostile:
         if self.attack != NO_ATTACK and self.attack not in ATTACKS:
             raise ValueError(f"attack must be {NO_ATTACK} or one of {', '.join(ATTACKS)}")
+        if len(set(self.hospitals)) < len(self.hospitals):
+            raise ValueError("hospitals has a name twice")
         if sum(map(bool, (self.hospitals, self.count, self.share))) > 1:
             raise ValueError("say who is hostile by one of hospitals, count and share")
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -350,5 +350,7 @@ class Judge:
 
 def _discard(candidate: Path) -> None:
     # What cannot be deleted goes at the next start, and must not hide why it is to go.
-    with suppress(OSError):
+    try:
         candidate.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("candidate_left", file=candidate.name, reason=str(error))

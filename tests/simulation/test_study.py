@@ -71,6 +71,7 @@ def test_a_row_has_all_its_seeds_before_the_next_one_begins() -> None:
         ('[hostile]\nshare = 1.0\nattack = "nan"', "at least one hospital must be honest"),
         ("[privacy]\nepsilon = 1.0", "needs training.recipe 'head'"),
         ('[hostile]\ncount = 1\nattack = "hub"', "attack hub is on privacy noise"),
+        ('[hostile]\nhospitals = ["hospital_a", "hospital_a"]', "hospitals has a name twice"),
         ("[coordinator]\nbyzantine = 3", "must be below half of 5"),
         ("[hospitals]\nby_site = true\nalpha = 0.5", "leave alpha out"),
         ('[grid]\n"privacy.epsilon" = 1.0', "must hold lists"),
