@@ -20,10 +20,11 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from benchmarks.evidence_results import OUT, RESULTS, studies_of
+from benchmarks.evidence_results import OUT, RESULTS, studies_of, write
 from benchmarks.results.gather import Run, run_of, runs_in
 from benchmarks.results.known import by_key, feature_files, taken_over
-from benchmarks.results.publication import read_published
+from benchmarks.results.peers import NAME as PEERS
+from benchmarks.results.publication import carried, read_published
 from matl.machine import machine
 from matl.simulation.campaign import Engine, Job, LocalEngine, images_of, jobs_of
 from matl.simulation.datasets import FASHION_FOLDER
@@ -125,6 +126,22 @@ def published_checks(
     return found, left_out
 
 
+def carry(checks: Sequence[Check], *, why: str, seed: int, out: Path) -> None:
+    """Publish the same figures as those of the code that is here, and write what was checked."""
+    features: dict[str, Path | None] = {PEERS: None}
+    for file in studies_of([]):
+        files = feature_files(file, out)
+        if all(path.exists() for path in files):
+            features[file.name] = files[0] if files else None
+    record = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "why": why,
+        "runs_made_again": len(checks),
+        "seed": seed,
+    }
+    write(carried(read_published(RESULTS), features, record))
+
+
 def result_of(
     checks: Sequence[Check], differing: Mapping[str, Mapping[str, Difference]], seed: int
 ) -> dict[str, Any]:
@@ -156,15 +173,26 @@ def main(
     fashion: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST.")] = FASHION_FOLDER,
     processes: Annotated[int, typer.Option(min=1)] = len(os.sched_getaffinity(0)),
     out: Annotated[Path, typer.Option(help="Folder of features; takes the result.")] = OUT,
+    why: Annotated[
+        str,
+        typer.Option(
+            "--carry",
+            help="Why the change since then moves no figure: where none moved, what is published "
+            "is written as of this code, with the reason and what was checked.",
+        ),
+    ] = "",
 ) -> None:
     """Run some published runs again; end with 1 where a figure is another.
 
     make evidence-check ARGS='--runs 100 --only robust-n5' for more, of one study. After a
-    change that should not move a figure, it says whether one moved.
+    change that should not move a figure, it says whether one moved; and with --carry 'reason',
+    from all studies, what was published stays published.
     """
     console = Console(soft_wrap=True, highlight=False)
     chance = random.SystemRandom().randrange(2**32) if seed is None else seed
     try:
+        if why and only:
+            raise ConfigurationError("--carry speaks for every study: leave --only out")
         files = studies_of([name for name in only.split(",") if name])
         published, left_out = published_checks(files, fashion=fashion, out=out)
         checks = drawn(published, runs, random.Random(chance))
@@ -182,9 +210,11 @@ def main(
             # In this process, so that what is missing is said once, and clearly.
             images_of(check.job)
         changed = sum(not check.is_same_code for check in checks)
-        why = f"; {changed} published by other code: if they differ, that may be why"
-        console.print(f"{len(checks)} runs, each some seconds{why if changed else ''}")
+        older = f"; {changed} published by other code: if they differ, that may be why"
+        console.print(f"{len(checks)} runs, each some seconds{older if changed else ''}")
         differing = run_again(checks, LocalEngine(processes), console)
+        if why and not differing:
+            carry(checks, why=why, seed=chance, out=out)
     except (MatlError, ValueError) as error:
         console.print(str(error), style="red")
         raise typer.Exit(1) from error

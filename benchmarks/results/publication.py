@@ -50,6 +50,7 @@ def published_study(
     newest: str,
     features: Path | None,
     data: str,
+    carried_over: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """One study's finished runs, with where they come from.
 
@@ -61,6 +62,7 @@ def published_study(
         newest: when the newest of them was finished, ISO 8601.
         features: the file of features that enters, if there is one.
         data: names the images, where they are in no file of features.
+        carried_over: the changes of code that some of them are older than, as ``carried`` notes.
     """
     return {
         "asked_runs": asked_runs,
@@ -77,6 +79,7 @@ def published_study(
         "fingerprint": fingerprint(features),
         "fingerprint_without_trust": fingerprint(features, keeps_trust=False),
         "data": data,
+        "carried_over": list(carried_over),
         "figures": list(FIGURES),
         "cells": cells_of(runs),
     }
@@ -100,6 +103,37 @@ def read_published(path: Path) -> dict[str, Any]:
         ) from None
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+def carried(
+    published: Mapping[str, Any], features: Mapping[str, Path | None], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same figures, said to be of the code that is here: for a change that moves none.
+
+    Args:
+        published: as ``read_published`` gives it.
+        features: by study, the file of features that enters, if there is one.
+        record: why, and which runs were made again to see; it is kept with every study.
+
+    Raises:
+        ConfigurationError: a study is published of whose features nothing is said.
+    """
+    here = fingerprint()
+    studies = {}
+    for name, study in published["studies"].items():
+        if name not in features:
+            raise ConfigurationError(f"{name} is published, and its features are not here")
+        studies[name] = dict(study)
+        if study.get("code") != here:
+            file = features[name]
+            entry = {"from": study.get("code", ""), "to": here, **record}
+            studies[name] |= {
+                "code": here,
+                "fingerprint": fingerprint(file),
+                "fingerprint_without_trust": fingerprint(file, keeps_trust=False),
+                "carried_over": [*study.get("carried_over", []), entry],
+            }
+    return {**published, "studies": studies}
 
 
 def merged(published: Studies, found: Studies, *, order: Sequence[str]) -> dict[str, Any]:

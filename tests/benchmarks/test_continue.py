@@ -18,7 +18,7 @@ from benchmarks.evidence_check import Check, checks_of, drawn, run_again
 from benchmarks.results.gather import Run, cells_of, run_of, study_digest
 from benchmarks.results.known import data_digest, taken_over
 from benchmarks.results.peers import peer_jobs
-from benchmarks.results.publication import published_study, read_published, text_of
+from benchmarks.results.publication import document, published_study, read_published, text_of
 from matl.simulation.campaign import (
     Job,
     LocalEngine,
@@ -321,6 +321,53 @@ def test_the_check_ends_with_1_where_a_figure_is_another(
         assert f"{same} of 4 came out the same" in done.output
         result = json.loads((tmp_path / evidence_check.RESULT).read_text())
         assert result["summary"] == {"runs": 4, "same": same}
+
+
+def test_figures_are_carried_over_to_other_code_where_none_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SMALL.replace("seeds = 2", "seeds = 1")
+    file = small(text)
+    places: dict[str, Any] = {"fashion": FASHION_FOLDER, "out": tmp_path}
+    evidence_results.run_missing(file, {}, Console(stderr=True), processes=1, **places)
+    study = evidence_results.gathered([file], published={}, **places)[file.name]
+    here = {key: study[key] for key in ("code", "fingerprint", "fingerprint_without_trust")}
+    older = {**study, **dict.fromkeys(here, "old")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evidence_results, "ORDER", (file.name,))
+    for path in (evidence_results.STUDIES / f"{file.name}.toml", evidence_results.RESULTS):
+        path.parent.mkdir(parents=True)
+    (evidence_results.STUDIES / f"{file.name}.toml").write_text(text)
+    command = typer.Typer()
+    command.command()(evidence_check.main)
+    asked = ["--processes", "1", "--runs", "4", "--seed", "7", "--out", str(tmp_path)]
+    asked += ["--carry", "a comment"]
+    first = older["cells"][0]["measurements"]["kappa"]
+    for lie in (0.5, 0.0):
+        first[0] += lie
+        evidence_results.RESULTS.write_text(
+            text_of(document({file.name: older}, command="as before"))
+        )
+        first[0] -= lie
+        done = CliRunner().invoke(command, asked)
+        assert done.exit_code == (1 if lie else 0), done.output
+        after = json.loads(evidence_results.RESULTS.read_text())["studies"][file.name]
+        if lie:
+            assert after["code"] == "old"
+    assert {key: after[key] for key in here} == here
+    assert after["cells"] == json.loads(json.dumps(study["cells"]))
+    (record,) = after["carried_over"]
+    assert record["why"] == "a comment"
+    assert (record["from"], record["to"]) == ("old", here["code"])
+    assert (record["runs_made_again"], record["seed"]) == (4, 7)
+    assert "`old` → " in evidence_results.PAGE.read_text()
+    refused = CliRunner().invoke(command, [*asked, "--only", file.name])
+    assert refused.exit_code == 1
+    assert "leave --only out" in refused.output
+    # Whoever goes on from there keeps the note.
+    monkeypatch.chdir(ROOT)
+    again = evidence_results.gathered([file], published={file.name: after}, **places)
+    assert again[file.name]["carried_over"] == [record]
 
 
 def test_the_check_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def exclusions(text: str) -> str:
 def test_a_page_of_nothing_says_so() -> None:
     text = page()
     assert "Nothing yet." in text
-    assert "expected, not measured" in text
+    assert "Expected, not measured." in text
 
 
 def test_a_gap_whose_interval_reaches_across_its_target_is_not_called_met() -> None:
@@ -121,7 +121,7 @@ def test_met_is_said_of_five_seeds_and_all_attacks_asked_for(
 def test_an_attack_beyond_the_target_is_named_in_the_table_and_where_it_breaks() -> None:
     attacks = [cell("within_classes", 1.6), cell("scaled_10", 0.2), cell("alie", 3.0)]
     text = page(attacks, asked_attacks=["within_classes", "scaled_10", "alie"])
-    assert "**missed** under alie (3.0), within_classes (1.6)" in text
+    assert "**missed** under alie (3.0 ± 0.1), within_classes (1.6 ± 0.1)" in text
     assert "`alie` 3.0, `within_classes` 1.6" in line(text, "- **MATL beyond")
     assert "scaled_10" not in line(text, "- **MATL beyond")
     calm = page([cell("alie", 0.9)])
@@ -131,8 +131,17 @@ def test_an_attack_beyond_the_target_is_named_in_the_table_and_where_it_breaks()
 def test_an_interval_that_reaches_across_is_no_met_target_either() -> None:
     wide = cell("alie", 0.9) | {"below_oracle_points": spread([0.9] * 5, 0.4)}
     assert verdict_on_attacks([wide], 1.0, asked=1) == (
-        "met by the mean; the interval reaches across under alie (0.9)"
+        "met by the mean; the interval reaches across under alie (0.9 ± 0.4)"
     )
+    over = cell("nan", 1.1) | {"below_oracle_points": spread([1.1] * 5, 0.4)}
+    across = "by the mean, though the interval reaches across, under nan (1.1 ± 0.4)"
+    assert verdict_on_attacks([wide, over], 1.0, asked=2) == f"**missed** {across}"
+    sure = cell("ipm_2", 3.0)
+    assert verdict_on_attacks([over, sure], 1.0, asked=2) == (
+        f"**missed** under ipm_2 (3.0 ± 0.1); {across}"
+    )
+    lone = cell("nan", 3.0, seeds=1)
+    assert "though the interval" in verdict_on_attacks([lone], 1.0, asked=1)
 
 
 def test_splits_that_were_asked_for_and_not_run_are_named_one_by_one() -> None:
@@ -147,7 +156,7 @@ def test_splits_that_were_asked_for_and_not_run_are_named_one_by_one() -> None:
 def test_a_rule_that_was_run_under_fewer_attacks_says_under_how_many() -> None:
     found = [cell("alie", 0.1), cell("nan", 0.2), cell("alie", 9.0, arm="krum")]
     row = line(page(found), "| α = 0.5 | 9 of 20 | 2 | 5 |")
-    assert row.endswith("| 0.2 (nan) | 9.0 (alie, of 1 attack) |")
+    assert row.endswith("| 0.2 ± 0.1 (nan) | 9.0 ± 0.1 (alie, of 1 attack) |")
 
 
 def test_what_a_rule_loses_without_an_attacker_is_not_called_broken_by_one() -> None:
@@ -158,8 +167,9 @@ def test_what_a_rule_loses_without_an_attacker_is_not_called_broken_by_one() -> 
         cell("alie", 12.0, arm="median"),
     ]
     text = page(found)
-    assert "| α = 0.5 | none |  | 5 | 10.9 | 0.1 |" in text
-    assert "| α = 0.5 | 9 of 20 | 1 | 5 | 12.0 (alie) | **12.0 (alie)** |" in text
+    assert "| α = 0.5 | none |  | 5 | 10.9 ± 0.1 | 0.1 ± 0.1 |" in text
+    worst = "12.0 ± 0.1 (alie)"
+    assert f"| α = 0.5 | 9 of 20 | 1 | 5 | {worst} | **{worst}** |" in text
     broken, rest = line(text, "- **Rules without trust").split("Not broken by what was run")
     assert "median 12.0" in broken
     assert "krum" not in broken
@@ -180,11 +190,11 @@ def test_held_rounds_are_shown_and_count_as_waiting() -> None:
     assert waited(held) == 20.0
     assert waited(cell("alie", 0.1, seeds=2, longest_honest_exclusion_rounds=[1.0, 3.0])) == 3.0
     text = page([held, cell("replacement", 5.0, seeds=2, arm="mean", backdoor_success=[0.5, 0.5])])
-    assert "| **missed** under replacement (70.0) | **missed** under replacement (20) |" in text
+    assert "under replacement (70.0 ± 0.1) | **missed** under replacement (20) |" in text
     assert line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |").endswith(
         "| 20 (replacement) | 20 (replacement) |"
     )
-    assert "none released / 10.0 ± 0.1, 20 ± 0 held" in text
+    assert "none released / 10.0 ± 0.1, 20 held" in text
     assert "`replacement` 20" in line(text, "- **Held rounds")
     assert "`replacement` 20" in line(text, "- **Honest hospitals that wait")
     assert "MATL held no round" in line(page([cell("alie", 0.1)]), "- **Held rounds")
@@ -225,12 +235,21 @@ def test_what_trust_makes_of_a_trigger_is_what_the_cells_say_with_noise_and_with
 
 
 def test_what_becomes_of_a_minority_hospital_is_expected_until_it_is_measured() -> None:
-    assert "(expected, not measured)" in page([cell("alie", 0.1)])
+    assert "Expected, not measured." in page([cell("alie", 0.1)])
     found = [
-        cell("none", 0.1, suspect_trust=[trust] * 5) | {"holdout_sites": sites}
-        for trust, sites in ((0.9, [0, 1, 2, 3, 4]), (0.2, [0, 1, 2, 3]))
+        cell("none", 0.1, suspect_trust=[trust] * 5, suspect_accuracy_percent=own)
+        | {"holdout_sites": sites}
+        for trust, own, sites in (
+            (0.9, [97.0, 97.5, 97.0, 97.0, 97.5], [0, 1, 2, 3, 4]),
+            (0.2, [97.5, 97.0, 97.0, 97.0, 97.5], [0, 1, 2, 3]),
+        )
     ]
     text = page(found, name="minority")
+    said = line(text, "- **The holdout set's bias")
+    assert "ε = 1: 0.00 ± 0.44. No loss was found with this camera" in said
+    found[1]["measurements"]["suspect_accuracy_percent"] = [90.0, 91.0, 90.0, 91.0, 90.0]
+    said = line(page(found, name="minority"), "- **The holdout set's bias")
+    assert "ε = 1: 6.80 ± 0.71. That hospital pays." in said
     assert "[measured](#a-minority-hospital)" in text
     assert "| with E's patients | ε = 1 | MATL, MODE1 | 0.90 ± 0.10 |" in text
     assert "| without E's patients | ε = 1 | MATL, MODE1 | 0.20 ± 0.10 |" in text
@@ -282,20 +301,22 @@ def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
         return evidence_page(seen | {"studies": studies})
 
     text = shown("a", *worse)
-    row = line(text, "| 9 of 20 | ε = 1 | 0, 1, 2, 3, 4 |")
+    row = line(text, "| 9 of 20 | ε = 1 | α = 0.5 | 0, 1, 2, 3, 4 |")
+    missed = "**missed** under alie (1.6 ± 0.1)"
     assert row.endswith(
-        "| 1 | 0.40 | 1.00 | 0.6 (nan) | 1.6 (alie) | **missed** under alie (1.6) | 0 | 3 (alie) |"
+        f"| 1 | 0.40 | 1.00 | 0.6 ± 0.1 (nan) | 1.6 ± 0.1 (alie) | {missed} | 0 | 3 (alie) |"
     )
     assert "`alie` 1.6" in line(text, "- **The same on [other seeds")
     assert "`mimic` 9.0" in line(text, "- **MATL beyond")
     assert "1.6" not in line(text, "- **MATL beyond")
     # Of other code, or under an attack that table 2 has not: nothing stands beside it.
-    alone = line(shown("b", *worse), "| 9 of 20 | ε = 1 | 0, 1, 2, 3, 4 |")
-    assert "| 1 |  | 1.00 |  | 1.6 (alie) | **missed** under alie (1.6) |  | 3 (alie) |" in alone
+    alone = line(shown("b", *worse), "| 9 of 20 | ε = 1 | α = 0.5 | 0, 1, 2, 3, 4 |")
+    assert f"| 1 |  | 1.00 |  | 1.6 ± 0.1 (alie) | {missed} |  | 3 (alie) |" in alone
     more = line(
-        shown("a", *worse, cell("sybil", 3.0, seeds=6)), "| 9 of 20 | ε = 1 | 0, 1, 2, 3, 4, 5 |"
+        shown("a", *worse, cell("sybil", 3.0, seeds=6)),
+        "| 9 of 20 | ε = 1 | α = 0.5 | 0, 1, 2, 3, 4, 5 |",
     )
-    assert "| 0.40 | 1.00 | 0.6 (nan) | 3.0 (sybil) |" in more
+    assert "| 0.40 | 1.00 | 0.6 ± 0.1 (nan) | 3.0 ± 0.1 (sybil) |" in more
 
 
 def test_other_images_have_their_own_verdicts_and_tables() -> None:
@@ -307,8 +328,8 @@ def test_other_images_have_their_own_verdicts_and_tables() -> None:
     text = page(found, name="unseen-fundus-eps1", asked_attacks=["replacement"])
     assert "### Other images" in text
     assert "### Other seeds" not in text
-    assert "| 1 of 1 | 5 | 1 | **missed** under replacement (5.1) |" in text
-    assert "| by site | 2 of 5 | 1 | 5 | 5.1 (replacement) | 12.0 (replacement) |" in text
+    assert "| 1 of 1 | 5 | 1 | **missed** under replacement (5.1 ± 0.1) |" in text
+    assert "| 1 | 5 | 5.1 ± 0.1 (replacement) | 12.0 ± 0.1 (replacement) |" in text
     assert "## Table 2" not in text
 
 
@@ -334,11 +355,13 @@ def test_fltrust_stands_beside_matl_where_all_attacks_asked_for_were_run() -> No
     theirs = [cell("sign_flip_5", 3.0, arm="fltrust"), cell("alie", 1.0, arm="fltrust")]
     text = page([*own, *theirs], asked_attacks=["sign_flip_5", "alie"])
     said = line(text, "- **FLTrust")
-    assert "MATL loses less than FLTrust under its own in 0 of 1 federation." in said
+    assert "MATL loses less than FLTrust under its own in 0 of 1 federation," in said
+    assert "in the mean over attacks in 0; attack by attack in 1 of 2." in said
     assert said.endswith("MATL's and FLTrust's: 9 of 20, α = 0.5, ε = 1: 7.0 and 3.0.")
     better = [cell("sign_flip_5", 7.1, arm="fltrust"), theirs[1]]
     said = line(page([*own, *better], asked_attacks=["sign_flip_5", "alie"]), "- **FLTrust")
-    assert said.endswith("in 1 of 1 federation.")
+    assert "in 1 of 1 federation," in said
+    assert said.endswith("attack by attack in 1 of 2.")
     assert "images/evidence_breaks.png" in text
     few = [cell("sign_flip_5", 3.0, arm="fltrust", seeds=2), theirs[1]]
     for fewer in ([*own, theirs[0]], own, theirs, [*own, *few]):
@@ -399,3 +422,45 @@ def test_an_attack_is_not_called_harmless_where_fedavg_was_not_run_under_it() ->
     harmful = cell("alie", 1.0, arm="mean")
     found = row(harmless, harmful)
     assert found == " | ".join(["1 of 2", "100.0 %", "0.0 %", "0 of 5", *others])
+
+
+def test_mode0_is_held_to_its_claim_too() -> None:
+    few: dict[str, Any] = {"arm": "matl-mode0", "hostile": 3}
+    text = page([cell("size_lie", 16.7, **few), cell("nan", 0.3, **few)])
+    said = line(text, "- **MODE0 within its claim")
+    assert said.endswith("more than 1: `size_lie` 16.7 ± 0.1 (3 of 20, α = 0.5, ε = 1).")
+    beyond = page([cell("size_lie", 16.7, arm="matl-mode0", hostile=4)])
+    assert line(beyond, "- **MODE0 within its claim").endswith("Not run yet.")
+
+
+def test_what_class_mixes_are_worth_stands_beside_table_2() -> None:
+    text = page([cell("leaked_root", 5.8)], name="mixless-n20-eps1", asked_attacks=["leaked_root"])
+    assert "\n## Without class mixes\n" in text
+    row = line(text, "| 9 of 20 | ε = 1 | α = 0.5 |")
+    assert "**missed** under leaked_root (5.8 ± 0.1)" in row
+    assert "Without class mixes" not in page([cell("leaked_root", 5.8)]).split("## Table 2")[0]
+
+
+def test_attacks_that_were_not_run_are_named() -> None:
+    said = " ".join(page([cell("alie", 0.1), cell("nan", 0.1)]).split())
+    assert "of `matl.attacks` not run here are " in said
+    names = said.split("not run here are ")[1].split(", and")[0]
+    assert "`sign_flip_5`" in names
+    assert "`alie`" not in names
+    assert "`one_nan`" not in names
+
+
+def test_a_change_of_code_that_runs_are_older_than_is_told_with_what_was_checked() -> None:
+    change: dict[str, Any] = {
+        "from": "a",
+        "to": "b",
+        "date": "2026-11-30T08:00:00+00:00",
+        "why": "a log line",
+    }
+    change |= {"runs_made_again": 24, "seed": 7}
+    text = page([cell("alie", 0.1)], carried_over=[change])
+    said = line(text, "- 2026-11-30, `a` → `b`: a log line")
+    assert said.endswith(
+        "(24 runs drawn (seed 7) and made again gave the same figures) All studies."
+    )
+    assert "Every run is of the code that its study names." in page([cell("alie", 0.1)])

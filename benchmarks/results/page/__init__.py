@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.results.page.attackers import attackers
 from benchmarks.results.page.breaks import breaks
 from benchmarks.results.page.minority import minority
+from benchmarks.results.page.mixless import mixless
 from benchmarks.results.page.others import others
 from benchmarks.results.page.runs import what_was_run
 from benchmarks.results.page.together import together
@@ -26,6 +27,7 @@ def evidence_page(found: Mapping[str, Any]) -> str:
         attackers(studies),
         triggers(studies),
         others(studies),
+        mixless(studies),
         unseen(studies),
         together(studies),
         minority(studies),
@@ -42,8 +44,8 @@ def _head(found: Mapping[str, Any]) -> str:
 
 Made by `make evidence` from [results/evidence.json](results/evidence.json); no result on this page was typed. Every
 row is simulated ([how](simulation.md)): training and attackers are the simulation's, every decision is the
-coordinator's own code. {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gb"]:.0f} GB, {found["date"][:10]}. "±" is the 95 % interval over seeds (Student's t); a row without it has one seed. A run that is
-not finished is missing here, not estimated: see [what was run](#what-was-run).
+coordinator's own code. {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gb"]:.0f} GB, {found["date"][:10]}. "±" is the 95 % interval over seeds (Student's t); an accuracy or a loss of points without it has one seed. Rounds are from the
+fewest to the most of any seed. A run that is not finished is missing here, not estimated: see [what was run](#what-was-run).
 
 The fundus photographs are semi-synthetic: 21,000 patients of five hospitals, each with its own camera and mix of
 grades, as features of a public EfficientNet-Lite0. They say nothing about patients.

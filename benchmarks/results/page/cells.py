@@ -19,7 +19,7 @@ def cells_of_study(studies: Mapping[str, Any], name: str) -> list[Cell]:
     return list(studies.get(name, {}).get("cells", []))
 
 
-def studies_of(studies: Mapping[str, Any], kind: Literal["robust", "unseen"]) -> dict[str, Any]:
+def of_kind(studies: Mapping[str, Any], kind: Literal["robust", "unseen"]) -> dict[str, Any]:
     """Those of one kind.
 
     Args:

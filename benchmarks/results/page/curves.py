@@ -11,7 +11,7 @@ from benchmarks.results.page.cells import (
     federations,
     fewest_seeds,
     gap_of,
-    studies_of,
+    of_kind,
     where,
     with_gap,
 )
@@ -64,10 +64,15 @@ def at_target(studies: Mapping[str, Any]) -> list[Attacked]:
 
 
 def curves_of(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
+    """Those of table 2."""
+    return whole_federations(of_kind(studies, "robust"))
+
+
+def whole_federations(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
     """Study by study, every federation whose arms have all attacks asked for, and enough seeds."""
     return {
         name: [each for each in attacked(studies, [name]) if _is_whole(each, study)]
-        for name, study in studies_of(studies, "robust").items()
+        for name, study in studies.items()
     }
 
 

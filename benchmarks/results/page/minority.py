@@ -1,21 +1,66 @@
 # ruff: noqa: E501  # The page's own lines.
 """What a holdout set without a hospital's camera does to that hospital."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from benchmarks.results.gather import SUSPECT_SITE
-from benchmarks.results.page.cells import cells_of_study
-from benchmarks.results.page.markdown import Cell, epsilon_words, percent, shown, table
+from benchmarks.results.page.cells import cells_of_study, figures, where
+from benchmarks.results.page.markdown import (
+    Cell,
+    epsilon_words,
+    interval_text,
+    percent,
+    shown,
+    span,
+    table,
+)
 from benchmarks.results.page.tutorial import TITLES
+from matl.simulation.intervals import Interval, interval
 from matl.simulation.study import ArmName
 
 STUDY: Final = "minority"
 
 
-def was_run(studies: Mapping[str, Any]) -> bool:
-    """Whether the page may speak of what was measured."""
-    return bool(cells_of_study(studies, STUDY))
+def found_of_bias(studies: Mapping[str, Any]) -> str:
+    """What hospital E's own patients lose under MATL when the holdout set has none of them."""
+    cells = where(cells_of_study(studies, STUDY), arm=ArmName.MATL)
+    lost: dict[str, Interval] = {}
+    for epsilon in dict.fromkeys(c["epsilon"] for c in cells):
+        having, lacking = (
+            _own_patients([c for c in where(cells, epsilon=epsilon) if _has_camera(c) is has])
+            for has in (True, False)
+        )
+        found = interval([having[seed] - lacking[seed] for seed in having if seed in lacking])
+        if found is not None:
+            lost[epsilon] = found
+    if not lost:
+        return "Expected, not measured."
+    listed = "; ".join(
+        f"{epsilon_words(epsilon)}: {interval_text(asdict(each), 2)}"
+        for epsilon, each in lost.items()
+    )
+    said = f"Points that E's own patients lose where the holdout set lacks E's camera ([measured](#a-minority-hospital)): {listed}."
+    if any(each.half_width is not None and each.mean > each.half_width for each in lost.values()):
+        return f"{said} That hospital pays."
+    return f"{said} No loss was found with this camera; a holdout set that lacks a grade which one hospital alone has was not measured."
+
+
+def _has_camera(cell: Cell) -> bool:
+    return SUSPECT_SITE in cell["holdout_sites"]
+
+
+def _own_patients(cells: Sequence[Cell]) -> dict[int, float]:
+    """Accuracy on E's own patients, by seed."""
+    return {
+        seed: accuracy
+        for cell in cells
+        if "measurements" in cell
+        for seed, accuracy in zip(
+            cell["seeds"], figures(cell, "suspect_accuracy_percent"), strict=True
+        )
+    }
 
 
 def minority(studies: Mapping[str, Any]) -> str:
@@ -44,8 +89,8 @@ def _row(cell: Cell) -> list[str]:
         TITLES[ArmName(cell["arm"])],
         shown(cell, "suspect_trust", 2),
         percent(cell, "honest_weightless"),
-        shown(cell, "longest_honest_exclusion_rounds", 1),
-        shown(cell, "held_rounds", 1),
+        span(cell, "longest_honest_exclusion_rounds"),
+        span(cell, "held_rounds"),
         shown(cell, "accuracy_percent", 2),
         shown(cell, "suspect_accuracy_percent", 2),
         shown(cell, "others_accuracy_percent", 2),

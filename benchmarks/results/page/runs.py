@@ -30,6 +30,8 @@ def what_was_run(found: Mapping[str, Any]) -> str:
 
 {_codes(found["studies"])}
 
+{_carried(found["studies"])}
+
     make evidence-check                  # runs some of these again, drawn at random, and compares every figure
     make evidence                        # goes on where it was stopped; all of it takes a night of two cores
     make evidence ARGS='--continue'      # runs what is missing here, if the code is still that of the published runs
@@ -43,6 +45,27 @@ Studies are in `benchmarks/studies/`; each can be run by itself with `matl simul
 under a digest of the code and features that enter them; `--continue` takes published ones over by the same digest. The JSON has the figures seed by seed, and each study's command.
 The command of this page: `{found["command"]}`.
 """
+
+
+def _carried(studies: Mapping[str, Any]) -> str:
+    """The changes of code that some runs are older than."""
+    by_change: dict[tuple[str, ...], list[str]] = {}
+    for name, study in studies.items():
+        for each in study.get("carried_over", []):
+            said = f"{each['date'][:10]}, `{each['from']}` → `{each['to']}`: {each['why']}"
+            checked = f"{each['runs_made_again']} runs drawn (seed {each['seed']}) and made again gave the same figures"
+            by_change.setdefault((said, checked), []).append(name)
+    if not by_change:
+        return "Every run is of the code that its study names."
+    lines = [
+        f"- {said} ({checked}) {'All studies.' if len(names) == len(studies) else ', '.join(names) + '.'}"
+        for (said, checked), names in by_change.items()
+    ]
+    return (
+        "Some runs are older than the code that their study names: it changed since in ways that move no figure of "
+        "theirs, as far as was checked (`make evidence-check ARGS=\"--carry 'why'\"` does both):\n\n"
+        + "\n".join(lines)
+    )
 
 
 def _codes(studies: Mapping[str, Any]) -> str:

@@ -4,8 +4,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from benchmarks.results.page.cells import claimed, place, share, studies_of, where
-from benchmarks.results.page.markdown import Cell, epsilon_words, mix_words, percent, shown, table
+from benchmarks.results.page.cells import claimed, of_kind, place, share, where
+from benchmarks.results.page.markdown import (
+    Cell,
+    epsilon_words,
+    mix_words,
+    percent,
+    shown,
+    span,
+    table,
+)
 from matl.simulation.study import ArmName
 
 ATTACKS: Final = ("backdoor", "replacement")
@@ -39,7 +47,7 @@ def trigger_cells(studies: Mapping[str, Any]) -> list[Cell]:
     """Of every rule that models were released by or held under such an attack."""
     return [
         cell
-        for study in studies_of(studies, "robust").values()
+        for study in of_kind(studies, "robust").values()
         for cell in study["cells"]
         if cell["attack"] in ATTACKS and cell["arm"] != ArmName.ORACLE
     ]
@@ -51,7 +59,7 @@ def _entry(cells: Sequence[Cell]) -> str:
     cell = cells[0]
     success = percent(cell, "backdoor_success") or "none released"
     held = cell.get("held_rounds", {"mean": 0.0})["mean"]
-    waiting = f", {shown(cell, 'held_rounds', 0)} held" if held else ""
+    waiting = f", {span(cell, 'held_rounds')} held" if held else ""
     return f"{success} / {shown(cell, 'accuracy_percent', 1)}{waiting}"
 
 

@@ -13,6 +13,7 @@ from benchmarks.results.page.markdown import (
     mix_words,
     percent,
     shown,
+    span,
     table,
 )
 from benchmarks.results.page.verdicts import verdict_on_gap
@@ -171,7 +172,7 @@ def honest_columns(cell: Cell) -> list[str]:
     """What became of the honest hospitals."""
     return [
         percent(cell, "honest_weightless"),
-        shown(cell, "longest_honest_exclusion_rounds", 1),
+        span(cell, "longest_honest_exclusion_rounds"),
         percent(cell, "honest_excluded"),
-        shown(cell, "held_rounds", 1),
+        span(cell, "held_rounds"),
     ]

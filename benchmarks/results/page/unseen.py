@@ -1,30 +1,13 @@
 # ruff: noqa: E501  # The page's own lines.
 """Table 2 on other seeds and on other images than the defence was chosen on."""
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping
 from typing import Any, Final
 
-from benchmarks.results.page.attackers import (
-    exclusion_table,
-    most,
-    targeted,
-    targets_table,
-    worst_table,
-    worst_words,
-)
-from benchmarks.results.page.cells import (
-    cells_of_study,
-    federation,
-    gap_of,
-    share,
-    where,
-    with_gap,
-)
-from benchmarks.results.page.curves import TARGET_MIX
-from benchmarks.results.page.markdown import Cell, epsilon_words, number, table
-from benchmarks.results.page.verdicts import verdict_on_attacks
-from matl.simulation.study import ArmName
+from benchmarks.results.page.attackers import exclusion_table, targets_table, worst_table
+from benchmarks.results.page.beside import BESIDE, beside_table
+from benchmarks.results.page.cells import cells_of_study
+from benchmarks.results.page.markdown import epsilon_words
 
 _SEEDS: Final = {
     "unseen-n20-eps1": "robust-n20-eps1",
@@ -52,53 +35,17 @@ photographs."""
 
 
 def _other_seeds(studies: Mapping[str, Any]) -> str:
-    rows = [
-        row
-        for name, seen in _SEEDS.items()
-        if name in studies
-        for row in _beside(studies, name, seen)
-    ]
-    if not rows:
+    found = beside_table(studies, _SEEDS)
+    if not found:
         return ""
-    header = ["hostile", "ε", "seeds", "target, points", "mean of the attacks, table 2", "here"]
-    header += ["worst, table 2", "here", "verdict here", "longest wait, table 2", "here"]
     return f"""
 ### Other seeds
 
 α = 0.5, everything as in table 2 but for the seeds, and so another draw of who has which images, of sizes, of the holdout
-set, of who is hostile, and of noise. Points below the honest hospitals alone: the mean is over the attacks that were run on
-both; empty where table 2's are of other code. The longest that an honest hospital was without a say, in rounds, held ones too.
+set, of who is hostile, and of noise. {BESIDE}
 
-{table(header, rows)}
+{found}
 """
-
-
-def _beside(studies: Mapping[str, Any], name: str, seen: str) -> list[list[str]]:
-    """Rows of a study beside those of table 2, where these are of the same code."""
-    is_same = studies[name].get("code") == studies.get(seen, {}).get("code")
-    before = where(cells_of_study(studies, seen), arm=ArmName.MATL, mix=TARGET_MIX)
-    rows = []
-    for own, target, asked in targeted({name: studies[name]}):
-        there = {c["attack"]: c for c in with_gap(where(before, **federation(own[0])))}
-        both = [c for c in own if is_same and c["attack"] in there]
-        same = [there[c["attack"]] for c in both]
-        rows.append(
-            [
-                share(own[0]),
-                epsilon_words(own[0]["epsilon"]),
-                ", ".join(map(str, sorted({seed for c in own for seed in c["seeds"]}))),
-                f"{target:.0f}",
-                *(_mean(found) for found in (same, both or own)),
-                *(worst_words(found, attacks=len(found)) for found in (same, own)),
-                verdict_on_attacks(own, target, asked=asked),
-                *(most(found, "longest_honest_exclusion_rounds") for found in (same, own)),
-            ]
-        )
-    return rows
-
-
-def _mean(cells: Sequence[Cell]) -> str:
-    return number(fmean(map(gap_of, cells)), 2) if cells else ""
 
 
 def _other_images(studies: Mapping[str, Any]) -> str:

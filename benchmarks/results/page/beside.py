@@ -1,0 +1,70 @@
+# ruff: noqa: E501  # The page's own lines.
+"""Table 2 again with one thing changed: MATL's rows of both, side by side."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from benchmarks.results.page.attackers import most, targeted, worst_words
+from benchmarks.results.page.cells import (
+    cells_of_study,
+    federation,
+    gap_of,
+    share,
+    where,
+    with_gap,
+)
+from benchmarks.results.page.markdown import Cell, epsilon_words, mix_words, number, table
+from benchmarks.results.page.verdicts import verdict_on_attacks
+from matl.simulation.study import ArmName
+
+BESIDE: Final = """Points below the honest hospitals alone: the mean is over the attacks that were run on
+both; empty where table 2's are of other code. The longest that an honest hospital was without a say, in rounds, held ones too."""
+
+
+def beside_table(studies: Mapping[str, Any], repeats: Mapping[str, str]) -> str:
+    """Every federation that a target is for; empty where nothing was run.
+
+    Args:
+        studies: all that are published.
+        repeats: names of studies, and those of table 2 that they repeat.
+    """
+    rows = [
+        row
+        for name, seen in repeats.items()
+        if name in studies
+        for row in _beside(studies, name, seen)
+    ]
+    header = ["hostile", "ε", "classes", "seeds", "target, points"]
+    header += ["mean of the attacks, table 2", "here", "worst, table 2", "here", "verdict here"]
+    header += ["longest wait, table 2", "here"]
+    return table(header, rows) if rows else ""
+
+
+def _beside(studies: Mapping[str, Any], name: str, seen: str) -> list[list[str]]:
+    """Rows of a study beside those of table 2, where these are of the same code."""
+    is_same = studies[name].get("code") == studies.get(seen, {}).get("code")
+    before = where(cells_of_study(studies, seen), arm=ArmName.MATL)
+    rows = []
+    for own, target, asked in targeted({name: studies[name]}):
+        there = {c["attack"]: c for c in with_gap(where(before, **federation(own[0])))}
+        both = [c for c in own if is_same and c["attack"] in there]
+        same = [there[c["attack"]] for c in both]
+        rows.append(
+            [
+                share(own[0]),
+                epsilon_words(own[0]["epsilon"]),
+                mix_words(own[0]["mix"]),
+                ", ".join(map(str, sorted({seed for c in own for seed in c["seeds"]}))),
+                f"{target:.0f}",
+                *(_mean(found) for found in (same, both or own)),
+                *(worst_words(found, attacks=len(found)) for found in (same, own)),
+                verdict_on_attacks(own, target, asked=asked),
+                *(most(found, "longest_honest_exclusion_rounds") for found in (same, own)),
+            ]
+        )
+    return rows
+
+
+def _mean(cells: Sequence[Cell]) -> str:
+    return number(fmean(map(gap_of, cells)), 2) if cells else ""
