@@ -7,6 +7,7 @@ from typing import Any, Final
 from benchmarks.results.page.cells import claimed
 from benchmarks.results.page.curves import TARGET_MIX, at_target, curves_of
 from benchmarks.results.page.markdown import noise_words
+from benchmarks.results.page.tutorial import TITLES
 from matl.simulation.study import NO_ATTACK, ArmName
 
 ATTACKS_PLOT: Final = "evidence_attacks.png"
@@ -32,11 +33,13 @@ def _draw_tutorial(cells: list[Mapping[str, Any]], folder: Path) -> None:
     if not cells:
         return
     arms = list(dict.fromkeys(cell["arm"] for cell in cells))
-    figure, axes = plt.subplots(1, 2, figsize=(8.0, 2.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 2, figsize=(8.6, 2.8), sharex=True, sharey=True, layout="constrained"
+    )
     for axis, epsilon in zip(axes, ("inf", "1"), strict=True):
         for offset, attack, label in (
-            (-0.2, NO_ATTACK, "right"),
-            (0.2, "label_complement", "wrong"),
+            (-0.15, NO_ATTACK, "right"),
+            (0.15, "label_complement", "wrong"),
         ):
             own = {
                 c["arm"]: c["accuracy_percent"]
@@ -45,19 +48,22 @@ def _draw_tutorial(cells: list[Mapping[str, Any]], folder: Path) -> None:
             }
             places = [i for i, arm in enumerate(arms) if arm in own]
             values = [own[arms[i]] for i in places]
-            axis.bar(
-                [place + offset for place in places],
+            axis.errorbar(
                 [each["mean"] for each in values],
-                0.38,
-                yerr=[each["half_width"] or 0.0 for each in values],
+                [place + offset for place in places],
+                xerr=[each["half_width"] or 0.0 for each in values],
+                fmt="o",
+                markersize=4,
+                capsize=2,
                 label=f"E's labels {label}",
             )
         axis.set_title(noise_words(epsilon), fontsize=9)
-        axis.set_xticks(range(len(arms)), arms, rotation=30, ha="right", fontsize=7)
-    low = min(c["accuracy_percent"]["mean"] for c in cells)
-    axes[0].set_ylim(low - 3.0, 100.0)
-    axes[0].set_ylabel("accuracy, %", fontsize=8)
-    axes[0].legend(fontsize=7)
+        axis.set_yticks(range(len(arms)), [TITLES[ArmName(arm)] for arm in arms], fontsize=7)
+        axis.set_xlabel("accuracy, %", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", linewidth=0.4)
+    axes[0].invert_yaxis()
+    axes[0].legend(fontsize=7, loc="lower left")
     figure.suptitle("Semi-synthetic fundus photographs, 95 % intervals over seeds", fontsize=9)
     figure.savefig(folder / TUTORIAL_PLOT, dpi=120)
     plt.close(figure)
@@ -91,7 +97,13 @@ def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
         axis.set_xticks(range(len(arms)), arms, rotation=60, ha="right", fontsize=7)
         axis.set_yticks(range(len(attacks)), attacks, fontsize=7)
         axis.set_title(f"{panel.hostile} of {panel.members}, {panel.words}", fontsize=8)
-    figure.colorbar(image, ax=axes, label="points below the honest alone", shrink=0.6)
+    figure.colorbar(
+        image,
+        ax=axes,
+        label="points below the honest alone; 20 and more alike",
+        extend="max",
+        shrink=0.6,
+    )
     figure.savefig(folder / ATTACKS_PLOT, dpi=110)
     plt.close(figure)
 
