@@ -161,6 +161,9 @@ $(FLARE)/stamp:
 	@$(FLARE)/bin/pip --disable-pip-version-check install -qq nvflare==2.9.0 psutil
 	@touch $@
 
+# Flower's own rules are in its tables.
+evidence: $(FLOWER)/simulation.stamp
+
 # Compares rounds with both frameworks' deployments; see ARGS='--help'.
 bench-round: $(FLOWER)/simulation.stamp $(FLARE)/stamp
 

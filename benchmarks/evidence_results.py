@@ -32,8 +32,8 @@ from benchmarks.results.known import (
 )
 from benchmarks.results.ordering import tutorial_violations, violations
 from benchmarks.results.page import evidence_page
+from benchmarks.results.peers import FLOWER, peer_jobs, run_peers
 from benchmarks.results.peers import NAME as PEERS
-from benchmarks.results.peers import peer_jobs
 from benchmarks.results.peers import studies as peer_studies
 from benchmarks.results.publication import (
     document,
@@ -140,6 +140,30 @@ def run_missing(
     run_jobs(left, finished, engine=LocalEngine(processes), console=console)
 
 
+def run_missing_peers(
+    published: Mapping[str, Any], console: Console, *, fashion: Path, out: Path
+) -> None:
+    """Run other implementations' rules, where Flower's interpreter is here.
+
+    Args:
+        published: studies of whose runs those of this same code count as finished.
+        console: for progress.
+        fashion: folder of Fashion-MNIST.
+        out: folder of finished runs.
+
+    Raises:
+        ConfigurationError: a data set is missing.
+    """
+    jobs = peer_jobs(fashion=fashion)
+    taken = by_key(taken_over(published.get(PEERS, {"cells": []}), jobs))
+    left = unknown(jobs, taken)
+    console.print(f"{PEERS}: {sum(len(job.arms) for job in left)} runs", highlight=False)
+    if left and not FLOWER.exists():
+        console.print(f"{PEERS} is left out: {FLOWER} is missing; make peers", style="yellow")
+        return
+    run_peers(left, console, out=out)
+
+
 def gathered(
     files: Sequence[StudyFile], *, out: Path, fashion: Path, published: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -170,7 +194,7 @@ def gathered(
         asked=peer_studies(),
         out=out,
         published=published,
-        command="python -m benchmarks.results.peers",
+        command=f"python -m benchmarks.evidence_results --only {PEERS}",
         features=None,
     )
     return {name: study for name, study in studies.items() if study is not None}
@@ -285,7 +309,7 @@ def main(
             help="What is published of this same code and data counts as finished: run the rest.",
         ),
     ] = False,
-    only: Annotated[str, typer.Option(help="Names of studies; all unless given.")] = "",
+    only: Annotated[str, typer.Option(help="Names of studies, or peers; all unless given.")] = "",
     seeds: Annotated[int, typer.Option(min=0, help="So many seeds; 0 for the studies'.")] = 0,
     arms: Annotated[str, typer.Option(help="Who aggregates; the studies' unless given.")] = "",
     fashion: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST.")] = FASHION_FOLDER,
@@ -315,7 +339,9 @@ def main(
             return
         before = read_published(RESULTS)
         taken = before["studies"] if continued else {}
-        wanted = studies_of([name for name in only.split(",") if name])
+        names = [name for name in only.split(",") if name]
+        with_peers = not arms and (not names or PEERS in names)
+        wanted = [] if names == [PEERS] else studies_of([n for n in names if n != PEERS])
         if not tables:
             chosen = tuple(ArmName(name) for name in arms.split(",") if name)
             asked = [
@@ -328,6 +354,8 @@ def main(
             ]
             for part in row_by_row(asked):
                 run_missing(part, taken, console, fashion=fashion, processes=processes, out=out)
+            if with_peers:
+                run_missing_peers(taken, console, fashion=fashion, out=out)
         found = gathered(studies_of([]), out=out, fashion=fashion, published=taken)
         write(to_publish(before, found, command=_command(), replaced=replaced))
     except (MatlError, ValueError) as error:

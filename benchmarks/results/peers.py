@@ -1,32 +1,39 @@
 """Other implementations' rules in the simulation: Flower's and ByzFL's own aggregators.
 
-    python -m benchmarks.results.peers [--out out/evidence]
+    make evidence ARGS='--only peers'
 
-Flower runs in an environment of its own (``make peers`` makes it). What comes out is in table 2
+Flower runs in an environment of its own, which make installs. What comes out is in table 2
 of docs/evidence.md, on the same updates, hospitals and attackers as the product's rules there.
 """
 
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
 from matl.simulation.arms import Arm, Decision, RoundInput
-from matl.simulation.campaign import Finished, Job, carry_out, jobs_of, open_finished
-from matl.simulation.datasets import FASHION_FOLDER, Float32Array, load_images
+from matl.simulation.campaign import (
+    Finished,
+    Job,
+    carry_out,
+    images_of,
+    jobs_of,
+    open_finished,
+)
+from matl.simulation.datasets import FASHION_FOLDER, Float32Array
 from matl.simulation.federation import Simulation, prepare, run_under
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, Study, read_study
+from matl_common.errors import ConfigurationError
 from matl_common.ids import NodeId
 from matl_coordinator.core.trust_record import TrustRecord
 
@@ -44,6 +51,7 @@ ATTACKS: Final = (
 HOSTILE: Final = (0, 4, 9)
 SEEDS: Final = 5
 ALPHA: Final = 0.5
+OUT: Final = Path("out/evidence")
 FLOWER: Final = Path(os.environ.get("MATL_FLOWER_PYTHON", "out/venv-flower/bin/python"))
 Rows = NDArray[np.float32]
 Rule = Callable[[Rows], Rows]
@@ -176,14 +184,14 @@ def studies() -> list[Study]:
     ]
 
 
-def peer_jobs(*, seeds: int = SEEDS, fashion: Path = FASHION_FOLDER) -> list[Job]:
+def peer_jobs(*, fashion: Path = FASHION_FOLDER) -> list[Job]:
     """Every run that is asked for: another implementation's rule, or the oracle."""
     wanted = set(studies())
     jobs = jobs_of(read_study(STUDY), fashion=fashion)
     return [
         replace(job, arms=tuple(_arms()))
         for job in jobs
-        if job.study in wanted and job.seed < seeds
+        if job.study in wanted and job.seed < SEEDS
     ]
 
 
@@ -197,28 +205,31 @@ def _outcome(simulation: Simulation, name: str, rule: Rule) -> Outcome:
     return replace(run_under(simulation, arm), arm=name)
 
 
-def main(
-    *,
-    flower: Annotated[Path, typer.Option(help="The interpreter that has flwr.")] = FLOWER,
-    seeds: Annotated[int, typer.Option(min=1)] = SEEDS,
-    fashion: Annotated[Path, typer.Option(help="Folder of Fashion-MNIST.")] = FASHION_FOLDER,
-    out: Annotated[Path, typer.Option()] = Path("out/evidence"),
+def run_peers(
+    jobs: Sequence[Job], console: Console, *, flower: Path = FLOWER, out: Path = OUT
 ) -> None:
-    """Run what is not yet known."""
-    console = Console()
-    if not flower.exists():
-        console.print(f"{flower} is missing; make peers", style="red")
-        raise typer.Exit(2)
+    """Run those of the jobs that are not finished, one after the other.
+
+    Raises:
+        ConfigurationError: Flower is not installed, or a data set is missing.
+    """
     finished = open_finished(out, NAME)
-    images = load_images("fashion", fashion=fashion)
+    missing = [
+        replace(job, arms=tuple(a for a in job.arms if finished.get(job, a) is None))
+        for job in jobs
+    ]
+    missing = [job for job in missing if job.arms]
+    if not missing:
+        return
+    if not flower.exists():
+        raise ConfigurationError(f"{flower} is missing, which has Flower's rules; make peers")
     with flower_rules(flower) as flowers:
-        for job in peer_jobs(seeds=seeds, fashion=fashion):
-            simulation = prepare(images, job.study, seed=job.seed)
+        for job in missing:
+            simulation = prepare(images_of(job), job.study, seed=job.seed)
             for name in job.arms:
-                if finished.get(job, name) is None:
-                    found = _one(simulation, job, name, flowers)
-                    _keep(finished, job, name, found)
-                    console.print(f"{job.name}: {name} {100 * found.accuracy:.1f} %")
+                found = _one(simulation, job, name, flowers)
+                _keep(finished, job, name, found)
+                console.print(f"{job.name}: {name} {100 * found.accuracy:.1f} %")
 
 
 def _one(
@@ -233,7 +244,3 @@ def _one(
 
 def _keep(finished: Finished, job: Job, name: Any, outcome: Outcome) -> None:
     finished.add(Job(job.study, job.seed, (name,), job.places), [outcome])
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -202,7 +202,7 @@ def test_figures_that_were_taken_over_keep_their_date(tmp_path: Path) -> None:
 
 
 def test_other_implementations_are_taken_over_too(tmp_path: Path) -> None:
-    jobs = peer_jobs(seeds=1, fashion=tmp_path)[:2]
+    jobs = peer_jobs(fashion=tmp_path)[:2]
     runs = made_runs(jobs)
     file = StudyFile("peers", tmp_path, (tuple(job.study for job in jobs),), (), (0,))
     published = as_published(file, runs, data=data_digest(jobs[0]))

@@ -38,7 +38,7 @@ def what_was_run(found: Mapping[str, Any]) -> str:
     make evidence ARGS='--only tutorial-fundus,tutorial-fashion'
     make evidence ARGS='--tables'        # only write what is finished; what was published where nothing is
     make evidence ARGS='--tables --replace'  # and nothing else, even where published runs are dropped
-    python -m benchmarks.results.peers   # Flower's and ByzFL's own rules; make peers installs them
+    make evidence ARGS='--only peers'    # Flower's and ByzFL's own rules
     make evidence-quick                  # digits, some minutes: the order of the rules, with tolerance
 
 Studies are in `benchmarks/studies/`; each can be run by itself with `matl simulate`. Runs are kept in `out/evidence`
