@@ -79,7 +79,7 @@ def shown(cells: Sequence[Cell]) -> Table:
     keys = _differing([cell.study for cell in cells])
     rows = [
         [
-            *(_value(cell.study, key) for key in keys),
+            *(str(_settings(cell.study)[key]) for key in keys),
             cell.arm,
             *(_text(cell.figures[name], digits) for name, digits in _COLUMNS.values()),
         ]
@@ -101,20 +101,18 @@ _COLUMNS: Final = {
 
 
 def _differing(studies: Sequence[Study]) -> list[str]:
-    """Keys on which these studies do not agree."""
-    tables = [study.plain() for study in studies]
-    return [
-        f"{section}.{key}"
-        for section, table in tables[0].items()
-        for key in table
-        if len({str(each[section][key]) for each in tables}) > 1
-    ]
+    """Settings on which these studies do not agree."""
+    tables = [_settings(study) for study in studies]
+    return [key for key in tables[0] if len({str(each[key]) for each in tables}) > 1]
 
 
-def _value(study: Study, key: str) -> str:
-    section, name = key.split(".")
-    found = study.plain()[section][name]
-    return "inf" if found == "Infinity" else str(found)
+def _settings(study: Study) -> dict[str, Any]:
+    """All of them by section and name, those too that a study's key leaves out."""
+    return {
+        f"{section}.{name}": getattr(table, name)
+        for section, table in study
+        for name in type(table).model_fields
+    }
 
 
 def _text(found: Interval | None, digits: int) -> str:
@@ -138,7 +136,9 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     keys = _differing([cell.study for cell in cells])
-    names = [", ".join(_value(cell.study, key) for key in keys) or "study" for cell in cells]
+    names = [
+        ", ".join(str(_settings(cell.study)[key]) for key in keys) or "study" for cell in cells
+    ]
     places, arms = list(dict.fromkeys(names)), list(dict.fromkeys(cell.arm for cell in cells))
     figure, axis = plt.subplots(
         figsize=(6.0, 1.2 + 0.18 * len(places) * (len(arms) + 1)), layout="constrained"

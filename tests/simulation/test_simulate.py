@@ -63,6 +63,20 @@ def test_a_study_gives_a_table_json_and_a_plot_and_goes_on_from_what_is_finished
     assert cells["none", "matl"]["hostile_excluded"] is None
 
 
+@pytest.mark.parametrize("order", ["true, false", "false, true"])
+def test_what_a_key_leaves_out_is_shown_where_studies_differ_in_it(
+    tmp_path: Path, order: str
+) -> None:
+    path = tmp_path / "small.toml"
+    grid = f'[grid]\n"coordinator.class_mixes" = [{order}]\n'
+    path.write_text(STUDY.split("[grid]")[0].replace("seeds = 2", "seeds = 1") + grid)
+    arguments = ["simulate", str(path), "--processes", "1", "--out", str(tmp_path / "out")]
+    found = RUNNER.invoke(app, arguments, env={"COLUMNS": "200"})
+    assert found.exit_code == 0, found.output
+    assert "class_mixes" in found.output
+    assert found.output.count("True") == found.output.count("False") == 3
+
+
 def test_a_finished_run_is_known_by_study_seed_arm_and_version(tmp_path: Path) -> None:
     from rich.console import Console
 
