@@ -69,7 +69,7 @@ def test_what_a_key_leaves_out_is_shown_where_studies_differ_in_it(
 ) -> None:
     path = tmp_path / "small.toml"
     grid = f'[grid]\n"coordinator.class_mixes" = [{order}]\n'
-    path.write_text(STUDY.split("[grid]")[0].replace("seeds = 2", "seeds = 1") + grid)
+    path.write_text(STUDY.split("[grid]", maxsplit=1)[0].replace("seeds = 2", "seeds = 1") + grid)
     arguments = ["simulate", str(path), "--processes", "1", "--out", str(tmp_path / "out")]
     found = RUNNER.invoke(app, arguments, env={"COLUMNS": "200"})
     assert found.exit_code == 0, found.output
