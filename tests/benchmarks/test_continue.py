@@ -297,14 +297,19 @@ def test_a_published_figure_that_these_sources_do_not_give_is_named(
     assert [check.is_same_code for check in older] == [False] * 4
 
 
+def measured(folder: Path) -> tuple[str, StudyFile, dict[str, Any]]:
+    """A study of one seed: its file, and what is published of it."""
+    text = SMALL.replace("seeds = 2", "seeds = 1")
+    file = small(text)
+    places: dict[str, Any] = {"fashion": FASHION_FOLDER, "out": folder}
+    evidence_results.run_missing(file, {}, Console(stderr=True), processes=1, **places)
+    return text, file, evidence_results.gathered([file], published={}, **places)[file.name]
+
+
 def test_the_check_ends_with_1_where_a_figure_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = SMALL.replace("seeds = 2", "seeds = 1")
-    file = small(text)
-    places: dict[str, Any] = {"fashion": FASHION_FOLDER, "out": tmp_path}
-    evidence_results.run_missing(file, {}, Console(stderr=True), processes=1, **places)
-    study = evidence_results.gathered([file], published={}, **places)[file.name]
+    text, file, study = measured(tmp_path)
     monkeypatch.chdir(tmp_path)
     for path in (evidence_results.STUDIES / f"{file.name}.toml", evidence_results.RESULTS):
         path.parent.mkdir(parents=True)
@@ -326,11 +331,7 @@ def test_the_check_ends_with_1_where_a_figure_is_another(
 def test_figures_are_carried_over_to_other_code_where_none_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = SMALL.replace("seeds = 2", "seeds = 1")
-    file = small(text)
-    places: dict[str, Any] = {"fashion": FASHION_FOLDER, "out": tmp_path}
-    evidence_results.run_missing(file, {}, Console(stderr=True), processes=1, **places)
-    study = evidence_results.gathered([file], published={}, **places)[file.name]
+    text, file, study = measured(tmp_path)
     here = {key: study[key] for key in ("code", "fingerprint", "fingerprint_without_trust")}
     older = {**study, **dict.fromkeys(here, "old")}
     monkeypatch.chdir(tmp_path)
@@ -366,7 +367,9 @@ def test_figures_are_carried_over_to_other_code_where_none_moved(
     assert "leave --only out" in refused.output
     # Whoever goes on from there keeps the note.
     monkeypatch.chdir(ROOT)
-    again = evidence_results.gathered([file], published={file.name: after}, **places)
+    again = evidence_results.gathered(
+        [file], out=tmp_path, fashion=FASHION_FOLDER, published={file.name: after}
+    )
     assert again[file.name]["carried_over"] == [record]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from matl.simulation.arms import Decision, RoundInput, _Holdout, make_arm
+from matl.simulation.arms import Arm, Decision, RoundInput, _Holdout, make_arm
 from matl.simulation.coordinator import Closed, Coordinator
 from matl.simulation.datasets import DataSet, Images, load_images
 from matl.simulation.federation import (
@@ -22,6 +22,7 @@ from matl.simulation.federation import (
     prepare,
     run,
 )
+from matl.simulation.learners import LocalUpdates
 from matl.simulation.outcome import weighed
 from matl.simulation.study import ArmName, Study
 from matl_common.ids import NodeId, digest_of
@@ -78,12 +79,20 @@ def closed_round(simulation: Simulation, sent: np.ndarray, *, losses: float = 0.
     )
 
 
-def decided(simulation: Simulation, name: ArmName, folder: Path) -> Decision:
+def begun(
+    simulation: Simulation, name: ArmName, folder: Path
+) -> tuple[Arm, LocalUpdates, RoundInput]:
+    """An arm, and the first round, in which everybody was honest and admitted."""
     base = simulation.learner.initial()
-    sent = simulation.learner.train(base, round_number=1).sent
+    local = simulation.learner.train(base, round_number=1)
+    arm = make_arm(name, simulation.federation, folder, first_model=base)
+    return arm, local, closed_round(simulation, local.sent)
+
+
+def decided(simulation: Simulation, name: ArmName, folder: Path) -> Decision:
     (folder / name).mkdir()
-    arm = make_arm(name, simulation.federation, folder / name, first_model=base)
-    return arm.decide(closed_round(simulation, sent))
+    arm, _, closed = begun(simulation, name, folder / name)
+    return arm.decide(closed)
 
 
 @pytest.mark.parametrize("times", [1.0, 64.0])
@@ -377,10 +386,7 @@ def test_attackers_add_the_noise_they_promised_unless_leaving_it_out_is_the_atta
 ) -> None:
     def rows(attack: str) -> tuple[Simulation, np.ndarray, np.ndarray]:
         simulation = prepare(digits, private(attack), seed=3)
-        base = simulation.learner.initial()
-        local = simulation.learner.train(base, round_number=1)
-        arm = make_arm(ArmName.MEAN, simulation.federation, tmp_path, first_model=base)
-        opened = closed_round(simulation, local.sent)
+        arm, local, opened = begun(simulation, ArmName.MEAN, tmp_path)
         sent = _sent(simulation, arm, local, opened, previous=None)
         hostile = simulation.cohort.hostile
         names = [n for n, bad in zip(simulation.cohort.nodes, hostile, strict=True) if bad]
@@ -415,39 +421,25 @@ def test_baselines_stand_as_many_hostile_hospitals_as_the_product_claims_less_th
     digits: Images, tmp_path: Path, refused: int, trimmed: int
 ) -> None:
     simulation = prepare(digits, study("none"), seed=3)
-    base = simulation.learner.initial()
-    sent = simulation.learner.train(base, round_number=1).sent
-    arm = make_arm(ArmName.TRIMMED_MEAN, simulation.federation, tmp_path, first_model=base)
-    closed = closed_round(simulation, sent)
+    arm, _, closed = begun(simulation, ArmName.TRIMMED_MEAN, tmp_path)
     left = dict(list(closed.updates.items())[refused:])
     found = arm.decide(replace(closed, updates=left)).base
     assert found is not None
     rows = np.sort(np.stack(list(left.values())), axis=0)[trimmed : len(left) - trimmed]
-    np.testing.assert_allclose(found - base, rows.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found - closed.base, rows.mean(axis=0), atol=1e-6)
 
 
 def test_who_knows_the_rule_knows_that_a_step_too_long_is_refused(
     digits: Images, tmp_path: Path
 ) -> None:
     simulation = prepare(digits, private("optimal_ipm"), seed=3)
-    base = simulation.learner.initial()
-    sent = simulation.learner.train(base, round_number=1).sent
-    arm = make_arm(ArmName.MEAN, simulation.federation, tmp_path, first_model=base)
-    opened = closed_round(simulation, sent)
-    hostile, nodes = simulation.cohort.hostile, simulation.cohort.nodes
-    rows = np.concatenate([sent[~hostile], -1e6 * sent[hostile]])
-    expected = arm.guess(
-        {node: row for node, row, bad in zip(nodes, sent, hostile, strict=True) if not bad}, opened
-    )
-    found = _rule_under_attack(simulation, arm, opened)(rows)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert not np.allclose(
-        _rule_under_attack(simulation, arm, opened)(
-            np.concatenate([sent[~hostile], -sent[hostile]])
-        ),
-        expected,
-        atol=1e-6,
-    )
+    arm, local, opened = begun(simulation, ArmName.MEAN, tmp_path)
+    honest, own = local.sent[~simulation.cohort.hostile], local.sent[simulation.cohort.hostile]
+    left = {node: opened.updates[node] for node in simulation.federation.honest}
+    expected = arm.guess(left, opened)
+    tried = _rule_under_attack(simulation, arm, opened)
+    np.testing.assert_allclose(tried(np.concatenate([honest, -1e6 * own])), expected, atol=1e-6)
+    assert not np.allclose(tried(np.concatenate([honest, -own])), expected, atol=1e-6)
 
 
 def test_only_images_of_other_classes_count_as_taken_by_a_trigger(digits: Images) -> None:
