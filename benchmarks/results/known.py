@@ -39,8 +39,9 @@ def taken_over(published: Mapping[str, Any], jobs: Sequence[Job]) -> list[Run]:
 
 
 def data_digest(job: Job) -> str:
-    """Names the images; empty where the code's fingerprint has them, or a library brings them."""
-    return _folder_digest(job.places.fashion) if job.study.data.set == DataSet.FASHION else ""
+    """Names the images, and what else enters; empty where the code's fingerprint has all of it."""
+    is_fashion = job.study.data.set == DataSet.FASHION
+    return f"{_folder_digest(job.places.fashion) if is_fashion else ''} {job.beside}".strip()
 
 
 @cache

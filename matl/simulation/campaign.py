@@ -85,10 +85,12 @@ class Job:
     seed: int
     arms: tuple[ArmName, ...]
     places: Places = Places()
+    beside: str = ""
+    """Names what enters its results beside the code that every arm of ours carries out."""
 
     def key(self, arm: ArmName) -> str:
         """Names a run among those finished earlier."""
-        return f"{arm} seed {self.seed} {self.study.key()}"
+        return f"{arm} seed {self.seed} {self.study.key()} {self.beside}".rstrip()
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,25 @@ from rich.console import Console
 
 from benchmarks import evidence_results
 from benchmarks.results import peers
-from benchmarks.results.peers import (
+from benchmarks.results.known import data_digest
+from benchmarks.results.peer_rules import (
     BYZFLS,
     FLOWERS,
+    MOST,
+    VERSIONS,
     PeerArm,
     RuleFailedError,
     byzfl_rule,
-    peer_jobs,
-    run_peers,
+    rules_digest,
 )
+from benchmarks.results.peers import peer_jobs, run_peers
 from matl.simulation.arms import RoundInput
 from matl.simulation.campaign import open_finished
 from matl.simulation.study import ArmName, Study
 from matl_common.errors import ConfigurationError
 from matl_common.ids import NodeId
 
+ROOT = Path(__file__).parents[2]
 HONEST = np.array([[1.0, 0.0], [1.1, 0.1], [0.9, -0.1], [1.0, 0.1], [1.0, -0.1]], dtype=np.float32)
 ROWS = np.concatenate([HONEST, [[-50.0, 0.0], [-50.0, 1.0]]]).astype(np.float32)
 
@@ -58,8 +63,8 @@ def test_a_rule_of_byzfl_stands_two_of_seven(name: str) -> None:
 
 
 def test_every_rule_stands_as_many_as_its_proof_accepts() -> None:
-    assert {*FLOWERS, *BYZFLS} == peers._MOST.keys()
-    most = {name: accepted(20) for name, accepted in peers._MOST.items()}
+    assert {*FLOWERS, *BYZFLS} == MOST.keys()
+    most = {name: accepted(20) for name, accepted in MOST.items()}
     assert (most["krum"], most["multi-krum"], most["bulyan"]) == (8, 8, 4)
     assert {most["median"], most["trimmed-mean"], most["nnm+trimmed-mean"]} == {9}
 
@@ -113,3 +118,14 @@ def test_only_what_is_not_finished_is_run(tmp_path: Path, monkeypatch: pytest.Mo
         said.seek(0)
     finished = open_finished(tmp_path, peers.NAME)
     assert all(finished.get(job, arm) is not None for arm in arms)
+
+
+def test_a_run_is_known_by_the_rules_and_versions_that_made_it(tmp_path: Path) -> None:
+    job = peer_jobs(fashion=tmp_path)[0]
+    assert job.beside == rules_digest()
+    other = replace(job, beside="of other rules")
+    assert job.key(ArmName.MEAN) != other.key(ArmName.MEAN)
+    assert data_digest(job) != data_digest(other)
+    assert data_digest(replace(job, beside="")) == data_digest(job).split(" ")[0]
+    assert f"flwr[simulation]=={VERSIONS['flwr']}" in (ROOT / "Makefile").read_text()
+    assert VERSIONS["byzfl"] == metadata.version("byzfl")
