@@ -26,7 +26,7 @@ from benchmarks.results.known import by_key, feature_files, taken_over
 from benchmarks.results.peers import NAME as PEERS
 from benchmarks.results.publication import carried, read_published
 from matl.machine import machine
-from matl.simulation.campaign import Engine, Job, LocalEngine, images_of, jobs_of
+from matl.simulation.campaign import Ended, Engine, Impossible, Job, LocalEngine, images_of, jobs_of
 from matl.simulation.datasets import FASHION_FOLDER
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, StudyFile
@@ -94,9 +94,11 @@ def run_again(
     of_job = {check.job: check for check in checks}
     found: dict[str, dict[str, Difference]] = {}
 
-    def done(job: Job, outcomes: list[Outcome]) -> None:
-        (outcome,) = outcomes
+    def done(job: Job, outcomes: Ended) -> None:
         check = of_job[job]
+        if isinstance(outcomes, Impossible):
+            raise ConfigurationError(f"{check.name} cannot be carried out: {outcomes.reason}")
+        (outcome,) = outcomes
         differences = check.differences(outcome)
         if differences:
             found[check.name] = differences

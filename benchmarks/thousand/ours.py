@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 
 from benchmarks.thousand.sized import sized
-from matl.simulation.campaign import carry_out
+from matl.simulation.campaign import Ended, Impossible, Job, carry_out
 from matl.simulation.datasets import Float32Array
 from matl.simulation.learners import Learner, LocalUpdates
 from matl.simulation.outcome import Outcome
 from matl.simulation.parts import PartedLearner, in_blocks
 from matl.simulation.study import ArmName
+from matl_common.errors import ConfigurationError
 
 
 def main(study: str, hospitals: str, rounds: str, arm: str, *where: str) -> None:
@@ -45,9 +46,14 @@ def main(study: str, hospitals: str, rounds: str, arm: str, *where: str) -> None
     else:
         from matl.simulation.ray_engine import RayEngine
 
+        def done(_: Job, outcomes: Ended) -> None:
+            if isinstance(outcomes, Impossible):
+                raise ConfigurationError(outcomes.reason)
+            found.extend(outcomes)
+
         RayEngine(processes=int(workers)).run(
             [job],
-            done=lambda _, outcomes: found.extend(outcomes),
+            done=done,
             told=lambda *_: stamps.append(time.time()),
         )
     told = {

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from matl.machine import machine
-from matl.terminal import console, errors_in_one_line, print_json
+from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError
 
@@ -94,7 +94,10 @@ def simulate(
     by one, their hospitals spread over all workers; more are run a worker each. On a cluster every
     CPU is used, and every machine needs the same version of MATL.
 
-    Exit status: 0 done; 2 a study that cannot be, or options that are wrong.
+    A combination that cannot be carried out is told of, and the others go on.
+
+    Exit status: 0 done; 1 all but what cannot be carried out; 2 a study that cannot be, or options
+    that are wrong.
     """
     from matl.simulation.study import EXAMPLE, read_study
 
@@ -107,7 +110,7 @@ def simulate(
                 "name a study file; matl simulate --example prints one to begin with"
             )
         file = _with_seeds(read_study(study), seeds)
-        cells, runs = _measured(
+        cells, runs, is_whole = _measured(
             file,
             out,
             engine=_engine(engine, processes=processes, address=ray_address),
@@ -117,11 +120,13 @@ def simulate(
         written = _write(file, out, cells, runs)
     if as_json:
         print_json(written)
-        return
-    from matl.simulation.report import shown
+    else:
+        from matl.simulation.report import shown
 
-    console().print(shown(cells))
-    typer.echo(f"Written: {out / file.name}.json and .png")
+        console().print(shown(cells))
+        typer.echo(f"Written: {out / file.name}.json and .png")
+    if not is_whole:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _with_seeds(file: StudyFile, text: str) -> StudyFile:
@@ -154,7 +159,8 @@ def _engine(name: EngineName, *, processes: int, address: str) -> Engine:
 
 def _measured(
     file: StudyFile, out: Path, *, engine: Engine, fashion: Path | None, features: Path | None
-) -> tuple[list[Cell], list[dict[str, Any]]]:
+) -> tuple[list[Cell], list[dict[str, Any]], bool]:
+    """Cells, runs, and whether every run that was asked for is among them."""
     from matl.simulation.campaign import jobs_of, open_finished, plain, run_jobs
     from matl.simulation.datasets import FASHION_FOLDER
     from matl.simulation.report import cells_of
@@ -166,7 +172,10 @@ def _measured(
         # Standard output is for the figures.
         console=Console(stderr=True),
     )
-    return cells_of(found), [plain(run) for _, outcomes in found for run in outcomes]
+    runs = [plain(run) for _, outcomes in found for run in outcomes]
+    if not runs:
+        raise ConfigurationError(f"nothing of {file.name} can be carried out, as said above")
+    return cells_of(found), runs, len(runs) == sum(len(job.arms) for job, _ in found)
 
 
 def _write(

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from matl.attacks.attack import AttackError
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX, Images, load_images
 from matl.simulation.federation import Simulation, prepare, run
 from matl.simulation.outcome import Outcome
@@ -135,6 +136,26 @@ def carry_out(
         else _in_folder(lambda folder, arm=arm: run(simulation, arm, folder))  # type: ignore[misc]
         for arm in job.arms
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """A job that no start can carry out."""
+
+    reason: str
+
+
+Ended = list[Outcome] | Impossible
+"""How a job ended."""
+
+
+def attempt(job: Job, images: Images | None = None, *, spread: Spread = in_blocks) -> Ended:
+    """As ``carry_out``; a study that cannot be, or whose attackers cannot do what it asks, ends
+    no campaign."""
+    try:
+        return carry_out(job, images, spread=spread)
+    except (AttackError, ConfigurationError) as error:
+        return Impossible(str(error))
 
 
 def _prepared(images: Images, study: Study, seed: int, spread: Spread) -> Simulation:
@@ -260,7 +281,7 @@ def fingerprint_of(job: Job, arm: ArmName) -> str:
     return fingerprint(features, keeps_trust=arm in _TRUSTING)
 
 
-Done = Callable[[Job, list[Outcome]], None]
+Done = Callable[[Job, Ended], None]
 Told = Callable[[Job, int], None]
 """A job, and the number of the round that begins, for who watches."""
 
@@ -283,10 +304,10 @@ class LocalEngine:
         """As ``Engine.run``."""
         if self.processes == 1:
             for job in jobs:
-                done(job, carry_out(job))
+                done(job, attempt(job))
             return
         with _workers(self.processes) as pool:
-            futures = {pool.submit(carry_out, job): job for job in jobs}
+            futures = {pool.submit(attempt, job): job for job in jobs}
             try:
                 for future in as_completed(futures):
                     done(futures[future], future.result())
@@ -300,8 +321,10 @@ def run_jobs(
 ) -> list[tuple[Job, list[Outcome]]]:
     """Run what is not yet known, with progress; everything in the order of ``jobs``.
 
+    A job that cannot be carried out is told of on the console, and has no outcomes.
+
     Raises:
-        ConfigurationError: a study asks for more than its data set gives.
+        ConfigurationError: a data set is missing.
     """
     for job in jobs:
         # In this process, so that what is missing is said once, and clearly.
@@ -324,8 +347,12 @@ def _run_unknown(jobs: Sequence[Job], finished: Finished, engine: Engine, consol
     with _progress(console) as progress:
         task = progress.add_task("simulating", total=sum(len(job.arms) for job in jobs))
 
-        def done(job: Job, outcomes: list[Outcome]) -> None:
-            finished.add(job, outcomes)
+        def done(job: Job, outcomes: Ended) -> None:
+            if isinstance(outcomes, Impossible):
+                said = f"{job.name}, seed {job.seed}, cannot be carried out: {outcomes.reason}"
+                console.print(said, style="red", highlight=False, markup=False, soft_wrap=True)
+            else:
+                finished.add(job, outcomes)
             progress.update(task, advance=len(job.arms), description=job.name[:60])
 
         def told(job: Job, number: int) -> None:

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from matl.simulation.campaign import Done, Job, Told, carry_out, fingerprint, images_of
+from matl.simulation.campaign import Done, Ended, Job, Told, attempt, fingerprint, images_of
 from matl.simulation.datasets import Float32Array
 from matl.simulation.learners import Learner, LocalUpdates
-from matl.simulation.outcome import Outcome
 from matl.simulation.parts import (
     Divisible,
     Drawn,
@@ -67,8 +66,8 @@ class RayEngine:
         """As ``Engine.run``.
 
         Raises:
-            ConfigurationError: there is no cluster at the address, or it has other code.
-            EngineError: a task was lost again and again.
+            ConfigurationError: there is no cluster at the address.
+            EngineError: a worker has other code, or a task was lost again and again.
         """
         with _cluster(self._processes, self._address) as workers, _errors_of_ours():
             if len(jobs) >= workers:
@@ -81,7 +80,7 @@ class RayEngine:
                 for arm in job.arms:
                     # Kept one by one: each may take hours.
                     one = replace(job, arms=(arm,))
-                    done(one, carry_out(one, spread=spread))
+                    done(one, attempt(one, spread=spread))
 
 
 @contextmanager
@@ -139,7 +138,7 @@ def _errors_of_ours() -> Iterator[None]:
         raise EngineError(f"Ray gave up after {_RETRIES} retries: {said}") from None
 
 
-def _job_by_job(jobs: Sequence[Job], *, in_flight: int) -> Iterator[tuple[Job, list[Outcome]]]:
+def _job_by_job(jobs: Sequence[Job], *, in_flight: int) -> Iterator[tuple[Job, Ended]]:
     """A task a job, as they end."""
     images: dict[tuple[object, ...], Any] = {}
     left = iter(jobs)
@@ -198,9 +197,9 @@ class _Spread:
 
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES)
-def _carried_out(job: Job, images: _Held, code: str) -> list[Outcome]:
+def _carried_out(job: Job, images: _Held, code: str) -> Ended:
     _check(code)
-    return carry_out(job, _fetched(images[0]))
+    return attempt(job, _fetched(images[0]))
 
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES)
@@ -219,4 +218,4 @@ def _fetched(reference: Any) -> Any:
 
 def _check(code: str) -> None:
     if fingerprint() != code:
-        raise ConfigurationError("a Ray worker has another version of MATL; install this one there")
+        raise EngineError("a Ray worker has another version of MATL; install this one there")

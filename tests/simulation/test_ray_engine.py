@@ -81,6 +81,21 @@ def test_what_one_engine_finished_the_other_takes_as_known(engine: Engine, tmp_p
     assert (tmp_path / "x-runs.jsonl").read_bytes() == kept, "nothing ran again"
 
 
+@pytest.mark.parametrize("count", [1, 4], ids=["spread", "job by job"])
+def test_a_job_that_cannot_be_carried_out_keeps_no_other_from_it(
+    engine: Engine, tmp_path: Path, count: int
+) -> None:
+    few = Study.model_validate(
+        {
+            "hospitals": {"count": 4},
+            "training": {"rounds": 1},
+            "hostile": {"attack": "alie", "count": 3},
+        }
+    )
+    jobs = [Job(study, seed, ARMS[2:]) for seed in (0, 1) for study in (few, NETWORK)][:count]
+    assert [len(found) for found in outcomes(engine, jobs, tmp_path)] == [0, 1, 0, 1][:count]
+
+
 def test_a_lost_worker_changes_nothing(engine: Engine, tmp_path: Path) -> None:
     long = NETWORK.training.model_copy(update={"rounds": 12})
     jobs = [Job(NETWORK.model_copy(update={"training": long}), 0, ARMS[2:])]
@@ -111,7 +126,7 @@ def test_a_worker_with_other_code_is_told_of(engine: Engine) -> None:
     job = Job(NETWORK, 0, ARMS[2:])
     assert engine, "connected"
     with (
-        pytest.raises(ConfigurationError, match="a Ray worker has another version of MATL"),
+        pytest.raises(ray_engine.EngineError, match="a Ray worker has another version of MATL"),
         ray_engine._errors_of_ours(),
     ):
         ray.get(ray_engine._carried_out.remote(job, [ray.put(images_of(job))], "another"))

@@ -63,6 +63,31 @@ def test_a_study_gives_a_table_json_and_a_plot_and_goes_on_from_what_is_finished
     assert cells["none", "matl"]["hostile_excluded"] is None
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_what_cannot_be_carried_out_is_told_and_the_rest_goes_on(
+    tmp_path: Path, processes: str
+) -> None:
+    path, out = tmp_path / "small.toml", tmp_path / "out"
+    # ALIE hides behind a majority, which three of four hospitals are not: its z is undefined.
+    grid = '[grid]\n"hostile.count" = [3, 1]\n"hostile.attack" = ["alie", "nan"]\n'
+    path.write_text(STUDY.split("[grid]", maxsplit=1)[0].replace("seeds = 2", "seeds = 1") + grid)
+    arguments = ["simulate", str(path), "--processes", processes, "--out", str(out), "--json"]
+    found = RUNNER.invoke(app, arguments)
+    assert found.exit_code == 1, found.output
+    assert found.stderr.count("cannot be carried out") == 1
+    assert "3" in found.stderr
+    assert "alie" in found.stderr
+    done = {
+        (cell["study"]["hostile"]["count"], cell["study"]["hostile"]["attack"])
+        for cell in json.loads(found.stdout)["cells"]
+    }
+    assert done == {(3, "nan"), (1, "alie"), (1, "nan")}
+    path.write_text(path.read_text().replace("[3, 1]", "[3]").replace(', "nan"', ""))
+    nothing = RUNNER.invoke(app, arguments)
+    assert nothing.exit_code == 2
+    assert "nothing of small can be carried out" in nothing.stderr
+
+
 @pytest.mark.parametrize("order", ["true, false", "false, true"])
 def test_what_a_key_leaves_out_is_shown_where_studies_differ_in_it(
     tmp_path: Path, order: str
