@@ -23,11 +23,6 @@ def study(**hospitals: Any) -> Study:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Images:
-    return load_images(DataSet.DIGITS)
-
-
-@pytest.fixture(scope="module")
 def cohort(digits: Images) -> Cohort:
     return split_images(digits, study(), seed=3)
 
