@@ -32,6 +32,7 @@ from matl.simulation.campaign import (
     images_of,
     jobs_of,
     open_finished,
+    unfinished,
 )
 from matl.simulation.datasets import FASHION_FOLDER
 from matl.simulation.federation import Simulation, prepare, run_under
@@ -98,11 +99,7 @@ def run_peers(
         ConfigurationError: Flower is not installed, or a data set is missing.
     """
     finished = open_finished(out, NAME)
-    missing = [
-        replace(job, arms=tuple(a for a in job.arms if finished.get(job, a) is None))
-        for job in jobs
-    ]
-    missing = [job for job in missing if job.arms]
+    missing = unfinished(jobs, finished)
     if not missing:
         return
     if not flower.exists():

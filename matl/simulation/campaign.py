@@ -316,6 +316,15 @@ class LocalEngine:
                 raise
 
 
+def unfinished(jobs: Sequence[Job], finished: Finished) -> list[Job]:
+    """The jobs with the arms that are left to run; without those that have none left."""
+    left = [
+        replace(job, arms=tuple(arm for arm in job.arms if finished.get(job, arm) is None))
+        for job in jobs
+    ]
+    return [job for job in left if job.arms]
+
+
 def run_jobs(
     jobs: Sequence[Job], finished: Finished, *, engine: Engine, console: Console
 ) -> list[tuple[Job, list[Outcome]]]:
@@ -329,11 +338,7 @@ def run_jobs(
     for job in jobs:
         # In this process, so that what is missing is said once, and clearly.
         images_of(job)
-    unknown = [
-        replace(job, arms=tuple(arm for arm in job.arms if finished.get(job, arm) is None))
-        for job in jobs
-    ]
-    _run_unknown([job for job in unknown if job.arms], finished, engine, console)
+    _run_unknown(unfinished(jobs, finished), finished, engine, console)
     found = []
     for job in jobs:
         outcomes = [finished.get(job, arm) for arm in job.arms]

@@ -22,18 +22,22 @@ BESIDE: Final = """Points below the honest hospitals alone: the mean is over the
 both; empty where table 2's are of other code. The longest that an honest hospital was without a say, in rounds, held ones too."""
 
 
-def beside_table(studies: Mapping[str, Any], repeats: Mapping[str, str]) -> str:
+_REPEATED: Final = ("n20-eps1", "n20", "n5-eps1", "n5")
+"""Studies of table 2, by what follows their kind."""
+
+
+def beside_table(studies: Mapping[str, Any], kind: str) -> str:
     """Every federation that a target is for; empty where nothing was run.
 
     Args:
         studies: all that are published.
-        repeats: names of studies, and those of table 2 that they repeat.
+        kind: what the names of the studies that repeat table 2's begin with.
     """
     rows = [
         row
-        for name, seen in repeats.items()
-        if name in studies
-        for row in _beside(studies, name, seen)
+        for each in _REPEATED
+        if f"{kind}-{each}" in studies
+        for row in _beside(studies, f"{kind}-{each}", f"robust-{each}")
     ]
     header = ["hostile", "ε", "classes", "seeds", "target, points"]
     header += ["mean of the attacks, table 2", "here", "worst, table 2", "here", "verdict here"]

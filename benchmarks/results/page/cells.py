@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words
+from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, shown
 from matl.simulation.study import NO_ATTACK, ArmName
 from matl_common.modes import MATLMode
 from matl_coordinator.core.claim import claimed_tolerance
@@ -56,6 +56,15 @@ def figures(cell: Cell, name: str) -> list[float]:
     if values is None:
         return [cell[name]["mean"]] if name in cell else []
     return [value for value in values if value is not None]
+
+
+def span(cell: Cell, name: str) -> str:
+    """A whole number from its least to its most over seeds; empty where a cell has none."""
+    if name not in cell.get("measurements", {}):
+        return shown(cell, name, 1)
+    values = figures(cell, name)
+    least, most = (f"{value:.0f}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
 
 
 def waited(cell: Cell) -> float:

@@ -29,15 +29,6 @@ def shown(cell: Cell, name: str, digits: int) -> str:
     return "" if found is None else interval_text(found, digits)
 
 
-def span(cell: Cell, name: str) -> str:
-    """A whole number from its least to its most over seeds; empty where a cell has none."""
-    values = [value for value in cell.get("measurements", {}).get(name, []) if value is not None]
-    if not values:
-        return shown(cell, name, 1)
-    least, most = (f"{value:.0f}" for value in (min(values), max(values)))
-    return least if least == most else f"{least} to {most}"
-
-
 def percent(cell: Cell, name: str) -> str:
     """A share of a cell; empty where it has none."""
     found = cell.get(name)

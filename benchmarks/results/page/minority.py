@@ -6,14 +6,13 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from benchmarks.results.gather import SUSPECT_SITE
-from benchmarks.results.page.cells import cells_of_study, figures, where
+from benchmarks.results.page.cells import cells_of_study, figures, span, where
 from benchmarks.results.page.markdown import (
     Cell,
     epsilon_words,
     interval_text,
     percent,
     shown,
-    span,
     table,
 )
 from benchmarks.results.page.tutorial import TITLES
@@ -84,7 +83,7 @@ mean of the four.
 
 def _row(cell: Cell) -> list[str]:
     return [
-        "with E's patients" if SUSPECT_SITE in cell["holdout_sites"] else "without E's patients",
+        "with E's patients" if _has_camera(cell) else "without E's patients",
         epsilon_words(cell["epsilon"]),
         TITLES[ArmName(cell["arm"])],
         shown(cell, "suspect_trust", 2),

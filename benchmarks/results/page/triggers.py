@@ -4,14 +4,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from benchmarks.results.page.cells import claimed, of_kind, place, share, where
+from benchmarks.results.page.cells import claimed, of_kind, place, share, span, where
 from benchmarks.results.page.markdown import (
     Cell,
     epsilon_words,
     mix_words,
     percent,
     shown,
-    span,
     table,
 )
 from matl.simulation.study import ArmName

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from benchmarks.results.page.cells import cells_of_study, where
+from benchmarks.results.page.cells import cells_of_study, span, where
 from benchmarks.results.page.markdown import (
     Cell,
     epsilon_words,
@@ -13,7 +13,6 @@ from benchmarks.results.page.markdown import (
     mix_words,
     percent,
     shown,
-    span,
     table,
 )
 from benchmarks.results.page.verdicts import verdict_on_gap
