@@ -1,10 +1,7 @@
 """The evidence page says of made-up cells what they say, and no more."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from benchmarks import evidence_results
 from benchmarks.results.figures import BREAKS_PLOT, draw
@@ -12,136 +9,17 @@ from benchmarks.results.page import evidence_page
 from benchmarks.results.page.cells import waited
 from benchmarks.results.page.curves import at_target, attacked, curves_of
 from benchmarks.results.page.tutorial import TEST_IMAGES
-from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_gap
 from benchmarks.utility.sources import FUNDUS_TEST
 from matl.simulation.study import read_study
+from tests.benchmarks.made_page import Cell, cell, exclusions, line, page
 
 ROOT = Path(__file__).parents[2]
-Cell = dict[str, Any]
-
-
-def spread(values: Sequence[float], half_width: float = 0.1) -> dict[str, Any]:
-    mean = sum(values) / len(values)
-    width = half_width if len(values) > 1 else None
-    return {"mean": mean, "half_width": width, "runs": len(values)}
-
-
-def cell(attack: str, gap: float, *, arm: str = "matl", seeds: int = 5, **more: Any) -> Cell:
-    """At ε = 1, 9 of 20 hostile, without incident; a list among ``more`` has one figure a seed."""
-    measured: dict[str, list[float]] = {
-        "accuracy_percent": [80.0 - gap] * seeds,
-        "honest_weightless": [0.0] * seeds,
-        "honest_excluded": [0.0] * seeds,
-        "longest_honest_exclusion_rounds": [0.0] * seeds,
-        "held_rounds": [0.0] * seeds,
-    } | {name: value for name, value in more.items() if isinstance(value, list)}
-    found: Cell = {
-        "data": "fashion",
-        "members": 20,
-        "hostile": 0 if attack == "none" else 9,
-        "mix": "dirichlet-0.5",
-        "epsilon": "1",
-        "attack": attack,
-        "arm": arm,
-        "seeds": list(range(seeds)),
-        "below_oracle_points": spread([gap] * seeds),
-        "measurements": measured,
-    }
-    found |= {name: spread(values) for name, values in measured.items()}
-    return found | {name: value for name, value in more.items() if not isinstance(value, list)}
-
-
-def page(
-    cells: Sequence[Cell] = (), *, name: str = "robust-n20-eps1", summary: Any = None, **study: Any
-) -> str:
-    study = {"asked_runs": 9, "finished_runs": 9, "cells": list(cells)} | study
-    return evidence_page(
-        {
-            "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
-            "date": "2026-11-29",
-            "command": "x",
-            "summary": summary or {},
-            "studies": {name: study} if cells else {},
-        }
-    )
-
-
-def line(text: str, start: str) -> str:
-    (found,) = [each for each in text.splitlines() if each.startswith(start)]
-    return found
-
-
-def exclusions(text: str) -> str:
-    """The one table of whom MATL left without a say."""
-    (_, found) = text.split("\nMATL (MODE1):\n\n")
-    return found.split("\n\n")[0]
 
 
 def test_a_page_of_nothing_says_so() -> None:
     text = page()
     assert "Nothing yet." in text
     assert "Expected, not measured." in text
-
-
-def test_a_gap_whose_interval_reaches_across_its_target_is_not_called_met() -> None:
-    def said(mean: float, half_width: float | None, runs: int = 5) -> str:
-        return verdict_on_gap({"mean": mean, "half_width": half_width, "runs": runs}, 0.4)
-
-    assert said(0.2, 0.1) == "met"
-    assert said(0.2, 0.1, runs=4) == "within the target on 4 seeds"
-    assert said(0.3, 0.2) == "met by the mean, and the interval reaches across the target"
-    assert said(0.5, 0.2).startswith("**missed** by the mean, though")
-    assert said(0.7, 0.2) == "**missed**"
-    assert "settles nothing" in said(0.2, None, runs=1)
-
-
-def test_the_gap_of_the_recipe_for_accuracy_stands_beside_its_target() -> None:
-    name = "matl_vs_centralised_gap_points_eps_inf_fundus_recipe_for_accuracy"
-    text = page(summary={name: {"mean": 2.25, "half_width": 0.5, "runs": 5}})
-    row = "| fundus | for accuracy | no noise (ε = ∞) | 2.25 ± 0.50 | 0.4 | **missed** | 5 |"
-    assert row in text
-
-
-@pytest.mark.parametrize(
-    ("seeds", "attacks", "asked", "said"),
-    [
-        (5, ("nan", "alie"), 2, "met"),
-        (5, ("nan",), 2, "within the target on 5 seeds, under 1 of 2 attacks"),
-        (1, ("nan", "alie"), 2, "within the target on 1 seed, under 2 of 2 attacks"),
-        (5, ("nan", "alie"), None, "within the target on 5 seeds, under 2 attacks"),
-    ],
-)
-def test_met_is_said_of_five_seeds_and_all_attacks_asked_for(
-    seeds: int, attacks: Sequence[str], asked: int | None, said: str
-) -> None:
-    found = [cell(attack, 0.5, seeds=seeds) for attack in attacks]
-    assert verdict_on_attacks(found, 1.0, asked=asked) == said
-
-
-def test_an_attack_beyond_the_target_is_named_in_the_table_and_where_it_breaks() -> None:
-    attacks = [cell("within_classes", 1.6), cell("scaled_10", 0.2), cell("alie", 3.0)]
-    text = page(attacks, asked_attacks=["within_classes", "scaled_10", "alie"])
-    assert "**missed** under alie (3.0 ± 0.1), within_classes (1.6 ± 0.1)" in text
-    assert "`alie` 3.0, `within_classes` 1.6" in line(text, "- **MATL beyond")
-    assert "scaled_10" not in line(text, "- **MATL beyond")
-    calm = page([cell("alie", 0.9)])
-    assert "No attack that was run cost more than 1 point" in line(calm, "- **MATL beyond")
-
-
-def test_an_interval_that_reaches_across_is_no_met_target_either() -> None:
-    wide = cell("alie", 0.9) | {"below_oracle_points": spread([0.9] * 5, 0.4)}
-    assert verdict_on_attacks([wide], 1.0, asked=1) == (
-        "met by the mean; the interval reaches across under alie (0.9 ± 0.4)"
-    )
-    over = cell("nan", 1.1) | {"below_oracle_points": spread([1.1] * 5, 0.4)}
-    across = "by the mean, though the interval reaches across, under nan (1.1 ± 0.4)"
-    assert verdict_on_attacks([wide, over], 1.0, asked=2) == f"**missed** {across}"
-    sure = cell("ipm_2", 3.0)
-    assert verdict_on_attacks([over, sure], 1.0, asked=2) == (
-        f"**missed** under ipm_2 (3.0 ± 0.1); {across}"
-    )
-    lone = cell("nan", 3.0, seeds=1)
-    assert "though the interval" in verdict_on_attacks([lone], 1.0, asked=1)
 
 
 def test_splits_that_were_asked_for_and_not_run_are_named_one_by_one() -> None:
@@ -195,9 +73,12 @@ def test_held_rounds_are_shown_and_count_as_waiting() -> None:
         "| 20 (replacement) | 20 (replacement) |"
     )
     assert "none released / 10.0 ± 0.1, 20 held" in text
-    assert "`replacement` 20" in line(text, "- **Held rounds")
-    assert "`replacement` 20" in line(text, "- **Honest hospitals that wait")
-    assert "MATL held no round" in line(page([cell("alie", 0.1)]), "- **Held rounds")
+    most = "1 of 1 federation, at most 20 rounds (`replacement`, 9 of 20, α = 0.5, ε = 1)"
+    assert f"than it claims in {most}; with more" in line(text, "- **Held rounds")
+    assert f"ε = 1: in {most}. With more" in line(text, "- **Honest hospitals that wait")
+    calm = page([cell("alie", 0.1), cell("nan", 0.1, hostile=12)])
+    in_none = "claims in 0 of 1 federation; with more of them in 0 of 1 federation."
+    assert in_none in line(calm, "- **Held rounds")
 
 
 def test_detection_is_a_number_of_runs_and_the_slowest_and_no_mean_of_those_that_detected() -> None:

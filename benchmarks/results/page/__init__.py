@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.results.page.attackers import attackers
 from benchmarks.results.page.breaks import breaks
+from benchmarks.results.page.in_short import in_short
 from benchmarks.results.page.minority import minority
 from benchmarks.results.page.mixless import mixless
 from benchmarks.results.page.others import others
@@ -22,6 +23,7 @@ def evidence_page(found: Mapping[str, Any]) -> str:
     studies = found["studies"]
     parts = [
         _head(found),
+        in_short(studies, found["summary"]),
         tutorial(studies, found["summary"]),
         tuned(studies),
         attackers(studies),

@@ -1,7 +1,7 @@
 # ruff: noqa: E501  # The page's own lines.
 """Where it breaks, each sentence with the cells that say so, or with the word *expected*."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 from typing import Any, Final
@@ -64,7 +64,7 @@ def breaks(studies: Mapping[str, Any]) -> str:
         f"**The holdout set's bias is the coordinator's.** Trust asks whether an update helps the holdout set: a hospital whose patients it lacks can help it less, and count less, though it is honest. {found_of_bias(studies)} Balance the holdout set over sites, not over classes alone.",
         f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update harms the holdout set before the round's step is over, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
         "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight, which takes say from the largest. *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
-        f"**Honest hospitals that wait** more than two rounds, held rounds included (MATL, most rounds of any seed): {_waiting(cells)}.",
+        f"**Honest hospitals that wait** more than two rounds, held rounds included, with no more hostile ones than MATL claims: {_waiting(cells)}. With more of them they wait longer; every federation's longest is in table 2.",
         f"**Held rounds.** Too few sound updates and a round is held: the model stays as it was, which is the attackers' gain where they want no study at all. {_held(cells)}",
         "**More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % show what happens, not what is promised.",
     ]
@@ -217,30 +217,35 @@ def _stronger(cells: Sequence[Cell]) -> str:
 
 
 def _waiting(cells: Sequence[Cell]) -> str:
-    over = [c for c in where(cells, arm=ArmName.MATL) if waited(c) > MOST_ROUNDS]
-    over.sort(key=waited, reverse=True)
-    return _by_federation(over, waited) or "none that was run"
+    ours = [c for c in where(cells, arm=ArmName.MATL) if c["hostile"] <= claimed(c["members"])]
+    return "; ".join(
+        f"{epsilon_words(epsilon)}: in {_rounds(where(ours, epsilon=epsilon), waited, MOST_ROUNDS)}"
+        for epsilon in dict.fromkeys(c["epsilon"] for c in ours)
+    )
 
 
 def _held(cells: Sequence[Cell]) -> str:
-    held = [
-        c for c in where(cells, arm=ArmName.MATL) if max(figures(c, "held_rounds"), default=0.0)
-    ]
-    if not held:
-        return "MATL held no round in any run."
-    return f"MATL, most rounds of any seed: {_by_federation(held, _most_held)}."
+    ours = where(cells, arm=ArmName.MATL)
+    within = [c for c in ours if c["hostile"] <= claimed(c["members"])]
+    beyond = [c for c in ours if c["hostile"] > claimed(c["members"])]
+    return (
+        f"MATL held some with no more hostile hospitals than it claims in {_rounds(within, _most_held, 0)}; "
+        f"with more of them in {_rounds(beyond, _most_held, 0)}."
+    )
 
 
 def _most_held(cell: Cell) -> float:
-    return max(figures(cell, "held_rounds"))
+    return max(figures(cell, "held_rounds"), default=0.0)
 
 
-def _by_federation(cells: Sequence[Cell], of: Any) -> str:
-    """Attacks with a number of rounds each, federation by federation."""
-    groups: dict[str, list[str]] = {}
-    for cell in cells:
-        groups.setdefault(_short(cell), []).append(f"`{cell['attack']}` {of(cell):.0f}")
-    return "; ".join(f"{name}: {', '.join(found)}" for name, found in groups.items())
+def _rounds(cells: Sequence[Cell], of: Callable[[Cell], float], over: float) -> str:
+    """How many federations, under an attack or none, lost more rounds than that, and most."""
+    found = [c for c in cells if of(c) > over]
+    text = f"{len(found)} of {counted(len(cells), 'federation')}"
+    if not found:
+        return text
+    worst = max(found, key=of)
+    return f"{text}, at most {of(worst):.0f} rounds (`{worst['attack']}`, {_short(worst)})"
 
 
 def _short(cell: Cell) -> str:

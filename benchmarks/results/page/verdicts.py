@@ -38,7 +38,7 @@ def verdict_on_attacks(cells: Sequence[Cell], target: float, *, asked: int | Non
         asked: how many attacks the study asks for; ``None`` where that was not published.
     """
     over = [c for c in cells if gap_of(c) > target]
-    sure = [c for c in over if gap_of(c) - _half_width(c) > target]
+    sure = [c for c in over if is_surely_over(c, target)]
     if over:
         unsure = [c for c in over if c not in sure]
         by_mean = f"by the mean, though the interval reaches across, under {_named(unsure)}"
@@ -69,6 +69,11 @@ def verdict_on_waiting(cells: Sequence[Cell], *, asked: int | None) -> str:
 def _named(cells: Sequence[Cell]) -> str:
     ordered = sorted(cells, key=gap_of, reverse=True)
     return ", ".join(f"{c['attack']} ({shown(c, 'below_oracle_points', 1)})" for c in ordered)
+
+
+def is_surely_over(cell: Cell, target: float) -> bool:
+    """Whether its whole interval is above the target."""
+    return gap_of(cell) - _half_width(cell) > target
 
 
 def _half_width(cell: Cell) -> float:

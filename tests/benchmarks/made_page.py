@@ -1,0 +1,65 @@
+"""A page of made-up cells."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.results.page import evidence_page
+
+Cell = dict[str, Any]
+
+
+def spread(values: Sequence[float], half_width: float = 0.1) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    width = half_width if len(values) > 1 else None
+    return {"mean": mean, "half_width": width, "runs": len(values)}
+
+
+def cell(attack: str, gap: float, *, arm: str = "matl", seeds: int = 5, **more: Any) -> Cell:
+    """At ε = 1, 9 of 20 hostile, without incident; a list among ``more`` has one figure a seed."""
+    measured: dict[str, list[float]] = {
+        "accuracy_percent": [80.0 - gap] * seeds,
+        "honest_weightless": [0.0] * seeds,
+        "honest_excluded": [0.0] * seeds,
+        "longest_honest_exclusion_rounds": [0.0] * seeds,
+        "held_rounds": [0.0] * seeds,
+    } | {name: value for name, value in more.items() if isinstance(value, list)}
+    found: Cell = {
+        "data": "fashion",
+        "members": 20,
+        "hostile": 0 if attack == "none" else 9,
+        "mix": "dirichlet-0.5",
+        "epsilon": "1",
+        "attack": attack,
+        "arm": arm,
+        "seeds": list(range(seeds)),
+        "below_oracle_points": spread([gap] * seeds),
+        "measurements": measured,
+    }
+    found |= {name: spread(values) for name, values in measured.items()}
+    return found | {name: value for name, value in more.items() if not isinstance(value, list)}
+
+
+def page(
+    cells: Sequence[Cell] = (), *, name: str = "robust-n20-eps1", summary: Any = None, **study: Any
+) -> str:
+    study = {"asked_runs": 9, "finished_runs": 9, "cells": list(cells)} | study
+    return evidence_page(
+        {
+            "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
+            "date": "2026-11-29",
+            "command": "x",
+            "summary": summary or {},
+            "studies": {name: study} if cells else {},
+        }
+    )
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [each for each in text.splitlines() if each.startswith(start)]
+    return found
+
+
+def exclusions(text: str) -> str:
+    """The one table of whom MATL left without a say."""
+    (_, found) = text.split("\nMATL (MODE1):\n\n")
+    return found.split("\n\n")[0]
