@@ -20,6 +20,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, make_wsgi_app
 
+from matl_common.errors import ConfigurationError
+from matl_common.host_port import split_address
 from matl_common.logs import failed_writes
 from matl_common.version import __version__
 
@@ -89,10 +91,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 def serve_scrapes(
-    host: str,
-    port: int,
+    address: str,
     registry: CollectorRegistry,
     *,
+    setting: str,
     loop: asyncio.AbstractEventLoop,
     seconds: float = SCRAPE_SECONDS,
     turn_seconds: float = TURN_SECONDS,
@@ -103,18 +105,24 @@ def serve_scrapes(
     A process whose ``loop`` hangs still answers scrapes; ``HEALTH_PATH`` is what tells.
 
     Args:
-        host: where to listen.
-        port: the same.
+        address: ``host:port`` to listen on.
         registry: what is shown.
+        setting: the key of the configuration that has the address.
         loop: the daemon's.
         seconds: how long a connection may take in all.
         turn_seconds: how long ``loop`` may be busy with one thing.
         ailment: why a daemon whose loop turns is not healthy; asked in threads.
 
     Raises:
-        OSError: the port is taken, or there is no such host.
+        ConfigurationError: the port is taken, or is no port of this machine.
     """
-    server = _Server(host, port, seconds=seconds)
+    try:
+        server = _Server(*split_address(address), seconds=seconds)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot serve metrics on {address}: {error.strerror}; set {setting} to another "
+            'host:port, or to "" for none'
+        ) from error
 
     def state() -> str | None:
         return ailment() if _turns(loop, turn_seconds) else "hangs"

@@ -499,14 +499,7 @@ class Coordinator:
         self._metrics.watch_disk(
             self._config.state_dir, spool_quota_bytes=self._config.limits.spool_bytes
         )
-        host, _, port = self._config.listen.metrics.rpartition(":")
-        try:
-            self._metrics.serve(host, int(port))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"cannot serve metrics on {self._config.listen.metrics}: {error}; "
-                'set listen.metrics to another host:port, or to "" for none'
-            ) from error
+        self._metrics.serve(self._config.listen.metrics)
 
     async def _note_start(
         self,

@@ -187,14 +187,14 @@ class Metrics:
         show_disk(self.registry, folder, namespace=NAMESPACE)
         self._gauge("spool_quota_bytes", "What updates on disk may take.").set(spool_quota_bytes)
 
-    def serve(self, address: str, port: int) -> None:
-        """Answer scrapes from daemon threads, and whether the running event loop turns.
+    def serve(self, address: str) -> None:
+        """Answer scrapes at ``host:port`` from daemon threads, and whether the event loop turns.
 
         Raises:
-            OSError: the port is taken.
+            ConfigurationError: the port is taken, or is no port of this machine.
         """
         self._end_serving = serve_scrapes(
-            address, port, self.registry, loop=asyncio.get_running_loop()
+            address, self.registry, setting="listen.metrics", loop=asyncio.get_running_loop()
         )
 
     def close(self) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from matl_common.errors import ConfigurationError
 from matl_common.protocol import Standing
 from matl_common.scrapes import describe_process, serve_scrapes, show_disk
 from matl_participant.core.spending import Summary
@@ -148,16 +147,9 @@ class Metrics:
         Raises:
             ConfigurationError: the port is taken, or is no port of this machine.
         """
-        host, _, port = address.rpartition(":")
-        try:
-            serve_scrapes(
-                host.strip("[]"), int(port), self.registry, loop=asyncio.get_running_loop()
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot serve metrics on {address}: {error.strerror}; set daemon.metrics to "
-                "another host:port"
-            ) from error
+        serve_scrapes(
+            address, self.registry, setting="daemon.metrics", loop=asyncio.get_running_loop()
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)

@@ -10,7 +10,8 @@ from matl.compliance.control import NotTestedError, Side
 from matl.compliance.logbook import Logbook
 from matl.compliance.registry import Registry
 from matl.doctor.examination import BrokenLinkError
-from matl.doctor.handshake import connection_found, split_address
+from matl.doctor.handshake import connection_found
+from matl_common.host_port import dialled_from_here
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.ids import FederationId, NodeId
 from matl_coordinator.config import Config as CoordinatorConfig
@@ -57,8 +58,7 @@ class CoordinatorSite:
     @property
     def address(self) -> str:
         """Where it can be dialled from its own machine."""
-        host, port = split_address(self.config.listen.address)
-        return f"{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}"
+        return dialled_from_here(self.config.listen.address)
 
     @property
     def listening(self) -> tuple[str, ...]:

@@ -29,10 +29,10 @@ from matl.doctor.handshake import (
     address_found,
     connection_found,
     shown_certificate,
-    split_address,
 )
 from matl_common.attestation.policy import load_policy
 from matl_common.errors import ConfigurationError
+from matl_common.host_port import dialled_from_here
 from matl_common.identity.allowlist import AllowedNode, load_allowlist
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.ephemeral import FILE_ROOTED, HSM_ROOTED, is_authority
@@ -59,8 +59,7 @@ def coordinator_links(config: Config, *, file: Path, peer: Path | None) -> tuple
     name = SpiffeId(
         FederationId(config.federation.id), Role.COORDINATOR, NodeId(config.federation.node_id)
     )
-    host, port = split_address(config.listen.address)
-    address = f"{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}"
+    address = dialled_from_here(config.listen.address)
     links = (
         Link("TLS key", lambda: key_found(files.private_key)),
         Link("certificate", lambda: certificate_found(files, serves=True), ("TLS key",)),

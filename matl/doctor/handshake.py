@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 
 from matl.doctor.examination import BrokenLinkError
+from matl_common.host_port import split_address
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.tls import TlsFiles
 
@@ -148,9 +149,3 @@ def _verdicts_explained() -> Iterator[None]:
             f"the TLS handshake fails: {error.reason or error}",
             "see that the address is the coordinator's, and that no proxy is between",
         ) from error
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)

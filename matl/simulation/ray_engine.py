@@ -32,6 +32,7 @@ from matl.simulation.parts import (
     train_part,
 )
 from matl_common.errors import ConfigurationError, MatlError
+from matl_common.host_port import split_address
 
 # Both are read when Ray is imported, or starts: nobody is told who uses it, and what it will do
 # about accelerators one day is no news here.
@@ -111,11 +112,14 @@ def _cluster(processes: int, address: str) -> Iterator[int]:
 
 def _reach(address: str) -> None:
     """Somebody listens there; Ray itself would wait for minutes, and say nothing."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    try:
+        host, port = split_address(address)
+    except ValueError:
+        host, port = "", 0
+    if not host:
         raise ConfigurationError(f"--ray-address {address!r}: give HOST:PORT, or auto")
     try:
-        socket.create_connection((host, int(port)), _SECONDS_TO_REACH).close()
+        socket.create_connection((host, port), _SECONDS_TO_REACH).close()
     except (OSError, OverflowError) as error:
         raise ConfigurationError(f"no Ray cluster at {address}: {error}") from None
 

@@ -119,14 +119,7 @@ class FrontEnd:
     def _serve_metrics(self) -> None:
         if not self._config.listen.metrics:
             return
-        host, _, port = self._config.listen.metrics.rpartition(":")
-        try:
-            self._metrics.serve(host, int(port))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"cannot serve metrics on {self._config.listen.metrics}: {error}; "
-                'set listen.metrics to another host:port, or to "" for none'
-            ) from error
+        self._metrics.serve(self._config.listen.metrics)
 
 
 async def _unlogged(event: str, facts: Mapping[str, object]) -> None:

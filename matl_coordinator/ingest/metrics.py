@@ -65,16 +65,16 @@ class FrontEndMetrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
 
-    def serve(self, address: str, port: int) -> None:
-        """Answer scrapes from daemon threads, and whether hospitals are well served here.
+    def serve(self, address: str) -> None:
+        """Answer scrapes at ``host:port`` from threads, and whether hospitals are well served.
 
         Raises:
-            OSError: the port is taken.
+            ConfigurationError: the port is taken, or is no port of this machine.
         """
         self._end_serving = serve_scrapes(
             address,
-            port,
             self.registry,
+            setting="listen.metrics",
             loop=asyncio.get_running_loop(),
             ailment=self.ailment,
         )

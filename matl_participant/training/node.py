@@ -16,6 +16,7 @@ import structlog
 import typer
 
 from matl_common.errors import ConfigurationError, MatlError
+from matl_common.host_port import split_address
 from matl_common.logs import configure_logs
 from matl_participant.node_config import NodeConfig, load_node_config
 from matl_participant.training.devices import count_processes
@@ -67,8 +68,7 @@ def follow(config: NodeConfig) -> None:
 
 def _wait_for(rendezvous: str) -> None:
     """Return when somebody listens there."""
-    host, _, port = rendezvous.rpartition(":")
-    address: tuple[str, int] = host.strip("[]"), int(port)
+    address = split_address(rendezvous)
     while True:
         try:
             socket.create_connection(address, timeout=_POLL_SECONDS).close()

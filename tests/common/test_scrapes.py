@@ -3,15 +3,17 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from matl_common.errors import ConfigurationError
 from matl_common.scrapes import HEALTH_PATH, MAX_SCRAPES, serve_scrapes
 from tests.postgres import free_port
 from tests.system.processes import until
@@ -20,13 +22,22 @@ pytestmark = pytest.mark.hostile
 NEVER_SECONDS = 600.0
 
 
+def served(
+    address: str,
+    registry: CollectorRegistry,
+    loop: asyncio.AbstractEventLoop,
+    **more: Any,
+) -> Callable[[], None]:
+    return serve_scrapes(address, registry, setting="x.metrics", loop=loop, **more)
+
+
 @contextmanager
 def scraped(*, seconds: float) -> Iterator[int]:
     """Yield the port of a counter's metrics."""
     registry, port = CollectorRegistry(), free_port()
     Counter("knocks", "Knocks.", registry=registry).inc(3)
     loop = asyncio.new_event_loop()
-    close = serve_scrapes("127.0.0.1", port, registry, loop=loop, seconds=seconds)
+    close = served(f"127.0.0.1:{port}", registry, loop, seconds=seconds)
     try:
         yield port
     finally:
@@ -58,9 +69,34 @@ def test_whoever_asks_is_answered_and_the_port_is_free_again() -> None:
     with scraped(seconds=NEVER_SECONDS) as port:
         assert b"knocks_total 3.0" in answer(port)
     loop = asyncio.new_event_loop()
-    again = serve_scrapes("127.0.0.1", port, CollectorRegistry(), loop=loop)
+    again = served(f"127.0.0.1:{port}", CollectorRegistry(), loop)
     again()
     loop.close()
+
+
+def test_an_ipv6_host_stands_in_brackets() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine's loopback")
+    registry, loop = CollectorRegistry(), asyncio.new_event_loop()
+    Counter("knocks", "Knocks.", registry=registry).inc(3)
+    address = f"[::1]:{free_port()}"
+    close = served(address, registry, loop)
+    with urlopen(f"http://{address}/metrics", timeout=30) as found:
+        assert b"knocks_total 3.0" in found.read()
+    close()
+    loop.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
+def test_what_cannot_be_listened_on_is_refused_by_the_name_of_its_setting(host: str) -> None:
+    with scraped(seconds=NEVER_SECONDS) as port:
+        loop = asyncio.new_event_loop()
+        told = rf"cannot serve metrics on {host}:{port}: .+; set x\.metrics to another host:port"
+        with pytest.raises(ConfigurationError, match=told):
+            served(f"{host}:{port}", CollectorRegistry(), loop)
+        loop.close()
 
 
 def health(port: int) -> int:
@@ -74,7 +110,7 @@ def health(port: int) -> int:
 
 async def test_a_daemon_is_healthy_while_its_event_loop_turns_and_not_while_it_hangs() -> None:
     port, loop = free_port(), asyncio.get_running_loop()
-    close = serve_scrapes("127.0.0.1", port, CollectorRegistry(), loop=loop, turn_seconds=0.1)
+    close = served(f"127.0.0.1:{port}", CollectorRegistry(), loop, turn_seconds=0.1)
     with ThreadPoolExecutor(1) as elsewhere:
         assert await loop.run_in_executor(elsewhere, health, port) == 200
         # Waits without letting the event loop turn.
@@ -84,9 +120,7 @@ async def test_a_daemon_is_healthy_while_its_event_loop_turns_and_not_while_it_h
 
 async def test_a_daemon_whose_event_loop_turns_says_what_else_ails_it() -> None:
     port, loop, ailments = free_port(), asyncio.get_running_loop(), [None, "reaches nobody"]
-    close = serve_scrapes(
-        "127.0.0.1", port, CollectorRegistry(), loop=loop, ailment=lambda: ailments.pop(0)
-    )
+    close = served(f"127.0.0.1:{port}", CollectorRegistry(), loop, ailment=lambda: ailments.pop(0))
     with ThreadPoolExecutor(1) as elsewhere:
         assert await loop.run_in_executor(elsewhere, health, port) == 200
         assert await loop.run_in_executor(elsewhere, health, port) == 503
@@ -95,7 +129,7 @@ async def test_a_daemon_whose_event_loop_turns_says_what_else_ails_it() -> None:
 
 def test_a_daemon_whose_event_loop_is_closed_is_not_healthy() -> None:
     port, loop = free_port(), asyncio.new_event_loop()
-    close = serve_scrapes("127.0.0.1", port, CollectorRegistry(), loop=loop)
+    close = served(f"127.0.0.1:{port}", CollectorRegistry(), loop)
     loop.close()
     assert health(port) == 503
     close()

@@ -15,7 +15,7 @@ async def test_a_front_end_that_lost_its_leader_is_unhealthy_after_a_while_until
 ):
     now, port = [0.0], free_port()
     metrics = FrontEndMetrics(methods=[], clock=lambda: now[0])
-    metrics.serve("127.0.0.1", port)
+    metrics.serve(f"127.0.0.1:{port}")
 
     async def health() -> int:
         def ask() -> int:

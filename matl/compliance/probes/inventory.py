@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.probes.attested import upload
 from matl.compliance.site import Site
-from matl.doctor.handshake import split_address
+from matl_common.host_port import EVERYWHERE, split_address
 
 _LOCK: Final = Path(__file__).resolve().parents[3] / "constraints.txt"
 _LISTEN: Final = "0A"
@@ -112,7 +112,7 @@ def undeclared(
         declared: ``host:port``; 0.0.0.0 and :: stand for every address.
     """
     known = [split_address(each) for each in declared]
-    every = {port for host, port in known if host in {"0.0.0.0", "::", ""}}
+    every = {port for host, port in known if host in EVERYWHERE}
     return [
         (host, port)
         for host, port in listening

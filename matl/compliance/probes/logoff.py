@@ -14,8 +14,8 @@ from matl.compliance.control import BrokenControlError, NotTestedError, Outcome,
 from matl.compliance.probes.inventory import open_sockets
 from matl.compliance.site import CoordinatorSite, Site, answering, at_coordinator
 from matl.connection import Connection, OperatorFile
-from matl.doctor.handshake import split_address
 from matl_common.configuration import load
+from matl_common.host_port import split_address
 from matl_common.identity.certificates import parse_spiffe_id
 from matl_common.identity.tls import channel_credentials, channel_options, tls_place
 

@@ -13,7 +13,8 @@ from sqlalchemy import make_url, text
 
 from matl.compliance.control import BrokenControlError, Outcome, passed
 from matl.compliance.site import Site, answering, at_coordinator
-from matl.doctor.handshake import shown_certificate, split_address
+from matl.doctor.handshake import shown_certificate
+from matl_common.host_port import split_address
 from matl_coordinator.store.database import reading
 
 SECONDS: Final = 10.0
