@@ -455,14 +455,13 @@ class Intake:
         if final is None:
             raise UnknownUpdateError(f"round {record.round_id} has closed")
         if logged:
-            self._report(final, refusal)
+            self._report(final)
             if final.status is UpdateStatus.ADMITTED and evaluation is not None:
                 _report_evaluation(final, evaluation)
         return await self._decided(final)
 
-    def _report(self, record: UpdateRecord, refusal: Refusal | None) -> None:
-        code = "admitted" if record.status is UpdateStatus.ADMITTED else "no_round"
-        self._meter.update_decided(refusal.code.value if refusal else code)
+    def _report(self, record: UpdateRecord) -> None:
+        self._meter.update_decided("admitted" if record.code is None else record.code.value)
         log.info(
             f"update_{record.status.value}",
             round=record.round_id,

@@ -35,6 +35,7 @@ from tests.coordinator.harness import (
     honest_update,
     loss,
     make_site,
+    metrics_of,
     next_round,
     play,
     running,
@@ -140,6 +141,35 @@ async def test_an_answer_that_never_arrived_is_given_again_after_the_round(site:
         assert len(events_of(store)) == entries
         # Another update than the one decided is late, and nothing else.
         assert await refused(coordinator, B, unfinished) is RefusalCode.NO_ROUND
+
+
+async def test_a_wrong_update_whose_round_has_closed_is_late_in_the_log_and_to_the_meter(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path, collect_seconds=2.0)
+    store = site.connect_store()
+    async with running(site, store) as coordinator:
+        start = await first_round(coordinator)
+        wrong = honest_update(C, start)
+        wrong[0] = np.nan
+        sealed = seal(site, C, start, coordinator.plan, wrong)
+        intake, allowed = coordinator.use_cases.intake, site.allowed(C)
+        progress = await intake.open_update(allowed, sealed.envelope, sealed.hashes)
+        reception = await intake.receive(allowed, progress.update_digest)
+        for index, chunk in enumerate(sealed.chunks):
+            await reception.take(index, chunk)
+        await reception.settle()
+        for node in (A, B):
+            update = honest_update(node, start)
+            await send(coordinator, node, seal(site, node, start, coordinator.plan, update))
+        await next_round(coordinator, A, have_round=start.round_id)
+        with pytest.raises(RefusedError, match="has closed"):
+            await intake.complete(allowed, reception)
+        counted = metrics_of(coordinator)
+    codes = [event["code"] for event in events_of(store) if event["event"] == "update_refused"]
+    assert codes == ["no_round"]
+    assert counted['matl_updates_total{outcome="no_round"}'] == 1.0
+    assert counted['matl_updates_total{outcome="not_finite"}'] == 0.0
 
 
 async def test_an_upload_that_broke_goes_on_from_its_last_durable_chunk(site: Site) -> None:
