@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -37,6 +37,7 @@ from matl_common.logs import LogStyle
 from matl_common.modes import MATLMode
 from matl_common.privacy.mechanisms import Noise
 from matl_common.protocol import Recipe
+from matl_common.validation import problems_in
 from matl_coordinator.aggregation.ray_executor import LOCAL_CLUSTER
 from matl_coordinator.aggregation.stored import SharedPlace
 from matl_coordinator.core.retention import DEFAULT_YEARS, Compliance, check_years
@@ -569,10 +570,8 @@ def with_database(config: Config, url: str) -> Config:
     """
     try:
         return Config.model_validate(config.model_dump() | {"database": url})
-    except ValueError as error:
-        raise ConfigurationError(
-            "--audit-db is not a database URL such as postgresql://host/name"
-        ) from error
+    except ValidationError as error:
+        raise ConfigurationError(f"--audit-db: {problems_in(error, whole='database')}") from None
 
 
 def load_config(path: Path, *, environment: Mapping[str, str] = os.environ) -> Config:

@@ -19,7 +19,7 @@ from matl_common.errors import ConfigurationError
 from matl_common.identity.allowlist import encode_allowlist, enrol, load_allowlist
 from matl_common.ids import NodeId
 from matl_common.modes import MATLMode
-from matl_coordinator.config import Config
+from matl_coordinator.config import Config, Standby, with_database
 from matl_coordinator.config import load_config as load_coordinator
 from matl_participant.config import load_config as load_participant
 from tests.compliance.words import forbidden_in
@@ -63,8 +63,19 @@ def test_the_audit_database_is_laid_over_the_file(layout: Layout) -> None:
 
 def test_a_url_that_is_none_is_refused(layout: Layout) -> None:
     path = layout.config(COORDINATOR)
-    with pytest.raises(ConfigurationError, match="--audit-db"):
-        deploy.coordinator_configuration(path, hospitals=None, audit_db="no url")
+    for url, told in (
+        ("no url", "--audit-db: .*database is not a URL such as postgresql://host/name"),
+        ("postgresql://host/name?password=x", "has password behind the question mark"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            deploy.coordinator_configuration(path, hospitals=None, audit_db=url)
+
+
+def test_a_standby_is_told_that_its_database_cannot_be_shared(layout: Layout) -> None:
+    alone = load_coordinator(layout.config(COORDINATOR))
+    standby = alone.model_copy(update={"standby": Standby(name=NodeId("hospital_a"))})
+    with pytest.raises(ConfigurationError, match=r"--audit-db: .*\[standby\] needs PostgreSQL"):
+        with_database(standby, "sqlite:///here.db")
 
 
 @pytest.mark.parametrize(
