@@ -87,7 +87,6 @@ def verify(
     audit_db: Annotated[
         str | None,
         typer.Option(
-            envvar="MATL_AUDIT_DB",
             help="Coordinator: the database's URL, where the daemon was given another one than the "
             "file has.",
         ),
