@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +34,24 @@ def console() -> Console:
     """Standard output."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(width=_WIDTH_OF_NO_TERMINAL)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Bars for whoever waits at a terminal, gone at the end.
+
+    On standard error: what a command prints is another program's to read.
+    """
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as bars:
+        yield bars
 
 
 def printable(text: str) -> str:

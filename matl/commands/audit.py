@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from matl.commands.proof import check, prove
 from matl.commands.replay import replay
@@ -40,6 +39,7 @@ from matl.terminal import (
     print_json,
     printable,
     printable_json,
+    progress,
     table,
     verdict_in_one_line,
 )
@@ -199,7 +199,7 @@ def verify(
         )
         size = place.source.size()
         try:
-            with _progress("verifying", size) as advance:
+            with _entries_bar("verifying", size) as advance:
                 report = verify_log(place.source, believed, on_progress=advance)
         except (IntegrityError, InvalidInputError) as error:
             if place.record is not None:
@@ -234,7 +234,7 @@ def export(
     with verdict_in_one_line(), log_place(context, coordinator_config) as place:
         believed = place.require_believed()
         assert believed.policy is not None, "a coordinator's configuration gives a policy"
-        with _progress("exporting", place.source.size()) as advance:
+        with _entries_bar("exporting", place.source.size()) as advance:
             size = export_bundle(place.source, folder, policy=believed.policy, on_progress=advance)
     typer.echo(
         f"{folder} holds {size} entries; check it with: matl audit verify --bundle {folder} "
@@ -353,8 +353,8 @@ def _report_rows(report: AuditReport) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(task, done)
+def _entries_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Takes how many entries are done more."""
+    with progress() as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.advance(task, done)

@@ -13,21 +13,13 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 from sqlalchemy import Engine
 
 from matl.log.place import configured, read_file, with_data_keys
 from matl.log.sources import DatabaseSource
 from matl.log.verification import verify_log
-from matl.terminal import console, errors_in_one_line, print_json, printable, table
+from matl.terminal import console, errors_in_one_line, print_json, printable, progress, table
 from matl_common.durable import FolderInUseError
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.tlog.note import parse_note
@@ -253,20 +245,12 @@ def _given_note(path: Path) -> bytes:
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    errors = Console(stderr=True)
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=errors,
-        transient=True,
-        disable=not errors.is_terminal,
-    ) as progress:
+    with progress() as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
 
         yield report

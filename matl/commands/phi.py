@@ -11,9 +11,8 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, table
+from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, progress, table
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.phi.cleaning import CleanReport, clean_folder
 from matl_common.phi.findings import MIN_KEY_BYTES, NotUnderstood, ScanReport
@@ -101,16 +100,16 @@ def scan(
         key = _key(key_file)
         columns = LABELS_SCHEMA if schema is None else load_schema(schema)
         if clean is not None:
-            with _progress(as_json) as progress:
+            with _files_bar() as on_file:
                 cleaned = clean_folder(
-                    folder, clean, key=key, ocr=ocr, schema=columns, progress=progress
+                    folder, clean, key=key, ocr=ocr, schema=columns, progress=on_file
                 )
             _tell_cleaned(cleaned, as_json=as_json)
             if cleaned.left_out or cleaned.rows_left_out:
                 raise typer.Exit(EXIT_FAILED)
             return
-        with _progress(as_json) as progress:
-            report = scan_folder(folder, key=key, ocr=ocr, schema=columns, progress=progress)
+        with _files_bar() as on_file:
+            report = scan_folder(folder, key=key, ocr=ocr, schema=columns, progress=on_file)
     _tell(report, as_json=as_json)
     if not report.is_clean:
         raise typer.Exit(EXIT_FAILED)
@@ -134,16 +133,11 @@ def _key(path: Path | None) -> bytes:
 
 
 @contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[int, int], None] | None]:  # noqa: FBT001 - as the option
-    """A bar on a terminal, nothing elsewhere."""
-    errors = Console(stderr=True)
-    if as_json or not errors.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("Scanning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("scan", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _files_bar() -> Iterator[Callable[[int, int], None]]:
+    """Takes how many files are done, and of how many."""
+    with progress() as bars:
+        task = bars.add_task("scanning", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _tell(report: ScanReport, *, as_json: bool) -> None:

@@ -13,8 +13,6 @@ from typing import Annotated, Final
 
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from matl.compliance.audit import audit, coordinator_site, participant_site
@@ -32,6 +30,7 @@ from matl.terminal import (
     console,
     errors_in_one_line,
     print_json,
+    progress,
     table,
     verdict_in_one_line,
 )
@@ -163,7 +162,7 @@ def verify(
                 )
             site = _site(stack, path, registry, data_dir or [], audit_db)
             chosen = _chosen(site, prefixes, control or [])
-        with _told(len(chosen), is_quiet=as_json) as on_finding:
+        with _told(len(chosen)) as on_finding:
             found = audit(site, controls=chosen, on_finding=on_finding)
         record = _Record()
         with errors_in_one_line():
@@ -188,17 +187,13 @@ class _Record:
 
 
 @contextmanager
-def _told(total: int, *, is_quiet: bool) -> Iterator[Callable[[Finding], None]]:
-    """Progress on a terminal, gone when it is over."""
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    is_off = is_quiet or not errors.is_terminal
-    with Progress(*columns, console=errors, transient=True, disable=is_off) as progress:
-        task = progress.add_task("probing", total=total)
+def _told(total: int) -> Iterator[Callable[[Finding], None]]:
+    with progress() as bars:
+        task = bars.add_task("probing", total=total)
 
         def on_finding(finding: Finding) -> None:
             said = f"{finding.control.id} {finding.outcome.status.value}"
-            progress.update(task, advance=1, description=said)
+            bars.update(task, advance=1, description=said)
 
         yield on_finding
 

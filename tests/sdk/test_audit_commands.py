@@ -409,7 +409,8 @@ def test_a_bundle_is_verified_elsewhere_with_nothing_but_public_keys(
         "verify", "--bundle", str(bundle), "--policy", str(bundle / "matl/policy"), "--json"
     )
     assert found.exit_code == 0, found.output
-    report = json.loads(found.stdout)
+    (line,) = found.stdout.splitlines()
+    report = json.loads(line)
     assert (report["tally"]["size"], report["witnessed_size"], report["opened"]) == (290, 290, None)
     # A log that says itself who may sign it proves nothing.
     assert place.run("verify", "--bundle", str(bundle)).exit_code == 2
