@@ -25,11 +25,9 @@ from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
 from matl_common.tlog.entry import entry_of, parse_entry
 from matl_common.tlog.merkle import inclusion_proof, leaf_hash, verify_inclusion
 from matl_common.tlog.names import log_origin
+from matl_coordinator.core.retention import HIPAA_YEARS
 from matl_coordinator.service.parts import Fact, numbered_parts
 from matl_coordinator.store.sql import SqlStore
-
-MINIMUM_YEARS: Final = 6
-"""45 CFR 164.316(b)(2)(i) keeps required documentation for six years."""
 
 MAX_DEPTH: Final = 32
 """Levels of lists and mappings in a fact."""
@@ -71,10 +69,10 @@ class AuditLogger:
             raise ConfigurationError("encrypt=False: every log is encrypted; leave it out")
         if not isinstance(retention_years, int) or isinstance(retention_years, bool):
             raise ConfigurationError(f"retention_years={retention_years!r}: give whole years")
-        if retention_years < MINIMUM_YEARS:
+        if retention_years < HIPAA_YEARS:
             raise ConfigurationError(
                 f"retention_years={retention_years}: 45 CFR 164.316(b)(2)(i) asks for "
-                f"{MINIMUM_YEARS} years"
+                f"{HIPAA_YEARS} years"
             )
         self.retention_years = retention_years
         self._folder = Path(folder).absolute()

@@ -6,35 +6,24 @@ safeguards; ``verify_hipaa.py --full-audit`` probes those, and so does this with
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from matl.audit import AuditLogger
 from matl.client import MATLClient
-from matl_common.errors import ConfigurationError, MatlError
+from matl.compliance.control import Status
+from matl_common.configuration import daemon_of
+from matl_common.errors import MatlError
+from matl_common.identity.certificates import Role
 from matl_coordinator.config import load_config as load_coordinator
+from matl_coordinator.core.retention import HIPAA_YEARS
 from matl_participant.config import load_config as load_participant
 
-RETENTION_YEARS = 6
-"""45 CFR 164.316(b)(2)(i)."""
 LABEL_COLUMNS = frozenset({"image_id", "dr_level", "group_key"})
 """What a labels file may have; anything else may identify somebody."""
-
-
-class Verdict(StrEnum):
-    """What became of a row."""
-
-    PASS = "PASS"
-    FAIL = "FAIL"
-    NOT_TESTED = "NOT-TESTED"
-    ATTESTED = "ATTESTED"
-    """Somebody signed for it; nothing here can test it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +31,7 @@ class Row:
     """One safeguard, what was found, and what to do where it was not found."""
 
     name: str
-    verdict: Verdict
+    status: Status
     evidence: str
     remedy: str = ""
     is_required: bool = True
@@ -51,9 +40,9 @@ class Row:
     @property
     def is_unsound(self) -> bool:
         """Whether it stands against the whole."""
-        if self.verdict is Verdict.NOT_TESTED:
+        if self.status is Status.NOT_TESTED:
             return self.is_required
-        return self.verdict is Verdict.FAIL
+        return self.status is Status.FAIL
 
 
 class SafeguardsError(MatlError, RuntimeError):
@@ -97,7 +86,7 @@ def verify_hipaa_compliance(
     if config is not None:
         rows += _audited(Path(config))
     for each in rows:
-        report(f"{each.verdict:<10}  {each.name}: {each.evidence}")
+        report(f"{each.status:<10}  {each.name}: {each.evidence}")
     if unsound := [each for each in rows if each.is_unsound]:
         raise SafeguardsError(unsound)
     return True
@@ -116,17 +105,17 @@ def _data_row(name: str, dataset: Any) -> Row:
     columns = getattr(getattr(dataset, "labels", None), "columns", None)
     remedy = "run `matl phi scan` on its folder"
     if columns is None:
-        return Row(name, Verdict.NOT_TESTED, "the data set has no table `labels`", remedy)
+        return Row(name, Status.NOT_TESTED, "the data set has no table `labels`", remedy)
     # Names only; what a column is called is no patient's.
     unknown = sorted(str(each) for each in columns if str(each) not in LABEL_COLUMNS)
     if unknown:
         return Row(
             name,
-            Verdict.FAIL,
+            Status.FAIL,
             f"{', '.join(unknown)} is not among {', '.join(sorted(LABEL_COLUMNS))}",
             f"drop it, and {remedy}",
         )
-    return Row(name, Verdict.PASS, ", ".join(map(str, columns)))
+    return Row(name, Status.PASS, ", ".join(map(str, columns)))
 
 
 def _client_rows(client: MATLClient) -> list[Row]:
@@ -146,9 +135,9 @@ def _client_rows(client: MATLClient) -> list[Row]:
         _answered("this client's audit log active", lambda name: _active(name, logger)),
         _row(
             "this client's audit log kept",
-            years >= RETENTION_YEARS,
+            years >= HIPAA_YEARS,
             f"{years} years",
-            f"{years} years, and {RETENTION_YEARS} are asked for",
+            f"{years} years, and {HIPAA_YEARS} are asked for",
             "raise retention_years",
         ),
         _answered("access restricted", lambda name: _restricted(name, client.allowed_nodes)),
@@ -174,7 +163,7 @@ def _answered(name: str, probe: Callable[[str], Row]) -> Row:
     try:
         return probe(name)
     except MatlError as error:
-        return Row(name, Verdict.FAIL, str(error), "see that it answers, and verify again")
+        return Row(name, Status.FAIL, str(error), "see that it answers, and verify again")
 
 
 def _encrypted(name: str, found: bool | None, *, is_required: bool) -> Row:  # noqa: FBT001 - the probe's answer
@@ -204,7 +193,7 @@ def _active(name: str, logger: AuditLogger) -> Row:
 
 def _nothing_logged(name: str, *, is_required: bool) -> Row:
     remedy = "verify again once a round is released"
-    return Row(name, Verdict.NOT_TESTED, "nothing is logged yet", remedy, is_required=is_required)
+    return Row(name, Status.NOT_TESTED, "nothing is logged yet", remedy, is_required=is_required)
 
 
 def _restricted(name: str, allowed: Sequence[str]) -> Row:
@@ -219,47 +208,32 @@ def _restricted(name: str, allowed: Sequence[str]) -> Row:
 
 def _row(name: str, passed: bool, found: str, lacking: str, remedy: str) -> Row:  # noqa: FBT001 - the probe's answer
     if passed:
-        return Row(name, Verdict.PASS, found)
-    return Row(name, Verdict.FAIL, lacking, remedy)
+        return Row(name, Status.PASS, found)
+    return Row(name, Status.FAIL, lacking, remedy)
 
 
 def _audited(config: Path) -> list[Row]:
     """The full audit of the node whose configuration this is."""
-    try:
-        audit = import_module("matl.compliance.audit")
-        registry = import_module("matl.compliance.registry").load_registry(None, beside=config)
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            "config=: this installation has no audit of nodes (matl.compliance); leave config out, "
-            "or install a version that has verify_hipaa.py"
-        ) from error
+    # Not needed by whoever asks about a client alone.
+    from matl.compliance.audit import audit, coordinator_site, participant_site
+    from matl.compliance.registry import load_registry
+    from matl.compliance.site import Site
+
+    registry = load_registry(None, beside=config)
     with ExitStack() as stack:
-        if is_of_coordinator(config):
-            site = audit.coordinator_site(
-                stack, load_coordinator(config), file=config, registry=registry
-            )
+        site: Site
+        if daemon_of(config) is Role.COORDINATOR:
+            site = coordinator_site(stack, load_coordinator(config), file=config, registry=registry)
         else:
-            site = audit.participant_site(load_participant(config), file=config, registry=registry)
-        findings = audit.audit(site).findings
+            site = participant_site(load_participant(config), file=config, registry=registry)
+        findings = audit(site).findings
     return [
         Row(
             each.control.title,
-            Verdict(each.outcome.status.value),
+            each.outcome.status,
             each.outcome.evidence,
             each.outcome.remedy,
             is_required=each.is_unsound,
         )
         for each in findings
     ]
-
-
-def is_of_coordinator(config: Path) -> bool:
-    """Whether a daemon's TOML file is a coordinator's, which names its federation.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    try:
-        return "federation" in tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"config={str(config)!r} cannot be read: {error}") from error

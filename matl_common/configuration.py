@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from matl_common.errors import ConfigurationError, InvalidInputError
+from matl_common.identity.certificates import Role
 from matl_common.identity.key_places import KeyPlace, parse_key_place
 from matl_common.ids import parse_federation_id, parse_node_id
 from matl_common.validation import problems_in
@@ -122,18 +123,41 @@ def load(
         ConfigurationError: unreadable, not TOML, an unknown key, or a value out of range;
             the message names the key and never the value.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    table = _table(path)
     for (section, key), value in overrides.items():
         _override(table, section, key, value)
     try:
         return kind.model_validate(table, context={_FOLDER: path.resolve().parent})
     except ValidationError as error:
         raise ConfigurationError(f"{path}: {problems_in(error, whole='file')}") from None
+
+
+def daemon_of(path: Path) -> Role:
+    """Whether a configuration is a coordinator's or a participant's, by the sections it has.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is somebody else's.
+    """
+    sections = _table(path).keys()
+    if "operator" in sections:
+        raise ConfigurationError(
+            f"{path} is an operator's; give a coordinator's or a participant's configuration. What "
+            f"an operator is told: matl --config {path} status"
+        )
+    if "leader" in sections:
+        raise ConfigurationError(
+            f"{path} is a front end's; give the configuration of the coordinator that it serves"
+        )
+    return Role.COORDINATOR if "federation" in sections else Role.PARTICIPANT
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
 
 
 def _override(table: dict[str, Any], section: str, key: str, value: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,9 @@ from matl.doctor.coordinator import coordinator_links
 from matl.doctor.examination import Finding, Link, examine
 from matl.doctor.participant import participant_links
 from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, table
+from matl_common.configuration import daemon_of
 from matl_common.errors import ConfigurationError
+from matl_common.identity.certificates import Role
 from matl_coordinator.config import load_config as load_coordinator
 from matl_participant.config import load_config as load_participant
 
@@ -54,18 +55,7 @@ def doctor(
 
 
 def _links(config: Path, peer: Path | None) -> tuple[Link, ...]:
-    try:
-        sections = tomllib.loads(config.read_text("utf-8")).keys()
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {config}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{config} is not TOML: {error}") from error
-    if "operator" in sections:
-        raise ConfigurationError(
-            f"{config} is an operator's, and matl doctor examines coordinators and participants; "
-            f"to see what an operator is told, run: matl --config {config} status"
-        )
-    if "federation" in sections:
+    if daemon_of(config) is Role.COORDINATOR:
         return coordinator_links(load_coordinator(config), file=config, peer=peer)
     if peer is not None:
         raise ConfigurationError("--peer is for the coordinator's side, which has the allow-list")

@@ -3,7 +3,6 @@
 # First, because it puts TLS 1.2 out of reach of gRPC.
 import matl_common  # noqa: F401, I001
 
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +33,8 @@ from matl.terminal import (
     table,
     verdict_in_one_line,
 )
+from matl_common.configuration import daemon_of
+from matl_common.identity.certificates import Role
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.held_keys import load_p256_key
@@ -235,20 +236,6 @@ def _configuration(given: Path | None) -> Path:
     return next((each for each in here if each.exists()), here[0])
 
 
-def is_coordinators(path: Path) -> bool:
-    """Whether a configuration is a coordinator's.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    try:
-        return "federation" in tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from error
-
-
 def _site(
     stack: ExitStack,
     path: Path,
@@ -257,7 +244,7 @@ def _site(
     database: str | None,
 ) -> Site:
     known = load_registry(registry, beside=path)
-    if not is_coordinators(path):
+    if daemon_of(path) is Role.PARTICIPANT:
         return participant_site(load_participant(path), file=path, registry=known, data=data)
     config = _coordinator(path, database)
     return coordinator_site(stack, config, file=path, registry=known, data=data)
@@ -322,7 +309,7 @@ def _check(page: Path, config: Path, signing_key: Path | None, database: str | N
         f"{page}: signed by this key, and unchanged. {found.side.value.capitalize()} {found.node} "
         f"of {found.federation}, {found.at:%Y-%m-%d %H:%M} UTC. {verdict_sentence(found)}"
     )
-    if config.exists() and is_coordinators(config):
+    if config.exists() and daemon_of(config) is Role.COORDINATOR:
         with errors_in_one_line():
             known = _coordinator(config, database)
         _tell_record(known, digest_of(content))
@@ -330,7 +317,7 @@ def _check(page: Path, config: Path, signing_key: Path | None, database: str | N
 
 def _public_key(config: Path, given: Path | None) -> ec.EllipticCurvePublicKey:
     if given is None:
-        load = load_coordinator if is_coordinators(config) else load_participant
+        load = load_coordinator if daemon_of(config) is Role.COORDINATOR else load_participant
         return load_p256_key(load(config).identity.signing_key).public_key
     try:
         return parse_public_key(given.read_bytes())
@@ -357,7 +344,7 @@ def _record_review(config: Path, said: str, database: str | None) -> None:
     with errors_in_one_line():
         if not said.strip():
             raise ConfigurationError("say what you have looked at: the log keeps it for good")
-        if not is_coordinators(config):
+        if daemon_of(config) is Role.PARTICIPANT:
             raise ConfigurationError("the log is the coordinator's: review it there")
         with Logbook(_coordinator(config, database)) as log:
             size = log.reader.size()

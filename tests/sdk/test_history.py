@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from matl import plot_medical_fl_results
-from matl.checklist import Row, SafeguardsError, Verdict, _data_row, is_of_coordinator
+from matl.checklist import Row, SafeguardsError, _data_row
+from matl.compliance.control import Status
 from matl.history import history_of, relation_of
 from matl.operations import Contribution, Evaluation, Participant, Round
 from matl.privacy import DifferentialPrivacy
@@ -164,45 +165,36 @@ class Labelled:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "verdict"),
+    ("dataset", "status"),
     [
-        (Labelled("image_id", "dr_level"), Verdict.PASS),
-        (Labelled("image_id", "dr_level", "patient_name"), Verdict.FAIL),
-        (Labelled("image_id", "dr_level", "notes"), Verdict.FAIL),
-        ([1, 2], Verdict.NOT_TESTED),
+        (Labelled("image_id", "dr_level"), Status.PASS),
+        (Labelled("image_id", "dr_level", "patient_name"), Status.FAIL),
+        (Labelled("image_id", "dr_level", "notes"), Status.FAIL),
+        ([1, 2], Status.NOT_TESTED),
     ],
 )
 def test_columns_that_nobody_allowed_fail_and_what_has_none_is_not_tested(
-    dataset: Any, verdict: Verdict
+    dataset: Any, status: Status
 ) -> None:
-    assert _data_row("hospital_a", dataset).verdict is verdict
+    assert _data_row("hospital_a", dataset).status is status
 
 
 @pytest.mark.parametrize(
-    ("verdict", "is_required", "is_unsound"),
+    ("status", "is_required", "is_unsound"),
     [
-        (Verdict.PASS, True, False),
-        (Verdict.ATTESTED, True, False),
-        (Verdict.FAIL, False, True),
-        (Verdict.NOT_TESTED, True, True),
-        (Verdict.NOT_TESTED, False, False),
+        (Status.PASS, True, False),
+        (Status.ATTESTED, True, False),
+        (Status.FAIL, False, True),
+        (Status.NOT_TESTED, True, True),
+        (Status.NOT_TESTED, False, False),
     ],
 )
 def test_what_was_not_tested_stands_against_the_whole_where_it_is_required(
-    verdict: Verdict, *, is_required: bool, is_unsound: bool
+    status: Status, *, is_required: bool, is_unsound: bool
 ) -> None:
-    assert Row("a", verdict, "b", is_required=is_required).is_unsound == is_unsound
+    assert Row("a", status, "b", is_required=is_required).is_unsound == is_unsound
 
 
 def test_a_failure_says_what_to_do() -> None:
     row = _data_row("hospital_a", Labelled("ssn"))
     assert "matl phi scan" in str(SafeguardsError([row]))
-
-
-def test_a_configuration_is_told_by_its_federation(tmp_path: Path) -> None:
-    (tmp_path / "one.toml").write_text("[federation]\nid = 'x'\n")
-    (tmp_path / "other.toml").write_text("[data]\n")
-    assert is_of_coordinator(tmp_path / "one.toml")
-    assert not is_of_coordinator(tmp_path / "other.toml")
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        is_of_coordinator(tmp_path / "none.toml")

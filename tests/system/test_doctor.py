@@ -228,7 +228,7 @@ def test_an_operators_configuration_is_called_that(tmp_path: Path) -> None:
     config.write_text('[operator]\naddress = "127.0.0.1:1"\n')
     result = CliRunner().invoke(app, ("doctor", "--config", str(config)))
     assert result.exit_code == 2
-    assert "examines coordinators and participants" in result.output
+    assert "is an operator's" in result.output
     assert len(result.output.splitlines()) == 1
 
 
