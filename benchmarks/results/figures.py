@@ -1,12 +1,14 @@
 """The plots of docs/evidence.md. Computes nothing."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.results.page.cells import claimed
 from benchmarks.results.page.curves import TARGET_MIX, at_target, curves_of
-from benchmarks.results.page.markdown import noise_words
+from benchmarks.results.page.markdown import noise_words, number
+from benchmarks.results.page.targets import TARGET_CLAIMED
 from benchmarks.results.page.tutorial import TITLES
 from matl.simulation.study import NO_ATTACK, ArmName
 
@@ -14,6 +16,7 @@ ATTACKS_PLOT: Final = "evidence_attacks.png"
 BREAKS_PLOT: Final = "evidence_breaks.png"
 TUTORIAL_PLOT: Final = "evidence_tutorial.png"
 _DARK_FROM: Final = 10.0
+_POINTS: Final = (0, 1, 2, 5, 10, 20, 40, 80)
 _MIXES: Final = (TARGET_MIX, "iid", "dirichlet-0.1")
 
 
@@ -72,6 +75,7 @@ def _draw_tutorial(cells: list[Mapping[str, Any]], folder: Path) -> None:
 def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
     """Points below the honest alone, attack by rule, where MATL's targets are."""
     from matplotlib import pyplot as plt
+    from matplotlib.colors import PowerNorm
 
     panels = at_target(studies)
     if not panels:
@@ -87,13 +91,16 @@ def _draw_attacks(studies: Mapping[str, Any], folder: Path) -> None:
         layout="constrained",
     )
     for axis, panel in zip(axes[0], panels, strict=True):
-        grid = [[float("nan")] * len(arms) for _ in attacks]
+        grid = [[math.nan] * len(arms) for _ in attacks]
         for cell in panel.cells:
             row, column = attacks.index(cell["attack"]), arms.index(cell["arm"])
             gap = grid[row][column] = cell["below_oracle_points"]["mean"]
             ink = "white" if gap > _DARK_FROM else "black"
-            axis.text(column, row, f"{round(gap)}", color=ink, ha="center", va="center", fontsize=6)
-        image = axis.imshow(grid, cmap="YlOrRd", vmin=0.0, vmax=20.0, aspect="auto")
+            text = number(gap, 0 if gap > _DARK_FROM else 1)
+            axis.text(column, row, text, color=ink, ha="center", va="center", fontsize=6)
+        # What a target of a point or two is about must not look like nothing.
+        norm = PowerNorm(0.5, vmin=0.0, vmax=20.0, clip=True)
+        image = axis.imshow(grid, cmap="YlOrRd", norm=norm, aspect="auto")
         axis.set_xticks(range(len(arms)), arms, rotation=60, ha="right", fontsize=7)
         axis.set_yticks(range(len(attacks)), attacks, fontsize=7)
         axis.set_title(f"{panel.hostile} of {panel.members}, {panel.words}", fontsize=8)
@@ -133,29 +140,40 @@ def _draw_breaks(studies: Mapping[str, Any], folder: Path) -> None:
             if not any(panel.hostile for panel in own):
                 axis.set_axis_off()
                 continue
-            for number, arm in enumerate(arms):
+            for colour, arm in enumerate(arms):
                 is_ours = arm == ArmName.MATL
                 worst = [p.worst(arm) for p in own]
-                axis.plot(
+                axis.errorbar(
                     [p.hostile for p in own],
                     # A gap where the arm was not run.
-                    [float("nan") if points is None else points for points in worst],
-                    color="black" if is_ours else f"C{number % 10}",
+                    [math.nan if gap is None else gap["mean"] for gap in worst],
+                    yerr=[gap["half_width"] or 0.0 if is_ours and gap else 0.0 for gap in worst],
+                    capsize=2 if is_ours else 0,
+                    elinewidth=0.8,
+                    color="black" if is_ours else f"C{colour % 10}",
                     linewidth=2.2 if is_ours else 1.0,
                     marker="o",
                     markersize=4 if is_ours else 2.5,
-                    linestyle="-" if is_ours or number % 2 else "--",
+                    linestyle="-" if is_ours or colour % 2 else "--",
                     zorder=3 if is_ours else 2,
                     label=arm,
                 )
             members = own[0].members
             axis.axvline(claimed(members), color="grey", linewidth=0.8, linestyle=":")
+            axis.hlines(
+                TARGET_CLAIMED, 0, claimed(members), color="green", linewidth=1.0, linestyle=":"
+            )
+            axis.set_yscale("symlog", linthresh=2.0, linscale=0.7)
+            axis.set_yticks(_POINTS, [f"{points}" for points in _POINTS])
+            axis.set_ylim(bottom=-1.0)
             axis.set_xticks([p.hostile for p in own])
             axis.set_title(f"{members} hospitals, {own[0].words}", fontsize=8)
             axis.tick_params(labelsize=7)
     for axis in axes[-1]:
         axis.set_xlabel("hostile hospitals", fontsize=8)
-    figure.supylabel("points below the honest alone, worst attack", fontsize=8)
+    figure.supylabel(
+        "points below the honest alone, worst attack; green: MATL's target", fontsize=8
+    )
     # Each draws every arm, if only as a gap.
     handles, labels = next(axis for axis in axes.flat if axis.lines).get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=7)

@@ -79,8 +79,9 @@ def study_digest(study: Study) -> str:
 def cells_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One for each study and arm; every figure as mean, half width of its interval, and runs.
 
-    ``measurements`` has every measured figure in the order of ``seeds``. Gaps to another arm are
-    differences of two cells' accuracies on the same seed.
+    ``measurements`` has every measured figure in the order of ``seeds``, and ``gaps`` every gap to
+    another arm or to the same one without its attackers: differences of two cells' accuracies on
+    the same seed.
     """
     by_cell: dict[tuple[Study, str], list[Run]] = {}
     for run in runs:
@@ -108,11 +109,13 @@ def _cell(study: Study, arm: str, own: Sequence[Run], accuracies: _Accuracies) -
             for run in runs
         ]
 
-    figures = {name: interval(values) for name, values in measured.items()} | {
-        "below_centralised_points": interval(below(study, ArmName.CENTRALISED)),
-        "below_oracle_points": interval(below(study, ArmName.ORACLE)),
-        "impact_points": interval(below(calm, arm) if study != calm else []),
+    gaps = {
+        "below_centralised_points": below(study, ArmName.CENTRALISED),
+        "below_oracle_points": below(study, ArmName.ORACLE),
+        "below_fedavg_points": below(study, ArmName.MEAN) if arm != ArmName.MEAN else [],
+        "impact_points": below(calm, arm) if study != calm else [],
     }
+    figures = {name: interval(values) for name, values in {**measured, **gaps}.items()}
     return (
         {
             "data": study.data.set.removesuffix(FEATURES_SUFFIX),
@@ -127,14 +130,14 @@ def _cell(study: Study, arm: str, own: Sequence[Run], accuracies: _Accuracies) -
         }
         | ({"holdout_sites": list(sites)} if (sites := study.data.holdout_sites) else {})
         | {name: _rounded(asdict(each)) for name, each in figures.items() if each is not None}
-        | {"measurements": _listed(measured)}
+        | {"measurements": _listed(measured), "gaps": _listed(gaps)}
     )
 
 
 def _listed(measured: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
     """Without those that no run has."""
     return {
-        name: list(values)
+        name: [None if value is None else round(value, _DIGITS) for value in values]
         for name, values in measured.items()
         if any(value is not None for value in values)
     }

@@ -34,6 +34,7 @@ def cell(attack: str, gap: float, *, arm: str = "matl", seeds: int = 5, **more: 
         "seeds": list(range(seeds)),
         "below_oracle_points": spread([gap] * seeds),
         "measurements": measured,
+        "gaps": {"below_oracle_points": [gap] * seeds},
     }
     found |= {name: spread(values) for name, values in measured.items()}
     return found | {name: value for name, value in more.items() if not isinstance(value, list)}

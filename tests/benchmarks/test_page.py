@@ -68,7 +68,9 @@ def test_held_rounds_are_shown_and_count_as_waiting() -> None:
     assert waited(held) == 20.0
     assert waited(cell("alie", 0.1, seeds=2, longest_honest_exclusion_rounds=[1.0, 3.0])) == 3.0
     text = page([held, cell("replacement", 5.0, seeds=2, arm="mean", backdoor_success=[0.5, 0.5])])
-    assert "under replacement (70.0 ± 0.1) | **missed** under replacement (20) |" in text
+    verdict = "**missed** under replacement (70.0 ± 0.1) | 2 of 2, 70.0 (replacement) |"
+    assert f"{verdict} 100.0 %, few seeds | 0.0 %, few seeds |" in text
+    assert "| 9 of 20 | ε = 1 | 2 | **missed** under replacement (20) |" in text
     assert line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |").endswith(
         "| 20 (replacement) | 20 (replacement) |"
     )
@@ -93,7 +95,31 @@ def test_detection_is_a_number_of_runs_and_the_slowest_and_no_mean_of_those_that
 
 def test_false_exclusions_are_all_rounds_without_weight_and_not_the_end_alone() -> None:
     text = page([cell("alie", 0.1, honest_weightless=[0.2] * 5)])
-    assert "| 20.0 % | 0.0 % | 0 | 0 |" in line(exclusions(text), "| α = 0.5 | 9 of 20 |")
+    row = line(exclusions(text), "| α = 0.5 | 9 of 20 |")
+    assert row.endswith("| 20.0 % | 0.0 % |  | 0 % | 0 | 0 |")
+
+
+def test_the_worst_of_all_attacks_stands_beside_the_mean_of_those_that_harm() -> None:
+    taken: dict[str, Any] = {"hostile_weight": [0.97] * 5, "honest_excluded": [1.0] * 5}
+    own = [cell("scaled_10", -0.9, **taken), cell("alie", 0.1, hostile_weight=[0.0] * 5)]
+    theirs = [cell("scaled_10", -1.0, arm="mean"), cell("alie", 40.0, arm="mean")]
+    row = line(exclusions(page([*own, *theirs])), "| α = 0.5 | 9 of 20 |")
+    assert "| 1 of 2 |  | 0.0 % |" in row
+    assert "| 50.0 % | 97 % (scaled_10) | 100 % (scaled_10) |" in row
+    said = line(page([*own, *theirs]), "- **More than half hostile")
+    assert "in 1 federation attackers held more than half of the weight, in 1 of them no" in said
+    assert "at worst 97 %, with 100 % of the honest excluded at the end (`scaled_10`" in said
+    calm = line(page([cell("alie", 0.1)]), "- **More than half hostile")
+    assert "Nowhere did attackers hold more than half" in calm
+
+
+def test_an_attack_has_a_row_of_its_own_where_as_many_are_hostile_as_claimed() -> None:
+    rounds: dict[str, Any] = {"detected_in_round": [4.0, 2.0, 9.0], "hostile_excluded": [0.8] * 5}
+    found = cell("alie", 0.3, held_rounds=[0.0, 3.0, 1.0, 0.0, 0.0], **rounds)
+    found["gaps"] = {"below_oracle_points": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    text = page([found, cell("nan", 0.1, hostile=8)])
+    assert "| alie | 0.3 ± 0.1 | 0.5 | 80 % | 3 of 5, 4 |  | 0 % | 0 | 0 to 3 |" in text
+    assert "| nan | 0.1" not in text
 
 
 def test_what_trust_makes_of_a_trigger_is_what_the_cells_say_with_noise_and_without() -> None:
@@ -154,7 +180,7 @@ def test_other_implementations_stand_beside_matl_of_the_same_code_only() -> None
         )
 
     assert "| hostile | attack | seeds | matl | flwr krum |" in shown("a")
-    assert "All studies are of the same code." in shown("a")
+    assert "All studies name the same code." in shown("a")
     assert "| hostile | attack | seeds | flwr krum |" in shown("b")
     assert "not all known to be of the same code" in shown("b")
 
@@ -182,22 +208,21 @@ def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
         return evidence_page(seen | {"studies": studies})
 
     text = shown("a", *worse)
-    row = line(text, "| 9 of 20 | ε = 1 | α = 0.5 | 0, 1, 2, 3, 4 |")
-    missed = "**missed** under alie (1.6 ± 0.1)"
-    assert row.endswith(
-        f"| 1 | 0.40 | 1.00 | 0.6 ± 0.1 (nan) | 1.6 ± 0.1 (alie) | {missed} | 0 | 3 (alie) |"
+    start = "| 9 of 20 | ε = 1 | α = 0.5 | 2 of 2 | 5 | 1 | 0.40 |"
+    missed = "**missed** under alie (1.6 ± 0.1) | 5 of 10, 1.6 (alie)"
+    assert line(text, start).endswith(
+        f"| 0.40 | 1.00 | 0.6 ± 0.1 (nan) | 1.6 ± 0.1 (alie) | {missed} | 0 | 3 (alie) |"
     )
     assert "`alie` 1.6" in line(text, "- **The same on [other seeds")
     assert "`mimic` 9.0" in line(text, "- **MATL beyond")
     assert "1.6" not in line(text, "- **MATL beyond")
     # Of other code, or under an attack that table 2 has not: nothing stands beside it.
-    alone = line(shown("b", *worse), "| 9 of 20 | ε = 1 | α = 0.5 | 0, 1, 2, 3, 4 |")
+    alone = shown("b", *worse)
     assert f"| 1 |  | 1.00 |  | 1.6 ± 0.1 (alie) | {missed} |  | 3 (alie) |" in alone
-    more = line(
-        shown("a", *worse, cell("sybil", 3.0, seeds=6)),
-        "| 9 of 20 | ε = 1 | α = 0.5 | 0, 1, 2, 3, 4, 5 |",
-    )
-    assert "| 0.40 | 1.00 | 0.6 ± 0.1 (nan) | 3.0 ± 0.1 (sybil) |" in more
+    more = shown("a", *worse, cell("sybil", 3.0, seeds=6), cell("mimic", -7.0))
+    start = "| 9 of 20 | ε = 1 | α = 0.5 | 4 of 2 | 5 to 6 | 1 |"
+    # An attack that does good makes up for no harm.
+    assert "| 3.27 | 0.67 | 9.0 ± 0.1 (mimic) | 3.0 ± 0.1 (sybil) |" in line(more, start)
 
 
 def test_other_images_have_their_own_verdicts_and_tables() -> None:
@@ -236,13 +261,15 @@ def test_fltrust_stands_beside_matl_where_all_attacks_asked_for_were_run() -> No
     theirs = [cell("sign_flip_5", 3.0, arm="fltrust"), cell("alie", 1.0, arm="fltrust")]
     text = page([*own, *theirs], asked_attacks=["sign_flip_5", "alie"])
     said = line(text, "- **FLTrust")
-    assert "MATL loses less than FLTrust under its own in 0 of 1 federation," in said
-    assert "in the mean over attacks in 0; attack by attack in 1 of 2." in said
-    assert said.endswith("MATL's and FLTrust's: 9 of 20, α = 0.5, ε = 1: 7.0 and 3.0.")
+    kind = "20 hospitals, fashion: MATL loses less in"
+    assert f"{kind} 0, FLTrust in 1, and in 0" in said
     better = [cell("sign_flip_5", 7.1, arm="fltrust"), theirs[1]]
     said = line(page([*own, *better], asked_attacks=["sign_flip_5", "alie"]), "- **FLTrust")
-    assert "in 1 of 1 federation," in said
-    assert said.endswith("attack by attack in 1 of 2.")
+    assert f"{kind} 1, FLTrust in 0, and in 0" in said
+    alike = [cell("sign_flip_5", 7.1, arm="fltrust"), theirs[1]]
+    alike[0]["gaps"] = {"below_oracle_points": [6.0, 8.0, 6.0, 8.0, 7.5]}
+    said = line(page([*own, *alike], asked_attacks=["sign_flip_5", "alie"]), "- **FLTrust")
+    assert f"{kind} 0, FLTrust in 0, and in 1" in said
     assert "images/evidence_breaks.png" in text
     few = [cell("sign_flip_5", 3.0, arm="fltrust", seeds=2), theirs[1]]
     for fewer in ([*own, theirs[0]], own, theirs, [*own, *few]):
@@ -257,10 +284,9 @@ def test_the_curves_are_drawn_of_whole_federations_alone(tmp_path: Path) -> None
     cells = [*calm, cell("alie", 1.0), cell("alie", 60.0, arm="mean")]
     study = {"cells": cells, "asked_attacks": ["alie"]}
     curves = curves_of({"robust-n20-eps1": study})["robust-n20-eps1"]
-    assert [(each.hostile, each.worst("matl"), each.worst("mean")) for each in curves] == [
-        (0, 0.0, 0.1),
-        (9, 1.0, 60.0),
-    ]
+    found = [(p.hostile, *(p.worst(arm) or {} for arm in ("matl", "mean"))) for p in curves]
+    worst = [(hostile, ours["mean"], theirs["mean"]) for hostile, ours, theirs in found]
+    assert worst == [(0, 0.0, 0.1), (9, 1.0, 60.0)]
     assert curves[0].worst("krum") is None
     noise_free = [{**each, "epsilon": "inf"} for each in cells]
     oracle = cell("alie", 0.0, arm="oracle")
@@ -292,7 +318,7 @@ def test_an_attack_is_not_called_harmless_where_fedavg_was_not_run_under_it() ->
     out: dict[str, Any] = {"hostile_excluded": [1.0] * 5, "hostile_weight": [0.0] * 5}
     own = [cell("alie", 0.1, **out), cell("nan", 0.2, **out)]
     start = "| α = 0.5 | 9 of 20 | "
-    others = ["0.0 %", "0.0 %", "0", "0 |"]
+    others = ["0.0 %", "0.0 %", "0 %", "0 %", "0", "0 |"]
 
     def row(*theirs: Cell) -> str:
         return line(exclusions(page([*own, *theirs])), start).removeprefix(start)
@@ -341,7 +367,6 @@ def test_a_change_of_code_that_runs_are_older_than_is_told_with_what_was_checked
     change |= {"runs_made_again": 24, "seed": 7}
     text = page([cell("alie", 0.1)], carried_over=[change])
     said = line(text, "- 2026-11-30, `a` → `b`: a log line")
-    assert said.endswith(
-        "(24 runs drawn (seed 7) and made again gave the same figures) All studies."
-    )
+    assert "24 runs drawn (seed 7) and made again gave the same figures, so that" in said
+    assert said.endswith("with 95 % confidence at most 12 % of all would not) All studies.")
     assert "Every run is of the code that its study names." in page([cell("alie", 0.1)])

@@ -1,12 +1,12 @@
 # ruff: noqa: E501  # The page's own lines.
 """Table 2: attackers against rules."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any, Final
 
 from benchmarks.results.page.cells import (
     claimed,
-    federations,
     figures,
     gap_of,
     harms,
@@ -14,20 +14,34 @@ from benchmarks.results.page.cells import (
     of_kind,
     seed_counts,
     share,
+    span,
     where,
     with_gap,
 )
 from benchmarks.results.page.curves import TARGET_MIX, curves_of
-from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, shown, table
-from benchmarks.results.page.verdicts import verdict_on_attacks, verdict_on_waiting
+from benchmarks.results.page.markdown import (
+    Cell,
+    counted,
+    epsilon_words,
+    mix_words,
+    percent,
+    shown,
+    table,
+)
+from benchmarks.results.page.targets import (
+    AUTHORS_OUT,
+    HONEST_OUT,
+    TARGET_60,
+    TARGET_CLAIMED,
+    targets_table,
+    waiting_table,
+)
+from benchmarks.results.page.verdicts import MOST_ROUNDS
 from matl.attacks import ATTACKS
 from matl.attacks.registry import Room
 from matl.simulation.study import NO_ATTACK, ArmName
 
-TARGET_CLAIMED: Final = 1.0
-TARGET_60: Final = 2.0
 BROKEN_POINTS: Final = 5.0
-_NO_ROWS: Final = "Nothing yet."
 
 
 def attackers(studies: Mapping[str, Any]) -> str:
@@ -40,11 +54,18 @@ def attackers(studies: Mapping[str, Any]) -> str:
 ## Table 2: attackers
 
 Targets for MATL (MODE1): at most {TARGET_CLAIMED:.0f} point below the honest hospitals alone at 45 % on every attack, at
-most {TARGET_60:.0f} at 60 %, and no honest hospital without a say for more than two rounds at α = 0.5. In a held
-round nobody has a say: it counts as waiting. *Met* is said of all attacks asked for and at least five seeds, of nothing
-less:
+most {TARGET_60:.0f} at 60 %; of the hospitals behind attacks that cost FedAvg a point or more, at least {100 * AUTHORS_OUT:.0f} % excluded
+at the end, and at most {100 * HONEST_OUT:.0f} % of the honest ones (both the mean over attacks). *Met* is said of all attacks asked for and
+of at least five seeds, and where every attack's interval is within the target. *Missed* is said where some attack's interval is beyond it,
+widened for as many attacks as were run (Bonferroni): the worst of many is bad by chance too. A worst attack's own "±" is not widened.
+*Runs beyond the target* counts single runs, attack by attack and seed by seed.
 
 {targets_table(robust)}
+
+No honest hospital is to be without a say for more than {MOST_ROUNDS:.0f} rounds in a row at α = 0.5. In a held round nobody has a say: it counts as
+waiting. The longest of any seed:
+
+{waiting_table(robust)}
 
 Fashion-MNIST's pixels; twenty hospitals of 2,000 to 3,000 patients, or five of the tutorial's sizes. Without noise a
 small network, 20 local steps a round for 30 rounds; at ε = 1 the `head` recipe, 20 rounds. A seed draws who has which
@@ -78,6 +99,7 @@ MODE1 claims to stand.
                     f"\n### {members} hospitals, {epsilon_words(epsilon)}\n\n{worst_table(own)}\n"
                 )
                 text += f"\n{exclusion_table(own)}\n"
+                text += f"\n{attack_table(own)}\n"
     return text
 
 
@@ -88,78 +110,6 @@ def _not_attacked(cells: Sequence[Cell]) -> str:
     refused = [name for name in left if ATTACKS[name].room is Room.PROTOCOL]
     others = ", ".join(f"`{name}`" for name in left if name not in refused)
     return f"of `matl.attacks` not run here are {others or 'none'}, and {counted(len(refused), 'kind')} of contents that admission refuses as it does `nan`."
-
-
-def targeted(studies: Mapping[str, Any]) -> Iterator[tuple[list[Cell], float, int | None]]:
-    """MATL's cells that a target is for: one federation of these studies under every attack that
-    was run, most points below the honest alone, and the number of attacks asked for where it is
-    known."""
-    for study in studies.values():
-        ours = where(study["cells"], arm=ArmName.MATL)
-        asked = len(study["asked_attacks"]) if "asked_attacks" in study else None
-        for each in federations(with_gap(ours)):
-            own = with_gap(where(ours, **each))
-            if (target := target_of(each["members"], each["hostile"])) is not None:
-                yield own, target, asked
-
-
-def target_of(members: int, hostile: int) -> float | None:
-    """Most points below the honest alone; ``None`` where nothing is promised."""
-    if hostile == claimed(members):
-        return TARGET_CLAIMED
-    return TARGET_60 if 10 * hostile == 6 * members else None
-
-
-def targets_table(studies: Mapping[str, Any]) -> str:
-    """MATL's verdicts on every federation of these studies that a target is for."""
-    rows = [
-        [
-            share(own[0]),
-            epsilon_words(own[0]["epsilon"]),
-            mix_words(own[0]["mix"]),
-            _of(len(own), asked),
-            seed_counts(own),
-            f"{target:.0f}",
-            verdict_on_attacks(own, target, asked=asked),
-            verdict_on_waiting(own, asked=asked) if own[0]["mix"] == TARGET_MIX else "",
-        ]
-        for own, target, asked in targeted(studies)
-    ]
-    rows += [
-        [
-            share(cell),
-            epsilon_words(cell["epsilon"]),
-            mix_words(cell["mix"]),
-            "none",
-            seed_counts([cell]),
-            "",
-            "",
-            verdict_on_waiting([cell], asked=1),
-        ]
-        for study in studies.values()
-        for cell in where(study["cells"], arm=ArmName.MATL, attack=NO_ATTACK, mix=TARGET_MIX)
-    ]
-    header = ["hostile", "ε", "classes", "attacks run", "seeds", "target, points"]
-    header += ["points below, verdict", "waiting, rounds"]
-    return f"{table(header, rows) if rows else _NO_ROWS}\n\n{_not_run(studies)}".strip()
-
-
-def _not_run(studies: Mapping[str, Any]) -> str:
-    """Federations that a target is for, that were asked for, and that are not among the rows."""
-    missing = []
-    for name, study in studies.items():
-        ours = where(study["cells"], arm=ArmName.MATL)
-        run = {(c["members"], c["hostile"], c["mix"]) for c in ours}
-        missing += [
-            f"{hostile} of {members}, {mix_words(mix)} ({name})"
-            for members, hostile, mix in study.get("asked_federations", [])
-            if target_of(members, hostile) is not None and (members, hostile, mix) not in run
-        ]
-    return f"Asked for and not run yet: {'; '.join(missing)}." if missing else ""
-
-
-def _of(run: int, asked: int | None) -> str:
-    return f"{run}" if asked is None else f"{run} of {asked}"
 
 
 def worst_table(cells: Sequence[Cell]) -> str:
@@ -231,6 +181,8 @@ def exclusion_table(cells: Sequence[Cell]) -> str:
                 _detected(harmful),
                 mean_percent(own, "honest_weightless"),
                 mean_percent(own, "honest_excluded"),
+                worst_percent(own, "hostile_weight") if hostile else "",
+                worst_percent(own, "honest_excluded"),
                 most(own, "longest_honest_exclusion_rounds"),
                 most(own, "held_rounds"),
             ]
@@ -238,8 +190,46 @@ def exclusion_table(cells: Sequence[Cell]) -> str:
     header = ["classes", "hostile", "attacks that harm the mean", "excluded of their authors"]
     header += ["attackers' weight", "all authors out, runs and slowest round"]
     header += ["honest without weight", "honest excluded at the end"]
+    header += ["attackers' weight, worst of all attacks", "honest excluded at the end, worst"]
     header += ["longest honest exclusion, rounds", "rounds held, most"]
     return "MATL (MODE1):\n\n" + table(header, rows)
+
+
+def attack_table(cells: Sequence[Cell]) -> str:
+    """Attack by attack, what MATL did where as many are hostile as it claims to stand."""
+    ours = [
+        c
+        for c in with_gap(where(cells, arm=ArmName.MATL, mix=TARGET_MIX))
+        if c["hostile"] == claimed(c["members"])
+    ]
+    if not ours:
+        return ""
+    rows = [
+        [
+            c["attack"],
+            shown(c, "below_oracle_points", 1),
+            f"{max(figures(c, 'below_oracle_points')):.1f}",
+            percent(c, "hostile_excluded"),
+            _all_out(c),
+            percent(c, "hostile_weight"),
+            percent(c, "honest_excluded"),
+            span(c, "longest_honest_exclusion_rounds"),
+            span(c, "held_rounds"),
+        ]
+        for c in ours
+    ]
+    header = ["attack", "points below", "worst seed", "authors excluded"]
+    header += ["all out: runs, median round", "attackers' weight", "honest excluded"]
+    header += ["longest honest exclusion, rounds", "rounds held"]
+    place = f"{share(ours[0])}, {mix_words(TARGET_MIX)}"
+    return f"MATL (MODE1) attack by attack, {place}:\n\n{table(header, rows)}"
+
+
+def _all_out(cell: Cell) -> str:
+    """Of how many runs every attacker was out for good, and from which round on."""
+    rounds = figures(cell, "detected_in_round")
+    runs = f"{len(rounds)} of {len(cell['seeds'])}"
+    return f"{runs}, {median(rounds):.0f}" if rounds else runs
 
 
 def _detected(harmful: Sequence[Cell]) -> str:
@@ -259,6 +249,15 @@ def mean_percent(cells: Sequence[Cell], name: str) -> str:
     """Of the cells that have the figure."""
     values = [c[name]["mean"] for c in cells if name in c]
     return f"{100 * sum(values) / len(values):.1f} %" if values else ""
+
+
+def worst_percent(cells: Sequence[Cell], name: str) -> str:
+    """Of the attack under which the mean over seeds is largest; just 0 where it is that."""
+    known = [c for c in cells if name in c]
+    if not known:
+        return ""
+    worst = max(known, key=lambda c: c[name]["mean"])
+    return f"{percent(worst, name)} ({worst['attack']})" if worst[name]["mean"] else "0 %"
 
 
 def most(cells: Sequence[Cell], name: str) -> str:

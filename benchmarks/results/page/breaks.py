@@ -3,11 +3,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from statistics import fmean
 from typing import Any, Final
 
-from benchmarks.results.page.attackers import BROKEN_POINTS, TARGET_CLAIMED, is_broken, targeted
+from benchmarks.results.page.attackers import BROKEN_POINTS, is_broken, worst_of
 from benchmarks.results.page.cells import (
+    by_seed,
     claimed,
     figures,
     gap_of,
@@ -20,11 +20,21 @@ from benchmarks.results.page.cells import (
     with_gap,
 )
 from benchmarks.results.page.curves import whole_federations
-from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, number, shown
+from benchmarks.results.page.markdown import (
+    Cell,
+    counted,
+    epsilon_words,
+    mix_words,
+    number,
+    percent,
+    shown,
+)
 from benchmarks.results.page.minority import found_of_bias
+from benchmarks.results.page.targets import TARGET_CLAIMED, targeted
 from benchmarks.results.page.triggers import what_trust_sees
 from benchmarks.results.page.tuned import long_steps
 from benchmarks.results.page.verdicts import MOST_ROUNDS
+from matl.simulation.intervals import interval
 from matl.simulation.study import NO_ATTACK, ArmName
 from matl_common.modes import MATLMode
 
@@ -36,6 +46,8 @@ _STRONGER: Final = {
     "slow_reversal": "drifts so slowly that each round still helps",
     "optimal_ipm": "knows the rule",
 }
+_NAMED: Final = 5
+"""Attacks of a federation that are named; others are counted."""
 _RULES: Final = (
     ArmName.MEAN,
     ArmName.MEDIAN,
@@ -60,13 +72,13 @@ def breaks(studies: Mapping[str, Any]) -> str:
         f"**MODE0 within its claim**, a fifth of the hospitals less one. {_mode0_within(cells)}",
         f"**MODE0 beyond its claim.** {_mode0(cells)}",
         f"**Triggers.** A trigger moves the model only where the holdout set has no image, so that accuracy on it says little. {what_trust_sees(studies)}",
-        f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}.",
+        f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}. *Knows the rule* is said of rules without trust: no attack that was run looks at its own trust.",
         f"**The holdout set's bias is the coordinator's.** Trust asks whether an update helps the holdout set: a hospital whose patients it lacks can help it less, and count less, though it is honest. {found_of_bias(studies)} Balance the holdout set over sites, not over classes alone.",
         f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update harms the holdout set before the round's step is over, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
         "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight, which takes say from the largest. *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
         f"**Honest hospitals that wait** more than two rounds, held rounds included, with no more hostile ones than MATL claims: {_waiting(cells)}. With more of them they wait longer; every federation's longest is in table 2.",
         f"**Held rounds.** Too few sound updates and a round is held: the model stays as it was, which is the attackers' gain where they want no study at all. {_held(cells)}",
-        "**More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % show what happens, not what is promised.",
+        f"**More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % show what happens, not what is promised. {_takeover(cells)}",
     ]
     return "\n## Where it breaks\n\n" + "\n".join(f"- {item}" for item in items)
 
@@ -80,14 +92,15 @@ def _beyond(studies: Mapping[str, Any]) -> str:
         run.append(f"{len(own)}" if asked is None else f"{len(own)} of {asked}")
         over = sorted((c for c in own if gap_of(c) > target), key=gap_of, reverse=True)
         if over:
-            said.append(
-                f"{place(over[0])}: "
-                + ", ".join(f"`{c['attack']}` {number(gap_of(c), 1)}" for c in over)
+            named = ", ".join(
+                f"`{c['attack']}` {shown(c, 'below_oracle_points', 1)}" for c in over[:_NAMED]
             )
+            more = f" and {len(over) - _NAMED} more" if len(over) > _NAMED else ""
+            said.append(f"{_short(over[0])}: {named}{more}")
     if not run:
         return "Not run yet."
     if said:
-        return f"Points below the honest hospitals alone, of every attack that cost more than {TARGET_CLAIMED:.0f}: {'; '.join(said)}."
+        return f"Points below the honest hospitals alone, of the attacks that cost more than {TARGET_CLAIMED:.0f} by the mean: {'; '.join(said)}."
     return (
         f"No attack that was run cost more than {TARGET_CLAIMED:.0f} point ({', '.join(run)} attacks; "
         "seeds and verdicts are in the tables)."
@@ -96,15 +109,17 @@ def _beyond(studies: Mapping[str, Any]) -> str:
 
 def _rules(cells: Sequence[Cell]) -> str:
     broken, whole = [], []
+    # Every rule is held against what it loses without an attacker.
+    without = where(cells, attack=NO_ATTACK)
     for rule in _RULES:
         own = [
             c
             for c in with_gap(where(cells, arm=rule))
             if c["attack"] != NO_ATTACK and c["hostile"] <= claimed(c["members"])
         ]
-        worst = max((c for c in own if is_broken(cells, c)), key=gap_of, default=None)
+        worst = max((c for c in own if is_broken(without, c)), key=gap_of, default=None)
         if worst is not None:
-            calm = lost_without_attackers(cells, worst) or 0.0
+            calm = lost_without_attackers(without, worst) or 0.0
             broken.append(
                 f"{rule} {number(gap_of(worst), 1)}, and {number(calm, 1)} without an attacker (`{worst['attack']}`, {place(worst)})"
             )
@@ -122,31 +137,30 @@ def _rules(cells: Sequence[Cell]) -> str:
 
 
 def _beside_fltrust(studies: Mapping[str, Any]) -> str:
-    """On every federation, those of other images too, where both met all attacks."""
-    worse, run, milder, pairs = [], 0, 0, []
+    """Each under its own worst attack, where both met all attacks; seed by seed."""
+    by_kind: dict[str, list[str]] = {}
     for each in chain.from_iterable(whole_federations(studies).values()):
-        ours, theirs = (
-            {c["attack"]: gap_of(c) for c in where(each.cells, arm=arm)}
-            for arm in (ArmName.MATL, ArmName.FLTRUST)
-        )
-        if not (each.hostile and ours and theirs):
-            continue
-        run += 1
-        milder += fmean(ours.values()) < fmean(theirs.values())
-        pairs += [ours[attack] < theirs[attack] for attack in ours.keys() & theirs.keys()]
-        if max(ours.values()) >= max(theirs.values()):
-            found = f"{number(max(ours.values()), 1)} and {number(max(theirs.values()), 1)}"
-            worse.append(f"{_short(each.cells[0])}: {found}")
-    if not run:
+        arms = [where(each.cells, arm=arm) for arm in (ArmName.MATL, ArmName.FLTRUST)]
+        if each.hostile and all(arms):
+            ours, theirs = (worst_of(cells) for cells in arms)
+            kind = f"{each.members} hospitals, {ours['data']}"
+            by_kind.setdefault(kind, []).append(_better(ours, theirs))
+    if not by_kind:
         return "Not run yet under all attacks, with enough seeds."
-    less = (
-        f"Under its worst attack MATL loses less than FLTrust under its own in {run - len(worse)} of "
-        f"{counted(run, 'federation')}, those on photographs too where all was run; in the mean over attacks in {milder}; attack by attack in "
-        f"{sum(pairs)} of {len(pairs)}."
+    counts = "; ".join(
+        f"{kind}: MATL loses less in {found.count('ours')}, FLTrust in {found.count('theirs')}, and in {found.count('')} five seeds do not tell"
+        for kind, found in by_kind.items()
     )
-    if not worse:
-        return less
-    return f"{less} Where it does not, points below the honest hospitals alone at worst, MATL's and FLTrust's: {'; '.join(worse)}."
+    return f"Federations in which each rule met its own worst attack, compared seed by seed (the interval of the difference is on one side of 0): {counts}."
+
+
+def _better(ours: Cell, theirs: Cell) -> str:
+    """Whose worst attack costs less, if that is sure."""
+    here, there = (by_seed(c, "below_oracle_points") for c in (ours, theirs))
+    more = interval(there[seed] - here[seed] for seed in sorted(here.keys() & there.keys()))
+    if more is None or more.half_width is None or abs(more.mean) <= more.half_width:
+        return ""
+    return "ours" if more.mean > 0 else "theirs"
 
 
 def _own_price(cells: Sequence[Cell]) -> str:
@@ -231,6 +245,22 @@ def _held(cells: Sequence[Cell]) -> str:
     return (
         f"MATL held some with no more hostile hospitals than it claims in {_rounds(within, _most_held, 0)}; "
         f"with more of them in {_rounds(beyond, _most_held, 0)}."
+    )
+
+
+def _takeover(cells: Sequence[Cell]) -> str:
+    """Where attackers held most of the weight, whatever they did with it."""
+    ours = [c for c in where(cells, arm=ArmName.MATL) if "hostile_weight" in c and c["hostile"]]
+    taken = [c for c in ours if c["hostile_weight"]["mean"] > 0.5]
+    if not taken:
+        return "Nowhere did attackers hold more than half of the weight."
+    within = [c for c in taken if c["hostile"] <= claimed(c["members"])]
+    worst = max(taken, key=lambda c: c["hostile_weight"]["mean"])
+    return (
+        f"**Takeover**: in {counted(len(taken), 'federation')} attackers held more than half of the weight, in {len(within)} of them no more "
+        f"than MATL claims to stand; at worst {percent(worst, 'hostile_weight')}, with {percent(worst, 'honest_excluded')} of the honest excluded at the end "
+        f"(`{worst['attack']}`, {_short(worst)}). Such a model may be as accurate as the honest one's, and is the attackers' to turn; an attacker who is let "
+        "in by sound updates and then turns is `sleeper`, and none that was run excludes the honest first."
     )
 
 

@@ -52,10 +52,17 @@ def groups(cells: Iterable[Cell]) -> list[tuple[str, int]]:
 
 def figures(cell: Cell, name: str) -> list[float]:
     """A figure of each seed that has it; the mean where seeds were not published."""
-    values = cell.get("measurements", {}).get(name)
+    values = {**cell.get("measurements", {}), **cell.get("gaps", {})}.get(name)
     if values is None:
         return [cell[name]["mean"]] if name in cell else []
     return [value for value in values if value is not None]
+
+
+def by_seed(cell: Cell, name: str) -> dict[int, float]:
+    """A figure of each seed; none where seeds were not published."""
+    values = {**cell.get("measurements", {}), **cell.get("gaps", {})}.get(name, [])
+    known = zip(cell["seeds"], values, strict=bool(values))
+    return {seed: value for seed, value in known if value is not None}
 
 
 def span(cell: Cell, name: str) -> str:

@@ -38,9 +38,10 @@ class Attacked:
         """For a plot, whose space is short."""
         return f"{mix_words(self.mix)}, {noise_words(self.epsilon)}"
 
-    def worst(self, arm: str) -> float | None:
-        """Most points below the honest hospitals alone."""
-        return max((gap_of(c) for c in self.cells if c["arm"] == arm), default=None)
+    def worst(self, arm: str) -> Mapping[str, Any] | None:
+        """Most points below the honest hospitals alone, with its interval."""
+        own = [c for c in self.cells if c["arm"] == arm]
+        return max(own, key=gap_of)["below_oracle_points"] if own else None
 
 
 def attacked(studies: Mapping[str, Any], names: Iterable[str]) -> list[Attacked]:

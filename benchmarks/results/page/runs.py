@@ -15,13 +15,12 @@ def what_was_run(found: Mapping[str, Any]) -> str:
             f"{study['finished_runs']} of {study['asked_runs']}",
             str(len({(c["attack"], c["mix"], c["hostile"], c["epsilon"]) for c in study["cells"]})),
             ", ".join(map(str, sorted({seed for c in study["cells"] for seed in c["seeds"]}))),
-            study.get("newest_run", "")[:10],
             study.get("code", ""),
             study.get("fingerprint", ""),
         ]
         for name, study in found["studies"].items()
     ]
-    header = ["study", "runs finished", "federations under attack", "seeds", "newest run"]
+    header = ["study", "runs finished", "federations and attacks", "seeds"]
     header += ["code", "code and features"]
     return f"""
 ## What was run
@@ -33,7 +32,7 @@ def what_was_run(found: Mapping[str, Any]) -> str:
 {_carried(found["studies"])}
 
     make evidence-check                  # runs some of these again, drawn at random, and compares every figure
-    make evidence                        # goes on where it was stopped; all of it takes a night of two cores
+    make evidence                        # goes on where it was stopped; all of it takes a day of two cores
     make evidence ARGS='--continue'      # runs what is missing here, if the code is still that of the published runs
     make evidence ARGS='--only tutorial-fundus,tutorial-fashion'
     make evidence ARGS='--tables'        # only write what is finished; what was published where nothing is
@@ -53,7 +52,11 @@ def _carried(studies: Mapping[str, Any]) -> str:
     for name, study in studies.items():
         for each in study.get("carried_over", []):
             said = f"{each['date'][:10]}, `{each['from']}` → `{each['to']}`: {each['why']}"
-            checked = f"{each['runs_made_again']} runs drawn (seed {each['seed']}) and made again gave the same figures"
+            again = each["runs_made_again"]
+            checked = (
+                f"{again} runs drawn (seed {each['seed']}) and made again gave the same figures, so that with 95 % "
+                f"confidence at most {100 * (1 - 0.05 ** (1 / again)):.0f} % of all would not"
+            )
             by_change.setdefault((said, checked), []).append(name)
     if not by_change:
         return "Every run is of the code that its study names."
@@ -71,7 +74,7 @@ def _carried(studies: Mapping[str, Any]) -> str:
 def _codes(studies: Mapping[str, Any]) -> str:
     codes = {study.get("code", "") for study in studies.values()}
     if len(codes - {""}) == len(codes) == 1:
-        return "All studies are of the same code."
+        return "All studies name the same code."
     said = (
         "These studies are not all known to be of the same code: where *code* differs, or is empty, do not "
         "compare one study's figures with another's."

@@ -4,10 +4,11 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from benchmarks.results.page.attackers import exclusion_table, targets_table, worst_table
+from benchmarks.results.page.attackers import exclusion_table, worst_table
 from benchmarks.results.page.beside import BESIDE, beside_table
 from benchmarks.results.page.cells import cells_of_study
 from benchmarks.results.page.markdown import epsilon_words
+from benchmarks.results.page.targets import targets_table
 
 _IMAGES: Final = ("unseen-fundus-eps1", "unseen-fundus")
 
