@@ -40,7 +40,7 @@ from matl_coordinator.log_identity import load_log_signer
 from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.service.entries import entry
 from matl_coordinator.sole import stopped
-from matl_coordinator.store.anchor import log_anchor
+from matl_coordinator.store.anchor import anchor_files, log_anchor
 from matl_coordinator.store.appending import append_beside
 from matl_coordinator.store.copying import copy_file, make_folders
 from matl_coordinator.store.database import create_database_engine, reading
@@ -51,8 +51,8 @@ from matl_coordinator.store.snapshot import fill_database, require_empty
 
 _STAGE: Final = "restore.part"
 _WRITING: Final = "writing"
-_STATE: Final = ("models", "released", "histories", "spool", "log-checkpoint.txt", "log-schema.txt")
-"""What of a coordinator is in its ``state_dir``, beside a SQLite database and keys."""
+_STATE: Final = ("models", "released", "histories", "spool", "log-schema.txt")
+"""What of a coordinator is in its ``state_dir``, beside a SQLite database, keys and checkpoints."""
 
 Verify = Callable[[Engine], None]
 """Goes over the log in a database. Raises ``IntegrityError`` where it is not sound."""
@@ -120,7 +120,7 @@ def restore(
         BackupTooOldError: the backup is older than a checkpoint.
         IntegrityError: the log is damaged, or is not the one that was signed.
         RestoreError: a file could not be written.
-        StoreError: the database did not confirm.
+        StoreError: the database did not confirm, or the checkpoint could not be written.
     """
     url = database or config.database_url
     wrapping_key = _wrapping_key(config, backup.manifest)
@@ -185,7 +185,7 @@ def _require_room(config: Config, url: str, *, was_interrupted: bool, replace: b
     """See that nothing is there that a restore would have to overwrite."""
     file = _sqlite_file(url)
     if not was_interrupted and not replace:
-        folders = (config.state_dir / name for name in _STATE if name != "log-checkpoint.txt")
+        folders = (config.state_dir / name for name in _STATE)
         held = [
             path for path in folders if path.is_file() or (path.is_dir() and any(path.iterdir()))
         ]
@@ -299,7 +299,7 @@ def _clear(config: Config, url: str, *, aside: bool) -> None:
     """Put what is there into a folder of its own, or remove what an interrupted restore wrote."""
     kept = config.state_dir / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     database = _sqlite_file(url)
-    files = [config.state_dir / name for name in _STATE]
+    files = [config.state_dir / name for name in _STATE] + anchor_files(config.state_dir)
     if database is not None:
         files += [database.with_name(f"{database.name}{end}") for end in ("", "-wal", "-shm")]
     for path in files:
@@ -329,7 +329,7 @@ def _write_files(
             _link_model(config.state_dir, parent)
         fsync_directory(parent)
     if newest is not None:
-        write_atomically(config.state_dir / "log-checkpoint.txt", [newest])
+        log_anchor(config.state_dir, daemon=config.daemon).write(newest)
     write_atomically(config.state_dir / "log-schema.txt", [backup.manifest.schema.encode()])
 
 

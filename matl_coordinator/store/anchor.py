@@ -12,6 +12,11 @@ from matl_coordinator.ports import StoreError
 _LOG_ANCHORS = "log-checkpoint*.txt"
 
 
+def anchor_files(state_dir: Path) -> list[Path]:
+    """Where a coordinator's daemons, or those it had once, keep the checkpoints they signed."""
+    return sorted(state_dir.glob(_LOG_ANCHORS))
+
+
 def log_anchor(state_dir: Path, *, daemon: str = "") -> LogAnchor:
     """Where a coordinator keeps the last checkpoint of its log that it signed.
 
@@ -39,7 +44,7 @@ class LogAnchor:
             InvalidInputError: one of several files holds none.
             StoreError: one cannot be read.
         """
-        found = [FileAnchor(path).read() for path in sorted(self._folder.glob(_LOG_ANCHORS))]
+        found = [FileAnchor(path).read() for path in anchor_files(self._folder)]
         notes = [note for note in found if note is not None]
         return max(notes, key=_size_of) if len(notes) > 1 else next(iter(notes), None)
 

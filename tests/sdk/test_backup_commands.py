@@ -24,6 +24,7 @@ from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.ids import Digest, NodeId, digest_of
+from matl_coordinator.anchored import check_anchored
 from matl_coordinator.backup_manifest import (
     MANIFEST,
     SUMS,
@@ -351,9 +352,11 @@ def test_a_coordinator_that_runs_is_not_restored_over(machine: Machine) -> None:
     assert "is running; stop it first" in done.stderr
 
 
-def test_a_backup_behind_a_signed_checkpoint_is_refused_unless_told_otherwise(
-    machine: Machine, tmp_path: Path
-) -> None:
+def later_checkpoint(machine: Machine, folder: Path) -> Path:
+    """One that the coordinator signed after the backup, before everything else was lost.
+
+    As hospitals keep it, and what may be left of the coordinator's own folder.
+    """
     assert machine.restore().exit_code == 0
 
     async def sign_a_later_one() -> None:
@@ -361,10 +364,16 @@ def test_a_backup_behind_a_signed_checkpoint_is_refused_unless_told_otherwise(
             await machine.site.checkpoints(coordinator.store).newest()
 
     asyncio.run(sign_a_later_one())
-    # As hospitals keep it, and what may be left of the coordinator's own folder.
-    later = tmp_path / "log-checkpoint.txt"
+    later = folder / "log-checkpoint.txt"
     shutil.copy(machine.state / "log-checkpoint.txt", later)
     machine.lose_everything()
+    return later
+
+
+def test_a_backup_behind_a_signed_checkpoint_is_refused_unless_told_otherwise(
+    machine: Machine, tmp_path: Path
+) -> None:
+    later = later_checkpoint(machine, tmp_path)
     refused = machine.restore("--checkpoint", str(later))
     assert refused.exit_code == EXIT_FAILED
     assert "hospitals that cosigned it will refuse a log that went back" in refused.stderr
@@ -381,6 +390,23 @@ def test_a_backup_behind_a_signed_checkpoint_is_refused_unless_told_otherwise(
     assert done.exit_code == 0, done.output
     assert "entries that were signed are lost" in done.stdout
     assert events(machine.site)[-1]["behind"] > 0  # type: ignore[operator] # a number
+
+
+@pytest.mark.parametrize("name", ["log-checkpoint.txt", "log-checkpoint.first.txt"])
+def test_the_log_of_an_older_backup_goes_on_whichever_daemon_signed_the_later_one(
+    machine: Machine, tmp_path: Path, name: str
+) -> None:
+    later = later_checkpoint(machine, tmp_path)
+    shutil.copy(later, machine.state / name)
+    done = machine.restore("--older")
+    assert done.exit_code == 0, done.output
+    check_anchored(machine.site.config)
+    shutil.copy(later, machine.state / name)
+    done = machine.restore("--older", "--replace")
+    assert done.exit_code == 0, done.output
+    check_anchored(machine.site.config)
+    (aside,) = machine.state.glob("replaced-*")
+    assert (aside / name).read_bytes() == later.read_bytes()
 
 
 _KILLED = """
