@@ -1,7 +1,7 @@
 """Errors as gRPC statuses: one table, and everything else is INTERNAL.
 
-Only the text of our own errors leaves the process; grpcio would send any other
-exception's text to the peer.
+Only the text of our own errors leaves the process, and not of all of them; grpcio
+would send any other exception's text to the peer.
 """
 
 from __future__ import annotations
@@ -74,10 +74,19 @@ ERROR_STATUS: tuple[tuple[type[MatlError], grpc.StatusCode], ...] = (
     (SpoolFullError, Status.RESOURCE_EXHAUSTED),
     (SharedStoreError, Status.UNAVAILABLE),
     (SpoolError, Status.DATA_LOSS),
+    (StaleWriterError, Status.UNAVAILABLE),
+    (StaleReaderError, Status.UNAVAILABLE),
     (StoreError, Status.UNAVAILABLE),
     (TokenError, Status.UNAVAILABLE),
     (InvalidInputError, Status.INVALID_ARGUMENT),
 )
+
+# By the row that matches. Their own text names where a database, a store or a token is.
+_HIDDEN_TEXT: dict[type[MatlError], str] = {
+    StoreError: "the coordinator's database did not answer; try again",
+    SharedStoreError: "the coordinator's store did not answer; try again",
+    TokenError: "the coordinator's key cannot be used for now; try again",
+}
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -85,20 +94,10 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     match error:
         case RefusedError():
             return REFUSAL_STATUS[error.code], f"{error.code.value}: {error}"
-        case StaleWriterError() | StaleReaderError():
-            return Status.UNAVAILABLE, str(error)
-        case StoreError():
-            return Status.UNAVAILABLE, "the coordinator's database did not answer; try again"
-        case SharedStoreError():
-            # Its text names where the store is.
-            return Status.UNAVAILABLE, "the coordinator's store did not answer; try again"
-        case TokenError():
-            # Its text names where the token is.
-            return Status.UNAVAILABLE, "the coordinator's key cannot be used for now; try again"
         case MatlError():
             for kind, code in ERROR_STATUS:
                 if isinstance(error, kind):
-                    return code, str(error)
+                    return code, _HIDDEN_TEXT.get(kind, str(error))
         case NotImplementedError():
             # gRPC's own services leave methods of their contract out.
             return Status.UNIMPLEMENTED, "this method is not implemented here"
