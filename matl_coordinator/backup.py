@@ -26,13 +26,11 @@ from sqlalchemy import make_url
 
 from matl_common.durable import fsync_directory, write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, MatlError
-from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.ids import Digest, digest_of, digest_of_file
 from matl_common.signing import Signer
 from matl_common.tensors import MODEL_SUFFIX
-from matl_common.tlog.names import log_origin
 from matl_common.version import __version__
 from matl_coordinator.account import current_account
 from matl_coordinator.anchored import check_anchored
@@ -47,6 +45,7 @@ from matl_coordinator.backup_manifest import (
 )
 from matl_coordinator.config import Config
 from matl_coordinator.last_backup import note_completed
+from matl_coordinator.log_identity import configured_origin
 from matl_coordinator.ports import State, UpdateStatus
 from matl_coordinator.service.entries import entry
 from matl_coordinator.store.appending import append_beside
@@ -117,7 +116,7 @@ def write_backup(
     _require_database(config)
     signer = load_p256_key(config.identity.signing_key)
     wrapping_key = load_wrapping_key(config.log_encryption_key)
-    origin = log_origin(load_allowlist(config.federation.allowlist).federation)
+    origin = configured_origin(config)
     check_anchored(config)
     # Before the moment of the snapshot: every checkpoint that they bear witness to is in it.
     releases = list(_releases(config))

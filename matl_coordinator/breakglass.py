@@ -10,16 +10,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from matl_common.errors import ConfigurationError
-from matl_common.identity.allowlist import load_allowlist
-from matl_common.identity.key_places import load_wrapping_key
-from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
 from matl_coordinator.anchored import check_anchored
 from matl_coordinator.config import Config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.entries import entry
 from matl_coordinator.sole import stopped
-from matl_coordinator.store.sql import SqlStore
+from matl_coordinator.upkeep import opened_store
 
 PAGE = 500
 
@@ -44,13 +41,7 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
         raise ConfigurationError("say why: the log keeps the reason for good")
     with stopped(config):
         check_anchored(config)
-        origin = log_origin(load_allowlist(config.federation.allowlist).federation)
-        store = SqlStore.connect(
-            config.database_url,
-            log_origin=origin,
-            log_key=load_wrapping_key(config.log_encryption_key),
-        )
-        try:
+        with opened_store(config) as store:
             size = store.log_head().size
             if not 0 <= first <= last < size:
                 raise ConfigurationError(f"the log has entries 0 to {size - 1}")
@@ -66,5 +57,3 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
             store.commit([], [written])
             for start in range(first, last + 1, PAGE):
                 yield from store.log_entries(start=start, limit=min(PAGE, last + 1 - start))
-        finally:
-            store.close()

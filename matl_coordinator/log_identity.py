@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from matl_common.identity.allowlist import Allowlist
+from matl_common.identity.allowlist import Allowlist, load_allowlist
 from matl_common.identity.held_keys import load_ed25519_key
 from matl_common.tlog.checkpoint import log_key
 from matl_common.tlog.names import log_origin
 from matl_common.tlog.policy import Policy
 from matl_coordinator.config import Config
 from matl_coordinator.service.checkpoints import LogSigner, witness_policy
+
+
+def configured_origin(config: Config) -> str:
+    """The log's name, for whoever needs nothing of the key that signs it.
+
+    Raises:
+        ConfigurationError: the allow-list is missing or unreadable.
+        InvalidInputError: it is none.
+    """
+    return log_origin(load_allowlist(config.federation.allowlist).federation)
 
 
 def load_log_signer(config: Config, allowlist: Allowlist) -> LogSigner:

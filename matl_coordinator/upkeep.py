@@ -14,17 +14,17 @@ from matl_common.clock import utc_now
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.entry import Entry
-from matl_common.tlog.names import log_origin
 from matl_coordinator.account import current_account
 from matl_coordinator.anchored import check_anchored
 from matl_coordinator.config import Config
-from matl_coordinator.log_identity import configured_policy, load_log_signer
+from matl_coordinator.log_identity import configured_origin, configured_policy, load_log_signer
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.readings import Verification, verification_entry
 from matl_coordinator.service.retention import Retention
 from matl_coordinator.store.appending import append_beside
 from matl_coordinator.store.retention import SqlRetention
+from matl_coordinator.store.sql import SqlStore
 
 
 @contextmanager
@@ -56,6 +56,23 @@ def opened_retention(config: Config, *, database: str | None = None) -> Iterator
         )
 
 
+@contextmanager
+def opened_store(config: Config) -> Iterator[SqlStore]:
+    """A coordinator's memory by its configuration, its log's entries to be opened and written.
+
+    Raises:
+        ConfigurationError: a file is missing or does not fit, or the database is another's.
+        StoreError: the database cannot be reached.
+    """
+    store = SqlStore.connect(
+        config.database_url,
+        log_origin=configured_origin(config),
+        log_key=load_wrapping_key(config.log_encryption_key),
+    )
+    with closing(store):
+        yield store
+
+
 def record_verification(config: Config, found: Verification) -> LoggedEntry:
     """Log that this account has gone over the log in a coordinator's database.
 
@@ -83,6 +100,6 @@ def _append(config: Config, written: Entry) -> LoggedEntry:
     return append_beside(
         config.database_url,
         written,
-        log_origin=log_origin(load_allowlist(config.federation.allowlist).federation),
+        log_origin=configured_origin(config),
         log_key=load_wrapping_key(config.log_encryption_key),
     )

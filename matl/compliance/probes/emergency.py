@@ -9,12 +9,9 @@ from typing import Final
 from matl.compliance.control import BrokenControlError, NotTestedError, Outcome, passed
 from matl.compliance.logbook import Event
 from matl.compliance.site import Site, at_coordinator
-from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.entry import parse_entry
-from matl_common.tlog.names import log_origin
-from matl_coordinator.config import Config
-from matl_coordinator.store.sql import SqlStore
+from matl_coordinator.upkeep import opened_store
 
 DRILL_EVENT: Final = "entries_decrypted"
 LONGEST: Final = timedelta(days=365)
@@ -24,8 +21,7 @@ def emergency(site: Site) -> Outcome:
     """Open an entry as the break-glass command does, without its order and its entry."""
     here = at_coordinator(site)
     canary = here.log.canary
-    store = _opened(here.config)
-    try:
+    with opened_store(here.config) as store:
         (found,) = store.log_entries(start=canary.index, limit=1)
         if found.data is None or parse_entry(found.data).get("word") != canary.word:
             raise BrokenControlError(
@@ -34,8 +30,6 @@ def emergency(site: Site) -> Outcome:
                 "the log any more",
             )
         holder = load_wrapping_key(here.config.log_encryption_key).holder
-    finally:
-        store.close()
     return passed(
         f"entry {canary.index} opens with database and key-encryption key alone ({holder}), the "
         "coordinator unasked"
@@ -96,12 +90,3 @@ def newest_within(
 def moment_of(event: Event) -> datetime:
     """When an entry was written."""
     return datetime.fromisoformat(str(event["at"]))
-
-
-def _opened(config: Config) -> SqlStore:
-    origin = log_origin(load_allowlist(config.federation.allowlist).federation)
-    return SqlStore.connect(
-        config.database_url,
-        log_origin=origin,
-        log_key=load_wrapping_key(config.log_encryption_key),
-    )
