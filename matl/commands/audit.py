@@ -28,7 +28,7 @@ from matl.log.place import (
     Place,
     PolicyFile,
     log_place,
-    read_file,
+    read_note,
 )
 from matl.log.sources import CoordinatorSource, LogSource
 from matl.log.told import told
@@ -46,7 +46,6 @@ from matl.terminal import (
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.ids import Digest
 from matl_common.tlog.entry import parse_entry
-from matl_common.tlog.note import parse_note
 from matl_common.tlog.verification import LogDamagedError, StoredLeaf
 from matl_coordinator.breakglass import decrypt_entries
 from matl_coordinator.config import load_config
@@ -193,7 +192,7 @@ def verify(
             believed,
             notes=[
                 *(() if kept is None else (kept,)),
-                *(_given_note(path) for path in checkpoint or ()),
+                *(read_note(path) for path in checkpoint or ()),
             ],
             unread_orders=allow_unread_orders,
         )
@@ -302,15 +301,6 @@ def _exit_if_damaged(shown: Iterable[Mapping[str, Any]]) -> None:
             err=True,
         )
         raise typer.Exit(EXIT_FAILED)
-
-
-def _given_note(path: Path) -> bytes:
-    note = read_file(path)
-    try:
-        parse_note(note)
-    except InvalidInputError as error:
-        raise ConfigurationError(f"{path} is no signed checkpoint: {error}") from error
-    return note
 
 
 def _damage(error: MatlError, size: int) -> Verification:

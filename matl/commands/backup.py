@@ -16,13 +16,12 @@ import typer
 from rich.progress import TaskID
 from sqlalchemy import Engine
 
-from matl.log.place import configured, read_file, with_data_keys
+from matl.log.place import configured, read_note, with_data_keys
 from matl.log.sources import DatabaseSource
 from matl.log.verification import verify_log
 from matl.terminal import console, errors_in_one_line, print_json, printable, progress, table
 from matl_common.durable import FolderInUseError
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
-from matl_common.tlog.note import parse_note
 from matl_coordinator.backup import Report, write_backup
 from matl_coordinator.backup_check import CheckedBackup, check_backup
 from matl_coordinator.backup_manifest import Manifest
@@ -146,7 +145,7 @@ def restore(
     """
     with errors_in_one_line(), _reporting() as report:
         loaded = load_config(config)
-        notes = [_given_note(path) for path in checkpoint or ()]
+        notes = [read_note(path) for path in checkpoint or ()]
         checked = check_backup(loaded, folder, report=report)
         told: list[str] = []
         try:
@@ -232,15 +231,6 @@ def _verifier(
             on_damage(printable(str(error)))
 
     return verify
-
-
-def _given_note(path: Path) -> bytes:
-    note = read_file(path)
-    try:
-        parse_note(note)
-    except InvalidInputError as error:
-        raise ConfigurationError(f"{path} is no signed checkpoint: {error}") from error
-    return note
 
 
 @contextmanager

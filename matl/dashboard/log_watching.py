@@ -7,7 +7,6 @@ by its leaf, its path and what it says. Nothing the coordinator says of its log 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,7 +20,6 @@ from matl_common.errors import IntegrityError, InvalidInputError
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
 from matl_common.tlog.disclosure import Disclosure
 from matl_common.tlog.merkle import leaf_hash, verify_consistency, verify_inclusion
-from matl_common.tlog.policy import NO_QUORUM, assess
 from matl_common.tlog.proof import TlogProof
 
 ENTRIES_SHOWN: Final = 12
@@ -107,7 +105,7 @@ class LogWatcher:
             return None
         if self._last is None or newest.checkpoint.size > self._last.checkpoint.size:
             self._last = newest
-        return _Trees(newest, next((each for each in signed if _has_quorum(each, believed)), None))
+        return _Trees(newest, next(filter(believed.has_quorum, signed), None))
 
     def _check_extends(self, newest: SignedCheckpoint) -> None:
         """Check that this checkpoint and the last one are of one log, whichever is larger."""
@@ -174,7 +172,7 @@ class LogWatcher:
             raise IntegrityError("the log holds another entry there than the one that was shown")
 
     def _state(self, size: int, trees: _Trees | None) -> LogState:
-        if trees is None:
+        if trees is None or self._believed is None:
             return LogState(size, problem=self._problem)
         newest, witnessed = trees.newest.checkpoint, trees.witnessed
         return LogState(
@@ -183,18 +181,6 @@ class LogWatcher:
             signed_size=newest.size,
             root=newest.root.hex(),
             witnessed_size=0 if witnessed is None else witnessed.checkpoint.size,
-            cosigners=tuple(self._cosigners(trees.newest)),
+            cosigners=self._believed.cosigners(trees.newest),
             problem=self._problem,
         )
-
-    def _cosigners(self, signed: SignedCheckpoint) -> Iterator[str]:
-        if self._believed is not None and self._believed.policy is not None:
-            for name in sorted(assess(signed, self._believed.policy).cosigned):
-                yield name.rpartition("/")[2]
-
-
-def _has_quorum(signed: SignedCheckpoint, believed: Believed) -> bool:
-    policy = believed.policy
-    if policy is None or policy.quorum == NO_QUORUM:
-        return False
-    return assess(signed, policy).quorum_met

@@ -16,9 +16,10 @@ from matl.dashboard.snapshot import Proof
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.identity.keys import load_verifier_key
 from matl_common.ids import FederationId
+from matl_common.log_evidence import claim_of
 from matl_common.tlog.checkpoint import open_checkpoint, verify_checkpoint
 from matl_common.tlog.note import VerifierKey
-from matl_common.tlog.submission import Claim, Worth, judge, shown_in
+from matl_common.tlog.submission import Worth, judge, shown_in
 from matl_participant.config import Config
 from matl_participant.core.journal import LedgerCorruptError
 from matl_participant.core.spending import Summary, projected_end, summarise
@@ -197,17 +198,9 @@ def _proof(submission: Submission, log_key: VerifierKey | None) -> tuple[Proof, 
     kept = read_proof(submission)
     if kept is None:
         return Proof.PENDING, ""
-    receipt = submission.receipt
-    claim = Claim(
-        receipt.log_index,
-        receipt.log_leaf_hash,
-        receipt.node_id,
-        receipt.round_id,
-        receipt.update_digest,
-    )
     try:
         signed = verify_checkpoint(kept.checkpoint, [log_key])
-        found = judge(claim, shown_in(kept), signed.checkpoint)
+        found = judge(claim_of(submission.receipt), shown_in(kept), signed.checkpoint)
     except (IntegrityError, InvalidInputError) as error:
         return Proof.BROKEN, str(error)
     if found.worth is Worth.HOLDS:

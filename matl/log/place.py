@@ -24,6 +24,7 @@ from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.identity.keys import load_verifier_key
+from matl_common.tlog.note import parse_note
 from matl_common.tlog.policy import Policy, parse_policy
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.log_identity import configured_policy, load_log_signer
@@ -215,3 +216,17 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_note(path: Path) -> bytes:
+    """A signed checkpoint as its file has it, which nobody has verified yet.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds none.
+    """
+    note = read_file(path)
+    try:
+        parse_note(note)
+    except InvalidInputError as error:
+        raise ConfigurationError(f"{path} is no signed checkpoint: {error}") from error
+    return note

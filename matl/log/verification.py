@@ -16,6 +16,7 @@ from matl.log.bundle import BundleSource
 from matl.log.gaps import Gaps
 from matl.log.reigns import Reigns
 from matl.log.sources import CoordinatorSource, DatabaseSource, LogSource
+from matl.log.told import facts_of
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.memory import without_collecting
 from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
@@ -54,6 +55,27 @@ class Believed:
     keys: Mapping[str, DataKey] | None = None
     key_damage: str | None = None
     unread_orders: bool = False
+
+    def has_quorum(self, signed: SignedCheckpoint) -> bool:
+        """Whether so many witnesses have cosigned a checkpoint that it counts as witnessed.
+
+        Raises:
+            IntegrityError: as ``assess``.
+        """
+        if self.policy is None or self.policy.quorum == NO_QUORUM:
+            return False
+        return assess(signed, self.policy).quorum_met
+
+    def cosigners(self, signed: SignedCheckpoint) -> tuple[str, ...]:
+        """Who of the witnesses has cosigned a checkpoint, by their short names.
+
+        Raises:
+            IntegrityError: as ``assess``.
+        """
+        if self.policy is None:
+            return ()
+        cosigned = assess(signed, self.policy).cosigned
+        return tuple(name.rpartition("/")[2] for name in sorted(cosigned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,16 +332,9 @@ def _open(stored: StoredLeaf, read: _Read, gaps: Gaps, reigns: Reigns) -> bool:
         if said is None:
             gaps.sealed(leaf)
             return False
-        facts = parse_entry(said)
+        facts = facts_of(leaf, said)
     except (IntegrityError, InvalidInputError) as error:
         raise LogDamagedError(str(error), first=stored.index, last=stored.index) from error
-    told = (facts.get("event"), facts.get("at"), facts.get("node"), facts.get("round"))
-    if told != (leaf.event, leaf.at, leaf.node, leaf.round):
-        raise LogDamagedError(
-            f"entry {stored.index} says something else than its leaf",
-            first=stored.index,
-            last=stored.index,
-        )
     gaps.told(leaf.index, facts)
     reigns.told(leaf.index, facts)
     return True

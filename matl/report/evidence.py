@@ -6,7 +6,7 @@ gone over, and every entry is what its leaf commits to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,7 +20,6 @@ from matl_common.tlog.checkpoint import SignedCheckpoint, open_checkpoint
 from matl_common.tlog.disclosure import Disclosure, encode_disclosure
 from matl_common.tlog.leaf import check_disclosure, parse_leaf
 from matl_common.tlog.merkle import inclusion_proof, merkle_root
-from matl_common.tlog.policy import NO_QUORUM, assess
 from matl_common.tlog.proof import TlogProof, encode_proof
 from matl_coordinator.ports import LoggedEntry
 
@@ -215,7 +214,7 @@ def _proven(
     where there is none yet."""
     over = sorted(
         (each for each in signed if each.checkpoint.size > index),
-        key=lambda each: (not _has_quorum(each, believed), each.checkpoint.size),
+        key=lambda each: (not believed.has_quorum(each), each.checkpoint.size),
     )
     if not over:
         return None
@@ -225,21 +224,8 @@ def _proven(
     return ProvenRelease(
         index,
         best.checkpoint.size,
-        _has_quorum(best, believed),
-        tuple(_cosigners(best, believed)),
+        believed.has_quorum(best),
+        believed.cosigners(best),
         encode_disclosure(shown).decode(),
         encode_proof(proof).decode(),
     )
-
-
-def _has_quorum(signed: SignedCheckpoint, believed: Believed) -> bool:
-    policy = believed.policy
-    if policy is None or policy.quorum == NO_QUORUM:
-        return False
-    return assess(signed, policy).quorum_met
-
-
-def _cosigners(signed: SignedCheckpoint, believed: Believed) -> Iterator[str]:
-    if believed.policy is not None:
-        for name in sorted(assess(signed, believed.policy).cosigned):
-            yield name.rpartition("/")[2]

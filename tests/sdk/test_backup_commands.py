@@ -392,6 +392,14 @@ def test_a_backup_behind_a_signed_checkpoint_is_refused_unless_told_otherwise(
     assert events(machine.site)[-1]["behind"] > 0  # type: ignore[operator] # a number
 
 
+def test_what_is_no_checkpoint_is_not_compared_with(machine: Machine) -> None:
+    before = machine.content()
+    done = machine.restore("--checkpoint", str(machine.config))
+    assert done.exit_code == EXIT_WRONG_USE
+    assert f"{machine.config} is no signed checkpoint" in done.stderr
+    assert machine.content() == before
+
+
 @pytest.mark.parametrize("name", ["log-checkpoint.txt", "log-checkpoint.first.txt"])
 def test_the_log_of_an_older_backup_goes_on_whichever_daemon_signed_the_later_one(
     machine: Machine, tmp_path: Path, name: str
