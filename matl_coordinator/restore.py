@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 from sqlalchemy import Engine, make_url
 
+from matl_common.clock import utc_now
 from matl_common.durable import fsync_directory, write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.identity.allowlist import load_allowlist
@@ -147,10 +147,20 @@ def restore(
         verify(staged)
         if dry_run:
             return Restored(backup.manifest, backup.manifest.log_size, behind)
+        aside = config.state_dir / f"replaced-{utc_now():%Y%m%dT%H%M%S}"
         try:
+            # What an interrupted restore left is its own, for all else was put aside before its
+            # mark was written.
+            for path in _held(config, url):
+                if was_interrupted:
+                    _remove(path)
+                else:
+                    _put_aside(path, aside)
+            fsync_directory(config.state_dir)
             write_atomically(stage / _WRITING, [backup.manifest.sums.encode()])
-            _clear(config, url, aside=replace and not was_interrupted)
-            _write_files(config, backup, newest, report)
+            _write_files(config, backup, report)
+            # Last, so that a restore that is done again still knows how far the log has been.
+            _replace_checkpoint(config, newest, aside)
         except OSError as error:
             raise RestoreError(
                 f"cannot write to {config.state_dir}: {error.strerror}; see that the disk has "
@@ -295,29 +305,36 @@ def _newest_note(records: Sequence[CheckpointRecord], log_key: VerifierKey) -> b
     return None
 
 
-def _clear(config: Config, url: str, *, aside: bool) -> None:
-    """Put what is there into a folder of its own, or remove what an interrupted restore wrote."""
-    kept = config.state_dir / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+def _held(config: Config, url: str) -> list[Path]:
+    """What is there of a coordinator, but for its checkpoints."""
     database = _sqlite_file(url)
-    files = [config.state_dir / name for name in _STATE] + anchor_files(config.state_dir)
+    files = [config.state_dir / name for name in _STATE]
     if database is not None:
         files += [database.with_name(f"{database.name}{end}") for end in ("", "-wal", "-shm")]
-    for path in files:
-        if not path.exists():
-            continue
-        if aside:
-            kept.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
-            shutil.move(path, kept / path.name)
-        elif path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    fsync_directory(config.state_dir)
+    return [path for path in files if path.exists()]
 
 
-def _write_files(
-    config: Config, backup: CheckedBackup, newest: bytes | None, report: Report
-) -> None:
+def _put_aside(path: Path, folder: Path) -> None:
+    folder.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
+    shutil.move(path, folder / path.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _replace_checkpoint(config: Config, newest: bytes | None, aside: Path) -> None:
+    """Leave the restored log's own; the coordinator would not start beyond the end of its log."""
+    for path in anchor_files(config.state_dir):
+        _put_aside(path, aside)
+    if newest is not None:
+        log_anchor(config.state_dir, daemon=config.daemon).write(newest)
+
+
+def _write_files(config: Config, backup: CheckedBackup, report: Report) -> None:
     names = [name for name in backup.files if name != DATABASE]
     for number, name in enumerate(names, start=1):
         target = config.state_dir / name
@@ -328,8 +345,6 @@ def _write_files(
         if parent.parent.name == "released":
             _link_model(config.state_dir, parent)
         fsync_directory(parent)
-    if newest is not None:
-        log_anchor(config.state_dir, daemon=config.daemon).write(newest)
     write_atomically(config.state_dir / "log-schema.txt", [backup.manifest.schema.encode()])
 
 
@@ -375,7 +390,7 @@ def _holds(target: Engine, reader: LogReader, manifest: Manifest) -> bool:
 def _restored_entry(manifest: Manifest, *, behind: int) -> Entry:
     return entry(
         "backup_restored",
-        at=datetime.now(UTC),
+        at=utc_now(),
         account=current_account(),
         made_at=manifest.made_at.isoformat(),
         size=manifest.log_size,

@@ -413,8 +413,8 @@ def test_the_log_of_an_older_backup_goes_on_whichever_daemon_signed_the_later_on
     done = machine.restore("--older", "--replace")
     assert done.exit_code == 0, done.output
     check_anchored(machine.site.config)
-    (aside,) = machine.state.glob("replaced-*")
-    assert (aside / name).read_bytes() == later.read_bytes()
+    kept = machine.state.glob(f"replaced-*/{name}")
+    assert {path.read_bytes() for path in kept} == {later.read_bytes()}
 
 
 _KILLED = """
@@ -534,6 +534,39 @@ def test_an_interrupted_restore_starts_no_coordinator_and_is_done_again(
     assert asyncio.run(rest_of_the_study(machine.site)) == undisturbed
 
 
+def test_a_restore_killed_while_it_puts_aside_loses_nothing(machine: Machine) -> None:
+    assert machine.restore().exit_code == 0
+    (machine.state / "models" / "mine.txt").write_text("not in the backup")
+    before = {path.name: digest_of(path.read_bytes()) for path in machine.state.glob("*.db")}
+    for _ in range(2):
+        killed = in_a_process(_KILLED_ASIDE, machine.config, machine.backup, "")
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = machine.restore("--replace", "--older")
+    assert done.exit_code == 0, done.output
+    kept = [path for path in machine.state.glob("replaced-*/**/*") if path.is_file()]
+    assert any(path.name == "mine.txt" for path in kept)
+    assert before.items() <= {path.name: digest_of(path.read_bytes()) for path in kept}.items()
+    refuse_unfinished(machine.state)
+
+
+_KILLED_ASIDE = """
+import os, shutil, signal, sys
+from pathlib import Path
+from matl_coordinator import restore
+from matl_coordinator.backup_check import check_backup
+from matl_coordinator.config import load_config
+
+def move(path, to):
+    os.rename(path, to)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+restore.shutil.move = move
+config = load_config(Path(sys.argv[1]))
+checked = check_backup(config, Path(sys.argv[2]), report=lambda *_: None)
+restore.restore(
+    config, checked, verify=lambda _: None, older=True, replace=True, report=lambda *_: None
+)
+"""
 _KILLED_RESTORE = """
 import os, signal, sys
 from pathlib import Path
