@@ -33,6 +33,8 @@ class _Trees:
 
     newest: SignedCheckpoint
     witnessed: SignedCheckpoint | None
+    cosigners: tuple[str, ...]
+    """Of the newest."""
 
 
 class LogWatcher:
@@ -100,12 +102,15 @@ class LogWatcher:
             signed = [open_checkpoint(note, [believed.log]) for note in self._source.notes()]
             newest = max(signed, key=lambda each: each.checkpoint.size)
             self._check_extends(newest)
+            # A line of a known witness that is not its signature is a lie too.
+            witnessed = next(filter(believed.has_quorum, signed), None)
+            cosigners = believed.cosigners(newest)
         except (IntegrityError, InvalidInputError) as error:
             self._problem = self._problem or str(error)
             return None
         if self._last is None or newest.checkpoint.size > self._last.checkpoint.size:
             self._last = newest
-        return _Trees(newest, next(filter(believed.has_quorum, signed), None))
+        return _Trees(newest, witnessed, cosigners)
 
     def _check_extends(self, newest: SignedCheckpoint) -> None:
         """Check that this checkpoint and the last one are of one log, whichever is larger."""
@@ -172,7 +177,7 @@ class LogWatcher:
             raise IntegrityError("the log holds another entry there than the one that was shown")
 
     def _state(self, size: int, trees: _Trees | None) -> LogState:
-        if trees is None or self._believed is None:
+        if trees is None:
             return LogState(size, problem=self._problem)
         newest, witnessed = trees.newest.checkpoint, trees.witnessed
         return LogState(
@@ -181,6 +186,6 @@ class LogWatcher:
             signed_size=newest.size,
             root=newest.root.hex(),
             witnessed_size=0 if witnessed is None else witnessed.checkpoint.size,
-            cosigners=self._believed.cosigners(trees.newest),
+            cosigners=trees.cosigners,
             problem=self._problem,
         )

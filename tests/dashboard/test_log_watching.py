@@ -170,5 +170,23 @@ def test_a_lie_is_found_and_not_forgotten(
             assert Proof.BROKEN in {each.proof for each in entries}
 
 
+@pytest.mark.hostile
+def test_a_cosignature_that_is_none_is_told_and_ends_no_watching(
+    study: tuple[Site, Store, bytes],
+) -> None:
+    site, store, note = study
+    *lines, last = note.decode().splitlines()
+    name, signature = last.rsplit(" ", 1)
+    forged = f"{signature[:-6]}{'A' * 4}{signature[-2:]}"
+    assert forged != signature
+    bad = "\n".join([*lines, f"{name} {forged}", ""]).encode()
+    servicer = ScriptedLog(store.log_entries(start=0, limit=20), bad, _node_of(store))
+    with scripted(site, servicer) as desk, watching(desk) as watcher:
+        log, entries, _ = watcher.look()
+        assert "does not verify" in log.problem
+        assert (log.witnessed_size, log.cosigners) == (0, ())
+        assert Proof.WITNESSED not in {each.proof for each in entries}
+
+
 def _node_of(store: Store) -> Any:
     return lambda level, index: store.log_nodes([(level, index)])[(level, index)]
