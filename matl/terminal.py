@@ -17,6 +17,8 @@ from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputE
 
 EXIT_FAILED: Final = 1
 EXIT_WRONG_USE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+"""By Ctrl-C, as shells have it."""
 
 # A table in a file or a pipe is not cut to a terminal's width.
 _WIDTH_OF_NO_TERMINAL: Final = 200

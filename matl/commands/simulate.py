@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from matl.machine import machine
-from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json
+from matl.terminal import EXIT_FAILED, EXIT_INTERRUPTED, console, errors_in_one_line, print_json
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError
 
@@ -94,10 +94,13 @@ def simulate(
     by one, their hospitals spread over all workers; more are run a worker each. On a cluster every
     CPU is used, and every machine needs the same version of MATL.
 
-    A combination that cannot be carried out is told of, and the others go on.
+    A study file is read whole before anything runs: a key or value that cannot be is refused, in
+    whichever combination it stands. A combination that turns out not to be possible, as where too
+    many are hostile for an attack, is told of, and the others go on. So does the whole after
+    Ctrl-C, when started again.
 
     Exit status: 0 done; 1 all but what cannot be carried out; 2 a study that cannot be, or options
-    that are wrong.
+    that are wrong; 130 stopped by Ctrl-C.
     """
     from matl.simulation.study import EXAMPLE, read_study
 
@@ -161,17 +164,24 @@ def _measured(
     file: StudyFile, out: Path, *, engine: Engine, fashion: Path | None, features: Path | None
 ) -> tuple[list[Cell], list[dict[str, Any]], bool]:
     """Cells, runs, and whether every run that was asked for is among them."""
-    from matl.simulation.campaign import jobs_of, open_finished, plain, run_jobs
+    from matl.simulation.campaign import jobs_of, open_finished, plain, run_jobs, unfinished
     from matl.simulation.datasets import FASHION_FOLDER
     from matl.simulation.report import cells_of
 
-    found = run_jobs(
-        jobs_of(file, fashion=fashion or FASHION_FOLDER, features=features),
-        open_finished(out, file.name),
-        engine=engine,
+    jobs = jobs_of(file, fashion=fashion or FASHION_FOLDER, features=features)
+    finished = open_finished(out, file.name)
+    try:
         # Standard output is for the figures.
-        console=Console(stderr=True),
-    )
+        found = run_jobs(jobs, finished, engine=engine, console=Console(stderr=True))
+    except KeyboardInterrupt:
+        asked = sum(len(job.arms) for job in jobs)
+        left = sum(len(job.arms) for job in unfinished(jobs, finished))
+        typer.echo(
+            f"matl: stopped; {asked - left} of {asked} runs are kept in {out}, and the same "
+            "command goes on from there",
+            err=True,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     runs = [plain(run) for _, outcomes in found for run in outcomes]
     if not runs:
         raise ConfigurationError(f"nothing of {file.name} can be carried out, as said above")

@@ -312,7 +312,8 @@ class LocalEngine:
                 for future in as_completed(futures):
                     done(futures[future], future.result())
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                # Waiting, for the block's end would shut down once more, and cancel nothing.
+                pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
 

@@ -118,7 +118,7 @@ def _settings(study: Study) -> dict[str, Any]:
 def _text(found: Interval | None, digits: int) -> str:
     if found is None:
         return ""
-    width = "" if not found.half_width else f" ± {found.half_width:.{digits}f}"
+    width = "" if found.half_width is None else f" ± {found.half_width:.{digits}f}"
     return f"{found.mean:.{digits}f}{width}"
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import signal
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -26,6 +28,7 @@ from matl.simulation.campaign import (
 )
 from matl.simulation.intervals import interval
 from matl.simulation.study import ArmName, Study
+from tests.system.processes import until
 
 RUNNER = CliRunner()
 STUDY = """
@@ -86,6 +89,29 @@ def test_what_cannot_be_carried_out_is_told_and_the_rest_goes_on(
     nothing = RUNNER.invoke(app, arguments)
     assert nothing.exit_code == 2
     assert "nothing of small can be carried out" in nothing.stderr
+
+
+def test_a_campaign_that_is_stopped_says_what_is_kept_and_goes_on(tmp_path: Path) -> None:
+    path, out = tmp_path / "long.toml", tmp_path / "out"
+    path.write_text(STUDY.replace("seeds = 2", "seeds = 200"))
+    command = [
+        sys.executable,
+        "-c",
+        "from matl.cli import app; app()",
+        "simulate",
+        str(path),
+        "--out",
+        str(out),
+    ]
+    kept = out / "long-runs.jsonl"
+    with subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True) as run:
+        until(lambda: kept.exists() and kept.stat().st_size, what="a run is finished")
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert "Traceback" not in said
+    finished = len(kept.read_text().splitlines())
+    assert f"matl: stopped; {finished} of 1200 runs are kept in {out}" in said
 
 
 @pytest.mark.parametrize("order", ["true, false", "false, true"])
