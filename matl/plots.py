@@ -15,9 +15,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from matl.history import History, relation_of
+from matl_coordinator.core.trust_record import DEFAULT_POLICY
 
-TRUSTED_FROM: Final = 0.7
-EXCLUDED_BELOW: Final = 0.4
+TRUSTED_FROM: Final = DEFAULT_POLICY.trusted_from
+EXCLUDED_BELOW: Final = DEFAULT_POLICY.excluded_below
 
 _INK, _MUTED, _GRID = "#1f2933", "#66737f", "#dfe4e8"
 _GREEN, _ORANGE, _RED, _BLUE = "#2a9d5c", "#e8901a", "#d1362f", "#1f5fbf"

@@ -6,7 +6,7 @@ clock, or decides anything about the study.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,10 +15,9 @@ from typing import Final
 from matl.dashboard.sayings import said, sentence
 from matl.dashboard.snapshot import Entry, LogState, Proof, Snapshot
 from matl.operations import Contribution, Participant, Round
+from matl_coordinator.core.trust_record import TrustState
 from matl_participant.core.spending import WARNING_FRACTION, shown_epsilon
 
-TRUSTED_FROM: Final = 0.7
-EXCLUDED_BELOW: Final = 0.4
 PHASES: Final = ("scheduled", "collecting", "scoring", "aggregating", "evaluating", "released")
 _FINAL: Final = frozenset({"released", "aborted"})
 
@@ -323,18 +322,23 @@ def _trust_row(participant: Participant, scored: Sequence[TrustStep]) -> TrustRo
         node=participant.node_id,
         trust=participant.trust,
         state=participant.state,
-        tone=trust_tone(participant.trust, participant.state),
+        tone=trust_tone(participant.state),
         why=participant.reason,
         change="" if not moved else f"{moved:+.2f}",
         line=Line(participant.node_id, points),
     )
 
 
-def trust_tone(trust: float, state: str) -> Tone:
-    """How a standing is coloured: by its state, and below the bounds by its score."""
-    if state == "quarantined" or trust < EXCLUDED_BELOW:
-        return Tone.BAD
-    return Tone.GOOD if trust >= TRUSTED_FROM else Tone.WARNING
+_TRUST_TONES: Final[Mapping[str, Tone]] = {
+    TrustState.TRUSTED: Tone.GOOD,
+    TrustState.MARGINAL: Tone.WARNING,
+    TrustState.QUARANTINED: Tone.BAD,
+}
+
+
+def trust_tone(state: str) -> Tone:
+    """How a standing is coloured: as the coordinator judged it, by bounds that are its own."""
+    return _TRUST_TONES.get(state, Tone.PLAIN)
 
 
 def trust_steps(rounds: Iterable[Round]) -> tuple[TrustStep, ...]:

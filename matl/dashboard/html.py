@@ -14,8 +14,6 @@ from typing import Final
 from matl.charts import Chart, Curve, Level, line_chart, svg
 from matl.dashboard.alerts import Alert
 from matl.dashboard.board import (
-    EXCLUDED_BELOW,
-    TRUSTED_FROM,
     Board,
     BudgetRow,
     EntryRow,
@@ -28,6 +26,7 @@ from matl.dashboard.board import (
     TrustStep,
     Upload,
 )
+from matl_coordinator.core.trust_record import DEFAULT_POLICY
 
 _SIGNS: Final = {Tone.GOOD: "✓", Tone.PLAIN: "•", Tone.WARNING: "!", Tone.BAD: "✕"}
 _WORDS: Final = {Tone.GOOD: "good", Tone.PLAIN: "", Tone.WARNING: "warning", Tone.BAD: "bad"}
@@ -147,8 +146,9 @@ def trust_chart_html(rows: Sequence[TrustRow]) -> str:
     if not any(each.line.points for each in rows):
         return '<p class="calm">No round was scored yet.</p>'
     levels = (
-        Level(TRUSTED_FROM, f"trusted from {TRUSTED_FROM:g}"),
-        Level(EXCLUDED_BELOW, f"excluded below {EXCLUDED_BELOW:g}"),
+        # What the coordinator was configured with is not told here; a state's colour goes by that.
+        Level(DEFAULT_POLICY.trusted_from, "trusted from, by default"),
+        Level(DEFAULT_POLICY.excluded_below, "excluded below, by default"),
     )
     curves = [Curve(each.node, each.line.points) for each in rows]
     says = "Trust in each hospital after each round."

@@ -16,7 +16,7 @@ from matl_participant.core.spending import Summary, shown_epsilon, statement
 
 _SHORT_DIGEST: Final = 12
 _SOON_SECONDS: Final = 14 * 86_400.0
-_TRUST_STATE: Final = "trust_state{"
+_TRUST_STATE: Final = 'trust_state{state="'
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,11 @@ def _trust_tile(metrics: Mapping[str, float]) -> Tile:
     if trust is None:
         return Tile("Trust", "–", "the daemon's metrics tell")
     # A gauge is 0 from the start; a state is named with the first score that is told.
-    if not any(name.startswith(_TRUST_STATE) and value for name, value in metrics.items()):
+    named = [name for name, value in metrics.items() if name.startswith(_TRUST_STATE) and value]
+    if not named:
         return Tile("Trust", "–", "not told yet")
-    return Tile("Trust", f"{trust:.2f}", "by the coordinator's word", trust_tone(trust, ""))
+    state = named[0].removeprefix(_TRUST_STATE).removesuffix('"}')
+    return Tile("Trust", f"{trust:.2f}", f"{state}, by the coordinator's word", trust_tone(state))
 
 
 def _ledger_tile(snapshot: NodeSnapshot) -> Tile:

@@ -32,6 +32,7 @@ from matl.operations import (
 )
 from matl_common.errors import MatlError
 from matl_common.ids import NodeId
+from matl_coordinator.core.trust_record import DEFAULT_POLICY
 
 _TAIL_BYTES: Final = 4000
 _BAR_WIDTH: Final = 10
@@ -211,10 +212,10 @@ def picture(scene: Scene) -> Group:
 
 
 def trust_style(trust: float) -> str:
-    """The colour of a trust score, by the tutorial's thresholds."""
-    if trust > 0.7:
+    """The colour of a trust score, by the bounds that the demonstration runs with."""
+    if trust >= DEFAULT_POLICY.trusted_from:
         return "green"
-    return "dark_orange" if trust > 0.4 else "red"
+    return "dark_orange" if trust >= DEFAULT_POLICY.excluded_below else "red"
 
 
 def _headline(scene: Scene) -> Text:

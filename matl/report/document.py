@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Final
 
 from matl.charts import Chart, Curve, Level, line_chart
-from matl.dashboard.board import EXCLUDED_BELOW, TRUSTED_FROM
 from matl.report.evidence import Evidence, ProvenRelease
 from matl.report.study import RoundRecord, Study
 from matl_participant.core.spending import shown_epsilon
@@ -224,8 +223,8 @@ def _trust(study: Study) -> Part:
     if not any(each.points for each in curves):
         return Part("Trust", (Paragraph("No round was scored."),))
     levels = (
-        Level(TRUSTED_FROM, f"trusted from {TRUSTED_FROM:g}"),
-        Level(EXCLUDED_BELOW, f"excluded below {EXCLUDED_BELOW:g}"),
+        Level(study.trusted_from, f"trusted from {study.trusted_from:g}"),
+        Level(study.excluded_below, f"excluded below {study.excluded_below:g}"),
     )
     says = "Trust in each hospital after each round."
     return Part(

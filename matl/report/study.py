@@ -17,6 +17,7 @@ from matl_common.identity.allowlist import parse_allowlist
 from matl_common.privacy.charges import epsilon_of, fraction_of_plan
 from matl_common.protocol import PrivacyTerms, StudyPlan
 from matl_common.wire.documents import parse_study_plan
+from matl_coordinator.core.trust_record import DEFAULT_POLICY
 from matl_coordinator.service.story import LoggedEnvelope, together
 
 Facts = Mapping[str, Any]
@@ -110,6 +111,8 @@ class Study:
         mode: of the coordinator, at its last start.
         rule: the aggregation, at its last start.
         claim: what that withstands, given what.
+        trusted_from: the least trust that is trusted, at its last start.
+        excluded_below: trust below which a hospital counts for nothing, likewise.
         patients: enrolled, by hospital.
         rounds: oldest first.
         spending: by hospital.
@@ -125,6 +128,8 @@ class Study:
     mode: str
     rule: str
     claim: str
+    trusted_from: float
+    excluded_below: float
     patients: Mapping[str, int]
     rounds: tuple[RoundRecord, ...]
     spending: Mapping[str, Spending]
@@ -169,6 +174,7 @@ def _study(entries: Sequence[Logged], founded: Facts) -> Study:
     rounds = tuple(_rounds(entries))
     started = [each.facts for each in entries if each.event == "coordinator_started"]
     last = started[-1] if started else {}
+    bounds = last.get("trust_policy", {})
     releases = [each for each in entries if each.event == "model_released"]
     return Study(
         federation=plan.federation_id,
@@ -178,6 +184,8 @@ def _study(entries: Sequence[Logged], founded: Facts) -> Study:
         mode=str(last.get("mode", "")),
         rule=str(last.get("rule", "")),
         claim=str(last.get("claim", "")),
+        trusted_from=float(bounds.get("trusted_from", DEFAULT_POLICY.trusted_from)),
+        excluded_below=float(bounds.get("excluded_below", DEFAULT_POLICY.excluded_below)),
         patients=_patients(entries),
         rounds=rounds,
         spending=_spending(rounds, plan),

@@ -67,18 +67,16 @@ def test_trust_is_told_with_its_reason_its_change_and_every_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trust", "state", "tone"),
+    ("state", "tone"),
     [
-        (0.7, "trusted", Tone.GOOD),
-        (0.69, "marginal", Tone.WARNING),
-        (0.39, "marginal", Tone.BAD),
-        (0.9, "quarantined", Tone.BAD),
+        ("trusted", Tone.GOOD),
+        ("marginal", Tone.WARNING),
+        ("quarantined", Tone.BAD),
+        ("of a later version", Tone.PLAIN),
     ],
 )
-def test_trust_is_coloured_by_its_bounds_and_quarantine(
-    trust: float, state: str, tone: Tone
-) -> None:
-    assert trust_tone(trust, state) is tone
+def test_trust_is_coloured_as_the_coordinator_judged_it(state: str, tone: Tone) -> None:
+    assert trust_tone(state) is tone
 
 
 def test_each_thing_that_goes_wrong_has_its_own_alert() -> None:

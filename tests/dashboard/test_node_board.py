@@ -51,6 +51,7 @@ def test_what_a_daemon_was_told_is_shown() -> None:
     metrics.certificate_valid.set(86_400.0)
     told = hospital(metrics)
     assert (tile(told, "Trust").value, tile(told, "Trust").tone) == ("0.00", Tone.BAD)
+    assert tile(told, "Trust").note == "quarantined, by the coordinator's word"
     assert [each.says for each in node_board_of(told).alerts] == ["in 1.0 days"]
 
 

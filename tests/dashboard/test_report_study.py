@@ -21,6 +21,7 @@ from matl_common.protocol import PayloadType
 from matl_common.signing import Envelope
 from matl_common.tlog.verification import Tally
 from matl_common.wire.documents import format_study_plan
+from matl_coordinator.core.trust_record import DEFAULT_POLICY
 from matl_coordinator.service.story import envelope_facts
 from tests.fuzz.samples import PLAN
 
@@ -95,6 +96,18 @@ def test_a_round_told_in_parts_is_one_round() -> None:
     }
     assert found.standings["hospital_a"].weight == 1.0
     assert found.power == (1.0, 3.0)
+
+
+def test_trust_is_drawn_against_the_bounds_that_the_log_says_were_kept() -> None:
+    rounds = a_round(1, state="marginal")
+    policies = ({"trusted_from": 0.8, "excluded_below": 0.3}, {"trusted_from": 0.9})
+    started = [{"event": "coordinator_started", "trust_policy": each} for each in policies]
+    found = read_study(logged([founding(), *started, *rounds]))
+    assert (found.trusted_from, found.excluded_below) == (0.9, DEFAULT_POLICY.excluded_below)
+    page = report_html(study_document(found, evidence(), made_at=MADE_AT))
+    assert "trusted from 0.9" in page
+    # Logs of older versions do not say.
+    assert study(rounds).trusted_from == DEFAULT_POLICY.trusted_from
 
 
 def test_budgets_count_the_updates_that_were_admitted_and_no_others() -> None:
