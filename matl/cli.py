@@ -34,7 +34,7 @@ from matl.operations import (
     Round,
     Status,
 )
-from matl.terminal import console, print_json, printable, table
+from matl.terminal import Json, console, print_json, printable, table
 from matl_common.errors import InvalidInputError
 from matl_common.ids import parse_node_id
 from matl_participant.core.spending import WARNING_FRACTION, shown_epsilon
@@ -79,7 +79,6 @@ Node = Annotated[
     str,
     typer.Argument(metavar="NODE", parser=_node_argument, help="The hospital, as enrolled."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 @app.callback()

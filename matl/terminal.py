@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ EXIT_FAILED: Final = 1
 EXIT_WRONG_USE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 """By Ctrl-C, as shells have it."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+"""The option of every command that tells something."""
 
 # A table in a file or a pipe is not cut to a terminal's width.
 _WIDTH_OF_NO_TERMINAL: Final = 200

@@ -23,7 +23,6 @@ from matl.log.place import (
     Bundle,
     Database,
     Index,
-    Json,
     LogKeyFile,
     Place,
     PolicyFile,
@@ -35,6 +34,7 @@ from matl.log.told import told
 from matl.log.verification import AuditReport, verify_log
 from matl.terminal import (
     EXIT_FAILED,
+    Json,
     console,
     print_json,
     printable,

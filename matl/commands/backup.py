@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from matl.log.place import configured, read_note, with_data_keys
 from matl.log.sources import DatabaseSource
 from matl.log.verification import verify_log
-from matl.terminal import console, errors_in_one_line, print_json, printable, progress, table
+from matl.terminal import Json, console, errors_in_one_line, print_json, printable, progress, table
 from matl_common.durable import FolderInUseError
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_coordinator.backup import Report, write_backup
@@ -37,7 +37,6 @@ ConfigFile = Annotated[
     Path,
     typer.Option("--config", "-c", help="The coordinator's TOML file, for its state and keys."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 def backup(

@@ -11,7 +11,7 @@ import typer
 from matl.doctor.coordinator import coordinator_links
 from matl.doctor.examination import Finding, Link, examine
 from matl.doctor.participant import participant_links
-from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, table
+from matl.terminal import EXIT_FAILED, Json, console, errors_in_one_line, print_json, table
 from matl_common.configuration import daemon_of
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import Role
@@ -30,7 +30,7 @@ def doctor(
             help="At the coordinator: the certificate of a node that is not let in, to see why."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say which link between a node and its coordinator does not hold, and what to do.
 

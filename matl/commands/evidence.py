@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from matl.terminal import print_json, printable
+from matl.terminal import Json, print_json, printable
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.identity.keys import load_verifier_key, parse_public_key
 from matl_common.log_evidence import SHOWS, Finding, Weight, check_evidence, parse_evidence
@@ -34,7 +34,7 @@ def evidence(
             help="The coordinator's public signing key in PEM, for evidence about a receipt.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check a hospital's evidence that the log misbehaved, trusting neither of them.
 

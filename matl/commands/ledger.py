@@ -13,7 +13,15 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, printable, table
+from matl.terminal import (
+    EXIT_FAILED,
+    Json,
+    console,
+    errors_in_one_line,
+    print_json,
+    printable,
+    table,
+)
 from matl_common.errors import ConfigurationError
 from matl_participant.config import load_config
 from matl_participant.core.spending import (
@@ -49,7 +57,6 @@ ConfigFile = Annotated[
         "participant.toml, if it exists.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 @dataclass(frozen=True, slots=True)

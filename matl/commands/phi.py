@@ -12,7 +12,15 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from matl.terminal import EXIT_FAILED, console, errors_in_one_line, print_json, progress, table
+from matl.terminal import (
+    EXIT_FAILED,
+    Json,
+    console,
+    errors_in_one_line,
+    print_json,
+    progress,
+    table,
+)
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.phi.cleaning import CleanReport, clean_folder
 from matl_common.phi.findings import MIN_KEY_BYTES, NotUnderstood, ScanReport
@@ -35,7 +43,7 @@ def scan(
         Path, typer.Argument(metavar="DIR", help="The folder to look at, or one file of it.")
     ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
     ocr: Annotated[
         bool,
         typer.Option(

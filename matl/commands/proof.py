@@ -10,7 +10,6 @@ import typer
 from matl.log.place import (
     Database,
     Index,
-    Json,
     LogKeyFile,
     Place,
     PolicyFile,
@@ -26,7 +25,7 @@ from matl.log.proofs import (
 )
 from matl.log.sources import CoordinatorSource
 from matl.log.verification import Believed
-from matl.terminal import print_json, printable, printable_json, verdict_in_one_line
+from matl.terminal import Json, print_json, printable, printable_json, verdict_in_one_line
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.tlog.disclosure import Disclosure, encode_disclosure, parse_disclosure

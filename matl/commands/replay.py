@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from matl.log.place import Json, Recorded, put_on_record
+from matl.log.place import Recorded, put_on_record
 from matl.log.verification import opened_entries
-from matl.terminal import console, print_json, printable, table, verdict_in_one_line
+from matl.terminal import Json, console, print_json, printable, table, verdict_in_one_line
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError
 from matl_common.identity.key_places import load_wrapping_key
 from matl_coordinator.config import Config, load_config

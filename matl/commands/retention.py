@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 import typer
 
-from matl.terminal import console, errors_in_one_line, print_json, table
+from matl.terminal import Json, console, errors_in_one_line, print_json, table
 from matl_common.durable import FolderInUseError
 from matl_common.errors import ConfigurationError, InvalidInputError
 from matl_common.identity.key_places import (
@@ -50,7 +50,6 @@ Database = Annotated[
 ]
 Month = Annotated[str, typer.Argument(metavar="MONTH", help="Such as 2019-01, in UTC.")]
 Reason = Annotated[str, typer.Option(help="Why; the log keeps it for good.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 @retention_app.command()

@@ -25,6 +25,7 @@ from matl.compliance.report import DISCLAIMER, Report, facts_of
 from matl.compliance.signed import checked_page, signed_page
 from matl.compliance.site import CoordinatorSite, Site
 from matl.terminal import (
+    Json,
     EXIT_FAILED,
     console,
     errors_in_one_line,
@@ -102,7 +103,7 @@ def verify(
             "log."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    as_json: Json = False,
     check: Annotated[
         Path | None, typer.Option(help="Verify a page that --report wrote, and probe nothing.")
     ] = None,

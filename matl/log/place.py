@@ -52,7 +52,6 @@ PolicyFile = Annotated[
     Path | None,
     typer.Option("--policy", help="tlog-policy of the log's and the witnesses' keys."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Index = Annotated[int, typer.Argument(min=0, help="The entry's number in the log.")]
 
 

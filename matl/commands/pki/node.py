@@ -15,8 +15,8 @@ from matl.commands.pki.dialogue import (
     read_document,
     say,
 )
-from matl.commands.pki.options import Json, NodeFolderOption, TokenKey, Yes
-from matl.terminal import errors_in_one_line
+from matl.commands.pki.options import NodeFolderOption, TokenKey, Yes
+from matl.terminal import Json, errors_in_one_line
 from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError

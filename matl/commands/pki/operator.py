@@ -21,12 +21,11 @@ from matl.commands.pki.options import (
     CoordinatorDays,
     Days,
     Federation,
-    Json,
     ServerName,
     TokenKey,
     Yes,
 )
-from matl.terminal import console, errors_in_one_line, print_json, table
+from matl.terminal import Json, console, errors_in_one_line, print_json, table
 from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError

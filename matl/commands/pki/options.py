@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Yes = Annotated[
     bool,
     typer.Option("--yes", help="The fingerprint was compared already; do not ask. For scripts."),
