@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.results.page.cells import cells_of_study, seed_counts, share, where
 from benchmarks.results.page.markdown import mix_words, shown, table
-from matl.simulation.study import ArmName
+from matl.simulation.study import NO_ATTACK, ArmName
 
 
 def others(studies: Mapping[str, Any]) -> str:
@@ -20,6 +20,7 @@ def others(studies: Mapping[str, Any]) -> str:
     if _code(studies, "peers") != _code(studies, "robust-n20"):
         ours = []
     arms = [*dict.fromkeys(cell["arm"] for cell in [*ours, *theirs])]
+    attacks = {cell["attack"] for cell in theirs if cell["attack"] != NO_ATTACK}
     rows = []
     for hostile, attack in dict.fromkeys((c["hostile"], c["attack"]) for c in theirs):
         own = where(theirs, hostile=hostile, attack=attack)
@@ -33,7 +34,9 @@ def others(studies: Mapping[str, Any]) -> str:
 
 Flower's own aggregation functions (flwr 1.41.0, in an interpreter of its own) and ByzFL's aggregators (0.0.11) on the
 same hospitals and attackers, without noise, {mix_words(mix)}: points below the honest hospitals alone. f is 45 %
-of the hospitals, or the most a rule's proof accepts. *None* is what a rule loses without an attacker. Empty: not run.
+of the hospitals, or the most a rule's proof accepts. *None* is what a rule loses without an attacker. Empty: not run. A
+sample: {len(attacks)} of table 2's attacks, one split, no noise. The rules of table 2 are the product's own, which the tests
+hold to ByzFL's (`tests/peers/test_byzfl.py`).
 
 {table(["hostile", "attack", "seeds", *arms], rows)}
 """

@@ -26,7 +26,9 @@ def triggers(studies: Mapping[str, Any]) -> str:
     arms = list(dict.fromkeys(c["arm"] for c in cells))
     keys = ("attack", "epsilon", "members", "hostile", "mix")
     rows = []
-    for group in dict.fromkeys(tuple(c[key] for key in keys) for c in cells):
+    found = dict.fromkeys(tuple(c[key] for key in keys) for c in cells)
+    # By attack, ε, hospitals, classes, and then by the number of hostile ones.
+    for group in sorted(found, key=lambda group: (*group[:3], group[4], group[3])):
         own = where(cells, **dict(zip(keys, group, strict=True)))
         first = own[0]
         row = [first["attack"], epsilon_words(first["epsilon"]), share(first)]
