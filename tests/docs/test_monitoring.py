@@ -34,6 +34,13 @@ def test_every_alert_has_a_test_of_its_own() -> None:
     assert len(set(alerts)) == len(alerts)
 
 
+def test_the_jobs_that_rules_ask_for_are_the_examples_and_on_the_page() -> None:
+    asked = set(names(RULES, r'job="([^"]+)"'))
+    assert asked == set(names(["prometheus.yml"], r"job_name: (\S+)"))
+    page = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
+    assert asked <= set(re.findall(r"`(matl-[a-z-]+)`", page))
+
+
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
 def test_panels_lie_beside_one_another_and_each_says_what_it_shows(dashboard: Path) -> None:
     panels = panels_of(dashboard)
