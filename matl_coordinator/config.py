@@ -1,7 +1,7 @@
 """The coordinator's configuration: one TOML file, read once, every key checked.
 
-The only module of the coordinator that reads the environment. Relative paths are
-relative to the file they stand in.
+The only module of the coordinator that takes settings from the environment. Relative paths
+are relative to the file they stand in.
 """
 
 from __future__ import annotations

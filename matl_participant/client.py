@@ -5,7 +5,8 @@ attempt shorter: a partial model file, durable chunks at the coordinator. When t
 again is decided by the caller. What the coordinator signs is verified here before
 anybody else sees it; what is not signed (standing, liveness) can at worst waste time.
 
-With ``log_client``, the only module of the participant that sees protobuf and gRPC.
+With ``log_client`` and ``attestation_client``, the only module of the participant that makes
+the contract's calls.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The participant's configuration: one TOML file, read once, every key checked.
 
-The only module of the participant that reads the environment. Relative paths are
-relative to the file they stand in. Keys are named by their paths; nothing here reads
+The only module of the participant that takes settings from the environment. Relative paths
+are relative to the file they stand in. Keys are named by their paths; nothing here reads
 a key, an image or a label.
 """
 

@@ -1,1 +1,1 @@
-"""The tables of docs/results: their studies, what they come to, and the page that shows them."""
+"""What docs/evidence.md shows: the studies, what they come to, and the page itself."""
