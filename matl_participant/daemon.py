@@ -15,7 +15,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +29,7 @@ from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.held_keys import P256Key, load_p256_key, load_tls_key, refuse_shared_keys
 from matl_common.identity.keys import parse_public_key
 from matl_common.ids import FederationId
+from matl_common.version import __version__
 from matl_common.worker import WorkerLimits, WorkerProcess
 from matl_participant.attestation import Attestation
 from matl_participant.client import FederationClient
@@ -98,7 +98,7 @@ async def participate(config: Config, *, worker_argv: Sequence[str] = WORKER) ->
             worker=worker,
             signer=signer,
             reports=reports,
-            version=_version(),
+            version=__version__,
             chance=random.SystemRandom().random,
             witness=witness,
             attestation=attestation,
@@ -189,13 +189,6 @@ def _signer(config: Config, reports: Reports) -> P256Key:
     reports.key("tls_key", tls)
     reports.key("signing_key", signing)
     return signing
-
-
-def _version() -> str:
-    try:
-        return version("matl")
-    except PackageNotFoundError:
-        return "source"
 
 
 @app.command()
