@@ -35,11 +35,9 @@ from matl_participant.attestation import Attestation
 from matl_participant.client import FederationClient
 from matl_participant.config import Config, load_config
 from matl_participant.connection import RenewingChannel
-from matl_participant.core.spending import record
 from matl_participant.data.inspect import check_patient_unit, inspect_data
 from matl_participant.engine import Outcome, Participant
 from matl_participant.files import StateFolder
-from matl_participant.ledger import read_summaries
 from matl_common.logs import configure_logs
 from matl_common.memory import bound_memory
 from matl_participant.log_client import LogClient
@@ -200,10 +198,6 @@ def participant(
     print_config: Annotated[  # noqa: FBT002 - typer makes it a flag
         bool, typer.Option("--print-config", help="Print the effective configuration and stop.")
     ] = False,
-    show_budget: Annotated[  # noqa: FBT002 - typer makes it a flag
-        bool,
-        typer.Option("--show-budget", help="Print what the privacy ledgers say and stop."),
-    ] = False,
 ) -> None:
     """Train on this hospital's data as part of a federation, until stopped.
 
@@ -218,23 +212,13 @@ def participant(
     """
     try:
         loaded = load_config(config)
-        if show_budget:
-            _print_budgets(loaded)
-            return
-    except MatlError as error:
+    except ConfigurationError as error:
         typer.echo(f"matl-participant: {error}", err=True)
-        is_configuration = isinstance(error, ConfigurationError)
-        raise typer.Exit(EXIT_CONFIGURATION if is_configuration else EXIT_FAILED) from None
+        raise typer.Exit(EXIT_CONFIGURATION) from None
     if print_config:
         typer.echo(json.dumps(loaded.printable(), indent=2, ensure_ascii=False))
         return
     raise typer.Exit(serve(loaded))
-
-
-def _print_budgets(config: Config) -> None:
-    folder = StateFolder(config.state_dir).ledger
-    for summary in read_summaries(folder, limit=config.privacy.dataset_limit):
-        typer.echo(json.dumps(record(summary), ensure_ascii=False))
 
 
 def serve(config: Config, *, worker_argv: Sequence[str] = WORKER) -> int:
