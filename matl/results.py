@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +68,13 @@ def plot_medical_fl_results(
     except ModuleNotFoundError as error:
         raise ConfigurationError("plots need matplotlib: pip install 'matl[report]'") from error
     found = read_history(history, privacy=privacy)
-    drawn = History(
-        rounds=found.rounds,
-        accuracy=found.accuracy,
-        trust=found.trust,
-        epsilon_remaining=found.epsilon_remaining,
-        epsilon_budget=found.epsilon_budget,
-        epsilon_warning=found.epsilon_warning,
+    drawn = replace(
+        found,
         references={
             name: [value / 100.0 for value in values] for name, values in (references or {}).items()
         }
         or found.references,
         clinical_threshold=clinical_threshold / 100.0,
-        least_epsilon_remaining=found.least_epsilon_remaining,
-        delta=found.delta,
     )
     for name, values in drawn.references.items():
         if len(values) != len(drawn.rounds):
