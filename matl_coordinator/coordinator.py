@@ -223,7 +223,7 @@ class Coordinator:
             )
             await log_allowlist(register, self._held.allowlist, clock=utc_now)
             await self._note_start(register, protection, wrapping_key, machine)
-            stack.push_async_callback(self._note, register, "coordinator_stopped")
+            stack.push_async_callback(self._note_stop, register)
             stack.push_async_callback(_settle, watch, use_cases.readings, is_over=True)
             stack.push_async_callback(
                 _cancelled, asyncio.create_task(_sum_up(watch, use_cases.readings))
@@ -525,19 +525,20 @@ class Coordinator:
             log_key_holder=self._held.log.signer.holder,
         )
 
+    async def _note_stop(self, register: Register) -> None:
+        """Log the end; a store that fails does not hinder it."""
+        with suppress(StoreError):
+            await self._note(register, "coordinator_stopped")
+
     async def _note(self, register: Register, event: str, **facts: Fact) -> None:
-        """Log an event of the daemon itself; a store that fails does not hinder stopping."""
+        """Log an event of the daemon itself."""
         node = NodeId(self._config.node_id)
         written = entry(event, at=utc_now(), **{"node": node, **facts})
 
         def decide(_: object) -> Decision[None]:
             return Decision(None, (), (written,))
 
-        if event == "coordinator_stopped":
-            with suppress(StoreError):
-                await register.decide(decide)
-        else:
-            await register.decide(decide)
+        await register.decide(decide)
 
 
 async def _nothing() -> None:
