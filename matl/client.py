@@ -460,7 +460,7 @@ class MATLClient:
 
 def _warn_of_weaker_mode(wanted: MATLMode, effective: MATLMode) -> None:
     """Say so where less can be had than was asked for."""
-    if wanted.value <= effective.value:
+    if wanted.strength <= effective.strength:
         return
     remedies = []
     if effective is MATLMode.MODE0:

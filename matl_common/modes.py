@@ -1,6 +1,7 @@
 """What a federation's updates are judged by, in the tutorial's words."""
 
 from enum import StrEnum
+from typing import Final
 
 
 class MATLMode(StrEnum):
@@ -13,6 +14,13 @@ class MATLMode(StrEnum):
     MODE2 = "mode2"
     """The same, on a coordinator whose program hospitals have verified by attestation."""
 
+    @property
+    def strength(self) -> int:
+        """Larger for a mode that promises more; modes themselves compare as their names do."""
+        return _BY_STRENGTH.index(self)
+
+
+_BY_STRENGTH: Final = (MATLMode.MODE0, MATLMode.MODE1, MATLMode.MODE2)
 
 SIMULATED = "-SIMULATED"
 """Ends the name of MODE2 where its evidence proves nothing."""

@@ -25,7 +25,6 @@ from matl_common.ids import NodeId
 from matl_common.modes import SIMULATED, MATLMode
 from matl_common.tlog.entry import parse_entry
 
-_STRENGTH = {MATLMode.MODE0: 0, MATLMode.MODE1: 1, MATLMode.MODE2: 2}
 POLL_SECONDS = 1.0
 
 
@@ -72,7 +71,7 @@ class LiveFederation:
         """
         with self.connected() as client:
             found = client.status()
-        if self._mode is not None and _STRENGTH[mode_of(found.mode)] < _STRENGTH[self._mode]:
+        if self._mode is not None and mode_of(found.mode).strength < self._mode.strength:
             raise BrokenPromiseError(
                 f"mode={self._mode.value} was asked for, and the coordinator is of mode "
                 f"{found.mode}; ask its operator, or ask for less"
