@@ -6,16 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import typer
-from pydantic import AfterValidator, ValidationError
+from pydantic import ValidationError
 
 from matl.operations import OperationsClient, connect_operator
 from matl.terminal import errors_in_one_line
-from matl_common.configuration import AddressList, FilePath, KeyReference, Section, load
-from matl_common.errors import ConfigurationError, InvalidInputError
-from matl_common.identity.certificates import Role, parse_spiffe_id
+from matl_common.configuration import (
+    AddressList,
+    CoordinatorName,
+    FilePath,
+    KeyReference,
+    Section,
+    load,
+)
+from matl_common.errors import ConfigurationError
+from matl_common.identity.certificates import parse_spiffe_id
 from matl_common.identity.pkcs11.uri import is_token_uri
 from matl_common.identity.tls import tls_place
 
@@ -23,21 +30,11 @@ DEFAULT_CONFIG: Final = Path("operator.toml")
 _SECTION: Final = "operator"
 
 
-def _coordinator_id(text: str) -> str:
-    try:
-        name = parse_spiffe_id(text)
-    except InvalidInputError as error:
-        raise ValueError(str(error)) from error
-    if name.role is not Role.COORDINATOR:
-        raise ValueError("names no coordinator; expected spiffe://<federation>/coordinator/<node>")
-    return text
-
-
 class Connection(Section):
     """The ``[operator]`` table: where the coordinator is and how the operator proves itself."""
 
     address: AddressList
-    coordinator: Annotated[str, AfterValidator(_coordinator_id)]
+    coordinator: CoordinatorName
     key: KeyReference
     certificate: FilePath
     authority: FilePath

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from matl_common.errors import ConfigurationError, InvalidInputError
-from matl_common.identity.certificates import Role
+from matl_common.identity.certificates import Role, parse_spiffe_id
 from matl_common.identity.key_places import KeyPlace, parse_key_place
 from matl_common.ids import parse_federation_id, parse_node_id
 from matl_common.validation import problems_in
@@ -77,6 +77,18 @@ def _federation_id(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _coordinator(text: str) -> str:
+    try:
+        name = parse_spiffe_id(text)
+    except InvalidInputError as error:
+        raise ValueError(str(error)) from error
+    if name.role is not Role.COORDINATOR:
+        raise ValueError(
+            "names no coordinator; expected spiffe://<federation>/coordinator/<node_id>"
+        )
+    return text
+
+
 def _host_and_port(text: str) -> str:
     host, _, port = text.rpartition(":")
     # Port 0 asks for any free one.
@@ -105,6 +117,8 @@ KeyReference = Annotated[KeyPlace, PlainValidator(_key_place), PlainSerializer(s
 """The path of a file, or the ``pkcs11:`` URI of a key in a token."""
 NodeName = Annotated[str, AfterValidator(_node_id)]
 FederationName = Annotated[str, AfterValidator(_federation_id)]
+CoordinatorName = Annotated[str, AfterValidator(_coordinator)]
+"""``spiffe://<federation>/coordinator/<node>``, as the coordinator's certificate has it."""
 Address = Annotated[str, AfterValidator(_host_and_port)]
 """``host:port``, or empty for nowhere."""
 AddressList = Annotated[str, AfterValidator(_hosts_and_ports)]

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from matl_common.configuration import (
     Address,
     AddressList,
+    CoordinatorName,
     FilePath,
     KeyReference,
     NodeName,
@@ -27,8 +28,7 @@ from matl_common.configuration import (
     labels_beside,
     load,
 )
-from matl_common.errors import InvalidInputError
-from matl_common.identity.certificates import Role, SpiffeId, parse_spiffe_id
+from matl_common.identity.certificates import SpiffeId, parse_spiffe_id
 from matl_common.identity.tls import TlsPlace, tls_place
 from matl_common.ids import NodeId
 from matl_common.logs import LogStyle
@@ -40,16 +40,6 @@ _ENVIRONMENT = {
     "MATL_PRIVATE_KEY": ("identity", "tls_key"),
     "MATL_COORDINATOR_ADDRESS": ("coordinator", "address"),
 }
-
-
-def _coordinator(text: str) -> str:
-    try:
-        spiffe_id = parse_spiffe_id(text)
-    except InvalidInputError as error:
-        raise ValueError(str(error)) from error
-    if spiffe_id.role is not Role.COORDINATOR:
-        raise ValueError("must name a coordinator: spiffe://<federation>/coordinator/<node_id>")
-    return text
 
 
 class Identity(Section):
@@ -68,7 +58,7 @@ class Coordinator(Section):
 
     address: AddressList
     """``host:port``; of a coordinator with a standby both, with a comma between them."""
-    spiffe_id: Annotated[str, AfterValidator(_coordinator)]
+    spiffe_id: CoordinatorName
     authority: FilePath
     """The certificate authority of coordinators, which issues no other certificates."""
     signing_key: FilePath

@@ -96,6 +96,7 @@ def test_the_environment_takes_precedence(tmp_path: Path) -> None:
         ('"coordinator.example:8470"', '"a:1,"', "coordinator.address"),
         ('"coordinator.example:8470"', '"a:1, a:1"', "coordinator.address"),
         ("/coordinator/coordinator", "/participant/hospital_b", "coordinator.spiffe_id"),
+        ("/coordinator/coordinator", "/coordinator", "coordinator.spiffe_id"),
         ('/etc/matl/signing.key"', 'a"\nwitness_key = "w.key"', "coordinator.log_key"),
         ("[data]", "[daemon]\nwitness_seconds = 0\n[data]", "daemon.witness_seconds"),
         ("[data]", "[privacy]\nmax_epsilon = -1.0\n[data]", "privacy.max_epsilon"),
