@@ -151,7 +151,7 @@ def document(run: Run, costs: Sequence[Cost], times: Sequence[HospitalTimes]) ->
             "coordinator_idle_megabytes": round(idle / _MEGA, 1),
             "coordinator_peak_megabytes": round(peak / _MEGA, 1),
             "peak_models_above_idle": round((peak - idle) / run.update_bytes, 3),
-            "round_seconds": round(_round_seconds(run, costs), 1),
+            "round_seconds": round(_round_seconds(costs), 1),
             "upload_seconds_median": round(median(each.upload_seconds for each in times), 2),
             "updates_admitted": len(times),
             "released_model": run.round.released_model,
@@ -167,7 +167,7 @@ def _resident_at_end(phase: Phase, samples: Sequence[Sample]) -> int:
     return [each for each in samples if each.at <= phase.end][-1].resident_bytes
 
 
-def _round_seconds(run: Run, costs: Sequence[Cost]) -> float:
+def _round_seconds(costs: Sequence[Cost]) -> float:
     named = {cost.phase.name: cost.phase for cost in costs}
     return named["evaluating"].end - named["collecting"].start
 
@@ -182,7 +182,7 @@ def show(console: Console, run: Run, costs: Sequence[Cost], times: Sequence[Hosp
         f"Coordinator: {idle / _MEGA:.1f} MB at rest, {peak / _MEGA:.1f} MB at most, "
         f"{(peak - idle) / run.update_bytes:.2f} models above rest; "
         f"its scoring worker {scorer / _MEGA:,.0f} MB at most.\n"
-        f"Round: {_round_seconds(run, costs):.1f} s; received "
+        f"Round: {_round_seconds(costs):.1f} s; received "
         f"{run.traffic.received_bytes / _MEGA:.1f} MB of updates, sent "
         f"{run.traffic.sent_bytes / _MEGA:.1f} MB of models.\n"
         f"All {len(times)} updates of {run.update_bytes:,} bytes admitted; released model "

@@ -336,8 +336,6 @@ CONTROLS: Final = (
     ),
 )
 
-BY_ID: Final = {each.id: each for each in CONTROLS}
-
 
 def controls_of(side: Side) -> tuple[Control, ...]:
     """The rows that are probed on a machine."""

@@ -13,7 +13,6 @@ from matl.report.evidence import Evidence, ProvenRelease
 from matl.report.study import RoundRecord, Study
 from matl_participant.core.spending import shown_epsilon
 
-_SHORT: Final = 12
 _NO_FIGURE: Final = "–"
 
 

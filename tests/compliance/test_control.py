@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from matl.compliance.audit import PROBES
-from matl.compliance.catalogue import BY_ID, CONTROLS, controls_before, controls_of, table_lines
+from matl.compliance.catalogue import CONTROLS, controls_before, controls_of, table_lines
 from matl.compliance.commands import show
 from matl.compliance.control import (
     Control,
@@ -98,8 +98,7 @@ def test_brackets_are_shown_to_people_as_they_are(capsys: pytest.CaptureFixture[
 
 
 def test_every_control_has_a_probe_and_every_probe_a_control() -> None:
-    assert set(PROBES) == set(BY_ID)
-    assert len(BY_ID) == len(CONTROLS)
+    assert sorted(PROBES) == sorted(each.id for each in CONTROLS)
 
 
 def test_before_the_daemon_runs_nothing_is_dialled_and_a_dry_run_writes_nothing() -> None:

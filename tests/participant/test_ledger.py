@@ -106,7 +106,6 @@ class DiskStorage:
     disk: Disk
     fail_call: int | None = None
     fail_after_effect: bool = False
-    torn_bytes: int = 0
 
     def _call(self, name: str, effect: Callable[[], None]) -> None:
         number = len(self.disk.calls)

@@ -34,7 +34,7 @@ def kept(site: Site) -> Outcome:
     try:
         months = store.months()
         held = sum(each.entries for each in months)
-        gone = sum(len(each) for each in all_gone(_expired(store.orders(), here)))
+        gone = sum(len(each) for each in all_gone(_expired(store.orders())))
         # What was added since is there as well.
         if held + gone < size:
             raise BrokenControlError(
@@ -92,7 +92,7 @@ def _at_least(site: Site, wanted: int) -> Outcome:
     )
 
 
-def _expired(orders: Iterable[Order], site: CoordinatorSite) -> Iterator[Order]:
+def _expired(orders: Iterable[Order]) -> Iterator[Order]:
     """The orders whose months were old enough when they were given, by the rule.
 
     Raises:
