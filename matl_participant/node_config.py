@@ -40,7 +40,7 @@ class NodeTraining(Section):
     weights_file: FilePath | None = None
 
 
-class NodeNodes(Nodes):
+class RankedNodes(Nodes):
     """As the participant's, and which of them this is."""
 
     rank: int = Field(ge=1, le=63)
@@ -60,7 +60,7 @@ class NodeConfig(Section):
     """For the files of one share at a time."""
     data: NodeData
     training: NodeTraining = NodeTraining()
-    nodes: NodeNodes
+    nodes: RankedNodes
     logs: LogStyle = "auto"
 
     @property
