@@ -23,8 +23,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from benchmarks.rounds.observer import BenchmarkFailedError, Event, Observer, cost_of
-from benchmarks.rounds.report import (
+from benchmarks.rounds.observed_round import (
     Run,
     Traffic,
     document,
@@ -32,6 +31,7 @@ from benchmarks.rounds.report import (
     phases_of,
     show,
 )
+from benchmarks.rounds.observer import BenchmarkFailedError, Event, Observer, cost_of
 from matl.demo.federation import (
     COORDINATOR_NAME,
     Layout,
