@@ -8,14 +8,12 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-import psutil
-
+from benchmarks.program_tree import end_tree
 from matl_common.errors import MatlError
 
 TOOLS: Final = Path(__file__).resolve().parents[2].parent / "shared/tools"
@@ -99,20 +97,11 @@ def run_peer(peer: Peer, *, out: Path, n: int, rounds: int) -> PeerRounds:
             except subprocess.TimeoutExpired:
                 raise PeerFailedError(f"{peer.name} did not end in time") from None
             finally:
-                _end(process.pid)
+                end_tree(process.pid)
     lines = said.splitlines()
     if process.returncode or not lines:
         raise PeerFailedError(f"{peer.name} failed: {complained.strip()[-800:]}")
     return parse_result(peer.name, json.loads(lines[-1]))
-
-
-def _end(pid: int) -> None:
-    """Kill a program and all that it started, if any of it still runs."""
-    with suppress(psutil.Error):
-        program = psutil.Process(pid)
-        for each in (*program.children(recursive=True), program):
-            with suppress(psutil.Error):
-                each.kill()
 
 
 def parse_result(name: str, told: Mapping[str, Any]) -> PeerRounds:

@@ -8,6 +8,7 @@ from typing import Final
 
 import psutil
 
+from benchmarks.program_tree import end_tree
 from matl_common.errors import MatlError
 
 _SECONDS_BETWEEN_LOOKS: Final = 0.25
@@ -36,7 +37,7 @@ def run_counted(
                 break
             _look(program.pid, used)
             if monotonic() > until:
-                _end(program.pid)
+                end_tree(program.pid)
                 raise RunFailedError(f"{' '.join(command[:4])} … did not end in {seconds:.0f} s")
     lines = said.splitlines()
     if program.returncode or not lines:
@@ -51,11 +52,3 @@ def _look(pid: int, used: dict[tuple[int, float], float]) -> None:
             with suppress(psutil.Error):
                 times = each.cpu_times()
                 used[each.pid, each.create_time()] = times.user + times.system
-
-
-def _end(pid: int) -> None:
-    with suppress(psutil.Error):
-        program = psutil.Process(pid)
-        for each in (*program.children(recursive=True), program):
-            with suppress(psutil.Error):
-                each.kill()
