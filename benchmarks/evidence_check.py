@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -30,6 +29,7 @@ from matl.simulation.campaign import Ended, Engine, Impossible, Job, LocalEngine
 from matl.simulation.datasets import FASHION_FOLDER
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import ArmName, StudyFile
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, MatlError
 
@@ -136,7 +136,7 @@ def carry(checks: Sequence[Check], *, why: str, seed: int, out: Path) -> None:
         if all(path.exists() for path in files):
             features[file.name] = files[0] if files else None
     record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "why": why,
         "runs_made_again": len(checks),
         "seed": seed,
@@ -150,7 +150,7 @@ def result_of(
     """What ``check.json`` says."""
     return {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.evidence_check", *sys.argv[1:]]),
         "seed": seed,
         "summary": {"runs": len(checks), "same": len(checks) - len(differing)},

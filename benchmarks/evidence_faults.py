@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from matl_common.clock import utc_now
 from matl.machine import machine
 from matl.sources import sources_hash
 from matl_common.durable import write_atomically
@@ -146,7 +146,7 @@ def evidence_faults(
     _draw(found)
     document = {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.evidence_faults", *sys.argv[1:]]),
         "measurements": found,
         "summary": summary,
@@ -203,7 +203,7 @@ def _run(console: Console, missing: list[Cell], scratch: Path, *, at_once: int) 
                 console.print(f"{cell.name} did not end: {str(error)[-4000:]}", markup=False)
                 continue
             result = {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "date": utc_now().isoformat(timespec="seconds"),
                 "code": fingerprint(),
                 **each.result(),
             }

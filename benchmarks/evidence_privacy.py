@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Final
@@ -28,6 +27,7 @@ from benchmarks.utility import evidence as utility_evidence
 from benchmarks.utility.levers import Data
 from benchmarks.utility.levers import Effort as UtilityEffort
 from matl.machine import machine
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.privacy.budget import calibrate_noise, gaussian_epsilon, gaussian_mu
 from matl_common.privacy.mechanisms import PoissonSampledGaussianEvent
@@ -461,7 +461,7 @@ def evidence_privacy(
         _show(console, found[name], title=f"{name}, {seconds[name]} s")
     document = {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.evidence_privacy", *sys.argv[1:]]),
         "neighbouring_relation": RELATION,
         "measurements": {

@@ -11,7 +11,6 @@ import os
 import shlex
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -35,6 +34,7 @@ from matl.simulation.campaign import Job, LocalEngine, Places, open_finished, pl
 from matl.simulation.datasets import FASHION_FOLDER, DataSet
 from matl.simulation.outcome import Outcome
 from matl.simulation.study import NO_ATTACK, ArmName
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError, MatlError
 
@@ -82,7 +82,7 @@ def document(outcomes: list[Outcome], settings: dict[str, object]) -> dict[str, 
     }
     return {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.evidence_robust", *sys.argv[1:]]),
         "settings": settings,
         "measurements": {

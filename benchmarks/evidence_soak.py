@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Annotated, Final
@@ -33,6 +32,7 @@ from benchmarks.soak.usage import Slope, Usage, Verdict, slope_of, usage_of
 from matl.calls import CoordinatorUnavailableError
 from matl.machine import machine
 from matl.operations import OperationsClient
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_common.ids import NodeId
@@ -276,7 +276,7 @@ def _show(
 def _write(soak: Soak, slopes: Mapping[str, Slope], *, doubled: int, lost: int) -> None:
     document = {
         "machine": machine(),
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": utc_now().date().isoformat(),
         "command": shlex.join(("python", "-m", "benchmarks.evidence_soak", *sys.argv[1:])),
         "measurements": {
             "round_seconds": [round(each, 3) for each in soak.seconds.values()],

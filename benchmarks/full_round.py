@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.request import urlopen
@@ -67,6 +66,7 @@ from matl.demo.study import (
     declared_patients,
 )
 from matl.operations import connect_operator
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_common.identity.development import (
@@ -159,7 +159,7 @@ def prepare(
         participants={spec.node_id: Enrolment(declared_patients(spec)) for spec in hospitals},
         operators=(OPERATOR,),
     )
-    create_development_keys(layout.keys, wanted, now=datetime.now(UTC))
+    create_development_keys(layout.keys, wanted, now=utc_now())
     base = coordinator_table(layout, SETTINGS, port=port)
     listen = {"address": f"127.0.0.1:{port}", "metrics": f"127.0.0.1:{metrics_port}"}
     tables: dict[NodeId, TomlTable] = {COORDINATOR: {**base, "listen": listen, "study": STUDY}}

@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -28,6 +27,7 @@ from benchmarks.utility.selection import choose
 from benchmarks.utility.study import Runs, run
 from matl.demo.hospitals import DEMO_PATIENTS, TUTORIAL_PATIENTS
 from matl.machine import machine
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 
 EPSILONS: Final = (0.5, 1.0, 4.0, math.inf)
@@ -83,7 +83,7 @@ def command(
     _show(console, found)
     document = {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.heads", *sys.argv[1:]]),
         "measurements": {
             "data_set": data_set,

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -33,6 +32,7 @@ from sqlalchemy import make_url
 from matl.log.sources import DatabaseSource
 from matl.log.verification import Believed, verify_log
 from matl.machine import machine
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_common.tlog.checkpoint import Checkpoint, log_key, sign_checkpoint
@@ -127,7 +127,7 @@ def an_entry(number: int) -> Entry:
     """An entry whose payload has ``PAYLOAD_BYTES``."""
     facts = {
         "event": "update_admitted",
-        "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "at": utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "node": "hospital_b",
         "round": 7,
         "number": number % 1000 + 1000,
@@ -391,7 +391,7 @@ def document(
     ratios = {f"append_vs_bare_insert_{n}": append[n].rate / bare[n].rate for n in BATCHES}
     return {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.log", *sys.argv[1:]]),
         "settings": {
             "payload_bytes": PAYLOAD_BYTES,

@@ -16,7 +16,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from matl.machine import machine
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.phi import Category, scan_folder
 from matl_common.phi.cleaning import clean_folder
@@ -79,7 +79,7 @@ def command(
         console.print(_table(what, scores))
     console.print(json.dumps(dicom, indent=2))
     report = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["make", "bench-phi", *sys.argv[1:]]),
         "machine": machine(),
         "groups": {

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Final
@@ -33,6 +32,7 @@ from benchmarks.aggregation_runs.updates import (
     update_path,
 )
 from benchmarks.scaling_runs.cost import Cost, Federation, Rates, cost_of
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.ids import RoundId
 from matl_common.tensors import hash_chunks
@@ -249,7 +249,7 @@ def command(
         remove_updates(folder)
     larger = show(console, arms, rates)
     document = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": utc_now().isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "n": n,
         "elements": ELEMENTS,

@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -28,6 +27,7 @@ from benchmarks.thousand.dealt import accuracy_of, deal
 from benchmarks.thousand.sized import sized
 from benchmarks.thousand.tree import run_counted
 from matl.machine import machine
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 
 STUDIES: Final = {"network": "thousand.toml", "head": "thousand-head.toml"}
@@ -283,7 +283,7 @@ def main(
             runs.append(run)
             document = {
                 "machine": machine(),
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "date": utc_now().isoformat(timespec="seconds"),
                 "command": shlex.join(
                     ["python", "-m", "benchmarks.scaling_simulation", *sys.argv[1:]]
                 ),

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -24,6 +24,7 @@ from rich.table import Table
 
 import matl_common  # noqa: F401  (before gRPC, which reads its TLS settings once)
 from matl.machine import machine
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from tests.postgres import own_server
 from tests.system.federation import Federation, found_federation, prepare_material
@@ -70,7 +71,7 @@ def main(
     OUT.mkdir(parents=True, exist_ok=True)
     report = {
         "command": shlex.join(sys.argv),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": utc_now().isoformat(timespec="seconds"),
         "machine": machine(),
         "lease_seconds": LEASE_SECONDS,
         "takeovers": [asdict(each) for each in measured],
@@ -105,7 +106,7 @@ def _measure(federation: Federation, running: ExitStack, *, kills: int) -> list[
     for turn in range(kills + 1):
         other = running.enter_context(places[1 - turn % 2].start_coordinator())
         other.wait_for("coordinator_standing_by")
-        ended = datetime.now(UTC)
+        ended = utc_now()
         if turn < kills:
             leader.kill()
         else:

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
 from itertools import count, islice
@@ -38,6 +37,7 @@ from matl.simulation.cohort import hostile_of
 from matl.simulation.datasets import FASHION_FOLDER, DataSet, Float32Array, Images, load_images
 from matl.simulation.federation import prepare, run_under
 from matl.simulation.study import NO_ATTACK, TUTORIAL_PATIENTS, ArmName, Study
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import MatlError
 from matl_coordinator.core.robust.sizes import size_cap
@@ -264,7 +264,7 @@ def document(runs: Sequence[Measured], *, seeds: int) -> dict[str, object]:
     """``weighting.json`` as a value."""
     return {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.weighting", *sys.argv[1:]]),
         "settings": {"epsilon": EPSILON, "splits": seeds, "attacks": list(ATTACKS)},
         "measurements": [asdict(each) for each in runs],

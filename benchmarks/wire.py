@@ -22,7 +22,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Final
@@ -35,6 +34,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from matl_common.clock import utc_now
 from benchmarks.rounds.site import COORDINATOR, NAME, Site, bytes_of, resnet50
 from benchmarks.rounds.study import remove, times_of, wait
 from benchmarks.wire_runs import bare
@@ -288,7 +288,7 @@ def document(timings: dict[str, Timing], reads: dict[int, float]) -> dict[str, o
     size = bytes_of(resnet50())
     return {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.wire", *sys.argv[1:]]),
         "settings": {"bytes": size, "database": "sqlite", "grpcio": grpc.__version__},
         "measurements": {

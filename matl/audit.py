@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from matl_common.clock import utc_now
 from matl_common.durable import owned_folder, write_atomically
 from matl_common.errors import ConfigurationError, InvalidInputError, MatlError
 from matl_common.identity.keys import load_ed25519_private_key, private_key_pem
@@ -111,7 +111,7 @@ class AuditLogger:
 
     def _write(self, event: str, parts: Sequence[Mapping[str, object]]) -> int:
         """Log an entry of each part, all or none; returns the last one's number."""
-        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        moment = utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
         written = [entry_of({**part, "v": 1, "event": event, "at": moment}) for part in parts]
         with self._lock:
             if self._closed:

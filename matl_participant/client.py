@@ -13,7 +13,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from matl_common import signing
+from matl_common.clock import utc_now
 from matl_common.durable import fsync_directory
 from matl_common.errors import IntegrityError, MatlError
 from matl_common.ids import Digest, NodeId, digest_of, digest_of_file
@@ -244,7 +245,7 @@ class FederationClient:
                 coordinator, or belongs to another federation.
             InvalidInputError: one of them is malformed.
         """
-        sent_at = datetime.now(UTC)
+        sent_at = utc_now()
         request = pb.HelloRequest(
             version=version, device=device, sent_at_unix_ms=to_unix_ms(sent_at)
         )

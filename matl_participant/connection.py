@@ -9,12 +9,12 @@ where the coordinator has several and nobody leads at the one in use.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any, Self
 
 import grpc
 
 from matl_common.addresses import Addresses
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.pkcs11.session import TokenError
@@ -144,7 +144,7 @@ class RenewingChannel(grpc.aio.Channel):
         self._report_expiry()
 
     def _report_expiry(self) -> None:
-        now = datetime.now(UTC)
+        now = utc_now()
         certificate = self._identity.certificate
         left = time_left(certificate, now=now)
         self._reports.certificate_valid(left, expiry_warning(certificate, now=now))

@@ -4,7 +4,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from statistics import median
 from typing import Final
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.aggregation_runs.updates import UPDATE_BYTES
+from matl_common.clock import utc_now
 
 PEER_N: Final = 20
 """The number of updates that is compared with the peer."""
@@ -150,7 +150,7 @@ def document(findings: Findings) -> dict[str, object]:
 
     return {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.aggregation", *sys.argv[1:]]),
         "threads": findings.threads,
         "update_bytes": UPDATE_BYTES,

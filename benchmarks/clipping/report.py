@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from statistics import median
 from typing import Final
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.clipping.arms import Arm, Figures
 from matl.machine import machine
+from matl_common.clock import utc_now
 
 _MEGA: Final = 1e6
 TIME_TARGET: Final = 1.5
@@ -78,7 +78,7 @@ def document(run: Run) -> dict[str, object]:
     return {
         "images": "random, and weights untrained: the figures are about time and memory",
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.dp", *sys.argv[1:]]),
         "settings": dict(run.settings),
         "measurements": {

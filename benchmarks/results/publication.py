@@ -6,7 +6,6 @@ them and the date of the newest. Nothing here runs a study.
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from benchmarks.results.gather import FIGURES, Run, cells_of
 from matl.machine import machine
 from matl.simulation.campaign import fingerprint
 from matl.simulation.study import NO_ATTACK, ArmName, Study
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_common.validation import problems_in
 
@@ -213,7 +213,7 @@ def document(studies: Studies, command: str) -> dict[str, Any]:
     """``evidence.json`` as a value."""
     return {
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": command,
         "simulated": True,
         "summary": summary_of(studies),

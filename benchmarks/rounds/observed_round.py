@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from statistics import median
 from typing import Final
 
@@ -19,6 +18,7 @@ from benchmarks.rounds.observer import BenchmarkFailedError, Cost, Observer, Pha
 from matl.demo.hospitals import HospitalSpec
 from matl.demo.study import COORDINATOR, IMAGES_NOTE, display_name
 from matl.operations import Round
+from matl_common.clock import utc_now
 from matl_common.ids import NodeId
 
 _MEGA: Final = 1e6
@@ -122,7 +122,7 @@ def document(run: Run, costs: Sequence[Cost], times: Sequence[HospitalTimes]) ->
     return {
         "images": f"{IMAGES_NOTE}: the figures say nothing about patients",
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.full_round", *sys.argv[1:]]),
         "settings": dict(run.settings),
         "measurements": {

@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -19,6 +18,7 @@ from benchmarks.rounds.idle import Idle
 from benchmarks.rounds.peers import PeerRounds
 from benchmarks.rounds.study import Cost, Found
 from matl.machine import machine
+from matl_common.clock import utc_now
 
 PEER_TARGETS: Final = {"flare": 3.0, "flower": 20.0}
 MEMORY_TARGET: Final = 0.2
@@ -75,7 +75,7 @@ def theirs_of(runs: Sequence[PeerRounds]) -> Round:
 
 def document(findings: Findings) -> dict[str, object]:
     """``round.json`` as a value."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = utc_now().isoformat(timespec="seconds")
     command = shlex.join(["python", "-m", "benchmarks.round", *sys.argv[1:]])
     earlier = _earlier(findings.path)
     measured = {part: getattr(findings, part) for part in _PARTS}

@@ -8,12 +8,12 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from matl.demo.federation import Scalar, Table, toml_text
 from matl.demo.run import Program, free_port
+from matl_common.clock import utc_now
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.development import (
     DevelopmentFederation,
@@ -101,9 +101,7 @@ class Site:
             participants=dict.fromkeys(self.hospitals, Enrolment(PATIENTS)),
             operators=(NodeId("operator"),),
         )
-        self.keys.update(
-            create_development_keys(self.folder / "keys", wanted, now=datetime.now(UTC))
-        )
+        self.keys.update(create_development_keys(self.folder / "keys", wanted, now=utc_now()))
         data = self.folder / "data"
         data.mkdir()
         (data / "labels_deidentified.csv").write_text("image_id,dr_level\n", encoding="utf-8")

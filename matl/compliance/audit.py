@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +39,7 @@ from matl.compliance.registry import Registry
 from matl.compliance.report import Report
 from matl.compliance.site import CoordinatorSite, ParticipantSite, Site
 from matl.doctor.examination import BrokenLinkError
+from matl_common.clock import utc_now
 from matl_common.configuration import labels_beside
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.version import __version__
@@ -108,7 +108,7 @@ def coordinator_site(
         file=file,
         registry=registry,
         log=stack.enter_context(Logbook(config)),
-        now=datetime.now(UTC),
+        now=utc_now(),
         data=tuple(dict.fromkeys((*own, *registry.places.data, *data))),
         key=os.urandom(32),
     )
@@ -123,7 +123,7 @@ def participant_site(
         config=config,
         file=file,
         registry=registry,
-        now=datetime.now(UTC),
+        now=utc_now(),
         data=tuple(dict.fromkeys((*own, *registry.places.data, *data))),
         key=os.urandom(32),
     )
@@ -158,7 +158,7 @@ def audit(
         findings.append(finding)
         on_finding(finding)
     return Report(
-        at=datetime.now(UTC),
+        at=utc_now(),
         seconds=time.monotonic() - began,
         federation=site.name.federation,
         node=site.name.node_id,

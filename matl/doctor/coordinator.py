@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import make_url
@@ -31,6 +30,7 @@ from matl.doctor.handshake import (
     shown_certificate,
 )
 from matl_common.attestation.policy import load_policy
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_common.host_port import dialled_from_here
 from matl_common.identity.allowlist import AllowedNode, load_allowlist
@@ -129,9 +129,9 @@ def _attested(config: Config) -> str:
         return "not configured: this coordinator shows no evidence"
     identity = ServerIdentity(config.identity.tls, only_in_memory=settings.is_genuine)
     subject = Subject(config.federation.id, config.digest, lambda: identity.chain)
-    attester = make_attester(settings, now=datetime.now(UTC))
+    attester = make_attester(settings, now=utc_now())
     policy = load_policy(settings.policy)
-    verdict = asyncio.run(attest_itself(attester, subject, policy, now=datetime.now(UTC)))
+    verdict = asyncio.run(attest_itself(attester, subject, policy, now=utc_now()))
     return f"{verdict}; configuration {config.digest}"
 
 
@@ -202,7 +202,7 @@ def _peer_issued(path: Path, authority: Path) -> str:
 
 def _peer_enrolled(config: Config, path: Path) -> str:
     peer = parsed(first_certificate(path))
-    found = load_allowlist(config.federation.allowlist).authenticate(peer, now=datetime.now(UTC))
+    found = load_allowlist(config.federation.allowlist).authenticate(peer, now=utc_now())
     match found:
         case AllowedNode():
             return f"enrolled as {found.role.value} with pin {peer.pin}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from matl_common.clock import utc_now
 from matl_common.errors import MatlError
 from matl_common.identity.allowlist import RefusalReason
 from matl_common.identity.certificates import (
@@ -189,7 +190,7 @@ def check_purpose(certificate: x509.Certificate, what: str, *, serves: bool) -> 
 
 def valid_until(certificate: x509.Certificate, what: str, remedy: str) -> str:
     """Until when a certificate is valid, if it is."""
-    now = datetime.now(UTC)
+    now = utc_now()
     if now < certificate.not_valid_before_utc:
         raise BrokenLinkError(
             f"{what} is not valid before {_shown(certificate.not_valid_before_utc)}, and this "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 import grpc
@@ -39,6 +39,7 @@ from matl.doctor.handshake import (
 from matl_common.attestation.evidence import EvidenceRefusedError
 from matl_common.attestation.policy import load_policy
 from matl_common.attestation.verifier import check_available
+from matl_common.clock import utc_now
 from matl_common.errors import InvalidInputError
 from matl_common.identity.certificates import Role, SpiffeId
 from matl_common.identity.held_keys import load_ed25519_key
@@ -190,7 +191,7 @@ def _attested(config: Config) -> str:
 
     async def ask(channel: RenewingChannel) -> str:
         attestation = Attestation(channel, config.coordinator.name, policy)
-        attested = await attestation.attest(datetime.now(UTC))
+        attested = await attestation.attest(utc_now())
         return f"{attested.verdict}; configuration {attested.config_digest}"
 
     try:
