@@ -32,8 +32,7 @@ from matl_common.ids import Digest, digest_of, digest_of_file
 from matl_common.signing import Signer
 from matl_common.tensors import MODEL_SUFFIX
 from matl_common.version import __version__
-from matl_coordinator.account import current_account
-from matl_coordinator.anchored import check_anchored
+from matl_coordinator.anchor_check import check_anchored
 from matl_coordinator.backup_manifest import (
     DATABASE,
     FORMAT,
@@ -46,6 +45,7 @@ from matl_coordinator.backup_manifest import (
 from matl_coordinator.config import Config
 from matl_coordinator.last_backup import note_completed
 from matl_coordinator.log_identity import configured_origin
+from matl_coordinator.os_account import current_account
 from matl_coordinator.ports import State, UpdateStatus
 from matl_coordinator.service.entries import entry
 from matl_coordinator.store.appending import append_beside

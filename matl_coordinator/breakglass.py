@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from matl_common.errors import ConfigurationError
-from matl_coordinator.account import current_account
-from matl_coordinator.anchored import check_anchored
+from matl_coordinator.anchor_check import check_anchored
 from matl_coordinator.config import Config
+from matl_coordinator.os_account import current_account
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.entries import entry
-from matl_coordinator.sole import stopped
+from matl_coordinator.stopped import stopped
 from matl_coordinator.upkeep import opened_store
 
 PAGE = 500

@@ -32,10 +32,10 @@ from matl_coordinator.aggregation.sharing import SharedStore
 from matl_coordinator.attesters.choice import make_attester
 from matl_coordinator.config import Config
 from matl_coordinator.core.robust.compiled import compiled_loops
-from matl_coordinator.held import Held, wrapping_key_of
 from matl_coordinator.last_backup import last_completed
 from matl_coordinator.log_identity import configured_policy
 from matl_coordinator.metrics import Metrics
+from matl_coordinator.named_material import Held, wrapping_key_of
 from matl_coordinator.ports import ForeignRow, LendingSpool, StoreError
 from matl_coordinator.preflight import (
     check_hospitals,
@@ -68,7 +68,7 @@ from matl_coordinator.service.register import Decision, Register
 from matl_coordinator.service.vitals import VitalSigns
 from matl_coordinator.service.watch import Watch
 from matl_coordinator.standby import Leadership
-from matl_coordinator.start import log_schema, show_standing, started_facts
+from matl_coordinator.start_record import log_schema, show_standing, started_facts
 from matl_coordinator.store.anchor import FileAnchor, log_anchor
 from matl_coordinator.store.copying import folder_bytes
 from matl_coordinator.store.files import FencedFiles, LocalFiles

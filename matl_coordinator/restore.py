@@ -31,15 +31,15 @@ from matl_common.tlog.entry import Entry, parse_entry
 from matl_common.tlog.merkle import root_from
 from matl_common.tlog.note import VerifierKey
 from matl_common.version import __version__
-from matl_coordinator.account import current_account
 from matl_coordinator.backup import Report
 from matl_coordinator.backup_check import CheckedBackup
 from matl_coordinator.backup_manifest import DATABASE, Manifest
 from matl_coordinator.config import Config
 from matl_coordinator.log_identity import load_log_signer
+from matl_coordinator.os_account import current_account
 from matl_coordinator.ports import CheckpointRecord
 from matl_coordinator.service.entries import entry
-from matl_coordinator.sole import stopped
+from matl_coordinator.stopped import stopped
 from matl_coordinator.store.anchor import anchor_files, log_anchor
 from matl_coordinator.store.appending import append_beside
 from matl_coordinator.store.copying import copy_file, make_folders

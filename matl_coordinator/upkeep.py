@@ -14,10 +14,10 @@ from matl_common.clock import utc_now
 from matl_common.identity.allowlist import load_allowlist
 from matl_common.identity.key_places import load_wrapping_key
 from matl_common.tlog.entry import Entry
-from matl_coordinator.account import current_account
-from matl_coordinator.anchored import check_anchored
+from matl_coordinator.anchor_check import check_anchored
 from matl_coordinator.config import Config
 from matl_coordinator.log_identity import configured_origin, configured_policy, load_log_signer
+from matl_coordinator.os_account import current_account
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.entries import Fact, entry
 from matl_coordinator.service.readings import Verification, verification_entry

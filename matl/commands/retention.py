@@ -26,7 +26,7 @@ from matl_common.identity.wrapping import KeyEncryptionKey
 from matl_coordinator.config import Config, load_config
 from matl_coordinator.ports import LoggedEntry
 from matl_coordinator.service.retention import Retention
-from matl_coordinator.sole import stopped
+from matl_coordinator.stopped import stopped
 from matl_coordinator.upkeep import opened_retention
 
 DEFAULT_CONFIG: Final = Path("coordinator.toml")

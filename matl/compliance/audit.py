@@ -43,8 +43,8 @@ from matl_common.clock import utc_now
 from matl_common.configuration import labels_beside
 from matl_common.errors import ConfigurationError, IntegrityError, InvalidInputError, MatlError
 from matl_common.version import __version__
-from matl_coordinator.account import current_account
 from matl_coordinator.config import Config as CoordinatorConfig
+from matl_coordinator.os_account import current_account
 from matl_participant.config import Config as ParticipantConfig
 
 Probe = Callable[[Site], Outcome]

@@ -24,7 +24,7 @@ from matl_coordinator.rpc.handshakes import _REASONS
 from matl_coordinator.rpc.server import OTHER, served_methods
 from matl_coordinator.service.readings import Verification
 from matl_coordinator.service.vitals import VitalSigns
-from matl_coordinator.start import show_standing
+from matl_coordinator.start_record import show_standing
 from matl_coordinator.store.schema import metadata
 from matl_coordinator.store.sql import SqlStore
 from tests.contracts.samples import a_round

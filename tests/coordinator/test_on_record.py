@@ -19,7 +19,7 @@ from matl_coordinator.protection import protection_of
 from matl_coordinator.service.readings import WINDOW, Readings, Verification
 from matl_coordinator.service.register import Register
 from matl_coordinator.service.watch import MAX_KINDS, MAX_LOGGED_PER_HOUR, Watch
-from matl_coordinator.start import log_schema, started_facts
+from matl_coordinator.start_record import log_schema, started_facts
 from matl_coordinator.store.anchor import FileAnchor
 from tests.coordinator.harness import make_site
 from tests.fakes import FakeStore, Fault, FaultyStore

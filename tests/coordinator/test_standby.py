@@ -11,8 +11,8 @@ from matl_common.durable import FolderInUseError
 from matl_common.ids import digest_of
 from matl_coordinator.config import Standby
 from matl_coordinator.ports import LogHead, StaleReaderError, StoreError
-from matl_coordinator.sole import stopped
 from matl_coordinator.standby import Leadership, LeadershipLostError
+from matl_coordinator.stopped import stopped
 from matl_coordinator.store.anchor import log_anchor
 from matl_coordinator.store.lock import LeaderLock
 from tests.coordinator.harness import make_site

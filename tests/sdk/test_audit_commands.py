@@ -31,7 +31,7 @@ from matl_common.tlog.policy import encode_policy
 from matl_common.tlog.proof import encode_proof, parse_proof
 from matl_common.tlog.sealing import RANDOM_BYTES, data_key, seal
 from matl_common.tlog.submission import Shown, encode_shown
-from matl_coordinator.account import current_account
+from matl_coordinator.os_account import current_account
 from matl_coordinator.ports import EntryDamage, LoggedEntry, Store
 from matl_coordinator.store.database import create_database_engine
 from matl_coordinator.store.log import insert_sealed, read_size

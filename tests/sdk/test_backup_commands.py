@@ -24,7 +24,7 @@ from matl_common.durable import owned_folder
 from matl_common.errors import ConfigurationError
 from matl_common.identity.held_keys import load_p256_key
 from matl_common.ids import Digest, NodeId, digest_of
-from matl_coordinator.anchored import check_anchored
+from matl_coordinator.anchor_check import check_anchored
 from matl_coordinator.backup_manifest import (
     MANIFEST,
     SUMS,

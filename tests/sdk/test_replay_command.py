@@ -16,7 +16,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from matl.cli import app
-from matl_coordinator.account import current_account
+from matl_coordinator.os_account import current_account
 from tests.coordinator.harness import Site, events_of, make_site, play, running
 from tests.sdk.test_audit_commands import LOG_KEY_FILE, config_file
 
