@@ -19,11 +19,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import make_url
 
+from matl_common.clock import utc_now
 from matl_common.durable import fsync_directory, write_atomically
 from matl_common.errors import ConfigurationError, IntegrityError, MatlError
 from matl_common.identity.held_keys import load_p256_key
@@ -120,15 +120,13 @@ def write_backup(
     check_anchored(config)
     # Before the moment of the snapshot: every checkpoint that they bear witness to is in it.
     releases = list(_releases(config))
-    written = entry(
-        "backup_begun", at=datetime.now(UTC), account=current_account(), version=__version__
-    )
+    written = entry("backup_begun", at=utc_now(), account=current_account(), version=__version__)
     logged = append_beside(config.database_url, written, log_origin=origin, log_key=wrapping_key)
     with _appearing_folder(out) as folder:
         engine = create_database_engine(config.database_url)
         try:
             with taken_snapshot(engine) as snapshot:
-                made_at = datetime.now(UTC)
+                made_at = utc_now()
                 state, head = snapshot.state(), snapshot.log_head()
                 # At once: a round that ends replaces them.
                 sums = _copy_all(_histories(config, state), folder, report)
@@ -167,7 +165,7 @@ def write_backup(
         _write_manifest(folder, manifest, signer)
         byte_count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     try:
-        note_completed(config.state_dir, datetime.now(UTC))
+        note_completed(config.state_dir, utc_now())
     except OSError as error:
         raise BackupError(
             f"{out} is whole, but {config.state_dir} cannot be told so ({error.strerror}), and an "

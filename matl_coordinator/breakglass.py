@@ -7,8 +7,8 @@ by whom and why, is an entry of the log before anything is shown.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_coordinator.anchor_check import check_anchored
 from matl_coordinator.config import Config
@@ -48,7 +48,7 @@ def decrypt_entries(config: Config, *, first: int, last: int, reason: str) -> It
             store.load()
             written = entry(
                 "entries_decrypted",
-                at=datetime.now(UTC),
+                at=utc_now(),
                 account=current_account(),
                 first=first,
                 last=last,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
 
 from matl_common.clock import utc_now
 from matl_common.identity.allowlist import load_allowlist
@@ -78,9 +77,7 @@ def record_verification(config: Config, found: Verification) -> LoggedEntry:
 
     Raises: as ``record``.
     """
-    return _append(
-        config, verification_entry(found, at=datetime.now(UTC), account=current_account())
-    )
+    return _append(config, verification_entry(found, at=utc_now(), account=current_account()))
 
 
 def record(config: Config, event: str, **facts: Fact) -> LoggedEntry:
@@ -92,7 +89,7 @@ def record(config: Config, event: str, **facts: Fact) -> LoggedEntry:
         IntegrityError: the log's tree is too damaged to append to, or is older than what the
             coordinator has signed.
     """
-    return _append(config, entry(event, at=datetime.now(UTC), account=current_account(), **facts))
+    return _append(config, entry(event, at=utc_now(), account=current_account(), **facts))
 
 
 def _append(config: Config, written: Entry) -> LoggedEntry:

@@ -7,7 +7,7 @@ changed, so it may run beside the daemon.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -22,6 +22,7 @@ from matl.terminal import (
     printable,
     table,
 )
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_participant.config import load_config
 from matl_participant.core.spending import (
@@ -78,7 +79,7 @@ def show(
     with errors_in_one_line():
         place = _place(state_dir, config)
         read = read_accounts(place.state.ledger, limit=place.limit)
-        now = datetime.now(UTC)
+        now = utc_now()
         summaries = [summarise(*each) for each in read]
         ends = [
             projected_end(account, rounds=summary.rounds_left, now=now)

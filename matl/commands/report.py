@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -31,6 +31,7 @@ from matl.report.evidence import (
 )
 from matl.report.study import read_study
 from matl.terminal import console, verdict_in_one_line
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError
 from matl_common.tlog.tiles import CHECKPOINT_PATH
@@ -77,7 +78,7 @@ def report(
             raise ConfigurationError("--out names the HTML file; --pdf writes a PDF beside it")
         html_of, pdf_of = _typesetters()
         said = believed_from(log_key, policy)
-        now = datetime.now(UTC)
+        now = utc_now()
         with console().status("going over the log") as status:
 
             def progress(_: int) -> None:

@@ -11,7 +11,6 @@ import re
 import shlex
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from matl.machine import machine
 from matl.terminal import EXIT_FAILED, EXIT_INTERRUPTED, console, errors_in_one_line, print_json
+from matl_common.clock import utc_now
 from matl_common.durable import write_atomically
 from matl_common.errors import ConfigurationError
 
@@ -196,7 +196,7 @@ def _write(
     document = {
         "study": file.name,
         "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": utc_now().isoformat(timespec="seconds"),
         "command": shlex.join(["matl", *sys.argv[1:]]),
         "simulated": True,
         "cells": [cell.plain() for cell in cells],

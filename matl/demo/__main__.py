@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -35,6 +34,7 @@ from matl.demo.run import (
 )
 from matl.demo.study import COORDINATOR, IMAGES_NOTE, OPERATOR, RECIPE, Attack, Settings
 from matl.operations import Status, connect_operator
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError, MatlError
 
 _LOOK_EVERY_SECONDS: Final = 0.4
@@ -68,7 +68,7 @@ def run_demo(console: Console, layout: Layout, settings: Settings, *, command: s
         MatlError: it cannot be done; what was achieved so far is kept.
     """
     watch = Stopwatch()
-    goes_on = settle(layout, settings, now=datetime.now(UTC))
+    goes_on = settle(layout, settings, now=utc_now())
     with watch.measure("images"):
         _make_images(console, layout, settings)
     if goes_on:
@@ -88,7 +88,7 @@ def run_demo(console: Console, layout: Layout, settings: Settings, *, command: s
             findings,
             seconds=watch.seconds,
             command=command,
-            date=datetime.now(UTC),
+            date=utc_now(),
         )
         write_results(layout, report)
     print_summary(console, report, layout)

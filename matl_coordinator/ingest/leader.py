@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from matl_common.addresses import Addresses
+from matl_common.clock import utc_now
 from matl_common.errors import ConfigurationError
 from matl_common.identity.certificates import SpiffeId
 from matl_common.identity.pkcs11.session import TokenError
@@ -171,7 +171,7 @@ class Leader:
                 log.info("own_tls_renewed")
                 self._exchange()
             self._stamps = stamps
-        left = time_left(self._identity.certificate, now=datetime.now(UTC))
+        left = time_left(self._identity.certificate, now=utc_now())
         self._meter.own_certificate_valid(left.total_seconds())
 
     def _open(self) -> _Line:
