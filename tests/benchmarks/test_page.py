@@ -371,3 +371,11 @@ def test_a_change_of_code_that_runs_are_older_than_is_told_with_what_was_checked
     assert "24 runs drawn (seed 7) and made again gave the same figures, so that" in said
     assert said.endswith("with 95 % confidence at most 12 % of all would not) All studies.")
     assert "Every run is of the code that its study names." in page([cell("alie", 0.1)])
+
+
+def test_what_honest_hospitals_pay_for_a_recipe_chosen_for_accuracy_is_said() -> None:
+    own = cell("label_complement", 0.3, honest_excluded=[0.25] * 5)
+    text = page([own, cell("label_complement", 0.0, arm="oracle")], name="tuned-fundus-eps1")
+    assert "at worst 25 % of them are excluded at the end (fashion, ε = 1)" in text
+    calm = page([cell("label_complement", 0.3)], name="tuned-fundus-eps1")
+    assert "at the price of honest hospitals" not in calm
