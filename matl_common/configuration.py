@@ -143,7 +143,7 @@ def load(
     try:
         return kind.model_validate(table, context={_FOLDER: path.resolve().parent})
     except ValidationError as error:
-        raise ConfigurationError(f"{path}: {problems_in(error, whole='file')}") from None
+        raise ConfigurationError(f"{path}: {problems_in(error, whole='file', kind=kind)}") from None
 
 
 def daemon_of(path: Path) -> Role:

@@ -180,7 +180,7 @@ def test_a_policy_is_read_from_a_file_and_named_by_its_meaning(tmp_path: Path) -
     [
         ("", "accepts nothing"),
         ("allow_simulated = true", "accepts nothing"),
-        ("allow_debug = true", "Extra inputs"),
+        ("allow_debug = true", "allow_debug: no such key"),
         ('[sev_snp]\nmeasurements = ["ab"]\nminimum_tcb = {}', "96 characters"),
         (f'[sev_snp]\nmeasurements = ["{"A" * 96}"]\nminimum_tcb = {{}}', "lower-case"),
         (f'[sev_snp]\nmeasurements = ["{"a" * 96}"]', "minimum_tcb"),

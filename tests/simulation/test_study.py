@@ -64,7 +64,7 @@ def test_a_row_has_all_its_seeds_before_the_next_one_begins() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[hospitals]\nsize = 3", "hospitals.size: Extra inputs"),
+        ("[hospitals]\nsize = 3", "hospitals.size: no such key"),
         ('[hostile]\nattack = "flip"', "attack must be none or one of"),
         ('[hostile]\ncount = 1\nshare = 0.2\nattack = "nan"', "one of hospitals, count and share"),
         ('[hostile]\nhospitals = ["hospital_z"]', "no hospital_z in this study"),
