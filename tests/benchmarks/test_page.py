@@ -77,7 +77,8 @@ def test_held_rounds_are_shown_and_count_as_waiting() -> None:
     assert "none released / 10.0 ± 0.1, 20 held" in text
     most = "1 of 1 federation, at most 20 rounds (`replacement`, 9 of 20, α = 0.5, ε = 1)"
     assert f"than it claims in {most}; with more" in line(text, "- **Held rounds")
-    assert f"ε = 1: in {most}. With more" in line(text, "- **Honest hospitals that wait")
+    waits = line(text, "- **Honest hospitals that wait")
+    assert f"ε = 1: in {most}. On other seeds and images: not run. With more" in waits
     calm = page([cell("alie", 0.1), cell("nan", 0.1, hostile=12)])
     in_none = "claims in 0 of 1 federation; with more of them in 0 of 1 federation."
     assert in_none in line(calm, "- **Held rounds")
@@ -214,6 +215,10 @@ def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
         f"| 0.40 | 1.00 | 0.6 ± 0.1 (nan) | 1.6 ± 0.1 (alie) | {missed} | 0 | 3 (alie) |"
     )
     assert "`alie` 1.6" in line(text, "- **The same on [other seeds")
+    waits = (
+        "On other seeds and images: ε = 1: in 1 of 2 federations, at most 3 rounds (`alie`, 9 of"
+    )
+    assert waits in line(text, "- **Honest hospitals that wait")
     assert "`mimic` 9.0" in line(text, "- **MATL beyond")
     assert "1.6" not in line(text, "- **MATL beyond")
     # Of other code, or under an attack that table 2 has not: nothing stands beside it.

@@ -63,7 +63,9 @@ _RULES: Final = (
 def breaks(studies: Mapping[str, Any]) -> str:
     """The list."""
     robust, unseen = of_kind(studies, "robust"), of_kind(studies, "unseen")
-    cells = [cell for study in robust.values() for cell in study["cells"]]
+    cells, others = (
+        [cell for study in kind.values() for cell in study["cells"]] for kind in (robust, unseen)
+    )
     items = [
         f"**MATL beyond its target, at the share that it claims.** {_beyond(robust)}",
         f"**The same on [other seeds and other images](#other-seeds-and-other-images).** {_beyond(unseen)}",
@@ -76,7 +78,7 @@ def breaks(studies: Mapping[str, Any]) -> str:
         f"**The holdout set's bias is the coordinator's.** Trust asks whether an update helps the holdout set: a hospital whose patients it lacks can help it less, and count less, though it is honest. {found_of_bias(studies)} Balance the holdout set over sites, not over classes alone.",
         f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update harms the holdout set before the round's step is over, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
         "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight, which takes say from the largest. *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
-        f"**Honest hospitals that wait** more than two rounds, held rounds included, with no more hostile ones than MATL claims: {_waiting(cells)}. With more of them they wait longer; every federation's longest is in table 2.",
+        f"**Honest hospitals that wait** more than two rounds, held rounds included, with no more hostile ones than MATL claims: {_waiting(cells)}. On other seeds and images: {_waiting(others) or 'not run'}. With more of them they wait longer; every federation's longest is in table 2.",
         f"**Held rounds.** Too few sound updates and a round is held: the model stays as it was, which is the attackers' gain where they want no study at all. {_held(cells)}",
         f"**More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % show what happens, not what is promised. {_takeover(cells)}",
     ]
