@@ -91,18 +91,20 @@ def test_what_cannot_be_carried_out_is_told_and_the_rest_goes_on(
     assert "nothing of small can be carried out" in nothing.stderr
 
 
+# Whoever runs the tests in the background lets them ignore SIGINT, and all that they start.
+_INTERRUPTIBLE = """
+import signal
+from matl.cli import app
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+app()
+"""
+
+
 def test_a_campaign_that_is_stopped_says_what_is_kept_and_goes_on(tmp_path: Path) -> None:
     path, out = tmp_path / "long.toml", tmp_path / "out"
     path.write_text(STUDY.replace("seeds = 2", "seeds = 200"))
-    command = [
-        sys.executable,
-        "-c",
-        "from matl.cli import app; app()",
-        "simulate",
-        str(path),
-        "--out",
-        str(out),
-    ]
+    command = [sys.executable, "-c", _INTERRUPTIBLE, "simulate", str(path), "--out", str(out)]
     kept = out / "long-runs.jsonl"
     with subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True) as run:
         until(lambda: kept.exists() and kept.stat().st_size, what="a run is finished")
