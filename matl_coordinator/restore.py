@@ -193,23 +193,12 @@ def _wrapping_key(config: Config, manifest: Manifest) -> KeyEncryptionKey:
 
 def _require_room(config: Config, url: str, *, was_interrupted: bool, replace: bool) -> None:
     """See that nothing is there that a restore would have to overwrite."""
-    file = _sqlite_file(url)
-    if not was_interrupted and not replace:
-        folders = (config.state_dir / name for name in _STATE)
-        held = [
-            path for path in folders if path.is_file() or (path.is_dir() and any(path.iterdir()))
-        ]
-        if held:
-            raise ConfigurationError(
-                f"{held[0]} is there already; restore into an empty state_dir, or say --replace to "
-                "put what is there aside"
-            )
-    if file is not None:
-        if file.exists() and not was_interrupted and not replace:
-            raise ConfigurationError(
-                f"{file} is there already; restore into an empty state_dir, or say --replace to "
-                "put what is there aside"
-            )
+    if not (was_interrupted or replace) and (held := _held(config, url)):
+        raise ConfigurationError(
+            f"{held[0]} is there already; restore into an empty state_dir, or say --replace to "
+            "put what is there aside"
+        )
+    if _sqlite_file(url) is not None:
         return
     engine = create_database_engine(url)
     try:
@@ -311,7 +300,7 @@ def _held(config: Config, url: str) -> list[Path]:
     files = [config.state_dir / name for name in _STATE]
     if database is not None:
         files += [database.with_name(f"{database.name}{end}") for end in ("", "-wal", "-shm")]
-    return [path for path in files if path.exists()]
+    return [path for path in files if path.is_file() or (path.is_dir() and any(path.iterdir()))]
 
 
 def _put_aside(path: Path, folder: Path) -> None:
