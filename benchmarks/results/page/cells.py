@@ -52,7 +52,7 @@ def groups(cells: Iterable[Cell]) -> list[tuple[str, int]]:
 
 def figures(cell: Cell, name: str) -> list[float]:
     """A figure of each seed that has it; the mean where seeds were not published."""
-    values = {**cell.get("measurements", {}), **cell.get("gaps", {})}.get(name)
+    values = _seed_by_seed(cell, name)
     if values is None:
         return [cell[name]["mean"]] if name in cell else []
     return [value for value in values if value is not None]
@@ -60,9 +60,18 @@ def figures(cell: Cell, name: str) -> list[float]:
 
 def by_seed(cell: Cell, name: str) -> dict[int, float]:
     """A figure of each seed; none where seeds were not published."""
-    values = {**cell.get("measurements", {}), **cell.get("gaps", {})}.get(name, [])
-    known = zip(cell["seeds"], values, strict=bool(values))
+    values = _seed_by_seed(cell, name)
+    if values is None:
+        return {}
+    known = zip(cell["seeds"], values, strict=True)
     return {seed: value for seed, value in known if value is not None}
+
+
+def _seed_by_seed(cell: Cell, name: str) -> Sequence[float | None] | None:
+    """In the order of its seeds; ``None`` where they were not published."""
+    found: Sequence[float | None] | None
+    found = {**cell.get("measurements", {}), **cell.get("gaps", {})}.get(name)
+    return found
 
 
 def span(cell: Cell, name: str) -> str:

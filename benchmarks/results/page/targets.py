@@ -39,18 +39,18 @@ def targeted(studies: Mapping[str, Any]) -> Iterator[tuple[list[Cell], float, in
     """MATL's cells that a target is for: one federation of these studies under every attack that
     was run, most points below the honest alone, and the number of attacks asked for where it is
     known."""
-    for own, asked in _attacked(studies):
-        if (target := target_of(own[0]["members"], own[0]["hostile"])) is not None:
-            yield own, target, asked
-
-
-def _attacked(studies: Mapping[str, Any]) -> Iterator[tuple[list[Cell], int | None]]:
     for study in studies.values():
-        ours = where(study["cells"], arm=ArmName.MATL)
-        asked = len(study["asked_attacks"]) if "asked_attacks" in study else None
-        for each in federations(with_gap(ours)):
-            if each["hostile"]:
-                yield with_gap(where(ours, **each)), asked
+        for own, asked in _attacked(study):
+            if (target := target_of(own[0]["members"], own[0]["hostile"])) is not None:
+                yield own, target, asked
+
+
+def _attacked(study: Mapping[str, Any]) -> Iterator[tuple[list[Cell], int | None]]:
+    ours = where(study["cells"], arm=ArmName.MATL)
+    asked = len(study["asked_attacks"]) if "asked_attacks" in study else None
+    for each in federations(with_gap(ours)):
+        if each["hostile"]:
+            yield with_gap(where(ours, **each)), asked
 
 
 def target_of(members: int, hostile: int) -> float | None:
@@ -87,9 +87,7 @@ def waiting_table(studies: Mapping[str, Any]) -> str:
     found = [
         each
         for study in studies.values()
-        for each in sorted(
-            [*_calm(study), *_attacked({"": study})], key=lambda f: f[0][0]["hostile"]
-        )
+        for each in sorted([*_calm(study), *_attacked(study)], key=lambda f: f[0][0]["hostile"])
         if each[0][0]["mix"] == TARGET_MIX
     ]
     rows = [
