@@ -151,7 +151,9 @@ def test_full_recipe_trains_every_parameter(hospital: Hospital) -> None:
         data=hospital.data(**changes),
     )
     result, told = ask(request)
-    assert read_update(Path(result["update"]), schema).all()
+    # Once in about a hundred trainings the noise of three steps cancels in some weight, to float32.
+    # The smallest tensor has five values.
+    assert np.count_nonzero(read_update(Path(result["update"]), schema) == 0.0) < 3
     assert told == [{"step": step, "steps": 3} for step in (1, 2, 3)]
 
 
