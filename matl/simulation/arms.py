@@ -96,10 +96,10 @@ class RoundInput:
     root: Sequence[RootRow]
     descent: Callable[[RootRow, Float32Array | None], Float32Array]
     """Minus the gradient over that part of the root set, at ``base`` plus an update or without."""
-    root_update: Float32Array
+    root_update: Callable[[], Float32Array]
     """What training on the root set gives: FLTrust's server update."""
-    pooled_update: Float32Array
-    """What training on all hospitals' true data in one place gives; empty unless asked for."""
+    pooled_update: Callable[[], Float32Array]
+    """What training on all hospitals' true data in one place gives."""
     loss_improvement: Mapping[NodeId, float]
     losses_before: Float64Array
     """Of each image of the holdout set's validation part, at ``base``; empty unless asked for."""
@@ -321,7 +321,7 @@ class PlainArm:
             node: self._weights[node] for node in closed.updates if self._weights.get(node, 0) > 0
         }
         if self.name is ArmName.CENTRALISED:
-            counted, change = dict(self._weights), closed.pooled_update
+            counted, change = dict(self._weights), closed.pooled_update()
         elif counted:
             try:
                 change = self._rule.aggregate(closed.updates, counted, closed)
@@ -397,16 +397,17 @@ class _Rule:
         aggregator = self._aggregator(len(counted))
         extras: dict[str, Float32Array] = {}
         if aggregator.needs.root:
-            extras[ROOT_UPDATE] = closed.root_update
+            extras[ROOT_UPDATE] = closed.root_update()
         if aggregator.needs.previous and self.previous is not None:
             extras[PREVIOUS_AGGREGATE] = self.previous
-        gram = self._measured(counted, extras, aggregator.needs)
+        rows, beside = self._spooled(counted), self._spooled(extras)
+        gram = self._measured(rows, beside, aggregator.needs)
         if aggregator.needs.root:
             names = np.array(gram.row_names, dtype=object)
             gram = replace(gram, reference=(names == ROOT_UPDATE).astype(np.float64))
         plan = aggregator(gram.with_weights({node: weights[node] for node in counted}))
-        rows = self._spooled(counted) + self._spooled(extras)
-        return np.concatenate(list(aggregate_chunks(plan, rows, elements=gram.elements)))
+        chunks = aggregate_chunks(plan, rows + beside, elements=gram.elements)
+        return np.concatenate(list(chunks))
 
     def _aggregator(self, present: int) -> Aggregator:
         # Refused ones are hostile. A rule that wants more updates than there are tolerates
@@ -416,19 +417,9 @@ class _Rule:
             f -= 1
         return make_aggregator(self._choice, self._pre, f=f)
 
-    def _measured(
-        self,
-        updates: Mapping[NodeId, Float32Array],
-        extras: Mapping[str, Float32Array],
-        needs: Needs,
-    ) -> Gram:
+    def _measured(self, rows: Sequence[Row], beside: Sequence[Row], needs: Needs) -> Gram:
         plan = self._federation.plan
-        gram = measure(
-            self._spooled(updates),
-            self._spooled(extras),
-            elements=plan.schema.update_elements,
-            needs=needs,
-        )
+        gram = measure(rows, beside, elements=plan.schema.update_elements, needs=needs)
         if plan.privacy.noise_multiplier <= 0.0:
             return gram
         enrolled = self._federation.enrolled

@@ -4,9 +4,9 @@ The order of a round is the product's: training, admission, judgement, aggregati
 draw the same batches and the same noise whoever aggregates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +29,7 @@ from matl.simulation.arms import Arm, Federation, RoundInput, excluded_by, make_
 from matl.simulation.cohort import Cohort, hostile_of, split_images
 from matl.simulation.coordinator import refusal_of
 from matl.simulation.datasets import Float32Array, Images
-from matl.simulation.learners import Learner, LocalUpdates, make_learner
+from matl.simulation.learners import Descents, Learner, LocalUpdates, make_learner
 from matl.simulation.outcome import Outcome, score, weighed
 from matl.simulation.study import ArmName, Coordinator, Hostile, Study
 from matl_common.ids import NodeId
@@ -120,7 +120,6 @@ def _closed(
     """Everything up to the end of admission."""
     learner = simulation.learner
     root_rows = [RootRow(f"root-{c}-{k}", c, k, len(rows)) for (c, k), rows in split.folds.items()]
-    is_pooled = arm.name is ArmName.CENTRALISED
     opened = RoundInput(
         number=number,
         base=base,
@@ -129,15 +128,13 @@ def _closed(
         violations={},
         root=root_rows,
         descent=partial(_descent, learner, split, base),
-        root_update=learner.root_update(base, round_number=number),
-        pooled_update=learner.pooled_update(base, round_number=number)
-        if is_pooled
-        else np.empty(0, dtype=np.float32),
+        root_update=cache(partial(learner.root_update, base, round_number=number)),
+        pooled_update=partial(learner.pooled_update, base, round_number=number),
         loss_improvement={},
         losses_before=np.empty(0),
         losses=lambda update: learner.root_losses(base, update[None], split.validation)[0],
     )
-    if is_pooled:
+    if arm.name is ArmName.CENTRALISED:
         return opened
     local = learner.train(base, round_number=number)
     sent = _sent(simulation, arm, local, opened, previous=previous)
@@ -190,12 +187,13 @@ def _sent(
         known = replace(known, aggregate=_rule_under_attack(simulation, arm, opened))
     if Knowledge.CLASSES in entry.needs:
         who = [int(number) for number in np.flatnonzero(hostile)]
+        descents = simulation.learner.class_descents(who)
         # Where the coordinator looks: at both ends of the step that the honest would take.
         ends = opened.base, opened.base + known.mean.astype(np.float32)
-        found = [simulation.learner.class_descents(each, who) for each in ends]
+        found = [descents(each) for each in ends]
         known = replace(known, class_gradients=np.concatenate(found).astype(np.float64))
         if Knowledge.TRAINING in entry.needs:
-            moved = _trained_alike(simulation, opened.base, who)
+            moved = _trained_alike(simulation, opened.base, descents)
             known = replace(known, class_training=moved.astype(np.float64))
     craft = entry.craft
     if is_private and entry.room is not Room.PRIVATE:
@@ -207,13 +205,11 @@ def _sent(
     return sent | dict(zip(names, rows, strict=True))
 
 
-def _trained_alike(simulation: Simulation, base: Float32Array, who: Sequence[int]) -> Float32Array:
-    """What the coordinator trains to compare with, on these hospitals' patients."""
+def _trained_alike(simulation: Simulation, base: Float32Array, descents: Descents) -> Float32Array:
+    """What the coordinator trains to compare with, on the attackers' patients."""
     training = simulation.learner.plan.training
     return train_alike(
-        lambda moved: simulation.learner.class_descents(
-            base if moved is None else base + moved, who
-        ),
+        lambda moved: descents(base if moved is None else base + moved),
         steps=training.steps_per_round,
         learning_rate=training.learning_rate,
     )

@@ -6,7 +6,7 @@ rule meets the same noise; a participant draws it from the system's.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -31,6 +31,8 @@ from matl_common.vision.linear_head import (
 HIDDEN: Final = 32
 CLASS_SAMPLE: Final = 500
 Layers = tuple[Float32Array, Float32Array, Float32Array, Float32Array]
+Descents = Callable[[Float32Array], Float32Array]
+"""Of parameters, one row a class."""
 
 
 # eq=False: the generated comparison would compare arrays elementwise.
@@ -61,7 +63,7 @@ class Learner(Protocol):
         """Minus the gradient of the mean loss over these images of the root set."""
         ...
 
-    def class_descents(self, base: Float32Array, hospitals: Sequence[int]) -> Float32Array:
+    def class_descents(self, hospitals: Sequence[int]) -> Descents:
         """As ``descent``, for each class that these hospitals' patients have, by true label."""
         ...
 
@@ -163,15 +165,18 @@ class NetworkLearner:
         gradients = self._gradients(self._layers(base[None]), values[None], labels[None])
         return -np.concatenate([gradient.ravel() for gradient in gradients])
 
-    def class_descents(self, base: Float32Array, hospitals: Sequence[int]) -> Float32Array:
+    def class_descents(self, hospitals: Sequence[int]) -> Descents:
         """As ``Learner.class_descents``."""
         rows = np.concatenate([self._cohort.members[number] for number in hospitals])
-        found = []
-        for _, some in _by_class(self._cohort.true_labels[rows]):
-            values, labels = self._cohort.values[rows[some]], self._cohort.true_labels[rows[some]]
-            gradients = self._gradients(self._layers(base[None]), values[None], labels[None])
-            found.append(-np.concatenate([gradient.ravel() for gradient in gradients]))
-        return np.stack(found)
+        values, labels = self._cohort.values, self._cohort.true_labels[rows]
+        samples = [(values[rows[some]], labels[some]) for some in _by_class(labels)]
+
+        def descents(base: Float32Array) -> Float32Array:
+            layers = self._layers(base[None])
+            found = [self._gradients(layers, each[None], own[None]) for each, own in samples]
+            return -np.stack([np.concatenate([part.ravel() for part in each]) for each in found])
+
+        return descents
 
     def root_losses(
         self, base: Float32Array, updates: Float32Array, root_rows: Indices
@@ -309,17 +314,22 @@ class HeadLearner:
             moved = moved - self._recipe.learning_rate * gradient
         return (moved - base).astype(np.float32)
 
-    def class_descents(self, base: Float32Array, hospitals: Sequence[int]) -> Float32Array:
+    def class_descents(self, hospitals: Sequence[int]) -> Descents:
         """As ``Learner.class_descents``."""
         rows = np.concatenate([self._cohort.members[number] for number in hospitals])
         inputs = np.concatenate([self._inputs[number] for number in hospitals])
-        parameters, labels = base.astype(np.float64), self._cohort.true_labels[rows]
-        sums = [
-            self._gradient_sum(parameters, inputs[some], labels[some], max_grad_norm=1.0)
-            / len(some)
-            for _, some in _by_class(labels)
-        ]
-        return -np.stack(sums).astype(np.float32)
+        labels = self._cohort.true_labels[rows]
+        samples = [(inputs[some], labels[some]) for some in _by_class(labels)]
+
+        def descents(base: Float32Array) -> Float32Array:
+            parameters = base.astype(np.float64)
+            sums = [
+                self._gradient_sum(parameters, each, own, max_grad_norm=1.0) / len(own)
+                for each, own in samples
+            ]
+            return -np.stack(sums).astype(np.float32)
+
+        return descents
 
     def root_losses(
         self, base: Float32Array, updates: Float32Array, root_rows: Indices
@@ -373,10 +383,10 @@ class HeadLearner:
         return wide[:split].reshape(self._classes, -1), wide[split:]
 
 
-def _by_class(labels: Labels) -> Iterator[tuple[int, Indices]]:
-    """Each class that occurs, with the first places where it does: as many as tell its gradient."""
+def _by_class(labels: Labels) -> Iterator[Indices]:
+    """The first places of each class that occurs: as many as tell its gradient."""
     for label in np.unique(labels):
-        yield int(label), np.flatnonzero(labels == label)[:CLASS_SAMPLE]
+        yield np.flatnonzero(labels == label)[:CLASS_SAMPLE]
 
 
 def _losses(logits: Float64Array, labels: Labels) -> Float64Array:

@@ -50,8 +50,8 @@ def closed_round(simulation: Simulation, sent: np.ndarray, *, losses: float = 0.
         descent=lambda part, step: learner.descent(
             base if step is None else base + step, split.folds[part.class_index, part.fold]
         ),
-        root_update=base,
-        pooled_update=base,
+        root_update=lambda: base,
+        pooled_update=lambda: base,
         loss_improvement=dict.fromkeys(nodes, losses),
         losses_before=learner.root_losses(base, np.zeros_like(base)[None], split.validation)[0],
         losses=lambda update: learner.root_losses(base, update[None], split.validation)[0],

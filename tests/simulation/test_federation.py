@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,9 +60,9 @@ def test_within_training_is_also_honest_in_what_the_coordinator_trains_to_compar
     arm = make_arm(ArmName.MATL, simulation.federation, tmp_path, first_model=base)
     sent = np.stack(list(_sent(simulation, arm, local, opened, previous=None).values()))
     who = [int(number) for number in np.flatnonzero(hostile)]
-    moved = np.zeros_like(base)
+    descents, moved = learner.class_descents(who), np.zeros_like(base)
     for _ in range(training.steps_per_round):
-        slope = learner.class_descents(base + moved, who).mean(axis=0)
+        slope = descents(base + moved).mean(axis=0)
         moved += np.float32(training.learning_rate) * slope
     own, found = local.clean[hostile] @ moved, sent[hostile] @ moved
     np.testing.assert_allclose(found, own, atol=1e-3 * np.abs(own).max())
@@ -111,7 +112,7 @@ def test_within_classes_is_honest_wherever_on_the_step_the_coordinator_looks(
     sent = np.stack(list(_sent(simulation, arm, local, opened, previous=None).values()))
     ends = base, base + local.sent[~hostile].mean(axis=0)
     who = [int(number) for number in np.flatnonzero(hostile)]
-    looked = np.concatenate([learner.class_descents(end, who) for end in ends])
+    looked = np.concatenate([*map(learner.class_descents(who), ends)])
     basis, _ = np.linalg.qr(looked.T.astype(np.float64))
     own, found = local.clean[hostile] @ basis, sent[hostile] @ basis
     np.testing.assert_allclose(found, own, atol=1e-3 * np.abs(own).max())
@@ -267,6 +268,34 @@ def test_a_rule_that_is_left_too_few_updates_holds_the_round(
     decision = arm.decide(replace(closed, updates=few))
     assert decision.base is None
     assert not decision.shares
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        (ArmName.MEAN, []),
+        (ArmName.FLTRUST, ["root_update"] * 3),
+        (ArmName.CENTRALISED, ["pooled_update"] * 3),
+    ],
+)
+def test_what_only_some_rules_look_at_is_trained_for_them_alone_and_once_a_round(
+    digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: ArmName, what: list[str]
+) -> None:
+    # Whose attackers ask for the rule's aggregate again and again.
+    simulation = prepare(digits, study("optimal_ipm"), seed=3)
+    found: list[str] = []
+    for each in ("root_update", "pooled_update"):
+        trained = getattr(simulation.learner, each)
+
+        def counted(
+            base: Any, *, round_number: int, each: str = each, trained: Any = trained
+        ) -> Any:
+            found.append(each)
+            return trained(base, round_number=round_number)
+
+        monkeypatch.setattr(simulation.learner, each, counted)
+    run(simulation, name, tmp_path)
+    assert found == what
 
 
 def test_detection_is_the_first_round_after_the_last_in_which_an_attacker_counted() -> None:
