@@ -8,6 +8,7 @@ Does what ``matl simulate`` does but for the table and the plot, and prints one 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from matl.simulation.campaign import Ended, Impossible, Job, carry_out
 from matl.simulation.datasets import Float32Array
 from matl.simulation.learners import Learner, LocalUpdates
 from matl.simulation.outcome import Outcome
-from matl.simulation.parts import PartedLearner, in_blocks
+from matl.simulation.parts import in_blocks
 from matl.simulation.study import ArmName
 from matl_common.errors import ConfigurationError
 
@@ -30,19 +31,16 @@ def main(study: str, hospitals: str, rounds: str, arm: str, *where: str) -> None
     trained: list[float] = []
     found: list[Outcome] = []
 
-    def stamped(learner: Learner) -> Learner:
-        whole = in_blocks(learner)
-
-        def train(base: Float32Array, round_number: int) -> LocalUpdates:
-            stamps.append(time.time())
-            updates = whole.train(base, round_number=round_number)
-            trained.append(time.time() - stamps[-1])
-            return updates
-
-        return PartedLearner(whole, train)
+    def stamped(
+        learner: Learner, base: Float32Array, round_number: int, whose: Sequence[int]
+    ) -> LocalUpdates:
+        stamps.append(time.time())
+        updates = in_blocks(learner, base, round_number, whose)
+        trained.append(time.time() - stamps[-1])
+        return updates
 
     if engine == "local":
-        found = carry_out(job, spread=stamped)
+        found = carry_out(job, trainer=stamped)
     else:
         from matl.simulation.ray_engine import RayEngine
 

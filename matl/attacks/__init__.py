@@ -25,7 +25,8 @@ promised noise, the coordinator's root gradient, the attackers' class gradients,
 rule under attack. In a study with privacy, ``Honest.updates`` are as sent,
 ``Honest.signals`` the same before their noise, and ``with_promised_noise(entry.craft)``
 makes any attack of another room than ``Room.PRIVATE`` one that adds the noise it
-promised.
+promised. Where ``trains`` is False, ``craft`` looks at no value of ``Honest.own``, and a
+simulation leaves these NaN.
 
 Rows are float64 and may be longer than the coordinator admits, or malformed: that is for
 the coordinator to notice.

@@ -52,7 +52,8 @@ class Honest:
     updates: Rows
     """Shape ``(h, d)``: what the honest hospitals send."""
     own: Rows
-    """Shape ``(f, d)``: what the attackers' own training gave, before any privacy noise."""
+    """Shape ``(f, d)``: what the attackers' own training gave, before any privacy noise; anything
+    where ``AttackEntry.trains`` is False."""
     round: int = 1
     """Counts from 1."""
     previous: Vector | None = None

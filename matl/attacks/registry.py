@@ -53,6 +53,7 @@ class AttackEntry:
         poison: the training set; None leaves it alone.
         claim: what the hospital says of itself; None is the truth.
         needs: what must be known beside the honest updates.
+        trains: whether ``craft`` looks at ``Honest.own``; training that nobody looks at is spared.
     """
 
     room: Room
@@ -62,6 +63,7 @@ class AttackEntry:
     poison: labels.Poison | None = None
     claim: sizes.Claim | None = None
     needs: frozenset[Knowledge] = frozenset()
+    trains: bool = True
 
 
 _OURS: Final = "MATL"
@@ -82,6 +84,7 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             "NaN everywhere",
             _MALFORMED,
             partial(protocol.filled, value=float("nan")),
+            trains=False,
         ),
         "one_nan": AttackEntry(
             Room.PROTOCOL, "an honest update with one NaN", _MALFORMED, protocol.one_nan
@@ -91,30 +94,42 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             "+∞ everywhere",
             "ByzFL 0.0.11, Inf",
             partial(protocol.filled, value=float("inf")),
+            trains=False,
         ),
         "minus_infinity": AttackEntry(
             Room.PROTOCOL,
             "−∞ everywhere",
             _MALFORMED,
             partial(protocol.filled, value=-float("inf")),
+            trains=False,
         ),
         "cancelling_infinities": AttackEntry(
-            Room.PROTOCOL, "+∞ and −∞ by turns", _MALFORMED, protocol.cancelling_infinities
+            Room.PROTOCOL,
+            "+∞ and −∞ by turns",
+            _MALFORMED,
+            protocol.cancelling_infinities,
+            trains=False,
         ),
         "largest": AttackEntry(
             Room.PROTOCOL,
             "the largest float32 everywhere, whose square overflows",
             _MALFORMED,
             partial(protocol.filled, value=protocol.LARGEST),
+            trains=False,
         ),
         "subnormal": AttackEntry(
             Room.PROTOCOL,
             "the smallest float32 everywhere, whose square is 0",
             _MALFORMED,
             partial(protocol.filled, value=protocol.SUBNORMAL),
+            trains=False,
         ),
         "minus_zero": AttackEntry(
-            Room.PROTOCOL, "−0 everywhere", _MALFORMED, partial(protocol.filled, value=-0.0)
+            Room.PROTOCOL,
+            "−0 everywhere",
+            _MALFORMED,
+            partial(protocol.filled, value=-0.0),
+            trains=False,
         ),
         "too_long": AttackEntry(
             Room.PROTOCOL, "one value too many", _MALFORMED, partial(protocol.resized, extra=1)
@@ -142,20 +157,36 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             "random directions, ten times as long as the honest mean",
             "Blanchard et al., NeurIPS 2017",
             published.gaussian,
+            trains=False,
         ),
-        "alie": AttackEntry(Room.PUBLISHED, "the mean less z deviations", _BARUCH, published.alie),
+        "alie": AttackEntry(
+            Room.PUBLISHED,
+            "the mean less z deviations",
+            _BARUCH,
+            published.alie,
+            trains=False,
+        ),
         "optimal_alie": AttackEntry(
             Room.PUBLISHED,
             "ALIE with the factor that hurts the rule most",
             _SEARCH,
             published.optimal_alie,
             needs=_RULE,
+            trains=False,
         ),
         "ipm_0.1": AttackEntry(
-            Room.PUBLISHED, "−0.1 times the mean", _XIE, partial(published.ipm, tau=0.1)
+            Room.PUBLISHED,
+            "−0.1 times the mean",
+            _XIE,
+            partial(published.ipm, tau=0.1),
+            trains=False,
         ),
         "ipm_2": AttackEntry(
-            Room.PUBLISHED, "−2 times the mean", _XIE, partial(published.ipm, tau=2.0)
+            Room.PUBLISHED,
+            "−2 times the mean",
+            _XIE,
+            partial(published.ipm, tau=2.0),
+            trains=False,
         ),
         "optimal_ipm": AttackEntry(
             Room.PUBLISHED,
@@ -163,24 +194,28 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             _SEARCH,
             published.optimal_ipm,
             needs=_RULE,
+            trains=False,
         ),
         "min_max": AttackEntry(
             Room.PUBLISHED,
             "as far against the deviation as two honest updates are apart",
             _SHEJWALKAR,
             published.min_max,
+            trains=False,
         ),
         "min_sum": AttackEntry(
             Room.PUBLISHED,
             "as far against the deviation as the honest sum of squares allows",
             _SHEJWALKAR,
             published.min_sum,
+            trains=False,
         ),
         "mimic": AttackEntry(
             Room.PUBLISHED,
             "copies of the honest update that stands out most, chosen anew every round",
             "Karimireddy et al., ICLR 2022",
             published.mimic,
+            trains=False,
         ),
         "scaled_10": AttackEntry(
             Room.PUBLISHED,
@@ -223,19 +258,25 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             partial(sybil.clones, of=as_trained),
         ),
         "free_rider_zero": AttackEntry(
-            Room.FREE_RIDER, "zero", "Lin et al., arXiv 1911.12560", free_riders.nothing
+            Room.FREE_RIDER,
+            "zero",
+            "Lin et al., arXiv 1911.12560",
+            free_riders.nothing,
+            trains=False,
         ),
         "free_rider_noise": AttackEntry(
             Room.FREE_RIDER,
             "noise that looks like an update",
             "Lin et al., arXiv 1911.12560",
             free_riders.pure_noise,
+            trains=False,
         ),
         "free_rider_last": AttackEntry(
             Room.FREE_RIDER,
             "what the global model last moved by",
             "Lin et al., arXiv 1911.12560",
             free_riders.last_aggregate,
+            trains=False,
         ),
         "sleeper": AttackEntry(
             Room.TEMPORAL, "honest before round 10, then −3x", _OURS, temporal.sleeper
@@ -276,6 +317,7 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             f"{_XIE}; {_OURS}",
             partial(private.noise_free, attack=partial(published.ipm, tau=2.0)),
             needs=_NOISE,
+            trains=False,
         ),
         "budget_spend": AttackEntry(
             Room.PRIVATE,
@@ -297,24 +339,28 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             _OURS,
             private.hub,
             needs=_NOISE,
+            trains=False,
         ),
         "held_cosine_0.1": AttackEntry(
             Room.ADAPTIVE,
             "at cosine 0.1 to the mean, the rest against the deviation",
             _OURS,
             partial(adaptive.held_cosine, cosine=0.1),
+            trains=False,
         ),
         "held_cosine_0.3": AttackEntry(
             Room.ADAPTIVE,
             "at cosine 0.3 to the mean, the rest against the deviation",
             _OURS,
             partial(adaptive.held_cosine, cosine=0.3),
+            trains=False,
         ),
         "held_cosine_0.5": AttackEntry(
             Room.ADAPTIVE,
             "at cosine 0.5 to the mean, the rest against the deviation",
             _OURS,
             partial(adaptive.held_cosine, cosine=0.5),
+            trains=False,
         ),
         "false_histogram": AttackEntry(
             Room.ADAPTIVE,
@@ -329,6 +375,7 @@ ATTACKS: Final[Mapping[str, AttackEntry]] = MappingProxyType(
             f"after Cao et al., FLTrust, NDSS 2021; {_OURS}",
             adaptive.leaked_root,
             needs=frozenset({Knowledge.ROOT}),
+            trains=False,
         ),
         "within_classes": AttackEntry(
             Room.ADAPTIVE,

@@ -23,9 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from matl.attacks.attack import AttackError
 from matl.simulation.datasets import FASHION_FOLDER, FEATURES_SUFFIX, Images, load_images
-from matl.simulation.federation import Simulation, prepare, run
+from matl.simulation.federation import prepare, run
 from matl.simulation.outcome import Outcome
-from matl.simulation.parts import Spread, in_blocks
+from matl.simulation.parts import Trainer, in_blocks
 from matl.simulation.study import ArmName, Study, StudyFile
 from matl.sources import sources_hash
 from matl_common.errors import ConfigurationError
@@ -116,21 +116,21 @@ def jobs_of(
 
 
 def carry_out(
-    job: Job, images: Images | None = None, *, spread: Spread = in_blocks
+    job: Job, images: Images | None = None, *, trainer: Trainer = in_blocks
 ) -> list[Outcome]:
     """Run one job.
 
     Args:
         job: which one.
         images: its data set, for whom has it at hand.
-        spread: who trains its hospitals.
+        trainer: who trains its hospitals.
     """
     if images is None:
         images = images_of(job)
-    simulation = _prepared(images, job.study, job.seed, spread)
+    simulation = prepare(images, job.study, seed=job.seed, trainer=trainer)
     return [
         replace(
-            _oracle(_shown(job.study), job.seed, images, spread), attack=job.study.hostile.attack
+            _oracle(_shown(job.study), job.seed, images, trainer), attack=job.study.hostile.attack
         )
         if arm is ArmName.ORACLE
         else _in_folder(lambda folder, arm=arm: run(simulation, arm, folder))  # type: ignore[misc]
@@ -149,18 +149,13 @@ Ended = list[Outcome] | Impossible
 """How a job ended."""
 
 
-def attempt(job: Job, images: Images | None = None, *, spread: Spread = in_blocks) -> Ended:
+def attempt(job: Job, images: Images | None = None, *, trainer: Trainer = in_blocks) -> Ended:
     """As ``carry_out``; a study that cannot be, or whose attackers cannot do what it asks, ends
     no campaign."""
     try:
-        return carry_out(job, images, spread=spread)
+        return carry_out(job, images, trainer=trainer)
     except (AttackError, ConfigurationError) as error:
         return Impossible(str(error))
-
-
-def _prepared(images: Images, study: Study, seed: int, spread: Spread) -> Simulation:
-    simulation = prepare(images, study, seed=seed)
-    return replace(simulation, learner=spread(simulation.learner))
 
 
 def _shown(study: Study) -> Study:
@@ -172,8 +167,8 @@ def _shown(study: Study) -> Study:
 
 
 @lru_cache(maxsize=64)
-def _oracle(study: Study, seed: int, images: Images, spread: Spread) -> Outcome:
-    simulation = _prepared(images, study, seed, spread)
+def _oracle(study: Study, seed: int, images: Images, trainer: Trainer) -> Outcome:
+    simulation = prepare(images, study, seed=seed, trainer=trainer)
     return _in_folder(lambda folder: run(simulation, ArmName.ORACLE, folder))
 
 

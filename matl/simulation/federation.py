@@ -31,6 +31,7 @@ from matl.simulation.coordinator import refusal_of
 from matl.simulation.datasets import Float32Array, Images
 from matl.simulation.learners import Descents, Learner, LocalUpdates, make_learner
 from matl.simulation.outcome import Outcome, score, weighed
+from matl.simulation.parts import Trainer, in_blocks
 from matl.simulation.study import ArmName, Coordinator, Hostile, Study
 from matl_common.ids import NodeId
 from matl_coordinator.core.judgement import Enrolment
@@ -53,14 +54,21 @@ class Simulation:
     cohort: Cohort
     learner: Learner
     federation: Federation
+    trainer: Trainer
 
     @property
     def entry(self) -> AttackEntry | None:
         return ATTACKS.get(self.study.hostile.attack)
 
 
-def prepare(images: Images, study: Study, *, seed: int) -> Simulation:
+def prepare(images: Images, study: Study, *, seed: int, trainer: Trainer = in_blocks) -> Simulation:
     """Deal the images out, poison those of the attackers, and enrol everybody.
+
+    Args:
+        images: the study's data set.
+        study: what is simulated.
+        seed: of all that is drawn.
+        trainer: who trains the hospitals.
 
     Raises:
         ConfigurationError: the study asks for more than the images give.
@@ -82,7 +90,7 @@ def prepare(images: Images, study: Study, *, seed: int) -> Simulation:
         ),
         rule=study.coordinator.rule or DEFAULT_RULE,
     )
-    return Simulation(study, seed, cohort, learner, federation)
+    return Simulation(study, seed, cohort, learner, federation, trainer)
 
 
 def run(simulation: Simulation, name: ArmName, folder: Path) -> Outcome:
@@ -129,14 +137,14 @@ def _closed(
         root=root_rows,
         descent=partial(_descent, learner, split, base),
         root_update=cache(partial(learner.root_update, base, round_number=number)),
-        pooled_update=partial(learner.pooled_update, base, round_number=number),
+        pooled_update=cache(partial(learner.pooled_update, base, round_number=number)),
         loss_improvement={},
         losses_before=np.empty(0),
         losses=lambda update: learner.root_losses(base, update[None], split.validation)[0],
     )
     if arm.name is ArmName.CENTRALISED:
         return opened
-    local = learner.train(base, round_number=number)
+    local = _trained(simulation, arm, base, number)
     sent = _sent(simulation, arm, local, opened, previous=previous)
     updates, violations = _admitted(simulation, sent)
     nodes = list(updates)
@@ -157,6 +165,29 @@ def _descent(
     return learner.descent(base if step is None else base + step, rows)
 
 
+def _crafts(simulation: Simulation, arm: Arm) -> AttackEntry | None:
+    """The attack on updates; None where everybody sends what he trained.
+
+    So do attackers under the oracle: it counts none of them, and says whom admission refuses.
+    """
+    is_attacked = arm.name is not ArmName.ORACLE and simulation.cohort.hostile.any()
+    return simulation.entry if is_attacked else None
+
+
+def _trained(simulation: Simulation, arm: Arm, base: Float32Array, number: int) -> LocalUpdates:
+    """One round at all hospitals; NaN at attackers who look at nothing that they would train."""
+    learner, hostile = simulation.learner, simulation.cohort.hostile
+    entry = _crafts(simulation, arm)
+    if entry is None or entry.trains:
+        return simulation.trainer(learner, base, number, range(len(hostile)))
+    honest = np.flatnonzero(~hostile)
+    found = simulation.trainer(learner, base, number, [int(each) for each in honest])
+    sent = np.full((len(hostile), len(base)), np.nan, dtype=np.float32)
+    clean = sent if found.clean is found.sent else sent.copy()
+    sent[honest], clean[honest] = found.sent, found.clean
+    return LocalUpdates(sent, clean)
+
+
 def _sent(
     simulation: Simulation,
     arm: Arm,
@@ -167,8 +198,8 @@ def _sent(
 ) -> dict[NodeId, Float32Array]:
     cohort, is_private = simulation.cohort, simulation.study.is_private
     sent = dict(zip(cohort.nodes, local.sent, strict=True))
-    entry = simulation.entry
-    if entry is None or arm.name is ArmName.ORACLE or not cohort.hostile.any():
+    entry = _crafts(simulation, arm)
+    if entry is None:
         return sent
     hostile = cohort.hostile
     sent_by, trained = local.sent.astype(np.float64), local.clean.astype(np.float64)

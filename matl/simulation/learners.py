@@ -1,4 +1,4 @@
-"""Local training of every hospital at once, and what the coordinator computes of a model.
+"""Local training of many hospitals at once, and what the coordinator computes of a model.
 
 Two models: a small network trained by local steps without noise, and the head recipe's
 linear model under its mechanism. Noise comes from a seeded generator here, so that every
@@ -8,7 +8,7 @@ rule meets the same noise; a participant draws it from the system's.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from matl_common.vision.linear_head import (
 
 HIDDEN: Final = 32
 CLASS_SAMPLE: Final = 500
+Drawn: TypeAlias = NDArray[np.generic]
+"""Of a round, shape ``(steps, n, ...)``: rows of images, or noise."""
 Layers = tuple[Float32Array, Float32Array, Float32Array, Float32Array]
 Descents = Callable[[Float32Array], Float32Array]
 """Of parameters, one row a class."""
@@ -38,7 +40,7 @@ Descents = Callable[[Float32Array], Float32Array]
 # eq=False: the generated comparison would compare arrays elementwise.
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalUpdates:
-    """What training gave, hospital by hospital; shape ``(n, d)`` each."""
+    """What training gave, a row a hospital; shape ``(m, d)`` each."""
 
     sent: Float32Array
     """With the privacy noise of the recipe."""
@@ -55,8 +57,15 @@ class Learner(Protocol):
         """The parameters that every run of this split starts from."""
         ...
 
-    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
-        """One round at every hospital; its draws do not depend on who made ``base``."""
+    def draw(self, *, round_number: int) -> Drawn:
+        """What a round draws at all hospitals.
+
+        It depends neither on the model nor on who trains.
+        """
+        ...
+
+    def train(self, base: Float32Array, drawn: Drawn, hospitals: Sequence[int]) -> LocalUpdates:
+        """One round at these hospitals, with what was drawn at all."""
         ...
 
     def descent(self, base: Float32Array, root_rows: Indices) -> Float32Array:
@@ -64,7 +73,10 @@ class Learner(Protocol):
         ...
 
     def class_descents(self, hospitals: Sequence[int]) -> Descents:
-        """As ``descent``, for each class that these hospitals' patients have, by true label."""
+        """``descent`` on these hospitals' patients, for each class that they have, by true label.
+
+        Their images are gathered once, for as many bases as are asked about.
+        """
         ...
 
     def pooled_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
@@ -122,22 +134,19 @@ class NetworkLearner:
         rest = HIDDEN + HIDDEN * self._classes + self._classes
         return np.concatenate([hidden, np.zeros(rest)]).astype(np.float32)
 
-    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
-        """As ``Learner.train``."""
+    def draw(self, *, round_number: int) -> Drawn:
+        """As ``Learner.draw``: rows of images, ``(steps, n, batch)``."""
         rng = np.random.default_rng([self._seed, 2, round_number])
-        n, recipe = len(self._cohort.members), self._recipe
-        # (steps, n, batch): drawn first, so that they do not depend on the model.
-        batches = np.stack(
-            [
-                rows[rng.integers(len(rows), size=(recipe.steps, recipe.batch))]
-                for rows in self._cohort.members
-            ],
-            axis=1,
-        )
-        updates = self._descended(
-            np.tile(base, (n, 1)), self._cohort.values, self._cohort.labels, batches
-        )
-        return LocalUpdates(updates, updates)
+        size = self._recipe.steps, self._recipe.batch
+        members = self._cohort.members
+        return np.stack([rows[rng.integers(len(rows), size=size)] for rows in members], axis=1)
+
+    def train(self, base: Float32Array, drawn: Drawn, hospitals: Sequence[int]) -> LocalUpdates:
+        """As ``Learner.train``."""
+        start = np.tile(base, (len(hospitals), 1))
+        batches = drawn[:, hospitals].astype(np.int64, copy=False)
+        moved = self._descended(start, self._cohort.values, self._cohort.labels, batches)
+        return LocalUpdates(moved, moved)
 
     def pooled_update(self, base: Float32Array, *, round_number: int) -> Float32Array:
         """As ``Learner.pooled_update``: as many images a step as all hospitals' together."""
@@ -269,12 +278,17 @@ class HeadLearner:
         """As ``Learner.initial``: the recipe starts from zero."""
         return np.zeros(self.plan.schema.update_elements, dtype=np.float32)
 
-    def train(self, base: Float32Array, *, round_number: int) -> LocalUpdates:
-        """As ``Learner.train``."""
+    def draw(self, *, round_number: int) -> Drawn:
+        """As ``Learner.draw``: noise, ``(steps, n, d)``."""
         rng = np.random.default_rng([self._seed, 3, round_number])
         stddev = self.plan.privacy.noise_multiplier * self.plan.privacy.max_grad_norm
-        noise = rng.normal(0.0, stddev, (self._recipe.steps, len(self._cohort.members), len(base)))
-        pairs = [self._trained(base, number, noise) for number in range(noise.shape[1])]
+        elements = self.plan.schema.update_elements
+        return rng.normal(0.0, stddev, (self._recipe.steps, len(self._cohort.members), elements))
+
+    def train(self, base: Float32Array, drawn: Drawn, hospitals: Sequence[int]) -> LocalUpdates:
+        """As ``Learner.train``."""
+        noise = drawn.astype(np.float64, copy=False)
+        pairs = [self._trained(base, number, noise[:, number]) for number in hospitals]
         return LocalUpdates(
             sent=np.stack([sent for sent, _ in pairs]),
             clean=np.stack([clean for _, clean in pairs]),
@@ -357,7 +371,7 @@ class HeadLearner:
         # On digits a hospital owns fewer images than it stands for.
         times = patients / len(rows)
         parameters, added = base.astype(np.float64), np.zeros(len(base))
-        for step_noise in noise[:, number]:
+        for step_noise in noise:
             total = times * self._gradient_sum(parameters, self._inputs[number], labels)
             parameters = parameters - rate / patients * (total + step_noise)
             added = added - rate / patients * step_noise

@@ -17,20 +17,10 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
-import numpy as np
-
 from matl.simulation.campaign import Done, Ended, Job, Told, attempt, fingerprint, images_of
 from matl.simulation.datasets import Float32Array
-from matl.simulation.learners import Learner, LocalUpdates
-from matl.simulation.parts import (
-    Divisible,
-    Drawn,
-    PartedLearner,
-    divided,
-    draw,
-    hospitals_of,
-    train_part,
-)
+from matl.simulation.learners import Drawn, Learner, LocalUpdates
+from matl.simulation.parts import divided, joined, train_part
 from matl_common.errors import ConfigurationError, MatlError
 from matl_common.host_port import split_address
 
@@ -75,13 +65,13 @@ class RayEngine:
                 for job, outcomes in _job_by_job(jobs, in_flight=_JOBS_A_WORKER * workers):
                     done(job, outcomes)
                 return
-            spread = _Spread(workers, told)
+            trainer = _OnWorkers(workers, told)
             for job in jobs:
-                spread.job = job
+                trainer.job = job
                 for arm in job.arms:
                     # Kept one by one: each may take hours.
                     one = replace(job, arms=(arm,))
-                    done(one, attempt(one, spread=spread))
+                    done(one, attempt(one, trainer=trainer))
 
 
 @contextmanager
@@ -159,8 +149,8 @@ def _job_by_job(jobs: Sequence[Job], *, in_flight: int) -> Iterator[tuple[Job, E
         yield waiting.pop(ended), ray.get(ended)
 
 
-class _Spread:
-    """Puts a learner into the object store, for its hospitals to train on Ray's workers.
+class _OnWorkers:
+    """Trains hospitals on Ray's workers, with the learner in the object store.
 
     One for all jobs, so that what is known of one, such as its oracle, is known to the next.
     """
@@ -171,33 +161,22 @@ class _Spread:
         self._workers = workers
         self._told = told
         # The last one; most arms, and studies that differ in the attack, have the same.
-        self._known: tuple[Learner, Learner] | None = None
+        self._held: tuple[Learner, _Held] | None = None
 
-    def __call__(self, learner: Learner) -> Learner:
-        """As ``parts.Spread``."""
-        if self._known is None or self._known[0] is not learner:
-            self._known = learner, self._spread(learner)
-        return self._known[1]
-
-    def _spread(self, learner: Learner) -> Learner:
-        if not isinstance(learner, Divisible):
-            return learner
-        held = [ray.put(learner)]
-        parts = divided(hospitals_of(learner), parts=PARTS_A_WORKER * self._workers)
-
-        def train(base: Float32Array, round_number: int) -> LocalUpdates:
-            if self.job is not None:
-                self._told(self.job, round_number)
-            drawn, start = ray.put(draw(learner, round_number=round_number)), ray.put(base)
-            found: list[LocalUpdates] = ray.get(
-                [_trained.remote(held, start, drawn, part, fingerprint()) for part in parts]
-            )
-            sent = np.concatenate([each.sent for each in found])
-            if all(each.clean is each.sent for each in found):
-                return LocalUpdates(sent, sent)
-            return LocalUpdates(sent, np.concatenate([each.clean for each in found]))
-
-        return PartedLearner(learner, train)
+    def __call__(
+        self, learner: Learner, base: Float32Array, round_number: int, hospitals: Sequence[int]
+    ) -> LocalUpdates:
+        """As ``parts.Trainer``."""
+        if self.job is not None:
+            self._told(self.job, round_number)
+        if self._held is None or self._held[0] is not learner:
+            self._held = learner, [ray.put(learner)]
+        held = self._held[1]
+        drawn, start = ray.put(learner.draw(round_number=round_number)), ray.put(base)
+        parts = divided(hospitals, parts=PARTS_A_WORKER * self._workers)
+        return joined(
+            ray.get([_trained.remote(held, start, drawn, part, fingerprint()) for part in parts])
+        )
 
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES)
@@ -208,7 +187,7 @@ def _carried_out(job: Job, images: _Held, code: str) -> Ended:
 
 @ray.remote(num_cpus=1, max_retries=_RETRIES)
 def _trained(
-    learner: _Held, base: Float32Array, drawn: Drawn, part: range, code: str
+    learner: _Held, base: Float32Array, drawn: Drawn, part: Sequence[int], code: str
 ) -> LocalUpdates:
     _check(code)
     return train_part(_fetched(learner[0]), base, drawn, part)

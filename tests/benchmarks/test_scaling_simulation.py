@@ -15,7 +15,6 @@ from benchmarks.thousand.sized import sized
 from benchmarks.thousand.tree import RunFailedError, run_counted
 from matl.simulation.campaign import Job, images_of
 from matl.simulation.federation import prepare
-from matl.simulation.parts import Divisible, draw, train_part
 from matl.simulation.study import ArmName, Study
 
 NUMBER = 2
@@ -36,10 +35,9 @@ def test_a_hospital_of_the_other_engine_does_the_same_steps(recipe: str, tmp_pat
     dealt = {path.stem: np.load(path) for path in tmp_path.glob("*.npy")}
     told = json.loads((tmp_path / "study.json").read_text())
     learner = prepare(images_of(job), job.study, seed=0).learner
-    assert isinstance(learner, Divisible)
     base = learner.initial()
-    drawn = draw(learner, round_number=1)
-    ours = train_part(learner, base, drawn, range(NUMBER, NUMBER + 1)).sent[0]
+    drawn = learner.draw(round_number=1)
+    ours = learner.train(base, drawn, [NUMBER]).sent[0]
     stretch = slice(dealt["bounds"][NUMBER], dealt["bounds"][NUMBER + 1])
     own, rate = dealt["members"][stretch], told["learning_rate"]
     with np.load(tmp_path / "first.npz") as found:

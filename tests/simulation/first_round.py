@@ -33,6 +33,12 @@ def private(attack: str = "none") -> Study:
     return study(attack, training=HEAD, privacy={"epsilon": 1.0})
 
 
+def trained(simulation: Simulation, base: np.ndarray, *, round_number: int = 1) -> LocalUpdates:
+    """One round at every hospital."""
+    everybody = range(len(simulation.cohort.nodes))
+    return simulation.trainer(simulation.learner, base, round_number, everybody)
+
+
 def closed_round(simulation: Simulation, sent: np.ndarray, *, losses: float = 0.01) -> RoundInput:
     """A round in which these updates were admitted."""
     learner, nodes = simulation.learner, simulation.cohort.nodes
@@ -63,7 +69,7 @@ def begun(
 ) -> tuple[Arm, LocalUpdates, RoundInput]:
     """An arm, and the first round, in which everybody was honest and admitted."""
     base = simulation.learner.initial()
-    local = simulation.learner.train(base, round_number=1)
+    local = trained(simulation, base)
     arm = make_arm(name, simulation.federation, folder, first_model=base)
     return arm, local, closed_round(simulation, local.sent)
 

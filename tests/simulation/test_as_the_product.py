@@ -69,10 +69,9 @@ def test_a_hospital_trains_as_the_participant_does(
             declared_patients=len(rows),
         ),
     )
-    calm = HeadLearner(cohort, STUDY.model_copy(update={"privacy": Study().privacy}), seed=0).train(
-        base, round_number=1
-    )
-    np.testing.assert_allclose(calm.sent[number], update, rtol=1e-5, atol=1e-7)
+    calm = HeadLearner(cohort, STUDY.model_copy(update={"privacy": Study().privacy}), seed=0)
+    sent = calm.train(base, calm.draw(round_number=1), [number]).sent
+    np.testing.assert_allclose(sent[0], update, rtol=1e-5, atol=1e-7)
 
 
 def test_the_holdout_set_is_judged_as_the_scoring_worker_does(

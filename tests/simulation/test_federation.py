@@ -1,7 +1,7 @@
 """One simulated study: its hospitals, its noise, its attackers, and who decides."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from matl.attacks import ATTACKS
+from matl.simulation import federation
 from matl.simulation.arms import _Holdout, make_arm
 from matl.simulation.coordinator import Closed, Coordinator
 from matl.simulation.datasets import Images
@@ -17,12 +19,14 @@ from matl.simulation.federation import (
     prepare,
     run,
 )
+from matl.simulation.learners import Learner, LocalUpdates
 from matl.simulation.outcome import weighed
-from matl.simulation.study import ArmName
+from matl.simulation.parts import in_blocks
+from matl.simulation.study import ArmName, Study
 from matl_common.ids import NodeId, digest_of
 from matl_common.protocol import Recipe
 from matl_coordinator.scoring.path import common_step
-from tests.simulation.first_round import HEAD, closed_round, decided, private, study
+from tests.simulation.first_round import HEAD, closed_round, decided, private, study, trained
 
 
 @pytest.mark.parametrize("times", [1.0, 64.0])
@@ -31,7 +35,7 @@ async def test_updates_are_scored_along_the_step_they_take_together(
 ) -> None:
     simulation = prepare(digits, study("none"), seed=3)
     base = simulation.learner.initial()
-    sent = simulation.learner.train(base, round_number=1).sent
+    sent = trained(simulation, base).sent
     closed = closed_round(simulation, np.float32(times) * sent)
     weights = {node: float(number) for number, node in enumerate(closed.updates)}
     files = dict.fromkeys(closed.updates, tmp_path)
@@ -55,7 +59,7 @@ def test_within_training_is_also_honest_in_what_the_coordinator_trains_to_compar
     simulation = prepare(digits, study("within_training"), seed=3)
     learner, hostile = simulation.learner, simulation.cohort.hostile
     base, training = learner.initial(), learner.plan.training
-    local = learner.train(base, round_number=1)
+    local = trained(simulation, base)
     opened = closed_round(simulation, local.sent)
     arm = make_arm(ArmName.MATL, simulation.federation, tmp_path, first_model=base)
     sent = np.stack(list(_sent(simulation, arm, local, opened, previous=None).values()))
@@ -75,7 +79,7 @@ def test_updates_are_compared_with_what_training_on_the_root_set_does_beyond_its
     simulation = prepare(digits, study("none"), seed=3)
     learner = simulation.learner
     base, training = learner.initial(), learner.plan.training
-    closed = closed_round(simulation, learner.train(base, round_number=1).sent)
+    closed = closed_round(simulation, trained(simulation, base).sent)
     weights = dict.fromkeys(closed.updates, 1.0)
     files = dict.fromkeys(closed.updates, tmp_path)
     report = asyncio.run(
@@ -96,8 +100,8 @@ def test_updates_are_compared_with_what_training_on_the_root_set_does_beyond_its
             )
             cosine = rest @ of_class / (np.linalg.norm(rest) * np.linalg.norm(of_class))
             assert abs(cosine) < 1e-3
-    trained = learner.root_update(base, round_number=1)
-    assert rest @ trained > 0.05 * np.linalg.norm(rest) * np.linalg.norm(trained)
+    moved = learner.root_update(base, round_number=1)
+    assert rest @ moved > 0.05 * np.linalg.norm(rest) * np.linalg.norm(moved)
 
 
 def test_within_classes_is_honest_wherever_on_the_step_the_coordinator_looks(
@@ -106,7 +110,7 @@ def test_within_classes_is_honest_wherever_on_the_step_the_coordinator_looks(
     simulation = prepare(digits, study("within_classes"), seed=3)
     learner, hostile = simulation.learner, simulation.cohort.hostile
     base = learner.initial()
-    local = learner.train(base, round_number=1)
+    local = trained(simulation, base)
     opened = closed_round(simulation, local.sent)
     arm = make_arm(ArmName.MATL, simulation.federation, tmp_path, first_model=base)
     sent = np.stack(list(_sent(simulation, arm, local, opened, previous=None).values()))
@@ -122,8 +126,8 @@ def test_within_classes_is_honest_wherever_on_the_step_the_coordinator_looks(
 def test_poisoned_labels_reach_the_attackers_training_and_nobody_elses(digits: Images) -> None:
     honest, poisoned = (prepare(digits, study(name), seed=3) for name in ("none", "label_shift"))
     base = honest.learner.initial()
-    before = honest.learner.train(base, round_number=1).clean
-    after = poisoned.learner.train(base, round_number=1).clean
+    before = trained(honest, base).clean
+    after = trained(poisoned, base).clean
     changed = np.abs(before - after).max(axis=1) > 1e-6
     assert np.array_equal(changed, poisoned.cohort.hostile)
     for each in (honest, poisoned):
@@ -136,7 +140,7 @@ def test_poisoned_labels_reach_the_attackers_training_and_nobody_elses(digits: I
 def test_noise_in_a_private_update_is_what_the_policy_promises(digits: Images) -> None:
     simulation = prepare(digits, private(), seed=3)
     base = simulation.learner.initial()
-    one, other = (simulation.learner.train(base, round_number=number) for number in (1, 2))
+    one, other = (trained(simulation, base, round_number=number) for number in (1, 2))
     plan, patients = simulation.federation.plan, np.array(simulation.cohort.patients)
     step = plan.training.learning_rate * plan.privacy.noise_multiplier / patients
     promised = step * np.sqrt(plan.training.steps_per_round)
@@ -150,7 +154,7 @@ def test_pooled_training_takes_the_mean_of_the_hospitals_steps_by_size(digits: I
     simulation = prepare(digits, calm, seed=0)
     base = simulation.learner.initial()
     sizes = np.array(simulation.cohort.patients, dtype=np.float64)
-    clean = simulation.learner.train(base, round_number=1).clean
+    clean = trained(simulation, base).clean
     expected = (sizes / sizes.sum()) @ clean
     pooled = simulation.learner.pooled_update(base, round_number=1)
     np.testing.assert_allclose(pooled, expected, atol=1e-6)
@@ -174,7 +178,7 @@ def test_the_oracle_counts_no_hostile_hospital_and_the_means_count_all(
 def test_fedavg_as_in_the_tutorial_is_the_plain_mean(digits: Images, tmp_path: Path) -> None:
     simulation = prepare(digits, study(), seed=0)
     base = simulation.learner.initial()
-    sent = simulation.learner.train(base, round_number=1).sent
+    sent = trained(simulation, base).sent
     found = decided(simulation, ArmName.MEAN_EQUAL, tmp_path).base
     assert found is not None
     np.testing.assert_allclose(found, base + sent.mean(axis=0), atol=1e-6)
@@ -186,7 +190,7 @@ def test_matl_compares_profiles_of_heads_alone_and_refuses_missing_noise_in_netw
 ) -> None:
     simulation = prepare(digits, private(), seed=3)
     nodes, base = simulation.cohort.nodes, simulation.learner.initial()
-    local = simulation.learner.train(base, round_number=1)
+    local = trained(simulation, base)
     sent = np.concatenate([local.clean[:1], local.sent[1:]])
     plan = simulation.federation.plan
     plan = replace(plan, training=replace(plan.training, recipe=recipe))
@@ -274,6 +278,7 @@ def test_a_rule_that_is_left_too_few_updates_holds_the_round(
     ("name", "what"),
     [
         (ArmName.MEAN, []),
+        (ArmName.MATL, []),
         (ArmName.FLTRUST, ["root_update"] * 3),
         (ArmName.CENTRALISED, ["pooled_update"] * 3),
     ],
@@ -285,17 +290,58 @@ def test_what_only_some_rules_look_at_is_trained_for_them_alone_and_once_a_round
     simulation = prepare(digits, study("optimal_ipm"), seed=3)
     found: list[str] = []
     for each in ("root_update", "pooled_update"):
-        trained = getattr(simulation.learner, each)
+        of_learner = getattr(simulation.learner, each)
 
         def counted(
-            base: Any, *, round_number: int, each: str = each, trained: Any = trained
+            base: Any, *, round_number: int, each: str = each, own: Any = of_learner
         ) -> Any:
             found.append(each)
-            return trained(base, round_number=round_number)
+            return own(base, round_number=round_number)
 
         monkeypatch.setattr(simulation.learner, each, counted)
     run(simulation, name, tmp_path)
     assert found == what
+
+
+@pytest.mark.parametrize(
+    ("attack", "name", "spared"),
+    [
+        ("alie", ArmName.MEAN, True),
+        ("sign_flip_5", ArmName.MEAN, False),
+        ("none", ArmName.MEAN, False),
+        ("alie", ArmName.ORACLE, False),
+    ],
+)
+def test_attackers_train_unless_they_send_what_owes_nothing_to_it(
+    digits: Images, tmp_path: Path, attack: str, name: ArmName, *, spared: bool
+) -> None:
+    asked: list[list[int]] = []
+
+    def trainer(learner: Learner, base: Any, number: int, whose: Sequence[int]) -> LocalUpdates:
+        asked.append(list(whose))
+        return in_blocks(learner, base, number, whose)
+
+    simulation = prepare(digits, study(attack), seed=3, trainer=trainer)
+    run(simulation, name, tmp_path)
+    honest = [int(each) for each in np.flatnonzero(~simulation.cohort.hostile)]
+    assert asked == [honest if spared else list(range(20))] * 3
+
+
+@pytest.mark.parametrize("name", [ArmName.MATL, ArmName.FLTRUST])
+@pytest.mark.parametrize("asked", [study("mimic"), private("mimic"), private("hub")])
+def test_attackers_who_are_spared_training_do_what_they_did_with_it(
+    digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Study, name: ArmName
+) -> None:
+    attack = asked.hostile.attack
+    found = []
+    for trains in (False, True):
+        entry = replace(ATTACKS[attack], trains=trains)
+        monkeypatch.setattr(federation, "ATTACKS", {attack: entry})
+        folder = tmp_path / str(trains)
+        folder.mkdir()
+        found.append(run(prepare(digits, asked, seed=3), name, folder))
+    assert repr(found[0]) == repr(found[1])
+    assert found[0].hostile_weight is not None
 
 
 def test_detection_is_the_first_round_after_the_last_in_which_an_attacker_counted() -> None:

@@ -23,7 +23,8 @@ NETWORK = Study.model_validate(
     {
         "hospitals": {"count": 37, "between": [20, 40], "alpha": 0.5},
         "training": {"rounds": 2, "steps": 2},
-        "hostile": {"attack": "sign_flip_5", "share": 0.2},
+        # Whose attackers need not train.
+        "hostile": {"attack": "ipm_2", "share": 0.2},
     }
 )
 HEAD = Study.model_validate(
