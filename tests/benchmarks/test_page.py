@@ -284,7 +284,7 @@ def test_fltrust_stands_beside_matl_where_all_attacks_asked_for_were_run() -> No
     assert "Not run yet under all attacks" in line(page([*own, *theirs]), "- **FLTrust")
 
 
-def test_the_curves_are_drawn_of_whole_federations_alone(tmp_path: Path) -> None:
+def test_the_curves_are_drawn_of_rules_that_met_every_attack(tmp_path: Path) -> None:
     calm = [cell("none", 0.0), cell("none", 0.1, arm="mean")]
     cells = [*calm, cell("alie", 1.0), cell("alie", 60.0, arm="mean")]
     study = {"cells": cells, "asked_attacks": ["alie"]}
@@ -315,6 +315,11 @@ def test_the_curves_are_drawn_of_whole_federations_alone(tmp_path: Path) -> None
     more = {**study, "asked_attacks": ["alie", "mimic"]}
     (only,) = curves_of({"robust-n20-eps1": more})["robust-n20-eps1"]
     assert only.hostile == 0
+    # A rule that is still being run keeps none out that is whole.
+    begun = {**more, "cells": [*cells, cell("mimic", 2.0)]}
+    (_, last) = curves_of({"robust-n20-eps1": begun})["robust-n20-eps1"]
+    assert (last.worst("matl") or {})["mean"] == 2.0
+    assert last.worst("mean") is None
     (tmp_path / BREAKS_PLOT).unlink()
     draw({"studies": {"robust-n20-eps1": more}}, tmp_path)
     assert not (tmp_path / BREAKS_PLOT).exists()

@@ -1,7 +1,8 @@
 """The worst attack on each rule as more hospitals turn hostile."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final
 
 from benchmarks.results.page.cells import (
@@ -70,20 +71,22 @@ def curves_of(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
 
 
 def whole_federations(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
-    """Study by study, every federation whose arms have all attacks asked for, and enough seeds."""
+    """Study by study, every federation with those rules that met all attacks asked for, and enough
+    seeds of each."""
     return {
-        name: [each for each in attacked(studies, [name]) if _is_whole(each, study)]
+        name: [whole for each in attacked(studies, [name]) if (whole := _whole(each, study)).cells]
         for name, study in studies.items()
     }
 
 
-def _is_whole(federation: Attacked, study: Mapping[str, Any]) -> bool:
-    if "asked_attacks" not in study:
-        return False
-    asked = set(study["asked_attacks"]) if federation.hostile else {NO_ATTACK}
-    arms: dict[str, set[str]] = {}
-    for cell in federation.cells:
-        arms.setdefault(cell["arm"], set()).add(cell["attack"])
-    return fewest_seeds(federation.cells) >= ENOUGH_SEEDS and all(
-        attacks >= asked for attacks in arms.values()
-    )
+def _whole(federation: Attacked, study: Mapping[str, Any]) -> Attacked:
+    asked = set(study.get("asked_attacks", ())) if federation.hostile else {NO_ATTACK}
+    arms: dict[str, list[Cell]] = {}
+    for cell in federation.cells if "asked_attacks" in study else ():
+        arms.setdefault(cell["arm"], []).append(cell)
+    whole = [
+        cells
+        for cells in arms.values()
+        if {cell["attack"] for cell in cells} >= asked and fewest_seeds(cells) >= ENOUGH_SEEDS
+    ]
+    return replace(federation, cells=list(chain.from_iterable(whole)))
