@@ -76,13 +76,14 @@ def whole_federations(studies: Mapping[str, Any]) -> dict[str, list[Attacked]]:
     return {
         name: [whole for each in attacked(studies, [name]) if (whole := _whole(each, study)).cells]
         for name, study in studies.items()
+        if "asked_attacks" in study
     }
 
 
 def _whole(federation: Attacked, study: Mapping[str, Any]) -> Attacked:
-    asked = set(study.get("asked_attacks", ())) if federation.hostile else {NO_ATTACK}
+    asked = set(study["asked_attacks"]) if federation.hostile else {NO_ATTACK}
     arms: dict[str, list[Cell]] = {}
-    for cell in federation.cells if "asked_attacks" in study else ():
+    for cell in federation.cells:
         arms.setdefault(cell["arm"], []).append(cell)
     whole = [
         cells
