@@ -9,8 +9,15 @@ from typing import Any, Final
 from matl.simulation.study import NO_ATTACK, ArmName
 
 TOLERANCE_POINTS: Final = 2.0
-"""On 500 test images a point is five of them."""
+"""Of a mean over three seeds. On 500 test images a point is five of them; under the attack where
+seeds differ most (ALIE, iid) a run's gap has a standard deviation of 1.2 points, the mean of three
+0.7: three of those."""
+TOLERANCE_OF_A_RUN_POINTS: Final = 5.0
+"""Of a single seed, four such deviations: a defence that fails on one seed of three has failed."""
 GAIN_POINTS: Final = 10.0
+"""On FedAvg, which loses at least 32 to these attacks."""
+GAIN_ON_MULTI_KRUM_POINTS: Final = 5.0
+"""On Multi-Krum, which loses at least 8.5 to these attacks at 45 %."""
 TUTORIAL_POINTS: Final = 3.5
 """Below centralised. Seeds differ by 1.2 points, the mean of three by 0.7: three of those above
 the 1.2 that it was on 2026-11-29."""
@@ -22,7 +29,11 @@ RUINOUS: Final = frozenset({"sign_flip_5", "label_complement", "ipm_2"})
 
 
 def violations(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Everything out of order, as sentences; intervals overlap before anything is said."""
+    """Everything out of order, as sentences.
+
+    A mean may be beyond by what three seeds give by chance, and no single seed by more: an interval
+    would not do, which is the wider the more MATL fails on some seeds alone.
+    """
     found = []
     for cell in cells:
         if cell["arm"] != ArmName.MATL:
@@ -31,13 +42,17 @@ def violations(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         by_arm = {c["arm"]: c for c in same}
         name = ", ".join(f"{cell[key]}" for key in _CONDITIONS)
         gap = cell["below_oracle_points"]
-        if gap["mean"] - (gap["half_width"] or 0.0) > TOLERANCE_POINTS:
+        if gap["mean"] > TOLERANCE_POINTS:
             found.append(f"{name}: MATL is {gap['mean']:.1f} points below the honest alone")
+        worst = max(cell["gaps"]["below_oracle_points"])
+        if worst > TOLERANCE_OF_A_RUN_POINTS:
+            found.append(f"{name}: MATL is {worst:.1f} points below the honest alone on one seed")
         mean = by_arm.get(ArmName.MEAN)
-        if cell["attack"] in RUINOUS and mean is not None:
-            gain = mean["below_oracle_points"]["mean"] - gap["mean"]
-            if gain < GAIN_POINTS:
-                found.append(f"{name}: MATL gains only {gain:.1f} points on FedAvg")
+        if cell["attack"] in RUINOUS:
+            for arm, least in _GAINS.items():
+                gain = by_arm[arm]["below_oracle_points"]["mean"] - gap["mean"]
+                if gain < least:
+                    found.append(f"{name}: MATL gains only {gain:.1f} points on {_TITLES[arm]}")
             if cell["hostile_excluded"]["mean"] < 0.8:
                 found.append(
                     f"{name}: MATL excludes {cell['hostile_excluded']['mean']:.0%} of the hostile"
@@ -80,4 +95,9 @@ def tutorial_violations(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+_GAINS: Final = {
+    ArmName.MEAN: GAIN_POINTS,
+    ArmName.MULTI_KRUM: GAIN_ON_MULTI_KRUM_POINTS,
+}
+_TITLES: Final = {ArmName.MEAN: "FedAvg", ArmName.MULTI_KRUM: "Multi-Krum"}
 _CONDITIONS: Final = ("data", "members", "hostile", "mix", "epsilon", "attack")
