@@ -116,7 +116,7 @@ endif
 # Evidence is a figure that a claim rests on: benchmarks/evidence_robust.py is `make evidence-robust`.
 
 .PHONY: evidence evidence-quick evidence-check evidence-robust evidence-robust-quick evidence-privacy evidence-soak evidence-faults
-evidence: $(VENV)/dev.stamp ## Every table of docs/evidence.md: a night of two cores, resumes where it stopped; ARGS='--continue' goes on from what is published
+evidence: $(VENV)/dev.stamp ## Every table of docs/evidence.md: a day of two cores, resumes where it stopped; ARGS='--continue' goes on from what is published
 	@$(RUN) -m benchmarks.evidence_results $(ARGS)
 
 evidence-quick: $(VENV)/dev.stamp ## Some minutes on digits: are the rules still in their order?

@@ -61,6 +61,7 @@ ORDER: Final = (
     "minority",
     "robust-n20-eps1",
     "robust-n20",
+    "head-n20",
     "tuned-fundus-eps1",
     "tuned-fundus-inf",
     "tuned-fashion-eps1",

@@ -59,7 +59,7 @@ def published_study(
         asked: the studies that its file asks for.
         asked_runs: as many as there are when all are finished.
         command: makes these runs, and those that are missing.
-        newest: when the newest of them was finished, ISO 8601.
+        newest: when runs were last added to them, ISO 8601.
         features: the file of features that enters, if there is one.
         data: names the images, where they are in no file of features.
         carried_over: the changes of code that some of them are older than, as ``carried`` notes.

@@ -8,21 +8,22 @@ from benchmarks.results.page import evidence_page
 Cell = dict[str, Any]
 
 
-def spread(values: Sequence[float], half_width: float = 0.1) -> dict[str, Any]:
-    mean = sum(values) / len(values)
-    width = half_width if len(values) > 1 else None
-    return {"mean": mean, "half_width": width, "runs": len(values)}
+def spread(values: Sequence[float | None], half_width: float = 0.1) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    width = half_width if len(known) > 1 else None
+    return {"mean": sum(known) / len(known), "half_width": width, "runs": len(known)}
 
 
 def cell(attack: str, gap: float, *, arm: str = "matl", seeds: int = 5, **more: Any) -> Cell:
     """At ε = 1, 9 of 20 hostile, without incident; a list among ``more`` has one figure a seed."""
-    measured: dict[str, list[float]] = {
+    calm: dict[str, list[float | None]] = {
         "accuracy_percent": [80.0 - gap] * seeds,
         "honest_weightless": [0.0] * seeds,
         "honest_excluded": [0.0] * seeds,
         "longest_honest_exclusion_rounds": [0.0] * seeds,
         "held_rounds": [0.0] * seeds,
-    } | {name: value for name, value in more.items() if isinstance(value, list)}
+    }
+    measured = calm | {name: value for name, value in more.items() if isinstance(value, list)}
     found: Cell = {
         "data": "fashion",
         "members": 20,

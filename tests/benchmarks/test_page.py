@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks import evidence_results
 from benchmarks.results.figures import BREAKS_PLOT, draw
 from benchmarks.results.page import evidence_page
@@ -69,29 +71,40 @@ def test_held_rounds_are_shown_and_count_as_waiting() -> None:
     assert waited(cell("alie", 0.1, seeds=2, longest_honest_exclusion_rounds=[1.0, 3.0])) == 3.0
     text = page([held, cell("replacement", 5.0, seeds=2, arm="mean", backdoor_success=[0.5, 0.5])])
     verdict = "**missed** under replacement (70.0 ± 0.1) | 2 of 2, 70.0 (replacement) |"
-    assert f"{verdict} 100.0 %, few seeds | 0.0 %, few seeds |" in text
+    assert f"{verdict} 100.0 %, few seeds | 100.0 % | 0.0 %, few seeds |" in text
     assert "| 9 of 20 | ε = 1 | 2 | **missed** under replacement (20) |" in text
     assert line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |").endswith(
         "| 20 (replacement) | 20 (replacement) |"
     )
     assert "none released / 10.0 ± 0.1, 20 held" in text
-    most = "1 of 1 federation, at most 20 rounds (`replacement`, 9 of 20, α = 0.5, ε = 1)"
+    pairs = "1 of 1 pairs of federation and attack"
+    most = f"{pairs}, at most 20 rounds (`replacement`, 9 of 20, α = 0.5, ε = 1)"
     assert f"than it claims in {most}; with more" in line(text, "- **Held rounds")
     waits = line(text, "- **Honest hospitals that wait")
     assert f"ε = 1: in {most}. On other seeds and images: not run. With more" in waits
     calm = page([cell("alie", 0.1), cell("nan", 0.1, hostile=12)])
-    in_none = "claims in 0 of 1 federation; with more of them in 0 of 1 federation."
+    nowhere = "in 0 of 1 pairs of federation and attack"
+    in_none = f"claims {nowhere}; with more of them {nowhere}."
     assert in_none in line(calm, "- **Held rounds")
 
 
 def test_detection_is_a_number_of_runs_and_the_slowest_and_no_mean_of_those_that_detected() -> None:
     found = []
-    for attack, rounds in (("alie", [2.0, 9.0]), ("nan", [1.0])):
+    for attack, rounds in (("alie", [2.0, 9.0, None]), ("nan", [1.0, None, None])):
         found += [
             cell(attack, 0.1, seeds=3, detected_in_round=rounds),
             cell(attack, 40.0, seeds=3, arm="mean"),
         ]
     assert "| 3 of 6, 9 (alie) |" in line(page(found), "| α = 0.5 | 9 of 20 | 2 of 2 |")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(18.0, "| 1 of 1, 18 (alie) |"), (19.0, "| 0 of 1 |")]
+)
+def test_silence_in_the_last_rounds_alone_is_not_called_detection(number: float, said: str) -> None:
+    ours = cell("alie", 0.1, seeds=1, detected_in_round=[number], rounds=[20.0])
+    text = page([ours, cell("alie", 40.0, seeds=1, arm="mean")])
+    assert said in line(text, "| α = 0.5 | 9 of 20 | 1 of 1 |")
 
 
 def test_false_exclusions_are_all_rounds_without_weight_and_not_the_end_alone() -> None:
@@ -107,15 +120,13 @@ def test_the_worst_of_all_attacks_stands_beside_the_mean_of_those_that_harm() ->
     row = line(exclusions(page([*own, *theirs])), "| α = 0.5 | 9 of 20 |")
     assert "| 1 of 2 |  | 0.0 % |" in row
     assert "| 50.0 % | 97 % (scaled_10) | 100 % (scaled_10) |" in row
-    said = line(page([*own, *theirs]), "- **More than half hostile")
-    assert "in 1 federation attackers held more than half of the weight, in 1 of them no" in said
-    assert "at worst 97 %, with 100 % of the honest excluded at the end (`scaled_10`" in said
-    calm = line(page([cell("alie", 0.1)]), "- **More than half hostile")
-    assert "Nowhere did attackers hold more than half" in calm
 
 
 def test_an_attack_has_a_row_of_its_own_where_as_many_are_hostile_as_claimed() -> None:
-    rounds: dict[str, Any] = {"detected_in_round": [4.0, 2.0, 9.0], "hostile_excluded": [0.8] * 5}
+    rounds: dict[str, Any] = {
+        "detected_in_round": [4.0, None, 2.0, None, 9.0],
+        "hostile_excluded": [0.8] * 5,
+    }
     found = cell("alie", 0.3, held_rounds=[0.0, 3.0, 1.0, 0.0, 0.0], **rounds)
     found["gaps"] = {"below_oracle_points": [0.1, 0.2, 0.3, 0.4, 0.5]}
     text = page([found, cell("nan", 0.1, hostile=8)])
@@ -123,23 +134,14 @@ def test_an_attack_has_a_row_of_its_own_where_as_many_are_hostile_as_claimed() -
     assert "| nan | 0.1" not in text
 
 
-def test_what_trust_makes_of_a_trigger_is_what_the_cells_say_with_noise_and_without() -> None:
-    def one(epsilon: str, success: float, excluded: float) -> Cell:
-        figures: dict[str, Any] = {
-            "backdoor_success": [success] * 5,
-            "hostile_excluded": [excluded] * 5,
-        }
-        return cell("backdoor", 0.1, epsilon=epsilon, **figures)
-
-    text = page([one("1", 0.03, 1.0), one("inf", 0.9, 0.0)])
-    said = line(text, "- **Triggers")
-    without, with_noise = said.split("At ε = 1")
-    assert "took 90 %" in without
-    assert "0 % of the trigger's authors" in without
-    assert "took 3 %" in with_noise
-    assert "100 % of the trigger's authors" in with_noise
-    assert "| backdoor | ε = 1 | 9 of 20 | α = 0.5 | 5 | 3 % / 79.9 ± 0.1 |" in text
-    assert "nothing was run" in line(page([cell("alie", 0.1)]), "- **Triggers")
+def test_delta_is_that_of_every_study() -> None:
+    named = {
+        study.privacy.delta
+        for name in evidence_results.ORDER
+        for study in read_study(ROOT / evidence_results.STUDIES / f"{name}.toml").studies
+    }
+    assert named == {1e-5}
+    assert "with δ = 1e-05 (" in page([cell("alie", 0.1)])
 
 
 def test_what_becomes_of_a_minority_hospital_is_expected_until_it_is_measured() -> None:
@@ -215,9 +217,8 @@ def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
         f"| 0.40 | 1.00 | 0.6 ± 0.1 (nan) | 1.6 ± 0.1 (alie) | {missed} | 0 | 3 (alie) |"
     )
     assert "`alie` 1.6" in line(text, "- **The same on [other seeds")
-    waits = (
-        "On other seeds and images: ε = 1: in 1 of 2 federations, at most 3 rounds (`alie`, 9 of"
-    )
+    pairs = "in 1 of 2 pairs of federation and attack"
+    waits = f"On other seeds and images: ε = 1: {pairs}, at most 3 rounds (`alie`, 9 of"
     assert waits in line(text, "- **Honest hospitals that wait")
     assert "`mimic` 9.0" in line(text, "- **MATL beyond")
     assert "1.6" not in line(text, "- **MATL beyond")

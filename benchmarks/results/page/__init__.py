@@ -16,6 +16,8 @@ from benchmarks.results.page.triggers import triggers
 from benchmarks.results.page.tuned import tuned
 from benchmarks.results.page.tutorial import tutorial
 from benchmarks.results.page.unseen import unseen
+from benchmarks.results.page.worst_off import worst_off
+from matl.simulation.study import Privacy
 
 
 def evidence_page(found: Mapping[str, Any]) -> str:
@@ -27,6 +29,7 @@ def evidence_page(found: Mapping[str, Any]) -> str:
         tutorial(studies, found["summary"]),
         tuned(studies),
         attackers(studies),
+        worst_off(studies),
         triggers(studies),
         others(studies),
         mixless(studies),
@@ -47,7 +50,8 @@ def _head(found: Mapping[str, Any]) -> str:
 Made by `make evidence` from [results/evidence.json](results/evidence.json); no result on this page was typed. Every
 row is simulated ([how](simulation.md)): training and attackers are the simulation's, every decision is the
 coordinator's own code. {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gb"]:.0f} GB, {found["date"][:10]}. "±" is the 95 % interval over seeds (Student's t); an accuracy or a loss of points without it has one seed. Rounds are from the
-fewest to the most of any seed. A run that is not finished is missing here, not estimated: see [what was run](#what-was-run).
+fewest to the most of any seed. ε is for one patient more or less at one hospital, over a whole study, with δ = {Privacy().delta:g} ([privacy.md](privacy.md)).
+A run that is not finished is missing here, not estimated: see [what was run](#what-was-run).
 
 The fundus photographs are semi-synthetic: 21,000 patients of five hospitals, each with its own camera and mix of
 grades, as features of a public EfficientNet-Lite0. They say nothing about patients.

@@ -6,11 +6,13 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.results.page.cells import (
+    by_seed,
     claimed,
     figures,
     gap_of,
     harms,
     lost_without_attackers,
+    mean_percent,
     of_kind,
     seed_counts,
     share,
@@ -42,6 +44,16 @@ from matl.attacks.registry import Room
 from matl.simulation.study import NO_ATTACK, ArmName
 
 BROKEN_POINTS: Final = 5.0
+_SILENT_ROUNDS: Final = 3
+_UPDATES_ALONE: Final = (
+    ArmName.MEDIAN,
+    ArmName.TRIMMED_MEAN,
+    ArmName.KRUM,
+    ArmName.MULTI_KRUM,
+    ArmName.BULYAN,
+    ArmName.NNM_GM,
+)
+"""Robust rules that have nothing but the updates."""
 
 
 def attackers(studies: Mapping[str, Any]) -> str:
@@ -55,7 +67,8 @@ def attackers(studies: Mapping[str, Any]) -> str:
 
 Targets for MATL (MODE1): at most {TARGET_CLAIMED:.0f} point below the honest hospitals alone at 45 % on every attack, at
 most {TARGET_60:.0f} at 60 %; of the hospitals behind attacks that cost FedAvg a point or more, at least {100 * AUTHORS_OUT:.0f} % excluded
-at the end, and at most {100 * HONEST_OUT:.0f} % of the honest ones (both the mean over attacks). *Met* is said of all attacks asked for and
+at the end, and at most {100 * HONEST_OUT:.0f} % of the honest ones (both the mean over attacks). *All attacks* has those too that harm nobody, whose
+authors may stay. *Met* is said of all attacks asked for and
 of at least five seeds, and where every attack's interval is within the target. *Missed* is said where some attack's interval is beyond it,
 widened for as many attacks as were run (Bonferroni): the worst of many is bad by chance too. A worst attack's own "±" is not widened.
 *Runs beyond the target* counts single runs, attack by attack and seed by seed.
@@ -81,7 +94,8 @@ under the worst of the attacks that were run. A rule that was not run under all 
 **Bold**: more than {BROKEN_POINTS:.0f} points beyond what the rule loses without an attacker. *Authors* of attacks and their
 weight: over the attacks that cost FedAvg a point or more; weight over rounds that were not held. *Honest without weight* is
 the share of honest hospitals' rounds in which they counted for nothing, over all attacks, held rounds too: the false
-exclusions.
+exclusions. *All out* counts from the first released round from which on no author of the attack has any weight, for at least the last {_SILENT_ROUNDS}
+rounds; quarantine is not asked for, and the rounds before an author turns (`sleeper`: {ATTACKS["sleeper"].about}) count too.
 
 ![Points below the honest hospitals alone, attack by rule](images/evidence_attacks.png)
 """
@@ -156,6 +170,16 @@ def worst_words(cells: Sequence[Cell], *, attacks: int) -> str:
     return f"{shown(worst, 'below_oracle_points', 1)} ({worst['attack']}{fewer})"
 
 
+def best_on_updates_alone(cells: Sequence[Cell], *, attacks: int) -> str:
+    """The rule that its own worst attack costs least, of those run under all attacks."""
+    of_each = [where(cells, arm=arm) for arm in _UPDATES_ALONE]
+    whole = [own for own in of_each if len(own) == attacks]
+    if not whole:
+        return ""
+    best = min(whole, key=lambda own: gap_of(worst_of(own)))
+    return f"{best[0]['arm']} {worst_words(best, attacks=attacks)}"
+
+
 def is_broken(cells: Sequence[Cell], cell: Cell) -> bool:
     """Whether an attack costs a rule more than it loses without one; not where that is unknown."""
     calm = lost_without_attackers(cells, cell)
@@ -225,9 +249,23 @@ def attack_table(cells: Sequence[Cell]) -> str:
     return f"MATL (MODE1) attack by attack, {place}:\n\n{table(header, rows)}"
 
 
+def _rounds_to_silence(cell: Cell) -> list[float]:
+    """From which round on every attacker was out for good, of each run in which they were.
+
+    What is only seen of the last rounds is not called for good.
+    """
+    found = by_seed(cell, "detected_in_round")
+    last = by_seed(cell, "rounds")
+    return [
+        number
+        for seed, number in found.items()
+        if seed not in last or number + _SILENT_ROUNDS - 1 <= last[seed]
+    ]
+
+
 def _all_out(cell: Cell) -> str:
     """Of how many runs every attacker was out for good, and from which round on."""
-    rounds = figures(cell, "detected_in_round")
+    rounds = _rounds_to_silence(cell)
     runs = f"{len(rounds)} of {len(cell['seeds'])}"
     return f"{runs}, {median(rounds):.0f}" if rounds else runs
 
@@ -236,19 +274,12 @@ def _detected(harmful: Sequence[Cell]) -> str:
     """In how many runs every author was out for good, and from which round on at the latest."""
     if not harmful:
         return ""
-    found = [c for c in harmful if "detected_in_round" in c]
-    runs = sum(c["detected_in_round"]["runs"] for c in found)
-    whole = f"{runs} of {sum(len(c['seeds']) for c in harmful)}"
+    found = [(number, c["attack"]) for c in harmful for number in _rounds_to_silence(c)]
+    whole = f"{len(found)} of {sum(len(c['seeds']) for c in harmful)}"
     if not found:
         return whole
-    slowest = max(found, key=lambda c: max(figures(c, "detected_in_round")))
-    return f"{whole}, {max(figures(slowest, 'detected_in_round')):.0f} ({slowest['attack']})"
-
-
-def mean_percent(cells: Sequence[Cell], name: str) -> str:
-    """Of the cells that have the figure."""
-    values = [c[name]["mean"] for c in cells if name in c]
-    return f"{100 * sum(values) / len(values):.1f} %" if values else ""
+    slowest, attack = max(found, key=lambda each: each[0])
+    return f"{whole}, {slowest:.0f} ({attack})"
 
 
 def worst_percent(cells: Sequence[Cell], name: str) -> str:

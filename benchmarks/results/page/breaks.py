@@ -26,14 +26,15 @@ from benchmarks.results.page.markdown import (
     epsilon_words,
     mix_words,
     number,
-    percent,
     shown,
 )
 from benchmarks.results.page.minority import found_of_bias
+from benchmarks.results.page.takeover import takeover
 from benchmarks.results.page.targets import TARGET_CLAIMED, targeted
-from benchmarks.results.page.triggers import what_trust_sees
+from benchmarks.results.page.triggers import what_rules_resist, what_trust_sees
 from benchmarks.results.page.tuned import long_steps
 from benchmarks.results.page.verdicts import MOST_ROUNDS
+from benchmarks.results.page.worst_off import worst_off_words
 from matl.simulation.intervals import interval
 from matl.simulation.study import NO_ATTACK, ArmName
 from matl_common.modes import MATLMode
@@ -42,8 +43,9 @@ _STRONGER: Final = {
     "leaked_root": "has the holdout set's gradient at the base model",
     "within_classes": "is honest within what the gradients of the classes span at both ends of the round's step, by the attackers' own patients, and gains the holdout set as much as an honest hospital does",
     "within_training": "does the same, and leaves its own update as it is in what training on all classes alike gives on its own patients: what the coordinator compares with",
-    "sleeper": "is honest until it no longer pays",
+    "sleeper": "has earned trust when it turns, in a round that was fixed before",
     "slow_reversal": "drifts so slowly that each round still helps",
+    "slow_reversal_5": "drifts two and a half times as fast",
     "optimal_ipm": "knows the rule",
 }
 _NAMED: Final = 5
@@ -69,18 +71,19 @@ def breaks(studies: Mapping[str, Any]) -> str:
     items = [
         f"**MATL beyond its target, at the share that it claims.** {_beyond(robust)}",
         f"**The same on [other seeds and other images](#other-seeds-and-other-images).** {_beyond(unseen)}",
+        f"**One hospital pays for all.** A mean over classes hides what an attack on few of them costs the hospital whose patients they are. {worst_off_words(studies)}",
         f"**Rules without trust.** {_rules(cells)}",
         f"**FLTrust follows the holdout set alone**, and keeps no trust. {_beside_fltrust({**robust, **unseen})}",
         f"**MODE0 within its claim**, a fifth of the hospitals less one. {_mode0_within(cells)}",
         f"**MODE0 beyond its claim.** {_mode0(cells)}",
-        f"**Triggers.** A trigger moves the model only where the holdout set has no image, so that accuracy on it says little. {what_trust_sees(studies)}",
-        f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}. *Knows the rule* is said of rules without trust: no attack that was run looks at its own trust.",
+        f"**Triggers.** A trigger moves the model only where the holdout set has no image, so that accuracy on it says little. {what_trust_sees(studies)} {what_rules_resist(studies)}",
+        f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}. *Knows the rule* is said of rules without trust: no attack that was run looks at its own trust, or chooses by it when to turn.",
         f"**The holdout set's bias is the coordinator's.** Trust asks whether an update helps the holdout set: a hospital whose patients it lacks can help it less, and count less, though it is honest. {found_of_bias(studies)} Balance the holdout set over sites, not over classes alone.",
         f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update harms the holdout set before the round's step is over, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
-        "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight, which takes say from the largest. *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
+        "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight while all the others count, which takes say from the largest; where trust leaves honest hospitals out they may hold it all the same (*takeover*, below). *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
         f"**Honest hospitals that wait** more than two rounds, held rounds included, with no more hostile ones than MATL claims: {_waiting(cells)}. On other seeds and images: {_waiting(others) or 'not run'}. With more of them they wait longer; every federation's longest is in table 2.",
         f"**Held rounds.** Too few sound updates and a round is held: the model stays as it was, which is the attackers' gain where they want no study at all. {_held(cells)}",
-        f"**More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % show what happens, not what is promised. {_takeover(cells)}",
+        f"**More than half hostile** is beyond what the mode claims (45 %). The rows with 60 % show what happens, not what is promised. {takeover(studies)}",
     ]
     return "\n## Where it breaks\n\n" + "\n".join(f"- {item}" for item in items)
 
@@ -126,7 +129,7 @@ def _rules(cells: Sequence[Cell]) -> str:
                 f"{rule} {number(gap_of(worst), 1)}, and {number(calm, 1)} without an attacker (`{worst['attack']}`, {place(worst)})"
             )
         elif own:
-            whole.append(f"{rule} ({counted(len(own), 'federation')})")
+            whole.append(f"{rule} ({counted(len(own), 'pair')} of federation and attack)")
     if not broken and not whole:
         return "Not run yet."
     unbroken = f" Not broken by what was run: {', '.join(whole)}." if whole else ""
@@ -250,30 +253,14 @@ def _held(cells: Sequence[Cell]) -> str:
     )
 
 
-def _takeover(cells: Sequence[Cell]) -> str:
-    """Where attackers held most of the weight, whatever they did with it."""
-    ours = [c for c in where(cells, arm=ArmName.MATL) if "hostile_weight" in c and c["hostile"]]
-    taken = [c for c in ours if c["hostile_weight"]["mean"] > 0.5]
-    if not taken:
-        return "Nowhere did attackers hold more than half of the weight."
-    within = [c for c in taken if c["hostile"] <= claimed(c["members"])]
-    worst = max(taken, key=lambda c: c["hostile_weight"]["mean"])
-    return (
-        f"**Takeover**: in {counted(len(taken), 'federation')} attackers held more than half of the weight, in {len(within)} of them no more "
-        f"than MATL claims to stand; at worst {percent(worst, 'hostile_weight')}, with {percent(worst, 'honest_excluded')} of the honest excluded at the end "
-        f"(`{worst['attack']}`, {_short(worst)}). Such a model may be as accurate as the honest one's, and is the attackers' to turn; an attacker who is let "
-        "in by sound updates and then turns is `sleeper`, and none that was run excludes the honest first."
-    )
-
-
 def _most_held(cell: Cell) -> float:
     return max(figures(cell, "held_rounds"), default=0.0)
 
 
 def _rounds(cells: Sequence[Cell], of: Callable[[Cell], float], over: float) -> str:
-    """How many federations, under an attack or none, lost more rounds than that, and most."""
+    """How many federations, each under an attack or none, lost more rounds than that, and most."""
     found = [c for c in cells if of(c) > over]
-    text = f"{len(found)} of {counted(len(cells), 'federation')}"
+    text = f"{len(found)} of {len(cells)} pairs of federation and attack"
     if not found:
         return text
     worst = max(found, key=of)

@@ -1,9 +1,11 @@
 """What the tables ask of the cells. A cell may lack any figure: then nobody measured it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final, Literal
 
 from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, shown
+from matl.simulation.intervals import interval
 from matl.simulation.study import NO_ATTACK, ArmName
 from matl_common.modes import MATLMode
 from matl_coordinator.core.claim import claimed_tolerance
@@ -11,6 +13,7 @@ from matl_coordinator.core.claim import claimed_tolerance
 ENOUGH_SEEDS: Final = 5
 """With fewer nothing is called met."""
 HARMFUL_POINTS: Final = 1.0
+Kind = Literal["robust", "unseen", "mixless"]
 FEDERATION: Final = ("members", "hostile", "mix", "epsilon")
 
 
@@ -19,7 +22,7 @@ def cells_of_study(studies: Mapping[str, Any], name: str) -> list[Cell]:
     return list(studies.get(name, {}).get("cells", []))
 
 
-def of_kind(studies: Mapping[str, Any], kind: Literal["robust", "unseen"]) -> dict[str, Any]:
+def of_kind(studies: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """Those of one kind.
 
     Args:
@@ -43,11 +46,6 @@ def federations(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     """Every federation that there are cells of, in their order."""
     distinct = dict.fromkeys(tuple(federation(cell).items()) for cell in cells)
     return [dict(each) for each in distinct]
-
-
-def groups(cells: Iterable[Cell]) -> list[tuple[str, int]]:
-    """Class mixes and numbers of hostile hospitals that were run under attack."""
-    return sorted({(c["mix"], c["hostile"]) for c in cells if c["attack"] != NO_ATTACK})
 
 
 def figures(cell: Cell, name: str) -> list[float]:
@@ -83,6 +81,12 @@ def span(cell: Cell, name: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
+def mean_percent(cells: Sequence[Cell], name: str) -> str:
+    """Of the cells that have the figure."""
+    values = [c[name]["mean"] for c in cells if name in c]
+    return f"{100 * sum(values) / len(values):.1f} %" if values else ""
+
+
 def waited(cell: Cell) -> float:
     """Most rounds in a row, over seeds, in which an honest hospital had no say, held ones too."""
     return max(figures(cell, "longest_honest_exclusion_rounds"), default=0.0)
@@ -97,6 +101,27 @@ def gap_of(cell: Cell) -> float:
 def with_gap(cells: Iterable[Cell]) -> list[Cell]:
     """Those whose honest hospitals were run alone too."""
     return [c for c in cells if "below_oracle_points" in c]
+
+
+def of_the_worst_off(cells: Sequence[Cell]) -> list[Cell]:
+    """The same cells, with points below the honest alone counted at the worst-off hospital.
+
+    Seed by seed the least accuracy over honest hospitals, each with its own mix of classes: the
+    one of the honest alone less the one of this rule. Cells of which that is unknown are left out.
+
+    Args:
+        cells: with those of the honest hospitals alone under the same attacks among them.
+    """
+    alone = {c["study"]: c for c in where(cells, arm=ArmName.ORACLE) if "study" in c}
+    there: list[Cell] = []
+    for cell in cells:
+        whole = by_seed(alone.get(cell.get("study"), {}), "worst_silo_percent")
+        here = by_seed(cell, "worst_silo_percent")
+        lost = [whole[s] - here[s] if s in whole and s in here else None for s in cell["seeds"]]
+        if (found := interval(lost)) is not None:
+            gaps = {**cell["gaps"], "below_oracle_points": lost}
+            there.append({**cell, "below_oracle_points": asdict(found), "gaps": gaps})
+    return there
 
 
 def lost_without_attackers(cells: Iterable[Cell], cell: Cell) -> float | None:

@@ -2,9 +2,9 @@
 """What the page says, for whom has two minutes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from benchmarks.results.page.attackers import worst_of, worst_words
+from benchmarks.results.page.attackers import best_on_updates_alone, worst_of, worst_words
 from benchmarks.results.page.cells import (
     federation,
     gap_of,
@@ -25,19 +25,12 @@ from benchmarks.results.page.markdown import (
     table,
 )
 from benchmarks.results.page.targets import TARGET_60, TARGET_CLAIMED, targeted
+from benchmarks.results.page.triggers import what_rules_resist
 from benchmarks.results.page.tutorial import beside_fedavg, measured
 from benchmarks.results.page.verdicts import Decided, Verdict, seeds_beyond, verdict_on_attacks
+from benchmarks.results.page.worst_off import worst_off_words
 from matl.simulation.study import NO_ATTACK, ArmName
 
-_UPDATES_ALONE: Final = (
-    ArmName.MEDIAN,
-    ArmName.TRIMMED_MEAN,
-    ArmName.KRUM,
-    ArmName.MULTI_KRUM,
-    ArmName.BULYAN,
-    ArmName.NNM_GM,
-)
-"""Robust rules that have nothing but the updates."""
 _Federation = tuple[Sequence[Cell], int | None]
 """MATL under every attack that was run, and how many were asked for."""
 
@@ -82,6 +75,8 @@ The target is at most {TARGET_CLAIMED:.0f} point under every attack. By the mean
 worst is {_worst(claimed)}. By federation:
 
 {_verdicts(studies)}
+
+**What one hospital loses, and triggers, that accuracy does not show.** {worst_off_words(studies)} {what_rules_resist(studies)}
 
 Which attacks those are, what beats MATL, who waits though honest, what triggers do and what nobody measured: [where it breaks](#where-it-breaks)."""
 
@@ -129,20 +124,10 @@ def _row(cells: Sequence[Cell], own: Sequence[Cell], asked: int | None) -> list[
         seed_counts(own),
         worst_words(own, attacks=attacks),
         worst_words(where(beside, arm=ArmName.FLTRUST), attacks=attacks),
-        _best(beside, attacks),
+        best_on_updates_alone(beside, attacks=attacks),
         worst_words(where(beside, arm=ArmName.MEAN), attacks=attacks),
         seeds_beyond(own, TARGET_CLAIMED),
     ]
-
-
-def _best(beside: Sequence[Cell], attacks: int) -> str:
-    """The rule that its own worst attack costs least, of those run under all attacks."""
-    of_each = [where(beside, arm=arm) for arm in _UPDATES_ALONE]
-    whole = [own for own in of_each if len(own) == attacks]
-    if not whole:
-        return ""
-    best = min(whole, key=lambda own: gap_of(worst_of(own)))
-    return f"{best[0]['arm']} {worst_words(best, attacks=attacks)}"
 
 
 def _worst(claimed: Sequence[_Federation]) -> str:

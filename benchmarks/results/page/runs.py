@@ -40,7 +40,8 @@ def what_was_run(found: Mapping[str, Any]) -> str:
     make evidence ARGS='--only peers'    # Flower's and ByzFL's own rules
     make evidence-quick                  # digits, some minutes: the order of the rules, with tolerance
 
-Studies are in `benchmarks/studies/`; each can be run by itself with `matl simulate`. Runs are kept in `out/evidence`
+Studies are in `benchmarks/studies/`; each can be run by itself with `matl simulate`, those whose `set` is a file of features with
+`--features out/evidence` after `python -m benchmarks.results.features out/evidence` has made it. Runs are kept in `out/evidence`
 under a digest of the code and features that enter them; `--continue` takes published ones over by the same digest. The JSON has the figures seed by seed, and each study's command.
 The command of this page: `{found["command"]}`.
 """

@@ -11,6 +11,7 @@ from benchmarks.results.page.cells import (
     federations,
     fewest_seeds,
     harms,
+    mean_percent,
     seed_counts,
     share,
     where,
@@ -78,7 +79,7 @@ def targets_table(studies: Mapping[str, Any]) -> str:
     ]
     header = ["hostile", "ε", "classes", "attacks run", "seeds", "target, points", "verdict"]
     header += ["runs beyond the target, and the worst", "authors of harm excluded"]
-    header += ["honest excluded"]
+    header += ["authors of all attacks", "honest excluded"]
     return f"{table(header, rows) if rows else _NO_ROWS}\n\n{_not_run(studies)}".strip()
 
 
@@ -113,6 +114,7 @@ def _exclusions(studies: Mapping[str, Any], own: Sequence[Cell]) -> list[str]:
     harmful = [c for c in own if harms(beside, c)]
     return [
         _share(harmful, "hostile_excluded", lambda found: found >= AUTHORS_OUT),
+        mean_percent(own, "hostile_excluded"),
         _share(own, "honest_excluded", lambda found: found <= HONEST_OUT),
     ]
 

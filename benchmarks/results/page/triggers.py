@@ -4,7 +4,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from benchmarks.results.page.cells import claimed, of_kind, place, share, span, where
+from benchmarks.results.page.cells import (
+    claimed,
+    federation,
+    of_kind,
+    place,
+    share,
+    span,
+    where,
+)
 from benchmarks.results.page.markdown import (
     Cell,
     epsilon_words,
@@ -16,6 +24,8 @@ from benchmarks.results.page.markdown import (
 from matl.simulation.study import ArmName
 
 ATTACKS: Final = ("backdoor", "replacement")
+_TAKEN: Final = 0.5
+"""Of the images with a trigger: a model that takes more has learned it."""
 
 
 def triggers(studies: Mapping[str, Any]) -> str:
@@ -62,6 +72,37 @@ def _entry(cells: Sequence[Cell]) -> str:
     held = cell.get("held_rounds", {"mean": 0.0})["mean"]
     waiting = f", {span(cell, 'held_rounds')} held" if held else ""
     return f"{success} / {shown(cell, 'accuracy_percent', 1)}{waiting}"
+
+
+def what_rules_resist(studies: Mapping[str, Any]) -> str:
+    """Of the places where MATL's model learned the trigger, in how many that of another rule did.
+
+    Places with no more hostile hospitals than MATL claims, mean over seeds.
+    """
+    cells = [
+        c
+        for c in trigger_cells(studies)
+        if "backdoor_success" in c and c["hostile"] <= claimed(c["members"])
+    ]
+    ours = where(cells, arm=ArmName.MATL)
+    learned = [c for c in ours if _has_learned(c)]
+    if not learned:
+        return ""
+    places = [(*federation(c).values(), c["attack"]) for c in learned]
+    rules: dict[str, list[bool]] = {}
+    for cell in cells:
+        if cell["arm"] != ArmName.MATL and (*federation(cell).values(), cell["attack"]) in places:
+            rules.setdefault(cell["arm"], []).append(_has_learned(cell))
+    others = ", ".join(f"{rule} in {sum(found)} of {len(found)}" for rule, found in rules.items())
+    return (
+        f"MATL's model learned the trigger, and took more than {100 * _TAKEN:.0f} % of such images for the attackers' class, in "
+        f"{len(learned)} of {len(ours)} pairs of federation and trigger with no more hostile hospitals than claimed "
+        f"([table](#triggers)). Of these {len(learned)}, the model learned it under {others}."
+    )
+
+
+def _has_learned(cell: Cell) -> bool:
+    return bool(cell["backdoor_success"]["mean"] > _TAKEN)
 
 
 def what_trust_sees(studies: Mapping[str, Any]) -> str:
