@@ -59,6 +59,8 @@ ORDER: Final = (
     "tutorial-fundus",
     "tutorial-fashion",
     "minority",
+    "minority-grade",
+    "minority-grade-mean",
     "robust-n20-eps1",
     "robust-n20",
     "head-n20",

@@ -28,7 +28,7 @@ from benchmarks.results.page.markdown import (
     number,
     shown,
 )
-from benchmarks.results.page.minority import found_of_bias
+from benchmarks.results.page.minority import found_of_bias, found_of_grade
 from benchmarks.results.page.takeover import takeover
 from benchmarks.results.page.targets import TARGET_CLAIMED, targeted
 from benchmarks.results.page.triggers import what_rules_resist, what_trust_sees
@@ -79,6 +79,7 @@ def breaks(studies: Mapping[str, Any]) -> str:
         f"**Triggers.** A trigger moves the model only where the holdout set has no image, so that accuracy on it says little. {what_trust_sees(studies)} {what_rules_resist(studies)}",
         f"**A stronger attacker** than these could combine what each of some has alone. What those cost MATL at worst with no more of them than it claims: {_stronger(cells)}. *Knows the rule* is said of rules without trust: no attack that was run looks at its own trust, or chooses by it when to turn.",
         f"**The holdout set's bias is the coordinator's.** Trust asks whether an update helps the holdout set: a hospital whose patients it lacks can help it less, and count less, though it is honest. {found_of_bias(studies)} Balance the holdout set over sites, not over classes alone.",
+        f"**A grade that one hospital alone has.** {found_of_grade(studies)}",
         f"**Long steps read as harm.** Where a step is so long that a hospital overshoots its own patients, an honest update harms the holdout set before the round's step is over, and the hospital is excluded. Longest exclusion of an honest hospital with the recipe chosen for accuracy: {long_steps(studies) or 'not run'}. Use steps that each hospital's own loss survives.",
         "**The cap on sizes costs accuracy where few hospitals differ in classes.** Enrolled sizes are capped so that f hospitals never hold half of the weight while all the others count, which takes say from the largest; where trust leaves honest hospitals out they may hold it all the same (*takeover*, below). *Honest hospitals alone* have the same cap: where that row is below FedAvg by size, it is the cap's price and not the attacker's.",
         f"**Honest hospitals that wait** more than two rounds, held rounds included, with no more hostile ones than MATL claims: {_waiting(cells)}. On other seeds and images: {_waiting(others) or 'not run'}. With more of them they wait longer; every federation's longest is in table 2.",

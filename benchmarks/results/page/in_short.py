@@ -24,6 +24,7 @@ from benchmarks.results.page.markdown import (
     shown,
     table,
 )
+from benchmarks.results.page.minority import found_of_grade
 from benchmarks.results.page.targets import TARGET_60, TARGET_CLAIMED, targeted
 from benchmarks.results.page.triggers import what_rules_resist
 from benchmarks.results.page.tutorial import beside_fedavg, measured
@@ -76,7 +77,7 @@ worst is {_worst(claimed)}. By federation:
 
 {_verdicts(studies)}
 
-**What one hospital loses, and triggers, that accuracy does not show.** {worst_off_words(studies)} {what_rules_resist(studies)}
+**What one hospital loses, and triggers, that accuracy does not show.** {worst_off_words(studies)} {what_rules_resist(studies)} {found_of_grade(studies)}
 
 Which attacks those are, what beats MATL, who waits though honest, what triggers do and what nobody measured: [where it breaks](#where-it-breaks)."""
 
