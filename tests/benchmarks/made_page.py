@@ -1,6 +1,6 @@
 """A page of made-up cells."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.results.page import evidence_page
@@ -44,14 +44,19 @@ def cell(attack: str, gap: float, *, arm: str = "matl", seeds: int = 5, **more: 
 def page(
     cells: Sequence[Cell] = (), *, name: str = "robust-n20-eps1", summary: Any = None, **study: Any
 ) -> str:
-    study = {"asked_runs": 9, "finished_runs": 9, "cells": list(cells)} | study
+    return page_of({name: {"cells": list(cells)} | study} if cells else {}, summary=summary)
+
+
+def page_of(studies: Mapping[str, Mapping[str, Any]], *, summary: Any = None) -> str:
+    """Of several studies, each with its cells and what else is to be said of it."""
+    runs = {"asked_runs": 9, "finished_runs": 9}
     return evidence_page(
         {
             "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
             "date": "2026-11-29",
             "command": "x",
             "summary": summary or {},
-            "studies": {name: study} if cells else {},
+            "studies": {name: {**runs, **study} for name, study in studies.items()},
         }
     )
 

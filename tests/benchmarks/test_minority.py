@@ -9,12 +9,11 @@ import pytest
 
 from benchmarks.evidence_results import STUDIES
 from benchmarks.results.features import of_one_hospital
-from benchmarks.results.page import evidence_page
 from benchmarks.results.page.minority import GRADE_STUDY, SITE_TEST_IMAGES, UNBOUNDED_STUDY
 from matl.simulation.cohort import split_images
 from matl.simulation.datasets import Images, Part, load_images, store_features
 from matl.simulation.study import parse_study, read_study
-from tests.benchmarks.made_page import Cell, cell, line
+from tests.benchmarks.made_page import Cell, cell, line, page_of
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[2]
@@ -100,18 +99,8 @@ def own(accuracy: float, *, arm: str = "matl", trust: float = 0.9, others: float
 
 
 def shown(studies: Mapping[str, list[Cell]]) -> str:
-    return evidence_page(
-        {
-            "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
-            "date": "2026-11-29",
-            "command": "x",
-            "summary": {},
-            "studies": {
-                name: {"asked_runs": 9, "finished_runs": 9, "cells": cells}
-                for name, cells in {"robust-n20-eps1": [cell("alie", 0.1)], **studies}.items()
-            },
-        }
-    )
+    beside = {"robust-n20-eps1": [cell("alie", 0.1)]}
+    return page_of({name: {"cells": cells} for name, cells in {**beside, **studies}.items()})
 
 
 def of_grade(studies: Mapping[str, list[Cell]]) -> str:

@@ -7,13 +7,12 @@ import pytest
 
 from benchmarks import evidence_results
 from benchmarks.results.figures import BREAKS_PLOT, draw
-from benchmarks.results.page import evidence_page
 from benchmarks.results.page.cells import waited
 from benchmarks.results.page.curves import at_target, attacked, curves_of
 from benchmarks.results.page.tutorial import TEST_IMAGES
 from benchmarks.utility.sources import FUNDUS_TEST
 from matl.simulation.study import read_study
-from tests.benchmarks.made_page import Cell, cell, exclusions, line, page
+from tests.benchmarks.made_page import Cell, cell, exclusions, line, page, page_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,18 +166,11 @@ def test_what_becomes_of_a_minority_hospital_is_expected_until_it_is_measured() 
 
 def test_other_implementations_stand_beside_matl_of_the_same_code_only() -> None:
     def shown(code: str) -> str:
-        study = {"asked_runs": 1, "finished_runs": 1}
         theirs = [cell("alie", 7.0, arm="flwr krum")]
-        return evidence_page(
+        return page_of(
             {
-                "machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0},
-                "date": "2026-11-29",
-                "command": "x",
-                "summary": {},
-                "studies": {
-                    "robust-n20": {**study, "code": "a", "cells": [cell("alie", 0.3)]},
-                    "peers": {**study, "code": code, "cells": theirs},
-                },
+                "robust-n20": {"code": "a", "cells": [cell("alie", 0.3)]},
+                "peers": {"code": code, "cells": theirs},
             }
         )
 
@@ -190,17 +182,10 @@ def test_other_implementations_stand_beside_matl_of_the_same_code_only() -> None
 
 def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
     def study(*cells: Cell) -> dict[str, Any]:
-        return {
-            "asked_runs": 9,
-            "finished_runs": 9,
-            "asked_attacks": ["alie", "nan"],
-            "cells": cells,
-        }
+        return {"asked_attacks": ["alie", "nan"], "cells": cells}
 
     worse = [cell("alie", 1.6, longest_honest_exclusion_rounds=[3.0] * 5), cell("nan", 0.4)]
     before = [cell("alie", 0.2), cell("nan", 0.6), cell("mimic", 9.0)]
-    seen = {"machine": {"cpu": "x", "cores": 2, "memory_gb": 24.0}, "date": "2026-11-29"}
-    seen |= {"command": "x", "summary": {}}
 
     def shown(code: str, *cells: Cell) -> str:
         studies = {
@@ -208,7 +193,7 @@ def test_other_seeds_stand_beside_the_same_attacks_of_table_2() -> None:
             "unseen-n20-eps1": {**study(*cells), "code": code},
             "unseen-fundus": study(),
         }
-        return evidence_page(seen | {"studies": studies})
+        return page_of(studies)
 
     text = shown("a", *worse)
     start = "| 9 of 20 | ε = 1 | α = 0.5 | 2 of 2 | 5 | 1 | 0.40 |"

@@ -45,7 +45,7 @@ from matl.simulation.study import NO_ATTACK, ArmName
 
 BROKEN_POINTS: Final = 5.0
 _SILENT_ROUNDS: Final = 3
-_UPDATES_ALONE: Final = (
+UPDATES_ALONE: Final = (
     ArmName.MEDIAN,
     ArmName.TRIMMED_MEAN,
     ArmName.KRUM,
@@ -172,7 +172,7 @@ def worst_words(cells: Sequence[Cell], *, attacks: int) -> str:
 
 def best_on_updates_alone(cells: Sequence[Cell], *, attacks: int) -> str:
     """The rule that its own worst attack costs least, of those run under all attacks."""
-    of_each = [where(cells, arm=arm) for arm in _UPDATES_ALONE]
+    of_each = [where(cells, arm=arm) for arm in UPDATES_ALONE]
     whole = [own for own in of_each if len(own) == attacks]
     if not whole:
         return ""

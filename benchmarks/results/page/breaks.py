@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
-from benchmarks.results.page.attackers import BROKEN_POINTS, is_broken, worst_of
+from benchmarks.results.page.attackers import BROKEN_POINTS, UPDATES_ALONE, is_broken, worst_of
 from benchmarks.results.page.cells import (
     by_seed,
     claimed,
@@ -50,16 +50,7 @@ _STRONGER: Final = {
 }
 _NAMED: Final = 5
 """Attacks of a federation that are named; others are counted."""
-_RULES: Final = (
-    ArmName.MEAN,
-    ArmName.MEDIAN,
-    ArmName.TRIMMED_MEAN,
-    ArmName.KRUM,
-    ArmName.MULTI_KRUM,
-    ArmName.BULYAN,
-    ArmName.NNM_GM,
-    ArmName.FLTRUST,
-)
+_RULES: Final = (ArmName.MEAN, *UPDATES_ALONE, ArmName.FLTRUST)
 
 
 def breaks(studies: Mapping[str, Any]) -> str:
