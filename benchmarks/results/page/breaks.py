@@ -7,14 +7,14 @@ from typing import Any, Final
 
 from benchmarks.results.page.attackers import BROKEN_POINTS, UPDATES_ALONE, is_broken, worst_of
 from benchmarks.results.page.cells import (
-    by_seed,
     claimed,
+    difference,
+    federation_words,
     figures,
     gap_of,
     lost_without_attackers,
     of_kind,
     place,
-    share,
     waited,
     where,
     with_gap,
@@ -24,7 +24,6 @@ from benchmarks.results.page.markdown import (
     Cell,
     counted,
     epsilon_words,
-    mix_words,
     number,
     shown,
 )
@@ -35,7 +34,6 @@ from benchmarks.results.page.triggers import what_rules_resist, what_trust_sees
 from benchmarks.results.page.tuned import long_steps
 from benchmarks.results.page.verdicts import MOST_ROUNDS
 from benchmarks.results.page.worst_off import worst_off_words
-from matl.simulation.intervals import interval
 from matl.simulation.study import NO_ATTACK, ArmName
 from matl_common.modes import MATLMode
 
@@ -93,7 +91,7 @@ def _beyond(studies: Mapping[str, Any]) -> str:
                 f"`{c['attack']}` {shown(c, 'below_oracle_points', 1)}" for c in over[:_NAMED]
             )
             more = f" and {len(over) - _NAMED} more" if len(over) > _NAMED else ""
-            said.append(f"{_short(over[0])}: {named}{more}")
+            said.append(f"{federation_words(over[0])}: {named}{more}")
     if not run:
         return "Not run yet."
     if said:
@@ -153,8 +151,7 @@ def _beside_fltrust(studies: Mapping[str, Any]) -> str:
 
 def _better(ours: Cell, theirs: Cell) -> str:
     """Whose worst attack costs less, if that is sure."""
-    here, there = (by_seed(c, "below_oracle_points") for c in (ours, theirs))
-    more = interval(there[seed] - here[seed] for seed in sorted(here.keys() & there.keys()))
+    more = difference(theirs, ours, "below_oracle_points")
     if more is None or more.half_width is None or abs(more.mean) <= more.half_width:
         return ""
     return "ours" if more.mean > 0 else "theirs"
@@ -168,7 +165,7 @@ def _own_price(cells: Sequence[Cell]) -> str:
     costly = [c for c in worst if gap_of(c) > TARGET_CLAIMED]
     if not costly:
         return ""
-    named = ", ".join(f"{c['arm']} {number(gap_of(c), 1)} ({_short(c)})" for c in costly)
+    named = ", ".join(f"{c['arm']} {number(gap_of(c), 1)} ({federation_words(c)})" for c in costly)
     return f"Without any attacker some lose points too, which is the rule's own price: {named}. "
 
 
@@ -208,7 +205,8 @@ def _mode0_within(cells: Sequence[Cell]) -> str:
         return "Not run yet."
     over = sorted((c for c in own if gap_of(c) > TARGET_CLAIMED), key=gap_of, reverse=True)
     named = "; ".join(
-        f"`{c['attack']}` {shown(c, 'below_oracle_points', 1)} ({_short(c)})" for c in over
+        f"`{c['attack']}` {shown(c, 'below_oracle_points', 1)} ({federation_words(c)})"
+        for c in over
     )
     return f"Points below the honest hospitals alone, of every attack that cost more than {TARGET_CLAIMED:.0f}: {named or 'none'}."
 
@@ -256,8 +254,6 @@ def _rounds(cells: Sequence[Cell], of: Callable[[Cell], float], over: float) -> 
     if not found:
         return text
     worst = max(found, key=of)
-    return f"{text}, at most {of(worst):.0f} rounds (`{worst['attack']}`, {_short(worst)})"
-
-
-def _short(cell: Cell) -> str:
-    return f"{share(cell)}, {mix_words(cell['mix'])}, {epsilon_words(cell['epsilon'])}"
+    return (
+        f"{text}, at most {of(worst):.0f} rounds (`{worst['attack']}`, {federation_words(worst)})"
+    )

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Final, Literal
 
 from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words, shown
-from matl.simulation.intervals import interval
+from matl.simulation.intervals import Interval, interval
 from matl.simulation.study import NO_ATTACK, ArmName
 from matl_common.modes import MATLMode
 from matl_coordinator.core.claim import claimed_tolerance
@@ -63,6 +63,12 @@ def by_seed(cell: Cell, name: str) -> dict[int, float]:
         return {}
     known = zip(cell["seeds"], values, strict=True)
     return {seed: value for seed, value in known if value is not None}
+
+
+def difference(more: Cell, less: Cell, name: str) -> Interval | None:
+    """Of a figure of two cells, over the seeds that both have."""
+    there, here = by_seed(more, name), by_seed(less, name)
+    return interval(there[seed] - here[seed] for seed in sorted(there.keys() & here.keys()))
 
 
 def _seed_by_seed(cell: Cell, name: str) -> Sequence[float | None] | None:
@@ -159,7 +165,11 @@ def fewest_seeds(cells: Sequence[Cell]) -> int:
     return min(len(c["seeds"]) for c in cells)
 
 
+def federation_words(cell: Cell) -> str:
+    """Which federation, as in ``9 of 20, α = 0.5, ε = 1``."""
+    return f"{share(cell)}, {mix_words(cell['mix'])}, {epsilon_words(cell['epsilon'])}"
+
+
 def place(cell: Cell) -> str:
-    """Which federation, as in ``9 of 20, α = 0.5, ε = 1, 5 seeds``."""
-    seeds = counted(len(cell["seeds"]), "seed")
-    return f"{share(cell)}, {mix_words(cell['mix'])}, {epsilon_words(cell['epsilon'])}, {seeds}"
+    """The same with its seeds, as in ``9 of 20, α = 0.5, ε = 1, 5 seeds``."""
+    return f"{federation_words(cell)}, {counted(len(cell['seeds']), 'seed')}"

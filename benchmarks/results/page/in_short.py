@@ -1,7 +1,7 @@
 # ruff: noqa: E501  # The page's own lines.
 """What the page says, for whom has two minutes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.results.page.attackers import best_on_updates_alone, worst_of, worst_words
@@ -28,7 +28,7 @@ from benchmarks.results.page.minority import found_of_grade
 from benchmarks.results.page.targets import TARGET_60, TARGET_CLAIMED, targeted
 from benchmarks.results.page.triggers import what_rules_resist
 from benchmarks.results.page.tutorial import beside_fedavg, measured
-from benchmarks.results.page.verdicts import Decided, Verdict, seeds_beyond, verdict_on_attacks
+from benchmarks.results.page.verdicts import Decided, seeds_beyond, tally, verdict_on_attacks
 from benchmarks.results.page.worst_off import worst_off_words
 from matl.simulation.study import NO_ATTACK, ArmName
 
@@ -50,7 +50,7 @@ def _tutorial(studies: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     return (
         "**One hospital that mislabels** ([table 1](#table-1-the-tutorials)). MATL is "
         f"{number(min(means), 2)} to {number(max(means), 2)} points below centralised training on true labels, over "
-        f"{counted(len(found), 'setting')} of data, recipe and ε. Targets: {_tally(each.verdict for each in found)}. {beside_fedavg(studies)}"
+        f"{counted(len(found), 'setting')} of data, recipe and ε. Targets: {tally(each.verdict for each in found)}. {beside_fedavg(studies)}"
     )
 
 
@@ -107,11 +107,6 @@ def _verdicts(studies: Mapping[str, Any]) -> str:
             counts = [sum(v.decided is each for v in judged) for each in Decided]
             rows.append([words, f"{target:.0f}", *map(str, counts)])
     return table(["federations", "points", *(each.value for each in Decided)], rows)
-
-
-def _tally(verdicts: Iterable[Verdict]) -> str:
-    decided = [each.decided for each in verdicts]
-    return ", ".join(f"{decided.count(each)} {each.value}" for each in Decided if each in decided)
 
 
 def _row(cells: Sequence[Cell], own: Sequence[Cell], asked: int | None) -> list[str]:

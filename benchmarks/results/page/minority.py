@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from benchmarks.results.gather import SUSPECT_SITE
-from benchmarks.results.page.cells import by_seed, cells_of_study, span, where
+from benchmarks.results.page.cells import by_seed, cells_of_study, difference, span, where
 from benchmarks.results.page.markdown import (
     Cell,
     epsilon_words,
@@ -62,13 +62,9 @@ def _lost_by_grade(studies: Mapping[str, Any], name: str = GRADE_STUDY) -> dict[
 
 def _losses(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, Interval]:
     """Points by ε that E's own patients lose from one to the other, seed by seed."""
-    lost: dict[str, Interval] = {}
-    for epsilon in dict.fromkeys(c["epsilon"] for c in before):
-        first, second = (_own_patients(where(cells, epsilon=epsilon)) for cells in (before, after))
-        found = interval([first[seed] - second[seed] for seed in first if seed in second])
-        if found is not None:
-            lost[epsilon] = found
-    return lost
+    first, second = ({c["epsilon"]: c for c in cells} for cells in (before, after))
+    lost = {e: difference(first[e], second[e], _OWN) for e in first if e in second}
+    return {epsilon: found for epsilon, found in lost.items() if found is not None}
 
 
 def _is_lost(lost: Mapping[str, Interval]) -> bool:
@@ -88,11 +84,6 @@ def _listed(found: Mapping[str, Interval]) -> str:
 
 def _has_camera(cell: Cell) -> bool:
     return SUSPECT_SITE in cell["holdout_sites"]
-
-
-def _own_patients(cells: Sequence[Cell]) -> dict[int, float]:
-    """Accuracy on E's own patients, by seed."""
-    return {seed: value for cell in cells for seed, value in by_seed(cell, _OWN).items()}
 
 
 def minority(studies: Mapping[str, Any]) -> str:

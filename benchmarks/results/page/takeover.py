@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.results.page.cells import Kind, by_seed, claimed, of_kind, share, where
-from benchmarks.results.page.markdown import Cell, counted, epsilon_words, mix_words
+from benchmarks.results.page.cells import Kind, by_seed, claimed, federation_words, of_kind, where
+from benchmarks.results.page.markdown import Cell, counted
 from matl.simulation.study import ArmName
 
 _MOST: Final = 0.5
@@ -28,8 +28,7 @@ class _Run:
     def words(self) -> str:
         cell = self.cell
         out = by_seed(cell, "honest_excluded").get(self.seed, 0.0)
-        place = f"{share(cell)}, {mix_words(cell['mix'])}, {epsilon_words(cell['epsilon'])}"
-        return f"{100 * self.weight:.0f} %, with {100 * out:.0f} % of the honest excluded at the end (`{cell['attack']}`, {place}, seed {self.seed})"
+        return f"{100 * self.weight:.0f} %, with {100 * out:.0f} % of the honest excluded at the end (`{cell['attack']}`, {federation_words(cell)}, seed {self.seed})"
 
 
 def takeover(studies: Mapping[str, Any]) -> str:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from benchmarks.results.page.cells import by_seed, cells_of_study, seed_counts, share, where
+from benchmarks.results.page.cells import cells_of_study, difference, seed_counts, share, where
 from benchmarks.results.page.markdown import Cell, interval_text, mix_words, shown, table
 from benchmarks.results.page.tutorial import IMAGES
-from matl.simulation.intervals import interval
 from matl.simulation.study import NO_ATTACK, ArmName
 
 
@@ -137,8 +136,7 @@ def _price(noiseless: Cell | None, private: Cell | None) -> str:
     """Points, seed by seed where both have the seed."""
     if noiseless is None or private is None:
         return ""
-    there, here = (by_seed(c, "accuracy_percent") for c in (noiseless, private))
-    found = interval(there[seed] - here[seed] for seed in sorted(there.keys() & here.keys()))
+    found = difference(noiseless, private, "accuracy_percent")
     return "" if found is None else interval_text(asdict(found), 1)
 
 

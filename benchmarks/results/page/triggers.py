@@ -79,11 +79,7 @@ def what_rules_resist(studies: Mapping[str, Any]) -> str:
 
     Places with no more hostile hospitals than MATL claims, mean over seeds.
     """
-    cells = [
-        c
-        for c in trigger_cells(studies)
-        if "backdoor_success" in c and c["hostile"] <= claimed(c["members"])
-    ]
+    cells = _within_claim(studies)
     ours = where(cells, arm=ArmName.MATL)
     learned = [c for c in ours if _has_learned(c)]
     if not learned:
@@ -101,17 +97,22 @@ def what_rules_resist(studies: Mapping[str, Any]) -> str:
     )
 
 
+def _within_claim(studies: Mapping[str, Any]) -> list[Cell]:
+    """Those with a released model, of no more hostile hospitals than MATL claims to stand."""
+    return [
+        c
+        for c in trigger_cells(studies)
+        if "backdoor_success" in c and c["hostile"] <= claimed(c["members"])
+    ]
+
+
 def _has_learned(cell: Cell) -> bool:
     return bool(cell["backdoor_success"]["mean"] > _TAKEN)
 
 
 def what_trust_sees(studies: Mapping[str, Any]) -> str:
     """Said of MATL with no more hostile hospitals than it claims, with noise and without."""
-    ours = [
-        c
-        for c in where(trigger_cells(studies), arm=ArmName.MATL)
-        if "backdoor_success" in c and c["hostile"] <= claimed(c["members"])
-    ]
+    ours = where(_within_claim(studies), arm=ArmName.MATL)
     if not ours:
         return "Under triggers nothing was run yet."
     said = []

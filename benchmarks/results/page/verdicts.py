@@ -6,7 +6,7 @@ far by chance too the more attacks there are: its interval is widened for as man
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -96,6 +96,12 @@ def verdict_on_waiting(cells: Sequence[Cell], *, asked: int | None) -> Verdict:
         said = f"none waited longer, on {counted(seeds, 'seed')}"
         return Verdict(Decided.TOO_FEW, said)
     return _plain(Decided.MET)
+
+
+def tally(verdicts: Iterable[Verdict]) -> str:
+    """How many there are of each kind."""
+    decided = [each.decided for each in verdicts]
+    return ", ".join(f"{decided.count(each)} {each.value}" for each in Decided if each in decided)
 
 
 def is_surely_over(cell: Cell, target: float, *, of: int) -> bool:

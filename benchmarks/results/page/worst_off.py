@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from benchmarks.results.page.attackers import best_on_updates_alone, worst_of, worst_words
 from benchmarks.results.page.cells import (
+    claimed,
     federation,
     gap_of,
     of_kind,
@@ -22,9 +23,9 @@ from benchmarks.results.page.markdown import (
     shown,
     table,
 )
-from benchmarks.results.page.targets import TARGET_CLAIMED, targeted
-from benchmarks.results.page.verdicts import Decided, seeds_beyond, verdict_on_attacks
-from matl.simulation.study import NO_ATTACK, ArmName
+from benchmarks.results.page.targets import targeted
+from benchmarks.results.page.verdicts import seeds_beyond, tally, verdict_on_attacks
+from matl.simulation.study import ArmName
 
 TARGET_POINTS: Final = 2.0
 _Federation = tuple[str, list[Cell], int | None, list[Cell]]
@@ -55,10 +56,9 @@ def worst_off_words(studies: Mapping[str, Any]) -> str:
     found = list(_federations(of_kind(studies, "robust")))
     if not found:
         return "Not run yet."
-    decided = [
-        verdict_on_attacks(own, TARGET_POINTS, asked=asked).decided for _, own, asked, _ in found
-    ]
-    counts = ", ".join(f"{decided.count(each)} {each.value}" for each in Decided if each in decided)
+    counts = tally(
+        verdict_on_attacks(own, TARGET_POINTS, asked=asked) for _, own, asked, _ in found
+    )
     worst = max((worst_of(own) for _, own, _, _ in found), key=gap_of)
     return (
         f"At the honest hospital where MATL does worst it is to lose at most {TARGET_POINTS:.0f} points "
@@ -69,11 +69,10 @@ def worst_off_words(studies: Mapping[str, Any]) -> str:
 
 def _federations(studies: Mapping[str, Any]) -> Iterator[_Federation]:
     for name, study in {**of_kind(studies, "robust"), **of_kind(studies, "unseen")}.items():
-        cells = of_the_worst_off(study["cells"])
-        for own, target, asked in targeted({name: {**study, "cells": cells}}):
-            if target == TARGET_CLAIMED:
-                beside = where(cells, **federation(own[0]))
-                yield name, own, asked, [c for c in beside if c["attack"] != NO_ATTACK]
+        as_claimed = [c for c in study["cells"] if c["hostile"] == claimed(c["members"])]
+        cells = of_the_worst_off(as_claimed)
+        for own, _, asked in targeted({name: {**study, "cells": cells}}):
+            yield name, own, asked, where(cells, **federation(own[0]))
 
 
 def _runs(study: str) -> str:
